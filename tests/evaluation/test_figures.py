@@ -1,0 +1,209 @@
+"""A person can read the pictures: nothing overlaps, mistakes stand out, odd input is drawn, the bytes are the same."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
+
+from transfer_learning.evaluation import figures, predictions
+
+LONG = "A very long pharmaceutical product name, 500 mg, film-coated tablets"
+HOSTILE = ["$x^2$", "a $ b", "<b>bold</b>", "two\nlines", "", " ", "錠剤", "💊", "\udcff", "%s {0} \\frac"]
+
+
+def matrix_of(num_classes, support=100):
+    """Nearly all right; class 0 is once taken for class 1."""
+    matrix = np.diag([support] * num_classes)
+    matrix[0, :2] = support - 1, 1
+    return matrix
+
+
+def history_of(frozen, fine_tune, **changes):
+    num_epochs = frozen + fine_tune
+    epoch = np.arange(1, num_epochs + 1)
+    history = pd.DataFrame(
+        {
+            "phase": ["frozen"] * frozen + ["fine_tune"] * fine_tune,
+            "epoch": epoch,
+            "updates": 10 * epoch,
+            "learning_rate": [1e-3] * frozen + [1e-5] * fine_tune,
+            "loss": 1 / epoch,
+            "accuracy": 1 - 0.5 / epoch,
+            "val_loss": 1.1 / epoch,
+            "val_accuracy": 1 - 0.6 / epoch,
+        }
+    )
+    return history.assign(**changes)
+
+
+def drawn(figure):
+    """The figure after its layout, as `save` would draw it."""
+    FigureCanvasAgg(figure).draw()
+    return figure
+
+
+def overlapping(figure, texts):
+    """Pairs of texts that cover each other when the figure is drawn."""
+    drawn(figure)
+    texts = [text for text in texts if text.get_text()]
+    left, low, right, high = np.array([text.get_window_extent().extents for text in texts]).T
+    cover = (left < right[:, None]) & (left[:, None] < right) & (low < high[:, None]) & (low[:, None] < high)
+    return [(texts[i].get_text(), texts[j].get_text()) for i, j in zip(*np.nonzero(np.triu(cover, 1)), strict=True)]
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize(
+    ("num_classes", "name"), [(2, "stop"), (2, LONG), (10, "class"), (10, LONG), (30, LONG), (100, "class"), (200, "c")]
+)
+def test_labels_of_a_confusion_matrix_do_not_overlap(num_classes, name, normalised):
+    names = [f"{i} {name} {i}" for i in range(num_classes)]
+    figure = figures.confusion_matrix(matrix_of(num_classes), names, normalised)
+    axes = figure.axes[0]
+    labels = [*axes.get_xticklabels(), *axes.get_yticklabels()]
+    assert overlapping(figure, [*labels, *axes.texts, axes.xaxis.label, axes.yaxis.label]) == []
+    assert len(labels) == 2 * num_classes if num_classes <= 100 else 50 < len(labels) < 2 * num_classes
+    assert max(figure.get_size_inches()) * figures.DOTS_PER_INCH < 5000
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 100])
+@pytest.mark.parametrize("normalised", [False, True])
+def test_one_mistake_in_a_hundred_is_darker_than_what_is_right(num_classes, normalised):
+    figure = figures.confusion_matrix(matrix_of(num_classes), [str(i) for i in range(num_classes)], normalised)
+    drawn(figure)
+    right, mistakes = figure.axes[0].collections
+    darkest = {}
+    for name, mesh in (("right", right), ("mistakes", mistakes)):
+        shown = ~np.ma.getmaskarray(mesh.get_array()).ravel()
+        darkest[name] = mesh.get_facecolors()[shown][:, :3].mean(axis=1).min()
+    assert darkest["mistakes"] < darkest["right"] - 0.2
+
+
+@pytest.mark.parametrize(
+    ("matrix", "normalised", "expected"),
+    [
+        ([[3, 1], [0, 12]], False, {(0, 0): "3", (1, 0): "1", (1, 1): "12"}),
+        ([[3, 1], [0, 12]], True, {(0, 0): "75", (1, 0): "25", (1, 1): "100"}),
+        ([[0, 0], [1, 9999]], True, {(0, 1): "<0.1", (1, 1): "99.9"}),
+        ([[98, 2], [0, 0]], True, {(0, 0): "98", (1, 0): "2.0"}),
+    ],
+)
+def test_numbers_stand_in_their_cells_true_class_by_row(matrix, normalised, expected):
+    axes = figures.confusion_matrix(matrix, ["a", "b"], normalised).axes[0]
+    texts = {tuple(int(place) for place in text.get_position()): text.get_text() for text in axes.texts}
+    assert texts == expected
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
+    assert axes.yaxis_inverted()
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_hostile_names_are_drawn_as_they_are_or_by_number(tmp_path, normalised):
+    figure = figures.confusion_matrix(np.eye(len(HOSTILE), dtype=int), HOSTILE, normalised)
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown[:4] == ["$x^2$", "a $ b", "<b>bold</b>", "two lines"]
+    assert [shown[4], shown[5], shown[8]] == ["class 4", "class 5", "class 8"]
+    figures.save(figure, tmp_path / "matrix.png")
+
+
+def test_long_names_that_differ_at_an_end_still_differ():
+    shown = figures.readable([f"{LONG} A", f"{LONG} B", f"A {LONG}"])
+    assert len(set(shown)) == 3
+    assert all(len(name) <= figures.LONGEST_NAME for name in shown)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        history_of(6, 8),
+        history_of(1, 0),
+        history_of(0, 1),
+        history_of(1, 1),
+        history_of(5, 0),
+        history_of(0, 5),
+        history_of(100, 100),
+        history_of(3, 3, learning_rate=[1e-3, 1e-3, 0.0, 1e-5, 1e-6, 0.0]),
+        history_of(2, 0, learning_rate=0.0),
+        history_of(3, 0, val_loss=np.nan, val_accuracy=np.nan),
+        history_of(3, 0, loss=[1.0, np.inf, np.nan], val_loss=np.inf),
+        history_of(3, 3).iloc[2:],
+    ],
+)
+def test_curves_draw_every_kind_of_history(tmp_path, history):
+    figure = figures.curves(history, {"frozen": 1, "fine_tune": 7})
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["loss", "accuracy", "learning rate\n(end of the epoch)"]
+    figures.save(figure, tmp_path / "curves.png")
+
+
+def test_curves_mark_the_change_of_phase_and_the_best_epochs():
+    figure = figures.curves(history_of(6, 8), {"frozen": 5, "fine_tune": 13})
+    loss = figure.axes[0]
+    assert [text.get_text() for text in loss.texts] == ["frozen phase", "fine-tune phase"]
+    assert [list(line.get_xdata()) for line in loss.lines if line.get_linestyle() == ":"] == [[6.5, 6.5]]
+    best = next(line for line in loss.lines if line.get_label() == "best epoch of its phase")
+    assert list(best.get_xdata()) == [5, 13]
+    np.testing.assert_allclose(best.get_ydata(), [1.1 / 5, 1.1 / 13])
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "val", "best epoch of its phase"]
+    assert overlapping(figure, [*loss.texts, *loss.get_legend().get_texts()]) == []
+
+
+def test_no_line_leads_from_one_phase_to_the_next():
+    for axes in figures.curves(history_of(2, 3)).axes:
+        lengths = sorted({len(line.get_xdata()) for line in axes.lines if line.get_linestyle() != ":"})
+        assert lengths == [2, 3]
+
+
+def test_a_run_of_one_phase_names_it_and_marks_no_change():
+    loss = figures.curves(history_of(0, 4)).axes[0]
+    assert [text.get_text() for text in loss.texts] == ["fine-tune phase"]
+    assert not [line for line in loss.lines if line.get_linestyle() == ":"]
+
+
+@pytest.mark.parametrize(("num_images", "side"), [(1, 224), (2, 8), (5, 28), (6, 32), (25, 8), (4, 128)])
+def test_image_grid_shows_each_image_with_its_caption_and_mark(tmp_path, num_images, side):
+    random = np.random.default_rng(0)
+    images = random.integers(256, size=(num_images, side, side, 3), dtype=np.uint8)
+    correct = [i % 2 == 0 for i in range(num_images)]
+    figure = figures.image_grid(images, [f"{LONG} {i}\ntrue: {LONG}" for i in range(num_images)], correct)
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert len(shown) == num_images
+    assert [axes.get_title()[0] for axes in shown] == ["✓" if right else "✗" for right in correct]
+    assert len({axes.spines["top"].get_edgecolor() for axes in shown}) == min(2, num_images)
+    for axes, image in zip(shown, images, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+    assert overlapping(figure, [axes.title for axes in shown]) == []
+    figures.save(figure, tmp_path / "grid.png")
+
+
+@pytest.mark.parametrize(("captions", "correct"), [([], []), (["a"], [True, False]), (["a", "b"], [True])])
+def test_image_grid_wants_a_caption_and_a_mark_for_each_image(captions, correct):
+    with pytest.raises(ValueError, match="expected"):
+        figures.image_grid(np.zeros((len(captions), 8, 8, 3), np.uint8), captions, correct)
+
+
+def test_captions_name_both_classes_and_never_round_up_to_certain():
+    names, probabilities = ["right", "wrong", "\udcff"], [[0, 0.9998, 0.0002], [0, 0, 1]]
+    table = predictions.table(["x", "y"], np.array([0, 2]), probabilities, names)
+    assert figures.captions(table) == ["wrong 99.9 %\ntrue: right", "class 2 100.0 %\ntrue: class 2"]
+
+
+FIGURES = {
+    "matrix": lambda: figures.confusion_matrix(matrix_of(10), [f"class {i}" for i in range(10)], True),
+    "curves": lambda: figures.curves(history_of(3, 2), {"frozen": 2}),
+    "grid": lambda: figures.image_grid(np.full((5, 8, 8, 3), 99, np.uint8), list("abcde"), [True] * 5),
+}
+
+
+@pytest.mark.parametrize("make", FIGURES.values(), ids=FIGURES)
+def test_the_same_input_gives_the_same_bytes_whatever_the_users_settings(tmp_path, make):
+    figures.save(make(), tmp_path / "one.png")
+    own = {"font.size": 22, "figure.facecolor": "black", "savefig.dpi": 50, "savefig.transparent": True}
+    with matplotlib.rc_context(own):
+        figures.save(make(), tmp_path / "two.png")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with Image.open(tmp_path / "one.png") as picture:
+        assert "Software" not in picture.info
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert pyplot.get_fignums() == []

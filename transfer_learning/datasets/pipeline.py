@@ -1,0 +1,106 @@
+"""Batches for training and prediction, as pure functions of (seed, epoch, position).
+
+The order of an epoch is a permutation drawn from (seed, epoch); a resumed epoch takes the same one from where it
+stopped. Nothing here keeps a state, so nothing of it has to be saved.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from transfer_learning.datasets import augment
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of one split, as rows of an array that may be memory-mapped."""
+
+    inputs: np.ndarray  # (rows, ...): uint8 images (size, size, 3), or features
+    rows: np.ndarray  # int64 (n,), which rows of `inputs`
+    labels: np.ndarray  # int32 (n,), positions in the class names
+    ids: np.ndarray  # object (n,), strings
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def with_inputs(self, inputs: np.ndarray) -> "Examples":
+        """The same examples seen another way: `inputs` (n, ...) holds a row for each, in their order."""
+        return Examples(inputs, np.arange(len(self)), self.labels, self.ids)
+
+
+def examples_of_split(manifest: pd.DataFrame, split: str, class_names: tuple[str, ...], inputs: np.ndarray) -> Examples:
+    """The rows of the manifest in `split`, in its order; `inputs` has a row for every row of the manifest."""
+    rows = np.flatnonzero(manifest["split"] == split)
+    position = {name: index for index, name in enumerate(class_names)}
+    chosen = manifest.iloc[rows]
+    labels = chosen["label"].map(position).to_numpy(np.int32)
+    return Examples(inputs, rows, labels, chosen["id"].to_numpy(object))
+
+
+def order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns the permutation int64 (num_examples,) in which `epoch` sees the examples."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_examples)
+
+
+def training_batches(
+    examples: Examples,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first_update: int = 0,
+    augmentation: str = "none",
+    flip: bool = True,
+) -> tf.data.Dataset:
+    """The batches of an epoch from `first_update` on: (inputs, labels int32 (batch,)); the last batch may be short.
+
+    Inputs are as stored, or float32 images in 0..255 where `augmentation` is not "none".
+    """
+    chosen = order(len(examples), seed, epoch)[first_update * batch_size :]
+    batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size)
+    if augmentation == "none":
+        return batches.map(_gather(examples)).prefetch(tf.data.AUTOTUNE)
+    keys = np.array([_key(id) for id in examples.ids], np.uint64)
+    size = examples.inputs.shape[1]
+
+    def gather_and_draw(positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        drawn = augment.draw(augmentation, flip, seed, epoch, keys[positions], size)
+        return examples.inputs[examples.rows[positions]], examples.labels[positions], *drawn
+
+    def augmented(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        types = (tf.uint8, tf.int32, tf.float32, tf.float32)
+        images, labels, transforms, colours = tf.numpy_function(gather_and_draw, [positions], types, stateful=False)
+        images.set_shape((None, *examples.inputs.shape[1:]))
+        transforms.set_shape((None, 8))
+        colours.set_shape((None, 2))
+        labels.set_shape((None,))
+        return augment.apply(images, transforms, colours), labels
+
+    return batches.map(augmented, num_parallel_calls=2).prefetch(tf.data.AUTOTUNE)
+
+
+def batches_in_order(examples: Examples, batch_size: int) -> tf.data.Dataset:
+    """All examples once, in their order: (inputs, labels), every batch full but the last."""
+    positions = tf.data.Dataset.range(len(examples)).batch(batch_size)
+    return positions.map(_gather(examples)).prefetch(tf.data.AUTOTUNE)
+
+
+def _gather(examples: Examples):
+    def gather(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return examples.inputs[examples.rows[positions]], examples.labels[positions]
+
+    def mapped(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        types = (tf.as_dtype(examples.inputs.dtype), tf.int32)
+        inputs, labels = tf.numpy_function(gather, [positions], types, stateful=False)
+        inputs.set_shape((None, *examples.inputs.shape[1:]))
+        labels.set_shape((None,))
+        return inputs, labels
+
+    return mapped
+
+
+def _key(id: str) -> int:
+    """64 bits that stand for an id, the same on every machine and in every dataset that holds it."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "little")

@@ -1,0 +1,48 @@
+"""A first look at a dataset, from file headers alone: what the choice of good defaults rests on."""
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.decode import FORMATS
+
+NUM_HEADERS = 200  # enough for a median, quick on any disk
+
+
+class Survey(NamedTuple):
+    """Counts of a dataset, and the median of the shorter sides of its images in pixels."""
+
+    num_images: int  # that may be trained on: all but the dataset's own val and test
+    num_classes: int
+    smallest_class: int
+    largest_class: int
+    short_side: int
+
+
+def survey(dataset: Dataset) -> Survey:
+    """Counts all examples and reads the headers of up to 200, evenly spread; unreadable ones are left to the manifest."""
+    training = [example for example in dataset.examples if example.split in ("", "train")]
+    counts = Counter(example.label for example in training)
+    step = -(-len(dataset.examples) // NUM_HEADERS)
+    sides = [side for example in dataset.examples[::step] if (side := _short_side(example.content))]
+    return Survey(
+        num_images=len(training),
+        num_classes=len(dataset.class_names),
+        smallest_class=min((counts[name] for name in dataset.class_names), default=0),
+        largest_class=max(counts.values(), default=0),
+        short_side=int(np.median(sides)) if sides else 0,
+    )
+
+
+def _short_side(content: Path | np.ndarray) -> int:
+    if isinstance(content, np.ndarray):
+        return min(content.shape[:2])
+    try:
+        with Image.open(content, formats=FORMATS) as image:
+            return min(image.size)
+    except Exception:  # as in decode: the manifest names the file and its problem
+        return 0

@@ -1,0 +1,38 @@
+"""What a user can do wrong, and how a command says so: one sentence and an exit code, never a traceback."""
+
+import difflib
+import signal
+from collections.abc import Iterable
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every verb; 130 and 143 are what shells report for SIGINT and SIGTERM."""
+
+    DONE = 0
+    FAILED = 1  # a fault of the program: a traceback is printed
+    USER_ERROR = 2
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class UserError(Exception):
+    """Something the user can mend.
+
+    The message is one sentence (or two) that says what was given, what was expected and what to do next.
+    """
+
+
+class Stopped(Exception):
+    """A signal ended the run; everything that a resumed run needs is on disk."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = ExitCode.INTERRUPTED if signal_number == signal.SIGINT else ExitCode.TERMINATED
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ``" Did you mean a or b?"`` for the names nearest to `name`, or all known names where none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."

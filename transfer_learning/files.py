@@ -1,0 +1,38 @@
+"""Writing a file so that a reader, or the next session, sees the old one or the new one and never a part of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[Path]:
+    """Yields the path of a temporary sibling to write to; it takes the place of `path` when the block ends well.
+
+    On any exception the sibling is removed and `path` is as it was. The sibling keeps the suffix of `path`, because
+    Keras and NumPy choose their format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        sync_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_to_disk(path.parent)  # the rename itself
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sync_to_disk(path: Path) -> None:
+    """Returns when the file's contents, or the folder's entries, have reached the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,80 @@
+"""Predict images with a finished run: ``python -m transfer_learning.predict RUN_DIR IMAGE|FOLDER... > predictions.csv``."""
+
+import csv
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from transfer_learning.command_line import Parser, quiet_start, run_main
+from transfer_learning.config import RunConfig
+from transfer_learning.datasets.folder import reason_to_ignore
+from transfer_learning.errors import UserError
+from transfer_learning.run_dir import existing_run_dir
+
+IMAGES_AT_A_TIME = 256  # decoded ones in memory
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = Parser(prog="python -m transfer_learning.predict", description=__doc__)
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a directory that `run` made")
+    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders searched for them")
+    parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
+    flags = parser.parse_args(arguments)
+    run_dir = existing_run_dir(flags.run_dir)
+    config = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"), str(run_dir.config))
+    files = [file for argument in flags.images for file in image_files(Path(argument))]
+
+    import numpy as np
+
+    with quiet_start():
+        from transfer_learning.datasets.decode import decode
+        from transfer_learning.devices import set_up_devices
+        from transfer_learning.models.classifier import load_model, probabilities
+
+    set_up_devices(config.precision, config.seed, say=lambda sentence: None)
+    classifier = load_model(config, run_dir.model)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(("file", "class", "confidence"))
+    skipped = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(files), IMAGES_AT_A_TIME):
+            chunk = files[start : start + IMAGES_AT_A_TIME]
+            decoded = list(pool.map(lambda file: decode(file, config.stored_size, config.resize), chunk))
+            readable = []
+            for file, image in zip(chunk, decoded, strict=True):
+                if not image.problem:
+                    readable.append((file, image.pixels))
+                elif flags.skip_unreadable:
+                    skipped += 1
+                    print(f"Skipped {file}: {image.problem}.", file=sys.stderr)
+                else:
+                    raise UserError(f"{file} cannot be predicted: {image.problem}; leave it out, or pass --skip-unreadable.")
+            if not readable:
+                continue
+            pixels = np.stack([pixels for _, pixels in readable])
+            predicted = probabilities(classifier, pixels, np.arange(len(pixels)), config.batch_size)
+            for (file, _), row in zip(readable, predicted, strict=True):
+                writer.writerow((file, classifier.class_names[row.argmax()], f"{row.max():.9g}"))
+    print(f"Predicted {len(files) - skipped:,} images, skipped {skipped:,}.", file=sys.stderr)
+
+
+def image_files(path: Path) -> list[Path]:
+    """The file itself, or the images in a folder and below it, in the order of their names.
+
+    Raises:
+        UserError: there is nothing at `path`, or a folder without images.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"There is no image and no folder {path}; give paths of images, or of folders that hold some.")
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not reason_to_ignore(file, path)]
+    if not files:
+        raise UserError(f"{path} holds no images; give paths of images, or of folders that hold some.")
+    return files
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,158 @@
+"""The run directory: every verb after `run` takes one and writes into it, and this file alone knows its file names."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from transfer_learning.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths inside one run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """What was asked for: every field of the RunConfig."""
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device, git commit, dataset fingerprint, one entry a session."""
+        return self.path / "environment.json"
+
+    @property
+    def notes(self) -> Path:
+        """The automatic choices, each with its reason."""
+        return self.path / "notes.json"
+
+    @property
+    def manifest(self) -> Path:
+        """One row an example: id, file, sha256, label, split, width, height, problem."""
+        return self.path / "manifest.csv"
+
+    @property
+    def ignored(self) -> Path:
+        """One row for each file of the dataset's folder that is no example: file, reason."""
+        return self.path / "ignored.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """To continue: the last two states of the training."""
+        return self.path / "checkpoint"
+
+    @property
+    def history(self) -> Path:
+        """One row an epoch: loss, accuracy, learning rate; the same bits however often the run was stopped."""
+        return self.path / "history.csv"
+
+    @property
+    def timings(self) -> Path:
+        """One row an epoch: seconds and images per second, which no two runs share."""
+        return self.path / "timings.csv"
+
+    @property
+    def model(self) -> Path:
+        """To use: images in, probabilities out."""
+        return self.path / "model.keras"
+
+    @property
+    def evaluation(self) -> Path:
+        """The results on the split that the run is judged by."""
+        return self.path / "evaluation.json"
+
+    @property
+    def classification_report(self) -> Path:
+        return self.path / "classification_report.txt"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @property
+    def report(self) -> Path:
+        """The page; written last, so that a run with a report is a finished run."""
+        return self.path / "report.html"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def csv_log(self) -> Path:
+        return self.path / "csv_log.csv"
+
+    def predictions(self, split: str) -> Path:
+        """id, label, predicted class, confidence and one column a class."""
+        return self.path / "predictions" / f"{split}.csv"
+
+    def evaluation_of(self, split: str) -> Path:
+        """What the verb `evaluate` writes about a split."""
+        return self.path / f"evaluation_{split}.json"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.report.exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for this process; the lock goes with the process, however it ends.
+
+        Raises:
+            UserError: another process has it.
+        """
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path} is being written by another process; wait for it to end, or choose another --run-dir."
+                ) from None
+            yield
+
+
+def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
+    """Makes the directory of a new run: `path`, or a new one under `runs/` that bears `name` and the time.
+
+    Raises:
+        UserError: `path` holds a finished run, an unfinished one, or something else; each with the way out.
+    """
+    if path is None:
+        path = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        if path.exists():  # two runs in one second
+            path = path.with_name(f"{path.name}-{os.getpid()}")
+    run_dir = RunDir(Path(path))
+    if run_dir.path.exists() and not run_dir.path.is_dir():
+        raise UserError(f"--run-dir {path} is a file; a new or empty directory was expected, so choose another name.")
+    if run_dir.config.exists():
+        if run_dir.is_finished:
+            raise UserError(
+                f"--run-dir {path} holds a finished run (see {run_dir.report}); choose another directory, or delete it."
+            )
+        raise UserError(
+            f"--run-dir {path} holds an unfinished run; continue it with --resume {path}, or choose another directory."
+        )
+    if run_dir.path.is_dir() and any(run_dir.path.iterdir()):
+        raise UserError(f"--run-dir {path} holds files that are no run of ours; choose a new or an empty directory.")
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def existing_run_dir(path: str | os.PathLike) -> RunDir:
+    """Opens a run directory that some `run` made.
+
+    Raises:
+        UserError: there is no such directory, or it holds no `config.json`.
+    """
+    run_dir = RunDir(Path(path))
+    if not run_dir.path.is_dir():
+        raise UserError(f"There is no run directory {path}; give the directory that `run` printed, such as runs/NAME.")
+    if not run_dir.config.exists():
+        raise UserError(f"{path} is no run directory: it has no config.json; give the directory that `run` printed.")
+    return run_dir

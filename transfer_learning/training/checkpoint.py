@@ -1,0 +1,115 @@
+"""Checkpoints: the whole state of a training on disk, complete or not there at all.
+
+    checkpoint/000017/arrays.npz     the variables, by group and position
+    checkpoint/000017/state.json     everything else
+    checkpoint/000017/manifest.json  size and SHA-256 of both; written last
+
+A checkpoint is written into a folder with another name, synced to disk and renamed. The last two are kept.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from transfer_learning.errors import UserError
+from transfer_learning.files import sync_to_disk
+
+NUM_KEPT = 2
+ARRAYS, STATE, MANIFEST = "arrays.npz", "state.json", "manifest.json"
+
+Arrays = dict[str, list[np.ndarray]]
+
+
+def save(folder: Path, arrays: Arrays, state: dict) -> Path:
+    """Writes the next checkpoint into `folder` and removes all but the last two.
+
+    Args:
+        arrays: groups of arrays, kept by name and position.
+        state: JSON values.
+
+    Raises:
+        OSError: the disk is full or fails; the checkpoints that were there are as they were.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    older = _numbered(folder)
+    final = folder / f"{int(older[-1].name) + 1 if older else 1:06d}"
+    partial = folder / f"{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a session that was killed in here
+    try:
+        partial.mkdir()
+        named = {f"{group}/{index}": array for group, group_arrays in arrays.items()
+                 for index, array in enumerate(group_arrays)}  # fmt: skip
+        np.savez(partial / ARRAYS, **named)
+        (partial / STATE).write_text(json.dumps({**state, "groups": {key: len(arrays[key]) for key in arrays}}))
+        manifest = {name: _size_and_hash(partial / name) for name in (ARRAYS, STATE)}
+        (partial / MANIFEST).write_text(json.dumps(manifest))
+        for path in (partial / ARRAYS, partial / STATE, partial / MANIFEST, partial):
+            sync_to_disk(path)
+        os.rename(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_to_disk(folder)
+    for path in older[: -NUM_KEPT + 1]:
+        shutil.rmtree(path)
+    return final
+
+
+def load(folder: Path, say: Callable[[str], None] = print) -> tuple[Arrays, dict] | None:
+    """Returns the newest whole checkpoint as (arrays, state), or None where none was ever written.
+
+    A damaged one is named, set aside under another name, and the one before it used.
+
+    Raises:
+        UserError: there were checkpoints, and every one is damaged.
+    """
+    numbered = _numbered(folder)
+    for path in reversed(numbered):
+        if problem := _problem(path):
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(path, aside)
+            say(f"The checkpoint {path} is damaged ({problem}); it was set aside, and the one before it is used.")
+            continue
+        state = json.loads((path / STATE).read_text())
+        with np.load(path / ARRAYS, allow_pickle=False) as stored:
+            arrays = {group: [stored[f"{group}/{index}"] for index in range(count)]
+                      for group, count in state.pop("groups").items()}  # fmt: skip
+        return arrays, state
+    if numbered:
+        raise UserError(
+            f"Every checkpoint in {folder} is damaged; restore one from a copy, or start a new run in another directory."
+        )
+    return None
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+
+
+def _problem(path: Path) -> str:
+    """What is wrong with a checkpoint, or nothing."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name in (ARRAYS, STATE):
+            size, digest = manifest[name]["size"], manifest[name]["sha256"]
+            found = _size_and_hash(path / name)
+            if found["size"] != size:
+                return f"{name} has {found['size']} bytes instead of {size}"
+            if found["sha256"] != digest:
+                return f"{name} has other bytes than were written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read: {error}"
+    return ""
+
+
+def _size_and_hash(path: Path) -> dict:
+    with open(path, "rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

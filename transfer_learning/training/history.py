@@ -1,0 +1,49 @@
+"""The history: one row an epoch, the same bits however often the run was stopped; times stand in a file of their own."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from transfer_learning.files import written_atomically
+from transfer_learning.training.state import TrainingState
+
+COLUMNS = ("phase", "epoch", "updates", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
+
+
+def write_history(rows: list[dict], path: Path) -> None:
+    """Writes the rows as CSV; numbers keep every bit (the shortest decimal that reads back as the same double)."""
+    with written_atomically(path) as temporary:
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False, lineterminator="\n")
+
+
+def add_timing(path: Path, row: dict) -> None:
+    """Appends what an epoch took. A row lost to a kill is no loss, so nothing is synced."""
+    pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False, lineterminator="\n")
+
+
+def phase_results(history: list[dict], timings: Path, monitor: str) -> dict[str, dict]:
+    """What each trained phase came to: its epochs, the values of its best one, and the time of all of them.
+
+    Args:
+        timings: the file that `add_timing` filled; an epoch that was begun again counts once.
+    """
+    seconds = pd.read_csv(timings).drop_duplicates("epoch", keep="last") if timings.exists() else None
+    results = {}
+    for name in dict.fromkeys(row["phase"] for row in history):
+        rows = [row for row in history if row["phase"] == name]
+        state, best = TrainingState(), rows[0]
+        for row in rows:
+            if state.is_better(row[monitor], monitor):
+                state.best_value, best = row[monitor], row
+        results[name] = {
+            "epochs": len(rows),
+            "best_epoch": best["epoch"],
+            **{key: best[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy")},
+        }
+        if seconds is not None:
+            of_phase = seconds[seconds["phase"] == name]
+            results[name] |= {
+                "seconds": round(float(of_phase["seconds"].sum()), 3),
+                "images_per_second": round(float(of_phase["images_per_second"].median()), 1),
+            }
+    return results

@@ -1,0 +1,135 @@
+"""A phase made ready: what trains, on which inputs, with which optimizer; and its arrays for the checkpoint."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import keras
+import numpy as np
+
+from transfer_learning.config import Phase, RunConfig
+from transfer_learning.datasets.pipeline import Examples, batches_in_order
+from transfer_learning.errors import UserError
+from transfer_learning.models.classifier import Classifier, leaf_layers
+from transfer_learning.training.checkpoint import Arrays
+from transfer_learning.training.update import make_measure, make_update
+
+
+@dataclass
+class ActivePhase:
+    """One phase while it trains."""
+
+    name: str
+    settings: Phase
+    train: Examples
+    val: Examples
+    optimizer: keras.optimizers.Optimizer
+    metrics: tuple[keras.metrics.Mean, keras.metrics.Mean]  # loss and accuracy over the epoch so far
+    weights: list[keras.Variable]  # all that the phase may change
+    seeds: list[keras.Variable]  # states of Dropout and its like, which no weights file holds
+    update: Callable
+    measure: Callable
+    updates_per_epoch: int
+    best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
+
+    def keep_best(self) -> None:
+        self.best = [variable.numpy() for variable in self.weights]
+
+    def restore_best(self) -> None:
+        for variable, array in zip(self.weights, self.best, strict=True):
+            variable.assign(array)
+
+    def arrays(self) -> Arrays:
+        """Every array that the next update, or the end of the phase, depends on."""
+        return {group: [np.asarray(variable) for variable in variables] for group, variables in self._groups().items()} | {
+            "best": self.best
+        }
+
+    def assign(self, arrays: Arrays) -> None:
+        """Takes the arrays back.
+
+        Raises:
+            UserError: their number, shapes or number formats are not those of this phase.
+        """
+        for group, variables in self._groups().items():
+            expected = [(tuple(variable.shape), np.dtype(variable.numpy().dtype)) for variable in variables]
+            found = [(array.shape, array.dtype) for array in arrays[group]]
+            if found != expected:
+                raise UserError(
+                    f"The checkpoint's {group} are not those of phase {self.name} ({len(found)} arrays, {len(expected)} "
+                    "expected, or other shapes); this version builds another network, so start a new run."
+                )
+            for variable, array in zip(variables, arrays[group], strict=True):
+                variable.assign(array)
+        self.best = arrays["best"]
+
+    def _groups(self) -> dict[str, list]:
+        metrics = [variable for metric in self.metrics for variable in metric.variables]
+        return {"weights": self.weights, "seeds": self.seeds, "optimizer": self.optimizer.variables, "metrics": metrics}
+
+
+def start_phase(
+    name: str,
+    config: RunConfig,
+    classifier: Classifier,
+    on_features: bool,
+    train: Examples,
+    val: Examples,
+) -> ActivePhase:
+    """Makes a phase ready to train the layers of `classifier` that are open, with a new optimizer.
+
+    Args:
+        on_features: whether `train` and `val` hold features, so that the head alone is computed, or images.
+    """
+    settings = config.phase(name)
+    network = classifier.head if on_features else classifier.model
+    training_logits = partial(classifier.head, training=True) if on_features else classifier.training_logits
+    optimizer = make_optimizer(settings)
+    optimizer.build(network.trainable_variables)
+    metrics = (keras.metrics.Mean("loss"), keras.metrics.Mean("accuracy"))
+    changing = [layer for layer in leaf_layers(network) if layer.trainable]
+    weights = [variable for layer in changing for variable in layer.weights]
+    known = {id(variable) for variable in weights}
+    seeds = [variable for layer in changing for variable in layer.variables if id(variable) not in known]
+    num_classes = len(classifier.class_names)
+    micro_batch_size = config.batch_size // config.micro_batches if config.micro_batches > 1 else float("inf")
+    return ActivePhase(
+        name, settings, train, val, optimizer, metrics, weights, seeds,
+        make_update(
+            training_logits, network.trainable_variables, optimizer, *metrics, config.label_smoothing,
+            class_weights(config.class_weights, train.labels, num_classes), micro_batch_size,
+        ),
+        make_measure(network, num_classes, config.label_smoothing),
+        updates_per_epoch=-(-len(train) // config.batch_size),
+    )  # fmt: skip
+
+
+def make_optimizer(settings: Phase) -> keras.optimizers.Optimizer:
+    """A new optimizer; under mixed_float16 one that scales the loss, so that small gradients survive 16 bits."""
+    if settings.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(settings.learning_rate, momentum=settings.momentum)
+    elif settings.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(settings.learning_rate)
+    else:
+        optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])  # as is usual: they do not overfit
+    if keras.mixed_precision.dtype_policy().name == "mixed_float16":
+        return keras.mixed_precision.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float]:
+    """Returns one weight a class: 1, or for "balanced" examples / (classes x examples of the class)."""
+    if kind == "none":
+        return [1.0] * num_classes
+    counts = np.bincount(labels, minlength=num_classes)
+    return [float(len(labels) / (num_classes * max(1, count))) for count in counts]
+
+
+def measure(active: ActivePhase, examples: Examples, batch_size: int) -> tuple[float, float]:
+    """Returns mean loss and accuracy over `examples`, without dropout; NaN where there are none."""
+    if not len(examples):
+        return float("nan"), float("nan")
+    results = [active.measure(inputs, labels) for inputs, labels in batches_in_order(examples, batch_size)]
+    losses, correct = (np.concatenate([np.asarray(result[i], np.float64) for result in results]) for i in (0, 1))
+    return float(losses.mean()), float(correct.mean())

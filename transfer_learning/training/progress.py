@@ -1,0 +1,76 @@
+"""What a person sees while a run trains: a bar on a terminal, a line an epoch anywhere."""
+
+import sys
+import time
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+REFRESH_SECONDS = 0.25
+
+
+class EpochProgress:
+    """Shows the epochs of a run and measures their speed.
+
+    On a terminal a bar moves while an epoch lasts; elsewhere (a file, a notebook, a log) there are lines only.
+    """
+
+    def __init__(self):
+        self._bar = None
+        if sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[figures]}"))
+            self._bar = Progress(*columns, transient=True)
+            self._task = self._bar.add_task("", figures="", total=None)
+        self._shown = 0.0
+
+    def __enter__(self) -> "EpochProgress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def start_epoch(self, title: str, num_images: int, num_done: int) -> None:
+        """Begins an epoch of `num_images`, of which a stopped session may have done `num_done`."""
+        self._title, self._num_images, self._first, self._done = title, num_images, num_done, num_done
+        self._started = self._shown = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, description=title, total=num_images, completed=num_done, figures="")
+
+    def add_images(self, count: int, figures) -> None:
+        """Counts images; `figures` is called for (loss, accuracy) only when it is time to show them."""
+        self._done += count
+        now = time.monotonic()
+        if self._bar and now - self._shown >= REFRESH_SECONDS:
+            self._shown = now
+            rate = (self._done - self._first) / (now - self._started)
+            left = (self._num_images - self._done) / rate
+            loss, accuracy = figures()
+            text = f"{rate:,.0f} images/s  loss {loss:.4f}  accuracy {accuracy:.4f}  {duration(left)} left"
+            self._bar.update(self._task, completed=self._done, figures=text)
+
+    def end_epoch(self, row: dict, is_best: bool, epochs_left: int, updates_seconds: float) -> dict:
+        """Prints the line of a finished epoch and returns its seconds and images per second."""
+        seconds = time.monotonic() - self._started
+        rate = (self._done - self._first) / max(updates_seconds, 1e-9)
+        left = f"  {duration(seconds * epochs_left)} left at most" if epochs_left else ""
+        print(
+            f"{self._title}  {duration(seconds)}  {rate:,.0f} images/s  "
+            f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
+            f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}{'  best' if is_best else ''}{left}",
+            flush=True,
+        )
+        return {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)}
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3:07 min``, ``2:05 h``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60) if seconds >= 3600 else int(seconds // 60)
+    if seconds < 3600:
+        return f"{minutes}:{int(seconds % 60):02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d} h"
