@@ -1,9 +1,13 @@
 """Writing a file so that a reader, or the next session, sees the old one or the new one and never a part of one."""
 
+import glob
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psutil
 
 
 @contextmanager
@@ -14,7 +18,12 @@ def written_atomically(path: Path) -> Iterator[Path]:
     Keras and NumPy choose their format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    mark = f".{path.stem}.{socket.gethostname()}-"
+    for left_over in path.parent.glob(f"{glob.escape(mark)}*.partial{path.suffix}"):
+        process = left_over.name.removeprefix(mark).partition(".")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)):  # killed in here, or the power went
+            left_over.unlink(missing_ok=True)
+    temporary = path.with_name(f"{mark}{os.getpid()}.partial{path.suffix}")
     try:
         yield temporary
         sync_to_disk(temporary)

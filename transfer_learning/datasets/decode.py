@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # an allow-list: Pillow knows 40 more, some of them old
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # an allow-list: Pillow knows 40 more, some of them old
 
 # A header may promise more pixels than memory holds. Pillow refuses above twice its limit and warns below; both refuse.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -66,7 +66,7 @@ def _open(path: Path, size: int) -> Image.Image:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     full_size = image.size
-    if image.format == "JPEG":
+    if image.format in ("JPEG", "MPO"):  # MPO: the JPEGs of stereo and many telephone cameras
         # Decoding at 1/2, 1/4 or 1/8 scale skips most of the work; twice the wanted size leaves room for antialiasing.
         image.draft("RGB", (2 * size, 2 * size))
     sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)

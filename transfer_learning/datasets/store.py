@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL
 
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decode import content_hash, decode
@@ -62,7 +63,7 @@ def open_store(
 
 
 def _key(hashes: Iterable[str], size: int, resize: str) -> str:
-    return hashlib.sha256("\n".join([f"{VERSION} {size} {resize}", *hashes]).encode()).hexdigest()[:32]
+    return hashlib.sha256("\n".join([f"{VERSION} {PIL.__version__} {size} {resize}", *hashes]).encode()).hexdigest()[:32]
 
 
 def _write(pixels_file: Path, facts_file: Path, hashes: list[str], decoded: Iterable, size: int) -> None:

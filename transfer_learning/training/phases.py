@@ -36,7 +36,7 @@ class ActivePhase:
         self.best = [variable.numpy() for variable in self.weights]
 
     def restore_best(self) -> None:
-        for variable, array in zip(self.weights, self.best, strict=True):
+        for variable, array in zip(self.weights, self.best, strict=bool(self.best)):
             variable.assign(array)
 
     def arrays(self) -> Arrays:

@@ -1,0 +1,59 @@
+"""Small images, a small pretrained network and a small config, made once for all tests."""
+
+import os
+
+os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
+
+import transfer_learning  # noqa: F401  (sets Keras' backend ahead of every import of Keras)
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from transfer_learning.config import Phase, RunConfig  # noqa: E402
+
+SIZE = 16  # pixels a side
+
+
+def draw_photos(folder, classes=("circle", "cross", "stripes"), num_per_class=14, seed=0):
+    """A folder of class folders with small PNG files: noise with a shape of its own for each class."""
+    rng = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(num_per_class):
+            image = rng.integers(0, 120, (SIZE, SIZE, 3), np.uint8)
+            image[number * 4 : number * 4 + 4, :, number % 3] += 100
+            Image.fromarray(image).save(folder / name / f"{index:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    return draw_photos(tmp_path_factory.mktemp("data") / "photos")
+
+
+@pytest.fixture(scope="session")
+def weights_file(tmp_path_factory):
+    """Weights of small_cnn that stand for pretrained ones."""
+    from transfer_learning.models.backbones import build_backbone
+
+    path = tmp_path_factory.mktemp("weights") / "small_cnn.weights.h5"
+    build_backbone("small_cnn", SIZE, "none", seed=7).save_weights(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_config(photos, weights_file, tmp_path_factory):
+    """Both phases on the photos, a second or two in all."""
+    return RunConfig(
+        dataset=str(photos),
+        backbone="small_cnn",
+        weights=str(weights_file),
+        image_size=SIZE,
+        head=(16,),
+        dropout=0.25,
+        batch_size=8,
+        cache_dir=str(tmp_path_factory.getbasetemp() / "cache"),
+        frozen=Phase(epochs=2, learning_rate=1e-2),
+        fine_tune=Phase(epochs=2, learning_rate=1e-3, open="block4", augmentation="light"),
+    )

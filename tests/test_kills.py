@@ -1,0 +1,99 @@
+"""The real command, killed with SIGKILL again and again and resumed each time, ends with the same bits; signals too."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOOP, PHASES, CHECKPOINT = (f"transfer_learning.training.{name}" for name in ("loop", "phases", "checkpoint"))
+EXPERIMENT = "transfer_learning.experiment"
+
+# One run, killed at each of these in turn: (function, before or after its call, which call of it in that session).
+KILLS = [
+    ("transfer_learning.models.features:_frozen_graph", "after", 1),  # the features are being computed
+    (f"{CHECKPOINT}:save", "before", 1),  # nothing but the config is there
+    (f"{CHECKPOINT}:save", "after", 2),  # an epoch's checkpoint is there, its history is not
+    (f"{CHECKPOINT}:np.savez", "after", 1),  # inside a save: the arrays alone
+    (f"{CHECKPOINT}:os.rename", "before", 1),  # inside a save: complete, but for its name
+    (f"{CHECKPOINT}:os.rename", "after", 1),  # inside a save: named, older ones not yet removed
+    (f"{LOOP}:learning_rate", "before", 2),  # in the middle of an epoch
+    (f"{PHASES}:ActivePhase.restore_best", "before", 1),  # the change of phase: the best weights not yet back
+    (f"{PHASES}:ActivePhase.restore_best", "after", 1),  # back, but nothing saved
+    (f"{EXPERIMENT}:start_phase", "after", 2),  # the fine-tune phase made, nothing saved
+    (f"{LOOP}:write_history", "after", 1),  # in fine-tuning, with features and a frozen phase behind it
+    (f"{CHECKPOINT}:shutil.rmtree", "before", 2),  # inside a save: the third checkpoint is there
+    (f"{LOOP}:learning_rate", "before", 5),
+    (f"{EXPERIMENT}:save_model", "before", 1),  # trained, nothing written
+    ("transfer_learning.evaluation.predictions:written_atomically", "before", 2),  # before predictions/test.csv
+]  # fmt: skip
+
+
+def command(*arguments, harness=("-m", "transfer_learning.run")):
+    return [sys.executable, *harness, *map(str, arguments)]
+
+
+def flags(config):
+    return [
+        "--dataset", config.dataset, "--backbone", config.backbone, "--weights", config.weights,
+        "--image-size", config.image_size, "--head", "16", "--dropout", "0.25", "--batch-size", "8",
+        "--class-weights", "none", "--cache-dir", config.cache_dir, "--checkpoint-seconds", "0",
+        "--frozen.epochs", "3", "--frozen.learning-rate", "0.01", "--fine-tune.epochs", "3",
+        "--fine-tune.learning-rate", "0.001", "--fine-tune.open", "block4", "--fine-tune.augmentation", "light",
+    ]  # fmt: skip
+
+
+def run(arguments, expected=0):
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def results(run_dir):
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    files = ("history.csv", "predictions/val.csv", "predictions/test.csv")
+    return evaluation["weights_sha256"], *((run_dir / name).read_bytes() for name in files)
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_config, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "unbroken"
+    run(command(*flags(small_config), "--run-dir", run_dir))
+    return results(run_dir)
+
+
+def test_killed_again_and_again(small_config, unbroken, tmp_path):
+    run_dir = tmp_path / "killed"
+    begin = [*flags(small_config), "--run-dir", run_dir, "--cache-dir", tmp_path / "cache"]
+    for target, when, count in KILLS:
+        arguments = ["--resume", run_dir] if (run_dir / "config.json").exists() else begin
+        output = run(command(target, when, count, *arguments, harness=("-m", "tests.kill_at")), expected=-signal.SIGKILL)
+        assert "Run directory" in output
+    run(command("--resume", run_dir))
+    assert results(run_dir) == unbroken
+    assert not [path for path in run_dir.rglob("*") if "partial" in path.name], "a kill's leavings stay for ever"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, small_config, unbroken, tmp_path):
+    run_dir = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(*flags(small_config), "--run-dir", run_dir), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not any(path.name >= "000003" for path in run_dir.glob("checkpoint/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == code, output + errors
+    line = re.search(r"python -m transfer_learning\.run (--resume .*)", output)
+    assert line and "Traceback" not in output + errors
+    run(command(*line[1].split()))
+    assert results(run_dir) == unbroken

@@ -1,0 +1,204 @@
+"""A stopped run is the same run: stopped and resumed anywhere, it ends with the same bits as one that never was."""
+
+import copy
+import dataclasses
+import functools
+from contextlib import nullcontext
+
+import keras
+import numpy as np
+import pytest
+
+from transfer_learning import experiment
+from transfer_learning.config import Phase
+from transfer_learning.datasets.manifest import fingerprint
+from transfer_learning.errors import Stopped, UserError
+from transfer_learning.evaluation import predictions
+from transfer_learning.models.classifier import build_classifier, probabilities
+from transfer_learning.run_dir import RunDir
+from transfer_learning.training import checkpoint, phases
+from transfer_learning.training.loop import Identity, train
+from transfer_learning.training.state import TrainingState
+
+
+class StopAfter:
+    """Stands in for a StopRequest and receives a signal after a number of updates; never, if there is no number."""
+
+    def __init__(self, updates=None):
+        self.left = updates
+
+    @property
+    def is_received(self):  # asked once after every update
+        if self.left is None:
+            return False
+        self.left -= 1
+        return self.left <= 0
+
+    def raise_if_received(self):
+        if self.left is not None and self.left <= 0:
+            raise Stopped(15)
+
+    def deferred(self):
+        return nullcontext()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mixed_float16():
+    """All of this runs in mixed_float16, with a loss scale that moves within a few updates."""
+    monkeypatch = pytest.MonkeyPatch()
+    scaled = functools.partial(keras.mixed_precision.LossScaleOptimizer, initial_scale=2.0**20, dynamic_growth_steps=5)
+    monkeypatch.setattr(keras.mixed_precision, "LossScaleOptimizer", scaled)
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    yield
+    keras.mixed_precision.set_dtype_policy(before)
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    """Dropout, augmentation, momentum, both kinds of schedule, early stopping: everything that has a memory."""
+    return dataclasses.replace(
+        small_config,
+        label_smoothing=0.1,
+        monitor="val_accuracy",  # it soon reaches 1, which nothing beats, so that early stopping acts
+        frozen=Phase(epochs=3, learning_rate=2e-2, schedule="cosine", warmup_epochs=1.0),
+        fine_tune=Phase(
+            epochs=12, learning_rate=0.006, optimizer="sgd", momentum=0.9, open="block4", augmentation="strong",
+            schedule="plateau", plateau_patience=2, plateau_factor=0.9, patience=5,
+        ),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(config, mixed_float16):
+    return experiment.load_data(config, say=lambda sentence: None)
+
+
+def session(config, data, run_dir, updates=None, callbacks=()):
+    """One process' work on a run, from building the network to its end or to the stop after some updates.
+
+    Returns the results that must not depend on stops, or None where it was stopped.
+    """
+    classifier = build_classifier(config, data.class_names)
+    identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, {})
+
+    def make_phase(name):
+        return experiment.prepare_phase(name, config, classifier, data, identity, lambda sentence: None)
+
+    run_dir.path.mkdir(exist_ok=True)
+    try:
+        state = train(identity, make_phase, classifier.model, run_dir, callbacks, StopAfter(updates), lambda sentence: None)
+    except Stopped:
+        return None
+    test = data.split("test")
+    table = predictions.table(
+        test.ids, test.labels, probabilities(classifier, test.inputs, test.rows, config.batch_size), data.class_names
+    )
+    predictions.write(table, run_dir.predictions("test"))
+    return {
+        "weights_sha256": classifier.weights_sha256,
+        "history": run_dir.history.read_bytes(),
+        "predictions": run_dir.predictions("test").read_bytes(),
+        "phases": [row["phase"] for row in state.history],
+    }
+
+
+@pytest.fixture(scope="module")
+def unbroken(config, data, tmp_path_factory):
+    return session(config, data, RunDir(tmp_path_factory.mktemp("unbroken")))
+
+
+def test_stopped_after_every_update(config, data, unbroken, tmp_path):
+    run_dir, num_sessions = RunDir(tmp_path / "stopped"), 1
+    while (result := session(config, data, run_dir, updates=1)) is None:
+        num_sessions += 1
+    assert result == unbroken
+    updates_per_epoch = -(-len(data.split("train")) // config.batch_size)
+    assert num_sessions > updates_per_epoch * len(unbroken["phases"])
+    assert set(unbroken["phases"]) == {"frozen", "fine_tune"}
+
+
+# Every group of arrays and every field of the state: a new one is tested without a word here.
+PARTS = ["weights", "seeds", "optimizer", "metrics", "best", *(field.name for field in dataclasses.fields(TrainingState))]
+
+
+@pytest.fixture(scope="module")
+def stopped(config, data, unbroken, tmp_path_factory):
+    """The checkpoint of a run that was stopped in the middle of a late epoch, when it has memories of all kinds."""
+    updates_per_epoch = -(-len(data.split("train")) // config.batch_size)
+    run_dir = RunDir(tmp_path_factory.mktemp("stopped"))
+    epochs = len(unbroken["phases"])
+    assert epochs < config.frozen.epochs + config.fine_tune.epochs, "early stopping has to act, else `wait` is idle"
+    assert session(config, data, run_dir, updates=(epochs - 2) * updates_per_epoch + 1) is None
+    return checkpoint.load(run_dir.checkpoint)
+
+
+def continued(config, data, arrays, values, tmp_path):
+    """The end of a run that goes on from these; None where it refuses them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "load", lambda *_: (arrays, copy.deepcopy(values)))
+        try:
+            return session(config, data, RunDir(tmp_path / "continued"))
+        except UserError:
+            return None
+
+
+def fresh_phase(config, data):
+    """The fine-tune phase as a session would find it that knows nothing of the ones before."""
+    classifier = build_classifier(config, data.class_names)
+    identity = Identity(config, "", "", {})
+    return experiment.prepare_phase("fine_tune", config, classifier, data, identity, lambda sentence: None)
+
+
+def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stopped, tmp_path):
+    assert continued(config, data, *stopped, tmp_path) == unbroken
+
+
+@pytest.mark.parametrize("part", [part for part in PARTS if part != "stopped_by_callback"])
+def test_without_any_part_of_the_state_the_run_is_another(part, config, data, unbroken, stopped, tmp_path):
+    arrays, values = stopped
+    if part in arrays:
+        fresh = fresh_phase(config, data).arrays()
+        arrays = arrays | {part: fresh["weights" if part == "best" else part]}
+    else:
+        fresh = dataclasses.asdict(TrainingState())[part]
+        assert values["state"][part] != fresh, "nothing to forget at this stop, so the test would prove nothing"
+        values = values | {"state": values["state"] | {part: fresh}}
+    assert continued(config, data, arrays, values, tmp_path) != unbroken
+
+
+@pytest.mark.parametrize("name", ["dynamic_scale", "step_counter", "momentum"])
+def test_without_a_part_of_the_optimizer_the_run_is_another(name, config, data, unbroken, stopped, tmp_path):
+    arrays, values = stopped
+    fresh = fresh_phase(config, data)
+    forgotten = [name in variable.path for variable in fresh.optimizer.variables]
+    optimizer = [
+        new if forget else old
+        for new, old, forget in zip(fresh.arrays()["optimizer"], arrays["optimizer"], forgotten, strict=True)
+    ]
+    changed = [not np.array_equal(new, old) for new, old in zip(optimizer, arrays["optimizer"], strict=True)]
+    assert any(changed), [variable.path for variable in fresh.optimizer.variables]
+    assert continued(config, data, arrays | {"optimizer": optimizer}, values, tmp_path) != unbroken
+
+
+def test_a_phase_that_a_callback_ended_stays_ended(config, data, tmp_path):
+    class EndAtOnce(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    class Killed(Exception):
+        pass
+
+    run_dir = RunDir(tmp_path / "run")
+    unbroken = session(config, data, RunDir(tmp_path / "unbroken"), callbacks=[EndAtOnce()])
+    assert unbroken["phases"] == ["frozen", "fine_tune"]
+    with pytest.MonkeyPatch.context() as patch:
+
+        def killed(self):
+            raise Killed
+
+        patch.setattr(phases.ActivePhase, "restore_best", killed)  # right behind the checkpoint of the epoch
+        with pytest.raises(Killed):
+            session(config, data, run_dir, callbacks=[EndAtOnce()])
+    assert session(config, data, run_dir, callbacks=[EndAtOnce()]) == unbroken
