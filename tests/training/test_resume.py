@@ -46,7 +46,7 @@ class StopAfter:
 def mixed_float16():
     """All of this runs in mixed_float16, with a loss scale that moves within a few updates."""
     monkeypatch = pytest.MonkeyPatch()
-    scaled = functools.partial(keras.mixed_precision.LossScaleOptimizer, initial_scale=2.0**20, dynamic_growth_steps=5)
+    scaled = functools.partial(keras.mixed_precision.LossScaleOptimizer, initial_scale=2.0**20, dynamic_growth_steps=4)
     monkeypatch.setattr(keras.mixed_precision, "LossScaleOptimizer", scaled)
     before = keras.mixed_precision.dtype_policy()
     keras.mixed_precision.set_dtype_policy("mixed_float16")
