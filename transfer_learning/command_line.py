@@ -13,28 +13,42 @@ from typing import Any, get_type_hints
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
 from transfer_learning.errors import ExitCode, UserError
 
+# What the machine refuses for reasons that the user can mend; any other OSError is a fault of the program.
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)
+
 REMARKS = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()", "To enable the following instructions")
 
 
 def run_main(main: Callable[[Sequence[str] | None], ExitCode | None], arguments: Sequence[str] | None = None) -> ExitCode:
-    """Calls a verb's `main`; what a user can mend becomes one sentence on standard error and exit code 2."""
+    """Calls a verb's `main`; what a user can mend becomes one line on standard error and exit code 2."""
     try:
-        return main(arguments) or ExitCode.DONE
+        code = main(arguments) or ExitCode.DONE
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return ExitCode.USER_ERROR
+        problem = str(error)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+        return ExitCode.DONE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL_DISK:
+            problem = (
+                f"The disk is full ({error.filename or error.strerror}); nothing that was complete is lost, "
+                "so free some space and continue the run with --resume."
+            )
+        elif error.errno in REFUSED:
+            problem = (
+                f"The system refuses {error.filename or 'a file'} ({error.strerror}); name another one, or change its "
+                "permissions."
+            )
+        else:
             raise
-        print(
-            f"error: The disk is full ({error.filename or error}); nothing that was complete is lost, "
-            "so free some space and continue the run with --resume.",
-            file=sys.stderr,
-        )
-        return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return ExitCode.INTERRUPTED
+    print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
+    return ExitCode.USER_ERROR
 
 
 @contextmanager

@@ -6,6 +6,7 @@ the training code, converted once.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -101,6 +102,10 @@ class RunConfig:
             ),
             (all(width >= 1 for width in self.head), f"--head {self.head} has a width below 1; give such as 512,256."),
             (0 <= self.dropout < 1, f"--dropout {self.dropout} is no fraction; give 0 or more and less than 1."),
+            (
+                self.checkpoint_seconds >= 0,
+                f"--checkpoint-seconds {self.checkpoint_seconds} is negative; give 0 to save after every update.",
+            ),
             (0 <= self.seed < 2**31, f"--seed {self.seed} is out of range; give 0 to 2147483647."),
             (
                 0 <= self.label_smoothing < 1,
@@ -201,9 +206,14 @@ def _check_choices(prefix: str, values: RunConfig | Phase) -> None:
 
 
 def _check_phase(flag: str, phase: Phase) -> None:
+    if phase.epochs == 0:  # left out: what a recipe says of it contradicts nothing
+        return
     for holds, sentence in (
         (phase.epochs >= 0, f"--{flag}.epochs {phase.epochs} is negative; give 0 to leave the phase out."),
-        (phase.learning_rate > 0, f"--{flag}.learning-rate {phase.learning_rate} is not positive; give such as 1e-3."),
+        (
+            phase.learning_rate > 0 and math.isfinite(phase.learning_rate),
+            f"--{flag}.learning-rate {phase.learning_rate} is no positive number; give such as 1e-3.",
+        ),
         (0 <= phase.momentum < 1, f"--{flag}.momentum {phase.momentum} is out of range; give 0 or more, below 1."),
         (phase.weight_decay >= 0, f"--{flag}.weight-decay {phase.weight_decay} is negative; give 0 or more."),
         (
@@ -218,12 +228,12 @@ def _check_phase(flag: str, phase: Phase) -> None:
             f"--{flag}.plateau-factor {phase.plateau_factor} does not lower a rate; give more than 0, less than 1.",
         ),
         (
-            0 <= phase.warmup_epochs <= max(phase.epochs, 0),
+            0 <= phase.warmup_epochs <= phase.epochs,
             f"--{flag}.warmup-epochs {phase.warmup_epochs} does not fit into --{flag}.epochs {phase.epochs}; "
             "give 0 or more, and no more than the epochs.",
         ),
     ):
-        if not holds and (phase.epochs != 0 or "epochs" in sentence.split()[0]):
+        if not holds:
             raise UserError(sentence)
 
 
@@ -242,9 +252,10 @@ def _from_fields(cls: type, values: dict[str, Any], prefix: str) -> Any:
             value = _from_fields(Phase, value, f"{name}.")
         elif hint is float and type(value) is int:
             value = float(value)
-        elif hint == tuple[int, ...]:
+        elif hint == tuple[int, ...] and isinstance(value, list) and all(type(item) is int for item in value):
             value = tuple(value)
         elif type(value) is not hint:
-            raise TypeError(f"{prefix}{name} is {value!r}, not {hint.__name__}")
+            expected = "a list of int" if hint == tuple[int, ...] else hint.__name__
+            raise TypeError(f"{prefix}{name} is {value!r}, not {expected}")
         read[name] = value
     return cls(**read)

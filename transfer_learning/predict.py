@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transfer_learning.command_line import Parser, quiet_start, run_main
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.folder import reason_to_ignore
+from transfer_learning.datasets.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
 from transfer_learning.run_dir import existing_run_dir
 
@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
     flags = parser.parse_args(arguments)
     run_dir = existing_run_dir(flags.run_dir)
-    config = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"), str(run_dir.config))
+    text = run_dir.config.read_text(encoding="utf-8", errors="replace")
+    config = RunConfig.from_json(text, str(run_dir.config))
     files = [file for argument in flags.images for file in image_files(Path(argument))]
 
     import numpy as np
@@ -70,7 +71,7 @@ def image_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"There is no image and no folder {path}; give paths of images, or of folders that hold some.")
-    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not reason_to_ignore(file, path)]
+    files = [file for file in files_below(path) if not reason_to_ignore(file, path)]
     if not files:
         raise UserError(f"{path} holds no images; give paths of images, or of folders that hold some.")
     return files

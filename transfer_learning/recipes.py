@@ -84,29 +84,39 @@ RECIPES = {"pharma": pharma, "drawn_pills": drawn_pills, "digits": digits, "fash
 
 def own_images(
     dataset: str, num_images: int, num_classes: int, smallest_class: int, largest_class: int, short_side: int
-) -> tuple[RunConfig, list[str]]:
-    """Chooses a config for a folder or table without a recipe, and says why each choice was made.
+) -> tuple[RunConfig, dict[str, str]]:
+    """Chooses a config for a folder or table without a recipe, and says for its main fields why each was chosen.
 
     Args:
         num_images: images that may be trained on.
         smallest_class: images of the rarest class; `largest_class`: of the most frequent one.
         short_side: median of the shorter sides, in pixels; 0 where unknown.
+
+    Returns:
+        The config, and a sentence by the name of the field that it is about.
     """
-    reasons = ["Backbone efficientnet_lite0: its ImageNet weights are installed already, and it is quick without a GPU."]
+    reasons = {
+        "backbone": "Backbone efficientnet_lite0: its ImageNet weights are installed already, and it is quick without "
+        "a GPU."
+    }
     if short_side and short_side < 64:
         image_size, input_size = 96, short_side
-        reasons.append(
+        reasons["image_size"] = (
             f"Images are kept at {short_side} pixels, their own size, and enlarged to 96 inside the model: "
             "the backbone finds little in fewer."
         )
     else:
         image_size, input_size = (160, 0) if short_side and short_side < 192 else (224, 0)
-        reasons.append(f"Image size {image_size}: the images' shorter sides are about {short_side} pixels.")
+        sides = f"about {short_side} pixels" if short_side else "unknown"
+        reasons["image_size"] = f"Image size {image_size}: the images' shorter sides are {sides}."
     batch_size = 32 if num_images >= 640 else 16
-    reasons.append(f"Batch size {batch_size}: {num_images:,} training images make {-(-num_images // batch_size)} updates.")
+    reasons["batch_size"] = (
+        f"Batch size {batch_size}: {num_images:,} images to train and validate with make at most "
+        f"{-(-num_images // batch_size)} updates an epoch."
+    )
     balanced = smallest_class * 3 < largest_class
     if balanced:
-        reasons.append(
+        reasons["class_weights"] = (
             f"Class weights balanced: the classes hold {smallest_class} to {largest_class} images, "
             "and the rare ones would be drowned."
         )
@@ -115,14 +125,15 @@ def own_images(
     fine_tune_epochs = _between(3, round(12000 / max(1, num_images)), 12)
     opened = "all" if num_images >= 500 else "stage5"
     augmentation = "light" if num_images / num_classes >= 20 else "strong"
-    reasons += [
-        f"Frozen phase of at most {frozen_epochs} epochs, ended early when validation stalls: the head is small and "
-        "learns in some hundred updates.",
-        f"Fine-tuning for {fine_tune_epochs} epochs, {opened} open, at a low rate that falls to zero: "
+    reasons |= {
+        "frozen.epochs": f"Frozen phase of at most {frozen_epochs} epochs, ended early when validation stalls: the head "
+        "is small and learns in some hundred updates.",
+        "fine_tune.epochs": f"Fine-tuning for {fine_tune_epochs} epochs, at a low rate that falls to zero.",
+        "fine_tune.open": f"Fine-tuning opens {opened}: "
         + ("there are images enough to move every layer." if opened == "all" else "few images would spoil lower layers."),
-        f"Augmentation {augmentation} while fine-tuning: about {num_images // num_classes} images a class; pass "
-        "--no-flip if mirroring changes the meaning, as with text.",
-    ]
+        "fine_tune.augmentation": f"Augmentation {augmentation} while fine-tuning: about {num_images // num_classes} "
+        "images a class; pass --no-flip if mirroring changes the meaning, as with text.",
+    }
     config = RunConfig(
         dataset=dataset,
         backbone="efficientnet_lite0",

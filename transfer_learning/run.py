@@ -1,6 +1,7 @@
 """Train and evaluate a classifier: ``python -m transfer_learning.run --dataset NAME|FOLDER|TABLE.csv``, or ``--resume``."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             return ExitCode.DONE
     else:
         config, reasons = chosen_config(flags)
-        find_backbone(config.backbone)
         run_dir = new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
     print(f"Run directory: {run_dir.path}", flush=True)
 
@@ -46,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         else:
             print(f"Stopped by {stopped} before training; nothing was written, so start again.")
         return stopped.exit_code
+    finally:
+        with contextlib.suppress(OSError):
+            run_dir.path.rmdir()  # succeeds where it is empty: what could not begin leaves nothing behind
     low, high = evaluation["accuracy_interval"]
     print(
         f"{evaluation['split']} accuracy {evaluation['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
@@ -71,7 +74,8 @@ def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
     if flags.run_dir:
         raise UserError("--resume already names the run directory; leave --run-dir out.")
     run_dir = existing_run_dir(flags.resume)
-    kept = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"), str(run_dir.config))
+    text = run_dir.config.read_text(encoding="utf-8", errors="replace")
+    kept = RunConfig.from_json(text, str(run_dir.config))
     config = with_values(kept, given_values(flags))
     if fields := difference(kept, config):
         named = ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in fields.items())
@@ -82,21 +86,43 @@ def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
 def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
     values = given_values(flags)
+    if "backbone" in values:
+        find_backbone(values["backbone"])  # before a look at the data, which may be slow
     if "dataset" not in values:
         raise UserError(
             "--dataset is missing; name one of "
             f"{', '.join(recipes.RECIPES)}, a folder or a table, or continue a run with --resume."
         )
     if values["dataset"] in recipes.RECIPES:
-        config, reasons = recipes.RECIPES[values["dataset"]](), []
+        config, reason_of = recipes.RECIPES[values["dataset"]](), {}
     else:
         dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
-        config, reasons = recipes.own_images(values["dataset"], **survey(dataset)._asdict())
-        for reason in reasons:
-            print(reason)
+        config, reason_of = recipes.own_images(values["dataset"], **survey(dataset)._asdict())
     config = with_values(config, values)
     config.check()
+    stages = find_backbone(config.backbone).stages
+    if config.fine_tune.epochs and not _can_open(config.fine_tune.open, stages):
+        if "fine_tune.open" in values:
+            raise UserError(
+                f"--fine-tune.open {config.fine_tune.open} is no part of {config.backbone}; give one of "
+                f"{', '.join(stages)}, a fraction such as 0.3, or all."
+            )
+        reason_of["fine_tune.open"] = (
+            f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.open} is no stage of "
+            f"{config.backbone}."
+        )
+        config = with_values(config, {"fine_tune.open": "0.3"})
+    reasons = [reason for name, reason in reason_of.items() if name not in values]
+    for reason in reasons:
+        print(reason)
     return config, reasons
+
+
+def _can_open(opened: str, stages: Sequence[str]) -> bool:
+    try:
+        return opened in (*stages, "all") or 0 < float(opened) <= 1
+    except ValueError:  # neither a name nor a number
+        return False
 
 
 if __name__ == "__main__":

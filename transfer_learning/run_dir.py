@@ -138,7 +138,8 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
         raise UserError(
             f"--run-dir {path} holds an unfinished run; continue it with --resume {path}, or choose another directory."
         )
-    if run_dir.path.is_dir() and any(run_dir.path.iterdir()):
+    # Hidden files do not count: a run that was killed in its first moment leaves its lock behind.
+    if run_dir.path.is_dir() and any(not entry.name.startswith(".") for entry in run_dir.path.iterdir()):
         raise UserError(f"--run-dir {path} holds files that are no run of ours; choose a new or an empty directory.")
     run_dir.path.mkdir(parents=True, exist_ok=True)
     return run_dir

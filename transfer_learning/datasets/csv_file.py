@@ -1,8 +1,7 @@
 """A table with the columns ``path,label`` and, where the split is given, ``split``; paths are relative to the table."""
 
+import csv
 from pathlib import Path
-
-import pandas as pd
 
 from transfer_learning.datasets.dataset import SPLITS, Dataset, Example, with_class_names
 from transfer_learning.errors import UserError
@@ -12,33 +11,38 @@ def read(table: Path) -> Dataset:
     """Reads the table; every row is an example, in its order.
 
     Raises:
-        UserError: the file is no table, a column or a value is missing, a path is named twice, or a split has another
-            name than train, val or test.
+        UserError: the file is no table, a column or a value is missing, a row is longer than the first line, a path is
+            named twice, or a split has another name than train, val or test.
     """
+    examples, seen = [], set()
     try:
-        rows = pd.read_csv(table, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{table} cannot be read as a table ({error}); a CSV file with the columns path,label "
-                        "was expected.") from None  # fmt: skip
-    if not {"path", "label"} <= set(rows.columns):
+        with open(table, encoding="utf-8-sig", newline="") as file:  # Excel puts a mark ahead of UTF-8
+            rows = csv.DictReader(file, skipinitialspace=True, strict=True)
+            columns = [name.strip() for name in rows.fieldnames or ()]
+            rows.fieldnames = columns
+            if not {"path", "label"} <= set(columns):
+                raise UserError(
+                    f"{table} has the columns {', '.join(columns) or '(none)'}; path,label and, if wanted, split were "
+                    "expected in its first line."
+                )
+            for row in rows:
+                path, label, split = (row.get(column) or "" for column in ("path", "label", "split"))
+                for column, value, is_right, expected in (
+                    ("path", path, path != "", "a path in every row"),
+                    ("label", label, label != "", "a label in every row"),
+                    ("path", path, path not in seen, "every path once"),
+                    ("split", split, split in ("", *SPLITS), "train, val, test or nothing"),
+                    ("more columns, as", row.get(None), None not in row, f"a value for each of {','.join(columns)}"),
+                ):
+                    if not is_right:
+                        raise UserError(
+                            f"{table} line {rows.line_num} has {column} {value!r}; {expected} was expected, "
+                            "so correct it."
+                        )
+                seen.add(path)
+                examples.append(Example(path, label, split, table.parent / path))
+    except (ValueError, csv.Error) as error:
         raise UserError(
-            f"{table} has the columns {', '.join(map(str, rows.columns))}; path,label and, if wanted, split were "
-            "expected in its first line."
-        )
-    if "split" not in rows:
-        rows["split"] = ""
-    for column, bad, expected in (
-        ("path", rows["path"] == "", "a path in every row"),
-        ("label", rows["label"] == "", "a label in every row"),
-        ("path", rows["path"].duplicated(), "every path once"),
-        ("split", ~rows["split"].isin(("", *SPLITS)), "train, val, test or nothing"),
-    ):
-        if bad.any():
-            line = int(bad.to_numpy().argmax()) + 2  # the header is line 1
-            raise UserError(
-                f"{table} line {line} has {column} {rows[column][line - 2]!r}; {expected} was expected, so correct it."
-            )
-    return with_class_names(
-        str(table),
-        [Example(row.path, row.label, row.split, table.parent / row.path) for row in rows.itertuples(index=False)],
-    )
+            f"{table} cannot be read as a table ({error}); a CSV file with the columns path,label was expected."
+        ) from None
+    return with_class_names(str(table), examples)

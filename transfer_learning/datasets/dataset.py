@@ -74,11 +74,25 @@ def check(dataset: Dataset) -> None:
         raise UserError(
             f"{dataset.name} holds no images; a folder of images for each class was expected, as in cats/1.jpg, dogs/2.jpg."
         )
+    for example in dataset.examples:
+        if not _is_text(example.id + example.label):
+            raise UserError(
+                f"{dataset.name} holds the image {ascii(example.id)}, whose name is not written in UTF-8; tables and "
+                "the report could not name it, so rename it."
+            )
     if len(dataset.class_names) < 2:
         raise UserError(
             f"{dataset.name} has only one class, {dataset.class_names[0]}; a classifier needs at least two, "
             "so add a folder of images of something else."
         )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a file name that Python could only carry along
+        return False
+    return True
 
 
 def with_class_names(name: str, examples: Sequence[Example], ignored: Sequence[tuple[str, str]] = ()) -> Dataset:

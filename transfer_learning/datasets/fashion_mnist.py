@@ -5,6 +5,7 @@ Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchma
 
 import gzip
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ def read_idx(path: Path) -> np.ndarray:
         if zeros != 0 or kind != 8:
             raise ValueError("it does not start as an IDX file of bytes")
         return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}); fetch it again, or delete it to have it downloaded.") from None
 
 
@@ -68,8 +69,11 @@ def _download(data_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _dataset(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
     examples = []
     for split, (images, labels) in arrays.items():
-        if len(images) != len(labels):
-            raise UserError(f"Fashion-MNIST has {len(images)} {split} images and {len(labels)} labels; fetch it again.")
+        if images.ndim != 3 or labels.shape != images.shape[:1] or (labels >= len(CLASS_NAMES)).any():
+            raise UserError(
+                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; as many "
+                f"labels below {len(CLASS_NAMES)} as images were expected, so fetch its files again."
+            )
         examples += [
             Example(f"{split}/{number:05d}", CLASS_NAMES[label], "" if split == "train" else "test", image)
             for number, (image, label) in enumerate(zip(images, labels, strict=True))

@@ -1,5 +1,6 @@
 """A folder with a folder of images for each class, with or without train, val and test folders above them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
@@ -20,15 +21,20 @@ def read(root: Path) -> Dataset:
     holds nothing but one folder, as an unpacked archive often does, that folder is taken for it.
 
     Raises:
-        UserError: images lie beside the class folders, where their class is unknown.
+        UserError: images lie beside the class folders, where their class is unknown; folders named after splits lie
+            beside others; or a class folder holds no image.
     """
     top = _top_folder(root)
     split_of = {entry.name: SPLIT_FOLDERS.get(entry.name.lower(), "") for entry in _folders(top)}
     has_splits = bool(split_of) and all(split_of.values())
+    if not has_splits and "train" in split_of.values() and len(set(split_of.values()) - {""}) > 1:
+        others = ", ".join(name for name, split in split_of.items() if not split)
+        raise UserError(
+            f"{top} holds folders named after splits and others ({others}); either splits or classes were expected, "
+            "so move the others away."
+        )
     examples, ignored = [], []
-    for path in sorted(root.rglob("*")):
-        if path.is_dir():
-            continue
+    for path in files_below(root):
         name = path.relative_to(root).as_posix()
         if reason := reason_to_ignore(path, root):
             ignored.append((name, reason))
@@ -42,7 +48,26 @@ def read(root: Path) -> Dataset:
                 "its class, so move it into one."
             )
         examples.append(Example(name, folders[0], split, path))
+    class_folders = [folder for split in _folders(top) for folder in _folders(split)] if has_splits else _folders(top)
+    empty = sorted({folder.name for folder in class_folders} - {example.label for example in examples})
+    if examples and empty:
+        raise UserError(
+            f"The folder {empty[0]} in {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}), as a class has to; "
+            "add some, or take the folder away."
+        )
     return with_class_names(str(root), examples, ignored)
+
+
+def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below `folder`, in the order of their names; folders that are links are followed."""
+    place = folder.resolve()
+    if place in above:  # a link back to a folder that holds it, where its files are found anyway
+        return
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            yield from files_below(entry, (*above, place))
+        else:
+            yield entry
 
 
 def _top_folder(root: Path) -> Path:
@@ -71,4 +96,6 @@ def reason_to_ignore(path: Path, root: Path) -> str:
         return "hidden, or left behind by a zip program or the system"
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return f"not named like an image ({path.suffix or 'no suffix'})"
+    if path.exists() and not path.is_file():  # to read a pipe would wait for ever; a broken link is named by `decode`
+        return "neither a file nor a folder"
     return ""

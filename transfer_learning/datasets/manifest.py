@@ -4,6 +4,7 @@ Columns: id, file ("" for arrays), sha256, label, split ("" where skipped), widt
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,6 +99,7 @@ def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
     test = fractions["test"]
     val = test + (1 - test) * fractions["val"]
     split = {digest: "test" if u < test else "val" if u < val else "train" for digest, u in place.items()}
+    middle = {"test": test / 2, "val": (test + val) / 2, "train": (val + 1) / 2}
     wanted = [name for name in ("test", "val") if fractions[name] > 0] + ["train"]
     for label, group in pool.groupby("label", sort=True):
         files = sorted(set(group["sha256"]), key=place.get)
@@ -108,9 +110,10 @@ def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
             )
         # A small class may have drawn nothing for a split: the nearest image to that split moves over.
         for name in wanted:
-            if not any(split[digest] == name for digest in files):
-                rich = [digest for digest in files if sum(split[other] == split[digest] for other in files) > 1]
-                split[rich[-1] if name == "train" else rich[0]] = name
+            held = Counter(split[digest] for digest in files)
+            if not held[name]:
+                rich = [digest for digest in files if held[split[digest]] > 1]
+                split[min(rich, key=lambda digest: abs(place[digest] - middle[name]))] = name
     manifest.loc[pool.index, "split"] = pool["sha256"].map(split)
 
 

@@ -68,12 +68,13 @@ def _key(hashes: Iterable[str], size: int, resize: str) -> str:
 
 def _write(pixels_file: Path, facts_file: Path, hashes: list[str], decoded: Iterable, size: int) -> None:
     facts = []
-    with written_atomically(pixels_file) as temporary:
-        pixels = np.lib.format.open_memmap(temporary, "w+", np.uint8, (len(hashes), size, size, 3))
-        for row, (digest, image) in enumerate(zip(hashes, decoded, strict=True)):
-            if image.pixels is not None:
-                pixels[row] = image.pixels
+    black = np.zeros((size, size, 3), np.uint8)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(hashes), size, size, 3)}
+    # Not through a memory map: a full disk would end the process by a signal, without a word.
+    with written_atomically(pixels_file) as temporary, open(temporary, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for digest, image in zip(hashes, decoded, strict=True):
+            file.write((black if image.pixels is None else image.pixels).tobytes())
             facts.append((digest, image.width, image.height, image.problem))
-        pixels.flush()
     with written_atomically(facts_file) as temporary:
         pd.DataFrame(facts, columns=["sha256", "width", "height", "problem"]).to_csv(temporary, index=False)

@@ -81,7 +81,7 @@ def load(folder: Path, say: Callable[[str], None] = print) -> tuple[Arrays, dict
             arrays = {group: [stored[f"{group}/{index}"] for index in range(count)]
                       for group, count in state.pop("groups").items()}  # fmt: skip
         return arrays, state
-    if numbered:
+    if numbered or list(folder.glob("*.damaged")):
         raise UserError(
             f"Every checkpoint in {folder} is damaged; restore one from a copy, or start a new run in another directory."
         )

@@ -6,6 +6,7 @@ from functools import partial
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.pipeline import Examples, batches_in_order
@@ -92,14 +93,18 @@ def start_phase(
     known = {id(variable) for variable in weights}
     seeds = [variable for layer in changing for variable in layer.variables if id(variable) not in known]
     num_classes = len(classifier.class_names)
+    stored = tf.TensorSpec((None, *train.inputs.shape[1:]), train.inputs.dtype)
+    changed = tf.TensorSpec(stored.shape, tf.float32)  # augmentation leaves no whole numbers
+    labels = tf.TensorSpec((None,), tf.int32)
     micro_batch_size = config.batch_size // config.micro_batches if config.micro_batches > 1 else float("inf")
     return ActivePhase(
         name, settings, train, val, optimizer, metrics, weights, seeds,
         make_update(
             training_logits, network.trainable_variables, optimizer, *metrics, config.label_smoothing,
             class_weights(config.class_weights, train.labels, num_classes), micro_batch_size,
+            (stored if settings.augmentation == "none" else changed, labels),
         ),
-        make_measure(network, num_classes, config.label_smoothing),
+        make_measure(network, num_classes, config.label_smoothing, (stored, labels)),
         updates_per_epoch=-(-len(train) // config.batch_size),
     )  # fmt: skip
 

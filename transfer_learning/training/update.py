@@ -16,6 +16,7 @@ def make_update(
     label_smoothing: float,
     class_weights: list[float],
     micro_batch_size: int,
+    signature: tuple[tf.TensorSpec, tf.TensorSpec],
 ) -> Callable[[tf.Tensor, tf.Tensor], None]:
     """Returns a compiled function of (inputs, labels int32 (batch,)) that trains `variables` by one update.
 
@@ -27,6 +28,7 @@ def make_update(
             its statistics from micro-batches.
         class_weights: one weight a class.
         micro_batch_size: most images in memory at once.
+        signature: of inputs and labels, the number of examples open, so that a short batch compiles nothing anew.
     """
     num_classes = len(class_weights)
 
@@ -40,7 +42,7 @@ def make_update(
         accuracy_metric.update_state(is_correct(labels, logits))
         return tape.gradient(loss, variables)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=signature)
     def update(inputs, labels):
         batch_size = tf.shape(labels)[0]
         total = [tf.zeros_like(variable) for variable in variables]
@@ -50,17 +52,19 @@ def make_update(
             total = [known + new for known, new in zip(total, part)]
         optimizer.apply(total, variables)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=signature)
     def update_at_once(inputs, labels):
         optimizer.apply(gradients(inputs, labels, tf.shape(labels)[0]), variables)
 
     return update_at_once if math.isinf(micro_batch_size) else update
 
 
-def make_measure(network: keras.Model, num_classes: int, label_smoothing: float) -> Callable:
+def make_measure(
+    network: keras.Model, num_classes: int, label_smoothing: float, signature: tuple[tf.TensorSpec, tf.TensorSpec]
+) -> Callable:
     """Returns a compiled function of (inputs, labels) -> (cross-entropy (batch,), correct (batch,)), both float32."""
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(input_signature=signature)
     def measure(inputs, labels):
         logits = network(tf.cast(inputs, tf.float32), training=False)
         return cross_entropy(labels, logits, num_classes, label_smoothing), is_correct(labels, logits)

@@ -1,0 +1,169 @@
+"""The whole network: what is open, what BatchNorm does, what is saved."""
+
+import dataclasses
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from transfer_learning.errors import UserError
+from transfer_learning.models import features
+from transfer_learning.models.classifier import (
+    build_classifier, leaf_layers, load_model, open_layers, probabilities, save_model,
+)  # fmt: skip
+
+CLASS_NAMES = ("Fish Oil", 'with "quotes", and comma', "薬")
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture
+def classifier(small_config):
+    return build_classifier(small_config, CLASS_NAMES)
+
+
+def test_the_same_seed_builds_the_same_network_and_another_seed_another_head(small_config, classifier):
+    assert build_classifier(small_config, CLASS_NAMES).weights_sha256 == classifier.weights_sha256
+    other = build_classifier(dataclasses.replace(small_config, seed=1), CLASS_NAMES)
+    assert other.weights_sha256 != classifier.weights_sha256
+    kernels = [one.head.get_layer("logits").kernel.numpy() for one in (classifier, other)]
+    assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize(
+    ("head", "layers"),
+    [
+        ((), ["dropout_0", "logits"]),
+        ((16,), ["dense_0", "dropout_0", "logits"]),
+        ((512, 256), ["dense_0", "dropout_0", "dense_1", "dropout_1", "logits"]),
+    ],
+)
+def test_the_head_is_a_config(small_config, head, layers):
+    classifier = build_classifier(dataclasses.replace(small_config, head=head), CLASS_NAMES)
+    assert [layer.name for layer in classifier.head.layers[1:]] == layers
+
+
+def open_names(classifier):
+    return [layer.name for layer in leaf_layers(classifier.backbone) if layer.trainable and layer.weights]
+
+
+def test_what_each_way_of_opening_opens(classifier):
+    every = [layer.name for layer in leaf_layers(classifier.backbone) if layer.weights]
+    for opened, expected in (
+        ("none", []),
+        ("all", every),
+        ("1.0", every),
+        ("0.5", every[len(every) // 2 :]),
+        ("0.001", every[-1:]),
+        ("block4", [name for name in every if name.startswith(("block4", "block5"))]),
+    ):
+        open_layers(classifier, "small_cnn", opened)
+        assert open_names(classifier) == expected, opened
+        assert all(layer.trainable for layer in classifier.head.layers)
+
+
+@pytest.mark.parametrize(
+    ("opened", "message"),
+    [("block9", "names? no|no stage of small_cnn; give one of block1"), ("1.5", "no fraction"), ("0", "no fraction")],
+)
+def test_a_stage_that_is_not_there_is_refused_with_the_known_ones(classifier, opened, message):
+    with pytest.raises(UserError, match=message):
+        open_layers(classifier, "small_cnn", opened)
+
+
+def moving_statistics(classifier):
+    return [
+        value.numpy()
+        for layer in leaf_layers(classifier.backbone)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for value in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_batch_norm_learns_statistics_only_from_random_weights(small_config, pretrained):
+    weights = small_config.weights if pretrained else "none"
+    classifier = build_classifier(dataclasses.replace(small_config, weights=weights), CLASS_NAMES)
+    open_layers(classifier, "small_cnn", "all")
+    before = moving_statistics(classifier)
+    classifier.training_logits(IMAGES.astype(np.float32))
+    same = [np.array_equal(old, new) for old, new in zip(before, moving_statistics(classifier), strict=True)]
+    assert before and (all(same) if pretrained else not any(same))
+
+
+def test_dropout_works_in_training_alone(classifier):
+    images = IMAGES.astype(np.float32)
+    first, second = (np.asarray(classifier.training_logits(images)) for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert np.array_equal(*(np.asarray(classifier.model(images, training=False)) for _ in range(2)))
+
+
+def test_probabilities_of_an_image_do_not_depend_on_what_stands_beside_it(classifier):
+    rows = np.arange(5)
+    together = probabilities(classifier, IMAGES, rows, 4)
+    assert together.shape == (5, 3) and together.dtype == np.float32
+    assert together.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    alone = np.concatenate([probabilities(classifier, IMAGES, rows[index : index + 1], 4) for index in range(5)])
+    assert np.array_equal(together, alone)
+
+
+def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_config, tmp_path):
+    path = tmp_path / "model.keras"
+    save_model(classifier, path)
+    expected = probabilities(classifier, IMAGES, np.arange(5), 5)
+    alone = keras.models.load_model(path)  # no code of ours, and images as they come
+    assert np.asarray(alone(IMAGES.astype(np.float32), training=False)) == pytest.approx(expected, abs=1e-6)
+    assert json.loads(zipfile.ZipFile(path).read("class_names.json")) == list(CLASS_NAMES)
+    loaded = load_model(small_config, path)
+    assert loaded.class_names == CLASS_NAMES and loaded.weights_sha256 == classifier.weights_sha256
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive"])
+def test_a_damaged_model_is_a_sentence(small_config, tmp_path, content):
+    path = tmp_path / "model.keras"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="model.keras cannot be read"):
+        load_model(small_config, path)
+
+
+def test_images_kept_small_are_enlarged_inside_the_model(small_config):
+    config = dataclasses.replace(small_config, image_size=32, input_size=8)
+    classifier = build_classifier(config, CLASS_NAMES)
+    assert classifier.model.input_shape == (None, 8, 8, 3)
+    assert classifier.backbone.input_shape == (None, 32, 32, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features
+
+
+def test_features_are_those_of_the_live_network_and_are_computed_once(classifier, tmp_path, monkeypatch):
+    said, rows = [], np.array([4, 0, 2])
+    arguments = (classifier.extractor, IMAGES, rows, "key", tmp_path, 2)
+    first = features.kept_features(*arguments, said.append)
+    live = np.asarray(classifier.extractor(IMAGES[rows].astype(np.float32), training=False))
+    assert first.dtype == np.float32 and np.asarray(first) == pytest.approx(live, rel=1e-4, abs=1e-5)
+
+    def refuse(*_):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(features, "_frozen_graph", refuse)
+    assert np.array_equal(features.kept_features(*arguments, said.append), first)
+    assert "kept from an earlier run" in said[-1]
+    for changed in (("other key", rows), ("key", rows[::-1])):
+        with pytest.raises(AssertionError, match="computed again"):
+            features.kept_features(classifier.extractor, IMAGES, changed[1], changed[0], tmp_path, 2, said.append)
+
+
+def test_a_killed_extraction_leaves_nothing_that_is_taken_for_whole(classifier, tmp_path, monkeypatch):
+    arguments = (classifier.extractor, IMAGES, np.arange(5), "key", tmp_path, 2)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        features.kept_features(*arguments, lambda sentence: None, stop)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert features.kept_features(*arguments, lambda sentence: None).shape[0] == 5
