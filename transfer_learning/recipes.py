@@ -40,7 +40,7 @@ def drawn_pills() -> RunConfig:
         val_fraction=0.15,
         frozen=Phase(epochs=15, learning_rate=1e-3, patience=4),
         fine_tune=Phase(
-            epochs=3, learning_rate=3e-4, optimizer="adamw", weight_decay=1e-4, schedule="cosine", warmup_epochs=0.3,
+            epochs=4, learning_rate=3e-4, optimizer="adamw", weight_decay=1e-4, schedule="cosine", warmup_epochs=0.3,
             open="stage5", augmentation="light",
         ),
     )  # fmt: skip
@@ -56,8 +56,8 @@ def digits() -> RunConfig:
         flip=False,
         frozen=Phase(epochs=10, learning_rate=3e-3),
         fine_tune=Phase(
-            epochs=8, learning_rate=1e-3, optimizer="adamw", weight_decay=1e-4, schedule="cosine", warmup_epochs=0.5,
-            open="all",
+            epochs=8, learning_rate=5e-4, optimizer="adamw", weight_decay=1e-4, schedule="cosine", warmup_epochs=0.5,
+            open="all", augmentation="light",
         ),
     )  # fmt: skip
 

@@ -35,10 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         run_dir = new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
     print(f"Run directory: {run_dir.path}", flush=True)
 
-    with quiet_start():
-        from transfer_learning.experiment import run_experiment  # imports TensorFlow, which takes seconds
-
     try:
+        with quiet_start():
+            from transfer_learning.experiment import run_experiment  # imports TensorFlow, which takes seconds
         evaluation = run_experiment(config, run_dir, reasons=reasons)
     except Stopped as stopped:
         if run_dir.config.exists():

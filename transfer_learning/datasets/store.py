@@ -53,9 +53,9 @@ def open_store(
             try:
                 _write(pixels_file, facts_file, hashes, decoded, size)
             except OSError as error:
-                needed = len(contents) * size * size * 3 / 1e9
+                needed = -(-len(contents) * size * size * 3 // 10**6)
                 raise UserError(
-                    f"The decoded images need {needed:.2f} GB in {cache_dir}, which cannot be written ({error.strerror}); "
+                    f"The decoded images need {needed:,} MB in {cache_dir}, which cannot be written ({error.strerror}); "
                     "free some space, or name another folder with --cache-dir."
                 ) from None
     facts = pd.read_csv(facts_file, dtype={"sha256": str, "problem": str}, keep_default_na=False)

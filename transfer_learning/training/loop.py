@@ -54,10 +54,24 @@ def train(
         UserError: the checkpoint belongs to another config or dataset, or the loss is no longer a number.
         Stopped: a signal came; the state is saved.
     """
+    state, arrays = _restore(run_dir, identity, say)
+    callback_list = keras.callbacks.CallbackList(list(callbacks), model=model) if callbacks else None
+    if callback_list:
+        callback_list.on_train_begin()
+    try:
+        return _train_phases(identity, make_phase, model, run_dir, callback_list, stop, state, arrays)
+    finally:
+        if callback_list:  # also after a stop: this is where Keras' own callbacks close their files
+            callback_list.on_train_end()
+
+
+def _train_phases(
+    identity: Identity, make_phase: Callable[[str], ActivePhase], model: keras.Model, run_dir: RunDir,
+    callbacks: keras.callbacks.CallbackList | None, stop: StopRequest, state: TrainingState,
+    arrays: checkpoint.Arrays | None,
+) -> TrainingState:  # fmt: skip
     config = identity.config
     names = [name for name in PHASES if config.phase(name).epochs > 0]
-    state, arrays = _restore(run_dir, identity, say)
-    callback_list = keras.callbacks.CallbackList(list(callbacks), model=model)
     while True:
         # When all phases are done, the last one is made once more, to take its weights out of the checkpoint.
         active = make_phase(names[min(state.phase, len(names) - 1)])
@@ -69,29 +83,16 @@ def train(
         if state.phase == len(names):
             write_history(state.history, run_dir.history)
             return state
-        with stop.deferred():
-            _train_phase(identity, active, state, model, run_dir, callback_list if callbacks else None, stop)
+        model.stop_training, model.optimizer = False, active.optimizer  # what callbacks look at
+        with stop.deferred(), EpochProgress() as progress:
+            while not state.phase_is_over(active.settings):
+                _train_epoch(identity, active, state, model, run_dir, callbacks, stop, progress)
         active.restore_best()
         state.end_phase()
         if state.phase == len(names):
             _save(run_dir, identity, state, active)
             write_history(state.history, run_dir.history)
             return state
-
-
-def _train_phase(
-    identity: Identity, active: ActivePhase, state: TrainingState, model: keras.Model, run_dir: RunDir,
-    callbacks: keras.callbacks.CallbackList | None, stop: StopRequest,
-) -> None:  # fmt: skip
-    model.stop_training = False
-    model.optimizer = active.optimizer
-    if callbacks:
-        callbacks.on_train_begin()
-    with EpochProgress() as progress:
-        while not state.phase_is_over(active.settings):
-            _train_epoch(identity, active, state, model, run_dir, callbacks, stop, progress)
-    if callbacks:
-        callbacks.on_train_end()
 
 
 def _train_epoch(

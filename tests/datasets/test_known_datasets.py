@@ -1,0 +1,155 @@
+"""The datasets with a name: real ones that are installed, and those that lie in a folder or come from far away."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from transfer_learning.datasets import digits, fashion_mnist, pharma
+from transfer_learning.datasets.dataset import DATASETS, load_dataset
+from transfer_learning.errors import UserError
+from transfer_learning.recipes import RECIPES
+
+
+def test_every_known_dataset_has_a_recipe():
+    assert set(DATASETS) == set(RECIPES)
+
+
+def test_digits_are_real_images_of_ten_classes(tmp_path):
+    dataset = load_dataset("digits", tmp_path)
+    assert dataset.class_names == tuple("0123456789") and len(dataset.examples) == 1797
+    assert len({example.id for example in dataset.examples}) == 1797
+    pixels = np.stack([example.content for example in dataset.examples])
+    assert pixels.shape == (1797, 8, 8) and pixels.dtype == np.uint8
+    assert (pixels.min(), pixels.max()) == (0, 255), "16 levels spread over all of 0..255"
+    assert {example.split for example in dataset.examples} == {""}
+    assert digits.load(tmp_path).examples[0].label == "0"
+
+
+# --------------------------------------------------------------------------------------------------- Fashion-MNIST
+
+
+def idx(array):
+    array = np.asarray(array, np.uint8)
+    return gzip.compress(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+def lay_fashion(folder, replaced=None):
+    """The four files with 30 and 10 images; `replaced` names some and gives their bytes."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for (images, labels), count in zip(fashion_mnist.FILES.values(), (30, 10), strict=True):
+        (folder / images).write_bytes(idx(rng.integers(0, 256, (count, 28, 28))))
+        (folder / labels).write_bytes(idx(np.arange(count) % 10))
+    for name, content in (replaced or {}).items():
+        (folder / name).write_bytes(content)
+
+
+TRAIN_IMAGES, TRAIN_LABELS = fashion_mnist.FILES["train"]
+
+
+def test_fashion_mnist_reads_its_four_files_and_keeps_the_official_test(tmp_path):
+    lay_fashion(tmp_path / "fashion_mnist")
+    dataset = load_dataset("fashion_mnist", tmp_path)
+    assert dataset.class_names == fashion_mnist.CLASS_NAMES
+    assert [example.split for example in dataset.examples] == [""] * 30 + ["test"] * 10
+    assert (dataset.examples[0].id, dataset.examples[-1].id) == ("train/00000", "test/00009")
+    assert [example.label for example in dataset.examples[:2]] == ["T-shirt/top", "Trouser"]
+    first = np.random.default_rng(0).integers(0, 256, (30, 28, 28)).astype(np.uint8)
+    np.testing.assert_array_equal(np.stack([example.content for example in dataset.examples[:30]]), first)
+
+
+def test_fashion_mnist_is_found_where_debian_lays_it(tmp_path, monkeypatch):
+    lay_fashion(tmp_path / "debian")
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    assert len(load_dataset("fashion_mnist", tmp_path / "data").examples) == 40
+
+
+def test_fashion_mnist_is_downloaded_where_a_file_is_missing(tmp_path, monkeypatch):
+    import keras
+
+    arrays = tuple((np.zeros((n, 28, 28), np.uint8), np.arange(n, dtype=np.uint8) % 10) for n in (20, 10))
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", lambda: arrays)
+    lay_fashion(tmp_path / "fashion_mnist")
+    (tmp_path / "fashion_mnist" / TRAIN_IMAGES).unlink()
+    assert len(load_dataset("fashion_mnist", tmp_path).examples) == 30
+
+
+WHOLE = idx(np.zeros((30, 28, 28)))
+DAMAGED = {
+    "empty": (TRAIN_IMAGES, b""),
+    "not gzipped": (TRAIN_IMAGES, b"<html>not found</html>"),
+    "cut off": (TRAIN_IMAGES, idx(np.random.default_rng(0).integers(0, 256, (30, 28, 28)))[:5000]),
+    "a wrong byte in the middle": (TRAIN_IMAGES, WHOLE[:12] + bytes(byte ^ 0xFF for byte in WHOLE[12:30]) + WHOLE[30:]),
+    "another format": (TRAIN_IMAGES, gzip.compress(b"\x89PNG\r\n\x1a\n" + bytes(100))),
+    "short of bytes": (TRAIN_IMAGES, gzip.compress(gzip.decompress(WHOLE)[:-1])),
+    "a header without its end": (TRAIN_IMAGES, gzip.compress(b"\0\0\x08\x03\0\0")),
+    "labels in place of images": (TRAIN_IMAGES, idx(np.zeros(30))),
+    "images in place of labels": (TRAIN_LABELS, WHOLE),
+    "too few labels": (TRAIN_LABELS, idx(np.zeros(29))),
+    "a label that no class has": (TRAIN_LABELS, idx(np.full(30, 10))),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGED.values(), ids=DAMAGED)
+def test_fashion_mnist_that_is_damaged_is_refused(name, content, tmp_path):
+    lay_fashion(tmp_path / "fashion_mnist", {name: content})
+    with pytest.raises(UserError, match="fetch") as caught:
+        load_dataset("fashion_mnist", tmp_path)
+    assert name in str(caught.value) or "train images" in str(caught.value)
+
+
+# ----------------------------------------------------------------------------------------------------------- pharma
+
+
+def lay_pharma(root, missing=""):
+    for name in pharma.CLASS_NAMES:
+        if name != missing:
+            folder = root / "Drug Vision" / "Data Combined" / name  # as the archive of Kaggle has it
+            folder.mkdir(parents=True)
+            for number in (1, 2):
+                (folder / f"{number}.jpg").write_bytes(f"{name} {number}".encode())
+    return root
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_pharma_reads_the_layout_of_the_archive_from_any_of_its_folders(depth, tmp_path):
+    archive = lay_pharma(tmp_path / "archive")
+    top = [archive, archive / "Drug Vision", archive / "Drug Vision" / "Data Combined"][depth]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pharma").symlink_to(top, target_is_directory=True)
+    dataset = load_dataset("pharma", tmp_path / "data")
+    assert dataset.class_names == pharma.CLASS_NAMES and len(dataset.examples) == 20
+    assert {example.label for example in dataset.examples} == set(pharma.CLASS_NAMES)
+    assert all(example.split == "" for example in dataset.examples)
+
+
+def test_pharma_is_downloaded_where_its_folder_is_not_there(tmp_path, monkeypatch, capsys):
+    import kagglehub
+
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        return str(lay_pharma(tmp_path / "kaggle"))
+
+    monkeypatch.setattr(kagglehub, "dataset_download", download)
+    dataset = load_dataset("pharma", tmp_path / "data")
+    assert len(dataset.examples) == 20 and dataset.name == "pharma"
+    assert asked == ["vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images"]
+    assert "downloaded from Kaggle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("missing", ["Alaxan", "Fish Oil"])
+def test_pharma_with_a_class_missing_is_refused(missing, tmp_path):
+    lay_pharma(tmp_path / "pharma", missing)
+    with pytest.raises(UserError, match="the ten of the Kaggle set were expected"):
+        load_dataset("pharma", tmp_path)
+
+
+def test_pharma_never_takes_an_empty_folder_for_the_set(tmp_path):
+    (tmp_path / "pharma").mkdir()
+    with pytest.raises(UserError, match="has the classes none"):
+        load_dataset("pharma", tmp_path)

@@ -1,0 +1,304 @@
+"""What a user can do wrong: one line that says what was given and what to do, exit code 2, nothing lost."""
+
+import dataclasses
+import errno
+
+import pytest
+from conftest import draw_photos
+from PIL import Image
+
+from transfer_learning import experiment, run
+from transfer_learning.command_line import run_main
+from transfer_learning.datasets import csv_file, store
+from transfer_learning.errors import UserError
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory of its own, so that `runs/` and `data/` are seen to stay empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(here, capsys):
+    """Calls `run` with flags that it has to refuse, and returns the one line that it says."""
+
+    def refuse(*arguments):
+        capsys.readouterr()
+        assert run_main(run.main, [str(argument) for argument in arguments]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        assert not (here / "runs").exists() or not list((here / "runs").iterdir()), "an empty run directory is left"
+        return lines[0]
+
+    return refuse
+
+
+def add_damaged(folder):
+    damaged = folder / "cross" / "damaged.png"
+    damaged.write_bytes((folder / "cross" / "000.png").read_bytes()[:60])
+    return damaged
+
+
+def no_folder_at_all(folder):
+    pass
+
+
+def empty_folder(folder):
+    folder.mkdir()
+
+
+def only_texts(folder):
+    (folder / "cats").mkdir(parents=True)
+    (folder / "cats" / "list.txt").write_text("1.jpg")
+
+
+def images_beside_class_folders(folder):
+    draw_photos(folder)
+    Image.new("RGB", (8, 8)).save(folder / "stray.png")
+
+
+def one_class(folder):
+    draw_photos(folder, classes=("circle",))
+
+
+def class_with_one_image(folder):
+    draw_photos(folder)
+    (folder / "single").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "single" / "1.png")
+
+
+def class_without_image(folder):
+    draw_photos(folder)
+    (folder / "birds").mkdir()
+    (folder / "birds" / "1.heic").write_bytes(b"x")
+
+
+def splits_beside_others(folder):
+    for split in ("train", "test", "annotations"):
+        draw_photos(folder / split, num_per_class=1)
+
+
+def unreadable_image(folder):
+    draw_photos(folder)
+    add_damaged(folder)
+
+
+def class_of_unreadable_images(folder):
+    draw_photos(folder, num_per_class=4)
+    (folder / "damaged").mkdir()
+    for name in "abc":
+        (folder / "damaged" / f"{name}.png").write_bytes(name.encode())
+
+
+def name_that_is_no_text(folder):
+    draw_photos(folder)
+    (folder / "circle" / "000.png").rename(folder / "circle" / "gr\udcfcn.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "flags", "words"),
+    [
+        (no_folder_at_all, [], ["photos", "no known dataset", "Known:", "drawn_pills", "path,label"]),
+        (empty_folder, [], ["photos", "holds no images", "cats/1.jpg"]),
+        (only_texts, [], ["photos", "holds no images"]),
+        (images_beside_class_folders, [], ["stray.png", "beside the class folders", "move it"]),
+        (one_class, [], ["only one class", "circle", "add a folder"]),
+        (class_with_one_image, [], ["The class single has 1 different image", "at least 3", "add images"]),
+        (class_without_image, [], ["birds", "holds no image", "add some"]),
+        (splits_beside_others, [], ["annotations", "splits", "move"]),
+        (unreadable_image, [], ["1 image of 43", "damaged.png", "--skip-unreadable"]),
+        (class_of_unreadable_images, ["--skip-unreadable"], ["The class damaged", "no readable", "add some"]),
+        (name_that_is_no_text, [], ["UTF-8", "\\udcfc", "rename it"]),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on(make, flags, words, refused, here):
+    make(here / "photos")
+    line = refused("--dataset", "photos", "--image-size", "16", "--cache-dir", here / "cache", *flags)
+    assert all(word in line for word in words), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--dataset is missing", "drawn_pills", "--resume"]),
+        (["--dataset", "digit"], ["digit", "Did you mean digits?"]),
+        (["--dataset", "digits", "--backbone", "resnet5"], ["resnet5", "Did you mean resnet50"]),
+        (["--dataset", "no/such/folder", "--backbone", "resnet5"], ["resnet5"]),  # before a look at the data
+        (["--dataset", "digits", "--optimiser", "adam"], ["--optimiser", "--help"]),
+        (["--dataset", "digits", "--batch-size", "x"], ["--batch-size", "'x'", "--help"]),
+        (["--dataset", "digits", "--micro-batches", "3"], ["--micro-batches 3", "--batch-size 32", "divisor"]),
+        (["--dataset", "digits", "--weights", "none"], ["--weights none", "--frozen.epochs 0"]),
+        (["--dataset", "digits", "--frozen.epochs", "0", "--fine-tune.epochs", "0"], ["Both phases have 0 epochs"]),
+        (["--dataset", "digits", "--fine-tune.open", "conv5"], ["conv5", "efficientnet_lite0", "stage5", "0.3"]),
+        (["--dataset", "digits", "--fine-tune.open", "1.5"], ["1.5", "efficientnet_lite0", "stage5", "0.3"]),
+        (["--resume", "no/such/run"], ["no/such/run", "no run directory"]),
+        (["--resume", "x", "--run-dir", "y"], ["--resume already names", "--run-dir"]),
+    ],
+)
+def test_a_flag_that_is_wrong(arguments, words, refused):
+    line = refused(*arguments)
+    assert all(word in line for word in words), line
+
+
+def test_a_recipe_whose_stage_the_backbone_lacks_opens_its_upper_layers_and_says_so(capsys):
+    flags = run.parse(["--dataset", "drawn_pills", "--backbone", "resnet50"])
+    config, reasons = run.chosen_config(flags)
+    assert config.fine_tune.open == "0.3"
+    assert len(reasons) == 1 and "stage5" in reasons[0] and "resnet50" in reasons[0]
+    assert capsys.readouterr().out == reasons[0] + "\n"
+
+
+def test_a_choice_that_a_flag_makes_is_not_given_another_reason(photos):
+    config, reasons = run.chosen_config(run.parse(["--dataset", str(photos), "--backbone", "small_cnn"]))
+    assert config.backbone == "small_cnn"
+    assert not [reason for reason in reasons if "efficientnet" in reason]
+    assert [reason for reason in reasons if "Batch size" in reason]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["(none)", "path,label"]),
+        ("file;class\na.png;circle\n", ["file;class", "path,label"]),
+        ("path,label\n,circle\n", ["line 2", "a path in every row"]),
+        ("path,label\na.png,circle\n\nb.png,\n", ["line 4", "a label in every row"]),
+        ("path,label\na.png\n", ["line 2", "a label in every row"]),
+        ("path,label\na.png,circle\na.png,cross\n", ["line 3", "'a.png'", "every path once"]),
+        ("path,label,split\na.png,circle,dev\n", ["line 2", "'dev'", "train, val, test"]),
+        ("path,label\na.png,circle,extra\n", ["line 2", "['extra']", "path,label"]),
+        ("path,label\n", ["holds no images"]),
+        ("\x00\x00", ["table.csv"]),
+    ],
+)
+def test_a_table_that_cannot_be_trained_on(text, words, refused, here):
+    (here / "table.csv").write_text(text)
+    line = refused("--dataset", "table.csv")
+    assert all(word in line for word in words), line
+
+
+def test_an_image_is_no_table(here):
+    Image.new("RGB", (8, 8)).save(here / "photo.png")
+    with pytest.raises(UserError, match="cannot be read as a table"):
+        csv_file.read(here / "photo.png")
+
+
+def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
+    damaged = add_damaged(draw_photos(here / "photos"))
+    config = dataclasses.replace(small_config, dataset=str(here / "photos"), skip_unreadable=True)
+    said = []
+    data = experiment.load_data(config, said.append)
+    assert "42 images" not in experiment.describe_data(data) and "1 skipped" in experiment.describe_data(data)
+    assert [sentence for sentence in said if sentence.startswith("Skipped 1 image of 43") and str(damaged) in sentence]
+    row = data.manifest[data.manifest["file"] == str(damaged)].iloc[0]
+    assert row["split"] == "" and row["problem"]
+    assert sum(len(data.split(split)) for split in ("train", "val", "test")) == 42
+
+
+def test_validation_that_is_to_be_watched_has_to_be_there(refused, photos, here):
+    line = refused("--dataset", photos, "--val-fraction", "0", "--image-size", "16", "--cache-dir", here / "cache")
+    assert "no val images" in line and "--val-fraction" in line
+
+
+@pytest.fixture
+def begun(small_config, tmp_path):
+    """The directory of a run that was begun, with its config alone."""
+    path = tmp_path / "begun"
+    path.mkdir()
+    (path / "config.json").write_text(small_config.to_json())
+    return path
+
+
+def test_resume_with_another_config_names_the_fields_that_differ(begun, refused):
+    line = refused("--resume", begun, "--seed", "5", "--fine-tune.epochs", "9", "--batch-size", "8", "--csv-log")
+    assert "seed is 0, not 5" in line and "fine_tune.epochs is 2, not 9" in line and "leave the flags out" in line
+    assert "batch_size" not in line and "csv_log" not in line, "what is alike, or free, is not named"
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b'{"seed": 1}'])
+def test_resume_with_a_damaged_config_says_so(content, begun, refused):
+    (begun / "config.json").write_bytes(content)
+    line = refused("--resume", begun)
+    assert "config.json" in line and "start a new run" in line
+
+
+def test_a_directory_that_holds_something_is_refused(begun, refused, here):
+    assert f"--resume {begun}" in refused("--dataset", "digits", "--run-dir", begun)
+    (begun / "report.html").touch()
+    assert "finished run" in refused("--dataset", "digits", "--run-dir", begun)
+    (here / "mine").mkdir()
+    (here / "mine" / "thesis.tex").touch()
+    assert "no run of ours" in refused("--dataset", "digits", "--run-dir", "mine")
+    assert (here / "mine" / "thesis.tex").exists()
+
+
+def test_a_finished_run_needs_no_resume(begun, capsys):
+    (begun / "report.html").touch()
+    assert run_main(run.main, ["--resume", str(begun)]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_pharma_out_of_reach_says_where_to_put_it_and_what_works_without(refused, monkeypatch):
+    import kagglehub
+
+    def unreachable(name):
+        raise ConnectionError(f"no route to Kaggle for {name}\nsecond line\nthird line")
+
+    monkeypatch.setattr(kagglehub, "dataset_download", unreachable)
+    # The weights of resnet50, which the recipe wants, are not looked for before the images are there.
+    line = refused("--dataset", "pharma", "--data-dir", "my data")
+    for words in ("my data/pharma", "no route to Kaggle", "kaggle.com/datasets/", "--dataset drawn_pills"):
+        assert words in line
+
+
+def test_fashion_mnist_out_of_reach_says_where_to_put_it_and_what_works_without(refused, monkeypatch, here):
+    import keras
+
+    from transfer_learning.datasets import fashion_mnist
+
+    def unreachable():
+        raise Exception("URL fetch failure on https://example.org: None -- no route\nsecond line")
+
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", here / "not installed")
+    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", unreachable)
+    line = refused("--dataset", "fashion_mnist", "--data-dir", "my data")
+    for words in ("my data/fashion_mnist", "no route", "dataset-fashion-mnist", "--dataset digits"):
+        assert words in line
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_cache_that_cannot_be_written_says_how_much_it_needs_and_where(number, refused, monkeypatch, photos, here):
+    def fail(*arguments):
+        raise OSError(number, "It cannot be")
+
+    monkeypatch.setattr(store, "_write", fail)
+    line = refused("--dataset", photos, "--image-size", "16", "--cache-dir", here / "cache")
+    for words in ("need 1 MB in", str(here / "cache"), "It cannot be", "--cache-dir"):
+        assert words in line
+
+
+def test_a_cache_that_is_a_file_is_named(refused, photos, here):
+    (here / "cache").write_text("x")
+    assert str(here / "cache") in refused("--dataset", photos, "--image-size", "16", "--cache-dir", here / "cache")
+
+
+def test_a_disk_that_is_full_later_loses_nothing_and_says_how_to_go_on(monkeypatch, begun, refused):
+    before = (begun / "config.json").read_bytes()
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device", str(begun / "model.keras"))
+
+    monkeypatch.setattr(experiment, "run_experiment", full)
+    line = refused("--resume", begun)
+    assert "disk is full" in line and "model.keras" in line and "--resume" in line
+    assert (begun / "config.json").read_bytes() == before
+
+
+def test_a_run_that_another_process_holds(begun, refused, monkeypatch):
+    import fcntl
+
+    with open(begun / ".lock", "w") as lock:  # a lock belongs to what opened the file, so this is as good as a process
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(experiment, "write_beginning", lambda *arguments: pytest.fail("it went on"))
+        assert "another process" in refused("--resume", begun)

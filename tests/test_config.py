@@ -1,0 +1,161 @@
+"""The config: what contradicts itself is refused in a sentence, and JSON gives back the same values."""
+
+import dataclasses
+import json
+
+import pytest
+
+from transfer_learning.config import PHASES, Phase, RunConfig, difference, flat, with_values
+from transfer_learning.errors import UserError
+from transfer_learning.recipes import RECIPES, own_images
+
+CONTRADICTIONS = {  # fields that differ from the default, and what the sentence has to name
+    "image too small": ({"image_size": 4}, ["--image-size 4", "8 pixels"]),
+    "negative input size": ({"input_size": -1}, ["--input-size -1"]),
+    "no batch": ({"batch_size": 0}, ["--batch-size 0"]),
+    "parts that do not divide": ({"micro_batches": 5}, ["--micro-batches 5", "--batch-size 32"]),
+    "no part": ({"micro_batches": 0}, ["--micro-batches 0"]),
+    "layer without width": ({"head": (512, 0)}, ["--head", "512,256"]),
+    "everything dropped": ({"dropout": 1.0}, ["--dropout 1.0"]),
+    "dropout not a number": ({"dropout": float("nan")}, ["--dropout nan"]),
+    "negative seed": ({"seed": -1}, ["--seed -1"]),
+    "seed too large": ({"seed": 2**31}, ["--seed 2147483648", "2147483647"]),
+    "all smoothed": ({"label_smoothing": 1.0}, ["--label-smoothing 1.0"]),
+    "nothing left to train on": (
+        {"val_fraction": 0.5, "test_fraction": 0.5}, ["--val-fraction 0.5", "--test-fraction 0.5"],
+    ),
+    "negative fraction": ({"val_fraction": -0.1}, ["--val-fraction -0.1"]),
+    "negative time": ({"checkpoint_seconds": -1.0}, ["--checkpoint-seconds -1.0"]),
+    "no epoch at all": ({"frozen.epochs": 0}, ["--frozen.epochs", "--fine-tune.epochs"]),
+    "open while frozen": ({"frozen.open": "all"}, ["--frozen.open all", "--fine-tune.open"]),
+    "closed while fine-tuning": ({"fine_tune.epochs": 2, "fine_tune.open": "none"}, ["--fine-tune.open none"]),
+    "random and frozen": ({"weights": "none"}, ["--weights none", "--frozen.epochs 0"]),
+    "random and half open": (
+        {"weights": "none", "frozen.epochs": 0, "fine_tune.epochs": 2, "fine_tune.open": "conv5"},
+        ["--weights none", "--fine-tune.open conv5", "--fine-tune.open all"],
+    ),
+    "unknown choice": ({"resize": "squach"}, ["--resize squach", "Did you mean squash?"]),
+    "unknown choice of a phase": ({"frozen.optimizer": "adm"}, ["--frozen.optimizer adm", "adam"]),
+    "negative epochs": ({"frozen.epochs": -1}, ["--frozen.epochs -1"]),
+    "no learning rate": ({"frozen.learning_rate": 0.0}, ["--frozen.learning-rate 0.0"]),
+    "learning rate not a number": ({"frozen.learning_rate": float("nan")}, ["--frozen.learning-rate nan"]),
+    "infinite learning rate": ({"frozen.learning_rate": float("inf")}, ["--frozen.learning-rate inf"]),
+    "momentum of 1": ({"frozen.momentum": 1.0}, ["--frozen.momentum 1.0"]),
+    "negative decay": ({"frozen.weight_decay": -0.1}, ["--frozen.weight-decay -0.1"]),
+    "decay without adamw": ({"frozen.weight_decay": 0.1}, ["--frozen.weight-decay", "--frozen.optimizer adamw"]),
+    "negative patience": ({"frozen.patience": -1}, ["--frozen.patience -1"]),
+    "plateau at once": ({"frozen.plateau_patience": 0}, ["--frozen.plateau-patience 0"]),
+    "plateau that raises": ({"frozen.plateau_factor": 2.0}, ["--frozen.plateau-factor 2.0"]),
+    "warm-up longer than the phase": (
+        {"frozen.warmup_epochs": 11.0}, ["--frozen.warmup-epochs 11.0", "--frozen.epochs 10"],
+    ),
+    "phase of the second name": (
+        {"fine_tune.epochs": 2, "fine_tune.momentum": -1.0}, ["--fine-tune.momentum -1.0"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "named"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_refuses_a_contradiction_and_names_the_flag(values, named):
+    with pytest.raises(UserError) as caught:
+        with_values(RunConfig(), values).check()
+    for words in named:
+        assert words in str(caught.value)
+
+
+def test_the_default_and_every_recipe_contradict_nothing():
+    for config in (RunConfig(), *(recipe() for recipe in RECIPES.values())):
+        config.check()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_phase_of_any_recipe_can_be_left_out_by_its_epochs_alone(recipe, phase):
+    """What the recipe says of the phase, such as a warm-up longer than no epochs, contradicts nothing then."""
+    with_values(recipe(), {f"{phase}.epochs": 0}).check()
+
+
+def test_training_from_scratch_works_as_the_sentence_says():
+    values = {"weights": "none", "frozen.epochs": 0, "fine_tune.epochs": 20, "fine_tune.learning_rate": 1e-3}
+    with_values(RunConfig(), values | {"fine_tune.open": "all"}).check()
+
+
+def test_the_recipe_of_a_dataset_trains_on_that_dataset():
+    assert {name: recipe().dataset for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
+
+
+def test_json_gives_back_the_same_config():
+    config = with_values(RunConfig(), {"head": (512, 256), "dataset": "Fotos für mich/Äpfel", "fine_tune.epochs": 3})
+    assert RunConfig.from_json(config.to_json()) == config
+    assert json.loads(config.to_json())["fine_tune"]["epochs"] == 3
+
+
+def test_a_whole_number_is_read_as_a_fraction_where_one_is_expected():
+    text = RunConfig().to_json().replace('"dropout": 0.0', '"dropout": 0')
+    assert RunConfig.from_json(text) == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda values: "no JSON", "Expecting value"),
+        (lambda values: [1], "no table of fields"),
+        (lambda values: values | {"colour": "red"}, "unknown field colour"),
+        (lambda values: {name: value for name, value in values.items() if name != "seed"}, "no field seed"),
+        (lambda values: values | {"seed": "1"}, "seed is '1', not int"),
+        (lambda values: values | {"seed": True}, "seed is True, not int"),
+        (lambda values: values | {"flip": 1}, "flip is 1, not bool"),
+        (lambda values: values | {"head": "512"}, "head is '512', not a list of int"),
+        (lambda values: values | {"head": ["512"]}, "head is ['512'], not a list of int"),
+        (lambda values: values | {"frozen": 3}, "frozen. is no table of fields"),
+        (lambda values: values | {"frozen": values["frozen"] | {"speed": 1}}, "unknown field frozen.speed"),
+        (lambda values: values | {"frozen": values["frozen"] | {"epochs": None}}, "frozen.epochs is None, not int"),
+    ],
+)
+def test_refuses_json_that_is_no_config(change, named):
+    changed = change(json.loads(RunConfig().to_json()))
+    with pytest.raises(UserError, match="runs/a/config.json") as caught:
+        RunConfig.from_json(changed if isinstance(changed, str) else json.dumps(changed), "runs/a/config.json")
+    assert named in str(caught.value)
+
+
+def test_values_are_set_by_the_names_under_which_they_are_listed():
+    config = RunConfig()
+    for name, value in flat(config).items():
+        changed = with_values(config, {name: "another"})
+        assert flat(changed)[name] == "another"
+        assert [other for other in flat(config) if flat(changed)[other] != flat(config)[other]] == [name], value
+
+
+def test_the_difference_names_what_decides_a_result_and_nothing_else():
+    old = RunConfig()
+    new = with_values(old, {"seed": 1, "fine_tune.epochs": 4, "csv_log": True, "cache_dir": "x", "data_dir": "y"})
+    assert difference(old, old) == {}
+    assert difference(old, new) == {"seed": (0, 1), "fine_tune.epochs": (0, 4)}
+
+
+def test_a_phase_and_a_config_cannot_be_changed():
+    for frozen, name in ((RunConfig(), "seed"), (Phase(), "epochs")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(frozen, name, 1)
+
+
+SURVEYS = {
+    "tiny": dict(num_images=6, num_classes=2, smallest_class=3, largest_class=3, short_side=500),
+    "unknown size": dict(num_images=60, num_classes=2, smallest_class=30, largest_class=30, short_side=0),
+    "icons": dict(num_images=3000, num_classes=10, smallest_class=300, largest_class=300, short_side=28),
+    "thumbnails": dict(num_images=3000, num_classes=10, smallest_class=300, largest_class=300, short_side=128),
+    "uneven": dict(num_images=1000, num_classes=2, smallest_class=50, largest_class=950, short_side=300),
+    "large": dict(num_images=1_281_167, num_classes=1000, smallest_class=732, largest_class=1300, short_side=375),
+}
+
+
+@pytest.mark.parametrize("counts", SURVEYS.values(), ids=SURVEYS)
+def test_own_images_get_a_config_without_contradiction_and_a_sentence_for_each_choice(counts):
+    config, reasons = own_images("photos", **counts)
+    config.check()
+    assert config.dataset == "photos"
+    assert set(reasons) <= set(flat(config)), "each reason bears the name of the field that it is about"
+    assert all(reason.endswith(".") and reason == reason.strip() for reason in reasons.values())
+    assert "0 pixels" not in reasons["image_size"].split()[-2:], "an unknown size is called unknown"
+    assert (config.class_weights == "balanced") == ("class_weights" in reasons) == (counts["num_images"] == 1000)

@@ -1,0 +1,77 @@
+"""The direction of the imports: from what can be run down to what knows nothing of TensorFlow, never up or sideways."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import transfer_learning
+
+ROOT = Path(transfer_learning.__file__).parent
+PACKAGE = ROOT.name
+
+# From the lowest to the highest: the files and folders right inside the package. What is not named is a verb.
+LAYERS = (
+    ("errors", "config", "recipes", "command_line", "files", "run_dir"),
+    ("devices", "monitor"),
+    ("datasets", "models", "evaluation"),
+    ("training",),
+    ("report",),  # a verb that reads a run directory alone, so that the story can end with it
+    ("experiment",),
+)
+VERBS = len(LAYERS)
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path):
+    """The modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports by a relative name"
+            if node.module == PACKAGE:
+                yield from (f"{PACKAGE}.{name.name}" for name in node.names)
+            else:
+                yield node.module
+
+
+def member(module):
+    """``transfer_learning.models.weights`` -> ``models``."""
+    return module.split(".")[1]
+
+
+def layer(name):
+    return next((number for number, names in enumerate(LAYERS) if name in names), VERBS)
+
+
+def name_of(path):
+    return ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_point_down(path):
+    own = member(name_of(path))
+    for module in imported(path):
+        if not module.startswith(f"{PACKAGE}."):
+            continue
+        other = member(module)
+        is_below = layer(other) < layer(own)
+        is_beside = other == own or layer(other) == layer(own) == 0
+        assert is_below or is_beside, f"{name_of(path)} imports {module}, which does not lie below it"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if layer(member(name_of(path))) == 0], ids=name_of)
+def test_the_lowest_layer_knows_nothing_of_tensorflow(path):
+    assert not {"tensorflow", "keras"} & {module.split(".")[0] for module in imported(path)}
+
+
+def test_every_member_of_a_layer_is_one_of_those_that_are_there():
+    there = {member(name_of(path)) for path in MODULES}
+    assert {name for names in LAYERS for name in names} - there <= {"monitor"}
+
+
+def test_an_import_inside_a_function_counts(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("def f():\n    from transfer_learning import run\n    import keras.layers\n")
+    assert list(imported(path)) == ["transfer_learning.run", "keras.layers"]

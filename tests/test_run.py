@@ -1,0 +1,238 @@
+"""The whole path, from a folder of images to an evaluated classifier, through the verbs that a user calls."""
+
+import csv
+import dataclasses
+import io
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import SIZE, draw_photos
+
+from transfer_learning import evaluate, predict, run
+from transfer_learning.command_line import run_main
+from transfer_learning.config import Phase, RunConfig
+from transfer_learning.evaluation import predictions
+from transfer_learning.experiment import run_experiment
+from transfer_learning.run_dir import RunDir
+
+FILES = {
+    "config.json", "environment.json", "notes.json", "manifest.csv", "ignored.csv", "history.csv", "timings.csv",
+    "model.keras", "evaluation.json", "classification_report.txt", "report.html", "csv_log.csv",
+    "predictions/val.csv", "predictions/test.csv", "figures/curves.png", "figures/confusion_matrix.png",
+    "figures/confusion_matrix_normalised.png", "figures/samples.png",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(small_config, tmp_path_factory):
+    """A run through the command, with the output that it printed."""
+    run_dir = RunDir(tmp_path_factory.mktemp("runs") / "finished")
+    arguments = [
+        "--dataset", small_config.dataset, "--backbone", "small_cnn", "--weights", small_config.weights,
+        "--image-size", str(SIZE), "--head", "16", "--batch-size", "8", "--cache-dir", small_config.cache_dir,
+        "--run-dir", str(run_dir.path), "--tensorboard", "--csv-log", "--frozen.epochs", "8",
+        "--frozen.learning-rate", "0.01", "--fine-tune.epochs", "4", "--fine-tune.learning-rate", "0.001",
+    ]  # fmt: skip
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", output)
+        assert run_main(run.main, arguments) == 0
+    return run_dir, output.getvalue()
+
+
+def test_every_file_of_a_run_is_there(finished):
+    run_dir, output = finished
+    found = {str(path.relative_to(run_dir.path)) for path in run_dir.path.rglob("*") if path.is_file()}
+    assert FILES <= found, FILES - found
+    others = {name for name in found - FILES if name.split("/")[0] not in ("checkpoint", "tensorboard", ".lock")}
+    assert others <= {"figures/mistakes.png"}
+    assert len(list(run_dir.checkpoint.iterdir())) == 2
+    assert output.rstrip().endswith(f"Report: {run_dir.report}")
+
+
+def test_each_automatic_choice_is_printed_and_kept_with_its_reason(finished):
+    run_dir, output = finished
+    notes = json.loads(run_dir.notes.read_text())
+    assert all(note in output for note in notes)
+    for words in ("Backbone ", "Image size", "Batch size", "Found ", "Precision ", "Seed 0", "Fine-tuning for"):
+        assert any(words in note for note in notes), words
+
+
+def test_the_evaluation_has_what_it_promises(finished):
+    run_dir, output = finished
+    evaluation = json.loads(run_dir.evaluation.read_text())
+    low, high = evaluation["accuracy_interval"]
+    assert 0 <= low <= evaluation["accuracy"] <= high <= 1
+    assert f"test accuracy {evaluation['accuracy']:.2%}" in output
+    table = predictions.read(run_dir.predictions("test"))
+    assert evaluation["num_examples"] == len(table) == np.sum(evaluation["confusion_matrix"])
+    assert evaluation["accuracy"] == (table["label"] == table["predicted"]).mean()
+    assert set(evaluation["per_class"]) == {"circle", "cross", "stripes"} == set(evaluation["class_names"])
+    assert len(evaluation["weights_sha256"]) == 64
+    for phase, epochs in (("frozen", 8), ("fine_tune", 4)):
+        result = evaluation[phase]
+        assert 1 <= result["epochs"] <= epochs and result["val_loss"] > 0 and result["seconds"] > 0
+
+
+def test_the_history_has_a_row_an_epoch_over_both_phases(finished):
+    history = pd.read_csv(finished[0].history)
+    assert list(history["epoch"]) == list(range(1, len(history) + 1))
+    assert list(dict.fromkeys(history["phase"])) == ["frozen", "fine_tune"]
+    assert history[["loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"]].notna().all(axis=None)
+
+
+def test_the_environment_says_what_a_result_rests_on(finished):
+    environment = json.loads(finished[0].environment.read_text())
+    assert environment["versions"]["tensorflow"] and environment["device"]["precision"] == "float32"
+    assert environment["dataset"]["num_images"] == 42 and len(environment["dataset"]["fingerprint"]) == 64
+    assert len(environment["sessions"]) == 1
+
+
+def test_a_better_than_chance_classifier_comes_out(finished):
+    """The shapes are easy, so a path that loses labels, order or preprocessing shows."""
+    assert json.loads(finished[0].evaluation.read_text())["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluate_gives_the_same_predictions_again(finished, split, capsys):
+    run_dir = finished[0]
+    before = run_dir.predictions(split).read_bytes()
+    assert run_main(evaluate.main, [str(run_dir.path), "--split", split]) == 0
+    assert run_dir.predictions(split).read_bytes() == before
+    again = json.loads(run_dir.evaluation_of(split).read_text())
+    assert again["split"] == split and again["num_examples"] == before.count(b"\n") - 1
+    assert f"{split} accuracy {again['accuracy']:.2%}" in capsys.readouterr().out
+
+
+def test_predict_agrees_with_the_test_predictions_whatever_is_asked(finished, photos, tmp_path, capsys):
+    run_dir = finished[0]
+    table = predictions.read(run_dir.predictions("test")).set_index("id")
+    assert run_main(predict.main, [str(run_dir.path), str(photos)]) == 0
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert len(rows) == 42 and "Predicted 42 images, skipped 0" in captured.err
+    by_id = {row["file"].removeprefix(f"{photos}/"): row for row in rows}
+    for id, expected in table.iterrows():
+        assert by_id[id]["class"] == expected["predicted"]
+        assert np.float32(by_id[id]["confidence"]) == expected["confidence"]
+
+
+def test_predict_names_an_unreadable_image_and_goes_on_only_when_asked(finished, photos, tmp_path, capsys):
+    bad, good = tmp_path / "bad.png", photos / "circle" / "000.png"
+    bad.write_bytes(b"no image")
+    assert run_main(predict.main, [str(finished[0].path), str(good), str(bad)]) == 2
+    assert "bad.png cannot be predicted" in capsys.readouterr().err
+    assert run_main(predict.main, [str(finished[0].path), str(good), str(bad), "--skip-unreadable"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 2 and "skipped 1" in captured.err
+
+
+def test_a_finished_run_is_not_run_again(finished, capsys):
+    path = str(finished[0].path)
+    before = {file: file.stat().st_mtime_ns for file in finished[0].path.rglob("*")}
+    assert run_main(run.main, ["--resume", path]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert run_main(run.main, ["--dataset", "digits", "--run-dir", path]) == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in finished[0].path.rglob("*")} == before
+
+
+def test_changed_images_are_not_evaluated_as_if_they_were_the_same(small_config, weights_file, tmp_path, capsys):
+    photos, run_dir = draw_photos(tmp_path / "photos"), RunDir(tmp_path / "run")
+    config = dataclasses.replace(small_config, dataset=str(photos), fine_tune=Phase())
+    run_experiment(config, run_dir)
+    (photos / "cross" / "000.png").unlink()
+    assert run_main(evaluate.main, [str(run_dir.path)]) == 2
+    assert "are not those that" in capsys.readouterr().err
+
+
+def only(**changes):
+    """Changes of the small config that leave one epoch of one phase, unless they say otherwise."""
+    return {"frozen": Phase(epochs=1, learning_rate=1e-2), "fine_tune": Phase()} | changes
+
+
+FINE_TUNE = {"frozen": Phase(), "fine_tune": Phase(epochs=1, learning_rate=1e-3, open="all")}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        only(),
+        only(**FINE_TUNE),
+        only(**FINE_TUNE, weights="none"),
+        only(frozen=Phase(epochs=1, augmentation="light")),
+        only(**FINE_TUNE, micro_batches=4, class_weights="balanced", label_smoothing=0.1),
+        only(precision="mixed_float16"),
+        only(fine_tune=Phase(epochs=1, optimizer="adamw", weight_decay=0.1, schedule="cosine", open="0.3")),
+        only(frozen=Phase(epochs=2, optimizer="sgd", schedule="plateau", warmup_epochs=1.0)),
+        only(input_size=8, resize="pad", head=()),
+        only(test_fraction=0.0),
+        only(val_fraction=0.0, monitor="loss"),
+    ],
+    ids=str,
+)
+def test_every_kind_of_config_runs_to_its_report(small_config, tmp_path, changes):
+    before = keras.mixed_precision.dtype_policy()
+    try:
+        evaluation = run_experiment(dataclasses.replace(small_config, **changes), RunDir(tmp_path / "run"))
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
+    assert (tmp_path / "run" / "report.html").exists()
+    assert evaluation["split"] == ("val" if changes.get("test_fraction") == 0 else "test")
+    for name in ("frozen", "fine_tune"):
+        assert (evaluation[name] is not None) == (changes[name].epochs > 0)
+
+
+def test_callbacks_of_keras_are_driven_as_by_fit(small_config, tmp_path):
+    class Recorder(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.calls, self.logs = [], []
+
+        def on_train_begin(self, logs=None):
+            self.calls.append("train_begin")
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.calls.append(("epoch_begin", epoch))
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.calls.append(("batch_end", batch))
+            self.logs.append(logs)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.calls.append(("epoch_end", epoch))
+            self.logs.append(logs)
+            assert self.model.optimizer.learning_rate > 0
+
+        def on_train_end(self, logs=None):
+            self.calls.append("train_end")
+
+    recorder = Recorder()
+    config = dataclasses.replace(
+        small_config, batch_size=16, frozen=Phase(epochs=2), fine_tune=Phase(epochs=1, learning_rate=1e-3, open="block5")
+    )  # fmt: skip
+    run_experiment(config, RunDir(tmp_path / "run"), callbacks=[recorder])
+    epochs = [[("epoch_begin", n), ("batch_end", 0), ("batch_end", 1), ("epoch_end", n)] for n in range(3)]
+    assert recorder.calls == ["train_begin", *epochs[0], *epochs[1], *epochs[2], "train_end"]
+    assert set(recorder.logs[0]) == {"loss", "accuracy"}
+    assert set(recorder.logs[2]) == {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(small_config, tmp_path, capsys):
+    config = dataclasses.replace(small_config, frozen=Phase(epochs=3, learning_rate=1e30, optimizer="sgd"))
+    run_dir = RunDir(tmp_path / "run")
+
+    def main(arguments):
+        run_experiment(config, run_dir)
+
+    assert run_main(main, []) == 2
+    assert "lower --frozen.learning-rate" in capsys.readouterr().err
+    assert list(run_dir.checkpoint.iterdir()), "the last good state is kept"
+
+
+def test_the_config_of_a_run_is_the_one_that_was_asked_for(finished):
+    config = RunConfig.from_json(finished[0].config.read_text())
+    assert config.head == (16,) and config.batch_size == 8 and config.fine_tune.epochs == 4
