@@ -4,12 +4,11 @@ import os
 
 os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
 
-import transfer_learning  # noqa: F401  (sets Keras' backend ahead of every import of Keras)
-
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
+import transfer_learning  # noqa: F401  (sets Keras' backend ahead of every import of Keras)
 from transfer_learning.config import Phase, RunConfig  # noqa: E402
 
 SIZE = 16  # pixels a side

@@ -9,7 +9,7 @@ import pytest
 
 from transfer_learning import evaluate, predict, report, run
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
-from transfer_learning.datasets.dataset import DATASETS
+from transfer_learning.datasets.catalogue import DATASETS
 from transfer_learning.models.backbones import BACKBONES
 from transfer_learning.recipes import RECIPES
 from transfer_learning.run_dir import RunDir

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from transfer_learning.config import PHASES, RunConfig
-from transfer_learning.datasets.dataset import Dataset, load_dataset
+from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.manifest import fingerprint, make_manifest
 from transfer_learning.datasets.pipeline import examples_of_split
 from transfer_learning.datasets.store import Store, open_store

@@ -9,7 +9,7 @@ from pathlib import Path
 from transfer_learning import recipes
 from transfer_learning.command_line import Parser, add_config_flags, given_values, quiet_start, run_main
 from transfer_learning.config import RunConfig, difference, with_values
-from transfer_learning.datasets.dataset import load_dataset
+from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.models.backbones import find_backbone

@@ -1,4 +1,4 @@
-"""A table ``path,label[,split]``: every row is an example, in its order. What is refused stands in test_bad_input.py."""
+"""A table ``path,label[,split]``: every row is an example, in its order; test_bad_input.py has what is refused."""
 
 import pytest
 from PIL import Image

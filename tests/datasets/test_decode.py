@@ -74,6 +74,7 @@ def test_sixteen_bits_are_scaled_not_cut_off(value, tmp_path):
 def test_transparency_is_laid_over_white(mode, tmp_path):
     if mode == "P":
         image = Image.new("P", (8, 8), 3)
+        image.putpalette(bytes(3 * 256))  # all black
         image.save(tmp_path / "x.png", transparency=3)
     else:
         Image.new(mode, (8, 8), 0).save(tmp_path / "x.png")  # black, and wholly transparent
@@ -121,6 +122,9 @@ def test_three_ways_to_a_square(resize, centre_only, bars, tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (16, 16)])
 def test_extreme_shapes(size, resize, tmp_path):
     Image.new("RGB", size, "red").save(tmp_path / "x.png")
+    if resize == "pad" and max(size) == 3000:
+        assert "too thin" in decode(tmp_path / "x.png", SIZE, resize).problem, "better none than one of bars alone"
+        return
     result = decoded(tmp_path / "x.png", SIZE, resize)
     assert (result.width, result.height) == size
     assert (result.pixels[SIZE // 2 - 1 : SIZE // 2 + 1, SIZE // 2, 0] > 0).any()
@@ -130,7 +134,7 @@ def test_extreme_shapes(size, resize, tmp_path):
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_large_photo_decoded_at_reduced_scale_equals_the_full_decode_closely(orientation, resize, tmp_path):
     x, y = np.meshgrid(np.arange(3000), np.arange(2000))
-    waves = np.stack([np.sin(x / 40), np.sin(y / 60), np.sin((x + y) / 80)], axis=2) * 100 + 128
+    waves = np.stack([np.sin(x / 12), np.sin(y / 9), np.sin((x + y) / 15)], axis=2) * 100 + 128
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(waves.astype(np.uint8)).save(tmp_path / "x.jpg", quality=92, exif=exif)
@@ -141,7 +145,7 @@ def test_a_large_photo_decoded_at_reduced_scale_equals_the_full_decode_closely(o
     if orientation == 6:
         whole = whole.transpose(Image.Transpose.ROTATE_270)
     whole.save(tmp_path / "x.png", compress_level=0)
-    result, full = decoded(tmp_path / "x.jpg", 160, resize), decoded(tmp_path / "x.png", 160, resize)
+    result, full = decoded(tmp_path / "x.jpg", 240, resize), decoded(tmp_path / "x.png", 240, resize)
     assert (result.width, result.height) == (full.width, full.height) == whole.size
     gap = np.abs(result.pixels.astype(int) - full.pixels.astype(int))
     assert gap.mean() < 1.0 and np.quantile(gap, 0.99) < 8
@@ -175,7 +179,7 @@ UNREADABLE = {
     "text named like a photo": (b"not an image\n", "cannot be decoded"),
     "web page": (b"<html><body>404</body></html>", "cannot be decoded"),
     "cut jpeg": (bytes_of("JPEG")[:400], "cannot be decoded"),
-    "cut png": (bytes_of("PNG")[:200], "cannot be decoded"),
+    "cut png": (bytes_of("PNG")[:100], "cannot be decoded"),
     "cut webp": (bytes_of("WEBP")[:40], "cannot be decoded"),
     "damaged png": (bytes_of("PNG").replace(b"IDAT", b"IDAT\0\0\0\0", 1), "cannot be decoded"),
     "a format outside the list": (bytes_of("PPM"), "cannot be decoded"),

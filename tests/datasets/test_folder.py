@@ -7,7 +7,7 @@ import pytest
 
 from transfer_learning import predict
 from transfer_learning.datasets import folder
-from transfer_learning.datasets.dataset import load_dataset
+from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.errors import UserError
 
 

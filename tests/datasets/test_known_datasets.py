@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from transfer_learning.datasets import digits, fashion_mnist, pharma
-from transfer_learning.datasets.dataset import DATASETS, load_dataset
+from transfer_learning.datasets.catalogue import DATASETS, load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.recipes import RECIPES
 

@@ -15,7 +15,8 @@ import pytest
 from transfer_learning.errors import UserError
 from transfer_learning.models import backbones
 from transfer_learning.models.backbones import BACKBONES, build_backbone, find_backbone
-from transfer_learning.models.weights import read_state_dict, weights_digest
+from transfer_learning.models.state_dict import read_state_dict
+from transfer_learning.models.weights import weights_digest
 
 SIZE = 64
 KERAS_ROWS = [name for name, row in BACKBONES.items() if row.builder.startswith("keras.applications:")]

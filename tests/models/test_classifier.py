@@ -11,7 +11,12 @@ import pytest
 from transfer_learning.errors import UserError
 from transfer_learning.models import features
 from transfer_learning.models.classifier import (
-    build_classifier, leaf_layers, load_model, open_layers, probabilities, save_model,
+    build_classifier,
+    leaf_layers,
+    load_model,
+    open_layers,
+    probabilities,
+    save_model,
 )  # fmt: skip
 
 CLASS_NAMES = ("Fish Oil", 'with "quotes", and comma', "薬")

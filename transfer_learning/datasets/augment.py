@@ -30,8 +30,10 @@ def draw(strength: str, flip: bool, seed: int, epoch: int, keys: np.ndarray, siz
     """
     spread = STRENGTHS[strength]
     # One counter-based generator an image: its numbers depend on neither the batch nor what was drawn before.
+    # NumPy makes floats of a list with a large and a small integer, and forgets their last digits; so it gets an array.
+    seeds = [np.array([key, (seed << 32) + epoch], np.uint64) for key in keys]
     uniform = np.stack([
-        np.random.Generator(np.random.Philox(key=[int(key), (seed << 32) + epoch])).uniform(-1, 1, 7) for key in keys
+        np.random.Generator(np.random.Philox(key=pair)).uniform(-1, 1, 7) for pair in seeds
     ]) if len(keys) else np.zeros((0, 7))  # fmt: skip
     turn, zoom, shift_x, shift_y, mirror, brightness, contrast = uniform.T
     angle = np.deg2rad(spread["rotation"] * turn)

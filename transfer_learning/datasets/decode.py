@@ -95,5 +95,7 @@ def _square(image: Image.Image, size: int, resize: str) -> Image.Image:
     if resize == "crop":
         return ImageOps.fit(image, (size, size), bicubic)
     if resize == "pad":
+        if round(size * min(image.size) / max(image.size)) == 0:
+            raise ValueError("too thin to be seen between bars")  # Pillow would return the bars alone
         return ImageOps.pad(image, (size, size), bicubic)
     return image.resize((size, size), bicubic)

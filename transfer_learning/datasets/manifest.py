@@ -89,7 +89,8 @@ def _set_aside_leaks(manifest: pd.DataFrame, say: Callable[[str], None]) -> None
         leaks = manifest["sha256"].isin(kept) & manifest["split"].isin(others) & (manifest["problem"] == "")
         if leaks.any():
             manifest.loc[leaks, ["split", "problem"]] = ("", f"the same file is in the split {split}")
-            say(f"Skipped {leaks.sum()} images because the same file is in the dataset's own split {split}.")
+            images = "1 image" if leaks.sum() == 1 else f"{leaks.sum()} images"
+            say(f"Skipped {images} because the same file is in the dataset's own split {split}.")
 
 
 def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:

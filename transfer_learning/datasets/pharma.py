@@ -3,6 +3,7 @@
 Source: Kaggle, vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images; public, fetched without an account.
 """
 
+import textwrap
 from pathlib import Path
 
 from transfer_learning.datasets import folder
@@ -38,7 +39,7 @@ def _download(root: Path) -> Path:
     try:
         return Path(kagglehub.dataset_download(KAGGLE_NAME))  # draws its own progress bar
     except Exception as error:  # kagglehub passes on what requests, the archive and Kaggle's API raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
         raise UserError(
             f"The dataset pharma is not in {root} and cannot be downloaded ({reason}); unpack "
             f"kaggle.com/datasets/{KAGGLE_NAME} into {root}, or run with --dataset drawn_pills, "

@@ -179,7 +179,7 @@ def image_grid(images: Sequence[np.ndarray], captions: Sequence[str], correct: S
         figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
         grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
-        for axes, image, text, right in zip(grid, images, captions, correct):
+        for axes, image, text, right in zip(grid, images, captions, correct, strict=False):  # the grid may be larger
             axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 128 else "antialiased")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(color=GREEN if right else VERMILION, linewidth=3)

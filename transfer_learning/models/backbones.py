@@ -16,7 +16,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from transfer_learning.errors import UserError, did_you_mean
-from transfer_learning.models.weights import downloaded_file, file_digest, load_keras_weights, read_state_dict
+from transfer_learning.models.state_dict import read_state_dict
+from transfer_learning.models.weights import downloaded_file, file_digest, load_keras_weights
 
 
 class Preprocessing(NamedTuple):

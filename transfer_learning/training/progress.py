@@ -17,7 +17,7 @@ class EpochProgress:
     def __init__(self):
         self._bar = None
         if sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[figures]}"))
+            columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.fields[figures]}"))
             self._bar = Progress(*columns, transient=True)
             self._task = self._bar.add_task("", figures="", total=None)
         self._shown = 0.0

@@ -49,7 +49,7 @@ def make_update(
         for start in tf.range(0, batch_size, micro_batch_size):
             stop = start + micro_batch_size
             part = gradients(inputs[start:stop], labels[start:stop], batch_size)
-            total = [known + new for known, new in zip(total, part)]
+            total = [known + new for known, new in zip(total, part, strict=True)]
         optimizer.apply(total, variables)
 
     @tf.function(input_signature=signature)

@@ -1,0 +1,91 @@
+"""What is said and chosen on machines that the tests do not run on, with TensorFlow's view of them made up."""
+
+import keras
+import pytest
+import tensorflow as tf
+
+from transfer_learning import devices
+from transfer_learning.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def same_policy_afterwards():
+    before = keras.mixed_precision.dtype_policy()
+    yield
+    keras.mixed_precision.set_dtype_policy(before)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Makes a machine: GPUs as (name, compute capability), the driver's CUDA version or "", the CUDA of the build."""
+
+    def make(gpus=(), driver="", cuda="12.5"):
+        grown = []
+        details = {f"gpu{n}": {"device_name": name, "compute_capability": of} for n, (name, of) in enumerate(gpus)}
+        monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: list(details) if kind == "GPU" else [])
+        monkeypatch.setattr(tf.config.experimental, "get_device_details", details.get)
+        monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda gpu, on: grown.append((gpu, on)))
+        build = {"cuda_version": cuda, "cudnn_version": "9"} if cuda else {}
+        monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
+        monkeypatch.setattr(devices, "driver_cuda_version", lambda: driver)
+        return grown
+
+    return make
+
+
+def set_up(precision="auto"):
+    said = []
+    return devices.set_up_devices(precision, 3, said.append), " ".join(said)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "expected", "words"),
+    [
+        ((), "auto", "float32", "16-bit arithmetic is slower on most processors"),
+        ((), "mixed_float16", "mixed_float16", "Precision mixed_float16, as asked for"),
+        ((("H100", (9, 0)),), "auto", "mixed_float16", "has tensor cores"),
+        ((("H100", (9, 0)),), "float32", "float32", "Precision float32, as asked for"),
+        ((("GTX 1080", (6, 1)),), "auto", "float32", "no tensor cores"),
+        ((("H100", (9, 0)), ("GTX 1080", (6, 1))), "auto", "float32", "no tensor cores"),  # the weakest decides
+    ],
+)
+def test_the_precision_fits_the_device_unless_a_flag_decides(machine, gpus, precision, expected, words):
+    machine(gpus, driver="13.0" if gpus else "")
+    chosen, said = set_up(precision)
+    assert chosen.precision == keras.mixed_precision.dtype_policy().name == expected
+    assert words in said
+
+
+def test_memory_grows_on_every_gpu_and_both_versions_of_cuda_are_named(machine):
+    grown = machine((("A", (8, 0)), ("B", (8, 0))), driver="13.0", cuda="12.5")
+    chosen, said = set_up()
+    assert grown == [("gpu0", True), ("gpu1", True)]
+    assert "Found 2 GPUs: A, B; memory grows" in said
+    assert "built for CUDA 12.5" in said and "driver supports CUDA 13.0" in said
+    assert (chosen.num_gpus, chosen.fingerprint["device"]) == (2, "A")
+
+
+@pytest.mark.parametrize(("cuda", "words"), [("12.5", "install tensorflow[and-cuda]"), ("", "was built without")])
+def test_a_driver_whose_gpu_tensorflow_cannot_use_is_not_passed_over_in_silence(machine, cuda, words):
+    machine((), driver="12.8", cuda=cuda)
+    said = set_up()[1]
+    assert "GPU driver for CUDA 12.8" in said and words in said
+
+
+@pytest.mark.parametrize(("value", "words"), [("1", "oneDNN on"), ("0", "oneDNN off (TF_ENABLE_ONEDNN_OPTS=0)")])
+def test_onednn_and_threads_are_said(machine, monkeypatch, value, words):
+    machine()
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", value)
+    said = set_up()[1]
+    assert words in said and "threads" in said
+
+
+def test_tensorflow_in_use_already_is_a_sentence(machine, monkeypatch):
+    machine((("A", (8, 0)),), driver="13.0")
+
+    def too_late(gpu, on):
+        raise RuntimeError("Physical devices cannot be modified after being initialized")
+
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", too_late)
+    with pytest.raises(UserError, match="restart of the kernel"):
+        set_up()

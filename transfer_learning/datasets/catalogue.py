@@ -1,0 +1,67 @@
+"""The table of known datasets, and the one way to any dataset: by name, by folder, by table.
+
+A known dataset is a module with one function, ``load(data_dir: Path) -> Dataset``; adding one is a file here and a row
+in `DATASETS`.
+"""
+
+import importlib
+from pathlib import Path
+
+from transfer_learning.datasets import csv_file, folder
+from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.errors import UserError, did_you_mean
+
+DATASETS = {
+    "pharma": "transfer_learning.datasets.pharma",
+    "drawn_pills": "transfer_learning.datasets.drawn_pills",
+    "digits": "transfer_learning.datasets.digits",
+    "fashion_mnist": "transfer_learning.datasets.fashion_mnist",
+}
+
+
+def load_dataset(name: str, data_dir: str | Path) -> Dataset:
+    """Loads a known dataset by its name, or a folder of class folders, or a table ``path,label[,split]`` by its path.
+
+    Raises:
+        UserError: no such name, folder or table; or it holds fewer than two classes.
+    """
+    if name in DATASETS:
+        dataset = importlib.import_module(DATASETS[name]).load(Path(data_dir))
+    elif Path(name).is_dir():
+        dataset = folder.read(Path(name))
+    elif Path(name).is_file():
+        dataset = csv_file.read(Path(name))
+    else:
+        raise UserError(
+            f"--dataset {name} is no known dataset, no folder and no table.{did_you_mean(name, DATASETS)} "
+            "A folder needs a folder of images for each class; a table needs the columns path,label."
+        )
+    check(dataset)
+    return dataset
+
+
+def check(dataset: Dataset) -> None:
+    """Raises UserError for a dataset that no classifier can be made of."""
+    if not dataset.examples:
+        raise UserError(
+            f"{dataset.name} holds no images; a folder of images for each class was expected, as in cats/1.jpg, dogs/2.jpg."
+        )
+    for example in dataset.examples:
+        if not _is_text(example.id + example.label):
+            raise UserError(
+                f"{dataset.name} holds the image {ascii(example.id)}, whose name is not written in UTF-8; tables and "
+                "the report could not name it, so rename it."
+            )
+    if len(dataset.class_names) < 2:
+        raise UserError(
+            f"{dataset.name} has only one class, {dataset.class_names[0]}; a classifier needs at least two, "
+            "so add a folder of images of something else."
+        )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a file name that Python could only carry along
+        return False
+    return True

@@ -1,0 +1,226 @@
+"""State dicts of PyTorch, old and new format, read with NumPy alone: tensors come out, and nothing in the file is run."""
+
+import math
+import os
+import pickle
+import pickletools
+import re
+import zipfile
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from transfer_learning.errors import UserError
+
+
+class _ScalarType(NamedTuple):
+    """Stands in for torch.FloatStorage and its like; a tuple, so that a pickle can change nothing in it."""
+
+    dtype: np.dtype
+
+
+class _Storage(NamedTuple):
+    """A run of numbers in the file, known by its key; read after the pickle, when all sizes have been checked."""
+
+    key: str
+    dtype: np.dtype
+    num_elements: int
+
+
+class _Tensor(NamedTuple):
+    """A view of a storage: offset and strides count elements."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _StateDict(dict):
+    """Stands in for collections.OrderedDict; drops the attributes that PyTorch hangs on it (module versions)."""
+
+    def __setstate__(self, state):
+        pass
+
+
+STORAGE_TYPES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "<i1",
+    "ByteStorage": "<u1",
+    "BoolStorage": "|b1",
+}
+
+# What pickling a state dict emits, and no more.
+STATE_DICT_OPCODES = frozenset(
+    """PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE
+    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS""".split()
+)
+
+OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C
+OLD_FORMAT_PROTOCOL = 1001
+
+
+class _StateDictUnpickler(pickle.Unpickler):
+    """Builds dictionaries of `_Tensor`; every name outside the short list below is refused before it is imported.
+
+    The callables handed out are bound methods: a pickle can call them, and can set nothing on them.
+    """
+
+    def find_class(self, module, name):
+        if module == "torch" and name in STORAGE_TYPES:
+            return _ScalarType(np.dtype(STORAGE_TYPES[name]))
+        if (module, name) == ("collections", "OrderedDict"):
+            return self._new_state_dict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return self._new_tensor
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs")
+
+    def persistent_load(self, persistent_id):
+        kind, scalar_type, key, _device, num_elements, *view = persistent_id
+        if kind != "storage" or not isinstance(scalar_type, _ScalarType) or not isinstance(key, str):
+            raise pickle.UnpicklingError("it describes a storage in an unknown way")
+        if view not in ([], [None]):
+            raise pickle.UnpicklingError("it holds a storage inside a storage")
+        return _Storage(key, scalar_type.dtype, _count(num_elements))
+
+    def _new_state_dict(self, items=()):
+        return _StateDict(items)
+
+    def _new_tensor(self, storage, offset, shape, strides, _requires_grad, _hooks, _metadata=None):
+        if not isinstance(storage, _Storage):
+            raise pickle.UnpicklingError("it describes a tensor without a storage")
+        return _Tensor(storage, _count(offset), tuple(map(_count, shape)), tuple(map(_count, strides)))
+
+
+def _count(value) -> int:
+    if type(value) is not int or value < 0:
+        raise pickle.UnpicklingError(f"it gives {value!r} where a size belongs")
+    return value
+
+
+def _unpickle(file: BinaryIO, num_bytes: int):
+    """Reads one pickle at the position of `file`, after a look at its opcodes."""
+    start = file.tell()
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name not in STATE_DICT_OPCODES:
+            raise pickle.UnpicklingError(f"it uses the pickle operation {opcode.name}, which no state dict needs")
+        # The unpickler allocates its memo up to the highest index, so one operation could ask for gigabytes.
+        if opcode.name == "LONG_BINPUT" and argument > num_bytes:
+            raise pickle.UnpicklingError("it numbers more objects than it has bytes")
+    file.seek(start)
+    return _StateDictUnpickler(file, encoding="utf-8").load()
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Returns the arrays of a PyTorch state dict (both file formats: before and since PyTorch 1.6), without PyTorch.
+
+    The arrays are C-contiguous copies in the dtypes of the file. Raises UserError for a missing or damaged file and
+    for anything but a flat dictionary of dense tensors (float64, float32, float16, integers, booleans).
+    """
+    path = Path(path)
+    try:
+        num_bytes = path.stat().st_size
+        with open(path, "rb") as file:
+            read = _read_zip_format if zipfile.is_zipfile(file) else _read_old_format
+            file.seek(0)
+            return read(file, num_bytes)
+    except FileNotFoundError as problem:
+        raise UserError(f"The weights file {path} does not exist; give a file, or --weights none.") from problem
+    except Exception as problem:  # the file is a stranger's: whatever it makes the reader raise, the file is at fault
+        reason = str(problem) or type(problem).__name__
+        raise UserError(
+            f"{path} was given as PyTorch weights; expected a flat state dict of dense tensors, but {reason}; save it "
+            "again with torch.save(model.state_dict(), FILE), or use --weights none."
+        ) from problem
+
+
+def _read_old_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
+    """Five pickles (magic number, protocol, platform, state dict, storage keys), then count and numbers of each key."""
+    if _unpickle(file, num_bytes) != OLD_FORMAT_MAGIC or _unpickle(file, num_bytes) != OLD_FORMAT_PROTOCOL:
+        raise ValueError("it does not begin like one")
+    if _unpickle(file, num_bytes)["little_endian"] is not True:
+        raise ValueError("it comes from a big-endian machine")
+    tensors = _checked_tensors(_unpickle(file, num_bytes), num_bytes)
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    keys = _unpickle(file, num_bytes)
+    if sorted(keys) != sorted(storages):
+        raise ValueError("its list of storages is not the one its tensors need")
+    numbers = {}
+    for key in keys:
+        storage = storages[key]
+        if int.from_bytes(file.read(8), "little") != storage.num_elements:
+            raise ValueError(f"the storage {key!r} has another size than its tensors say")
+        numbers[key] = np.frombuffer(file.read(storage.num_elements * storage.dtype.itemsize), storage.dtype)
+    return _arrays(tensors, numbers)
+
+
+def _read_zip_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
+    """An uncompressed zip archive: NAME/data.pkl is the state dict, NAME/data/KEY holds the numbers of each storage."""
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        pickles = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
+        if len(pickles) != 1:
+            raise ValueError("it has no data.pkl")
+        folder = pickles[0].removesuffix("data.pkl")
+
+        def read(name):
+            # Stored, never compressed: so nothing read can be longer than the file.
+            if members[name].compress_type != zipfile.ZIP_STORED or members[name].file_size > num_bytes:
+                raise ValueError(f"its member {name!r} is compressed")
+            return archive.read(name)
+
+        if f"{folder}byteorder" in members and read(f"{folder}byteorder") != b"little":
+            raise ValueError("it comes from a big-endian machine")
+        with archive.open(pickles[0]) as pickled:
+            if members[pickles[0]].compress_type != zipfile.ZIP_STORED:
+                raise ValueError("its data.pkl is compressed")
+            tensors = _checked_tensors(_unpickle(pickled, num_bytes), num_bytes)
+        storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+        numbers = {
+            key: np.frombuffer(read(f"{folder}data/{key}"), storage.dtype) for key, storage in storages.items()
+        }
+    return _arrays(tensors, numbers)
+
+
+def _checked_tensors(state, num_bytes: int) -> dict[str, _Tensor]:
+    """Returns the state dict itself once every tensor lies inside its storage and all storages inside the file."""
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}")
+    storages: dict[str, _Storage] = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+            raise ValueError(f"its entry {name!r} is no tensor")
+        storage = tensor.storage
+        if storages.setdefault(storage.key, storage) != storage:
+            raise ValueError(f"it describes the storage {storage.key!r} in two ways")
+        if len(tensor.shape) != len(tensor.strides):
+            raise ValueError(f"the tensor {name!r} has not one stride for each side")
+        num_elements = math.prod(tensor.shape)
+        steps = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True))
+        # More elements than its storage (stride 0) would be no trained array, and could ask for any amount of memory.
+        if num_elements > storage.num_elements or (num_elements and tensor.offset + steps >= storage.num_elements):
+            raise ValueError(f"the tensor {name!r} reaches beyond its storage")
+    if sum(storage.num_elements * storage.dtype.itemsize for storage in storages.values()) > num_bytes:
+        raise ValueError(f"its tensors need more than the {num_bytes} bytes of the file")
+    return dict(state)
+
+
+def _arrays(tensors: dict[str, _Tensor], numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, tensor in tensors.items():
+        values = numbers[tensor.storage.key]
+        if values.size != tensor.storage.num_elements:
+            raise ValueError(f"the numbers of {name!r} are cut short")
+        strides = [stride * values.itemsize for stride in tensor.strides]
+        if math.prod(tensor.shape) == 0:
+            arrays[name] = np.empty(tensor.shape, values.dtype)
+        else:
+            arrays[name] = np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides).copy()
+    return arrays
