@@ -57,7 +57,7 @@ def test_each_automatic_choice_is_printed_and_kept_with_its_reason(finished):
     run_dir, output = finished
     notes = json.loads(run_dir.notes.read_text())
     assert all(note in output for note in notes)
-    for words in ("Backbone ", "Image size", "Batch size", "Found ", "Precision ", "Seed 0", "Fine-tuning for"):
+    for words in ("Fine-tuning opens", "Augmentation", "Found ", "Precision ", "Seed 0"):
         assert any(words in note for note in notes), words
 
 

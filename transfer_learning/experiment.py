@@ -19,6 +19,7 @@ from transfer_learning.devices import Devices, git_commit, set_up_devices, versi
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import figures, metrics, predictions
 from transfer_learning.files import write_text
+from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers, probabilities, save_model
 from transfer_learning.models.features import kept_features
 from transfer_learning.models.weights import weights_digest
@@ -71,11 +72,15 @@ def run_experiment(
         Stopped: SIGINT or SIGTERM came; the same call continues.
     """
     config.check()
-    notes = list(reasons)
+    find_backbone(config.backbone).opened_part(config.fine_tune.open)  # not only once the frozen phase is over
+    notes = list(reasons)  # what earlier sessions said stands before what this one says
+    if run_dir.notes.exists():
+        notes = json.loads(run_dir.notes.read_text(encoding="utf-8")) + notes
 
     def say(sentence: str) -> None:
-        notes.append(sentence)
         print(sentence, flush=True)
+        if sentence not in notes:
+            notes.append(sentence)
 
     with StopRequest() as stop:
         # The machine.
@@ -103,6 +108,7 @@ def run_experiment(
         with run_dir.locked():
             identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, devices.fingerprint)
             write_beginning(run_dir, identity, data, devices)
+            write_text(run_dir.notes, json.dumps(notes, indent=2) + "\n")
 
             # Training: a frozen phase sees features, a fine-tune phase sees images.
             def make_phase(name: str) -> ActivePhase:

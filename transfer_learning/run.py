@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,9 @@ def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
             "--dataset is missing; name one of "
             f"{', '.join(recipes.RECIPES)}, a folder or a table, or continue a run with --resume."
         )
+    for name, known in (("dataset", recipes.RECIPES), ("weights", ("imagenet", "none"))):
+        if name in values and values[name] not in known and Path(values[name]).exists():
+            values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
     if values["dataset"] in recipes.RECIPES:
         config, reason_of = recipes.RECIPES[values["dataset"]](), {}
     else:
@@ -99,29 +103,18 @@ def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
         config, reason_of = recipes.own_images(values["dataset"], **survey(dataset)._asdict())
     config = with_values(config, values)
     config.check()
-    stages = find_backbone(config.backbone).stages
-    if config.fine_tune.epochs and not _can_open(config.fine_tune.open, stages):
-        if "fine_tune.open" in values:
-            raise UserError(
-                f"--fine-tune.open {config.fine_tune.open} is no part of {config.backbone}; give one of "
-                f"{', '.join(stages)}, a fraction such as 0.3, or all."
-            )
+    backbone = find_backbone(config.backbone)
+    if "fine_tune.open" not in values and config.fine_tune.open not in ("none", "all", *backbone.stages):
         reason_of["fine_tune.open"] = (
             f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.open} is no stage of "
             f"{config.backbone}."
         )
         config = with_values(config, {"fine_tune.open": "0.3"})
+    backbone.opened_part(config.fine_tune.open)
     reasons = [reason for name, reason in reason_of.items() if name not in values]
     for reason in reasons:
         print(reason)
     return config, reasons
-
-
-def _can_open(opened: str, stages: Sequence[str]) -> bool:
-    try:
-        return opened in (*stages, "all") or 0 < float(opened) <= 1
-    except ValueError:  # neither a name nor a number
-        return False
 
 
 if __name__ == "__main__":

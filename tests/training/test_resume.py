@@ -46,7 +46,7 @@ class StopAfter:
 def mixed_float16():
     """All of this runs in mixed_float16, with a loss scale that moves within a few updates."""
     monkeypatch = pytest.MonkeyPatch()
-    scaled = functools.partial(keras.mixed_precision.LossScaleOptimizer, initial_scale=2.0**20, dynamic_growth_steps=4)
+    scaled = functools.partial(keras.mixed_precision.LossScaleOptimizer, initial_scale=2.0**20, dynamic_growth_steps=6)
     monkeypatch.setattr(keras.mixed_precision, "LossScaleOptimizer", scaled)
     before = keras.mixed_precision.dtype_policy()
     keras.mixed_precision.set_dtype_policy("mixed_float16")
@@ -64,7 +64,7 @@ def config(small_config):
         monitor="val_accuracy",  # it soon reaches 1, which nothing beats, so that early stopping acts
         frozen=Phase(epochs=3, learning_rate=2e-2, schedule="cosine", warmup_epochs=1.0),
         fine_tune=Phase(
-            epochs=12, learning_rate=0.006, optimizer="sgd", momentum=0.9, open="block4", augmentation="strong",
+            epochs=15, learning_rate=0.006, optimizer="sgd", momentum=0.9, open="block4", augmentation="strong",
             schedule="plateau", plateau_patience=2, plateau_factor=0.9, patience=5,
         ),
     )  # fmt: skip

@@ -78,7 +78,9 @@ def _open(path: Path, size: int) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB: 16 and 32 bits scaled down, transparency laid over white, palettes and CMYK converted."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        in_16_bits = image.mode != "I" or values.max() > 255  # 32 bits may hold either
+        image = Image.fromarray((values >> 8 if in_16_bits else values).astype(np.uint8))
     elif image.mode == "F":
         image = Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:

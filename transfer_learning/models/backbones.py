@@ -68,6 +68,21 @@ class Backbone:
         fitting = [stage for stage in self.stages if re.match(rf"{re.escape(stage)}(?!\d)", layer_name)]
         return max(fitting, key=len, default=None)
 
+    def opened_part(self, opened: str) -> str | float:
+        """Returns what ``--fine-tune.open`` names: "none", "all", a stage, or the fraction at the top, in (0, 1].
+
+        Raises UserError, with the names that this backbone has.
+        """
+        if opened in ("none", "all", *self.stages):
+            return opened
+        with contextlib.suppress(ValueError):
+            if 0 < float(opened) <= 1:
+                return float(opened)
+        raise UserError(
+            f"--fine-tune.open {opened} is no part of {self.name}; give one of {', '.join(self.stages)}, a fraction such "
+            "as 0.3, or all."
+        )
+
 
 _STORAGE = "https://storage.googleapis.com/tensorflow/keras-applications"
 _KERAS = MappingProxyType({"include_top": False, "weights": None})

@@ -100,18 +100,13 @@ def open_layers(classifier: Classifier, backbone_name: str, opened: str) -> str:
     row = find_backbone(backbone_name)
     layers = leaf_layers(classifier.backbone)
     weighted = [layer for layer in layers if layer.weights]
-    if opened in ("none", "all"):
-        first = 0 if opened == "all" else len(layers)
-    elif (fraction := _fraction(opened)) is not None:
-        count = max(1, round(fraction * len(weighted)))
-        first = layers.index(weighted[-count])
+    part = row.opened_part(opened)
+    if part in ("none", "all"):
+        first = 0 if part == "all" else len(layers)
+    elif isinstance(part, float):
+        first = layers.index(weighted[-max(1, round(part * len(weighted)))])
     else:
-        if opened not in row.stages:
-            raise UserError(
-                f"--fine-tune.open {opened} is no stage of {backbone_name}; give one of {', '.join(row.stages)}, "
-                "a fraction such as 0.3, or all."
-            )
-        first = next(index for index, layer in enumerate(layers) if row.stage_of(layer.name) == opened)
+        first = next(index for index, layer in enumerate(layers) if row.stage_of(layer.name) == part)
     for index, layer in enumerate(layers):
         layer.trainable = index >= first
     head = f"the head ({classifier.head.count_params():,} weights)"
@@ -180,13 +175,3 @@ def _dense(width: int, seed: int, number: int, **options) -> keras.layers.Dense:
     name = "logits" if options.get("dtype") == "float32" else f"dense_{number}"
     start = keras.initializers.GlorotUniform(seed=seed + number)
     return keras.layers.Dense(width, kernel_initializer=start, name=name, **options)
-
-
-def _fraction(text: str) -> float | None:
-    try:
-        fraction = float(text)
-    except ValueError:
-        return None
-    if not 0 < fraction <= 1:
-        raise UserError(f"--fine-tune.open {text} is no fraction; give more than 0 and at most 1, or the name of a stage.")
-    return fraction
