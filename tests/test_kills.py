@@ -17,6 +17,7 @@ EXPERIMENT = "transfer_learning.experiment"
 
 # One run, killed at each of these in turn: (function, before or after its call, which call of it in that session).
 KILLS = [
+    ("transfer_learning.datasets.store:decode", "after", 20),  # the images are being decoded
     ("transfer_learning.models.features:_frozen_graph", "after", 1),  # the features are being computed
     (f"{CHECKPOINT}:save", "before", 1),  # nothing but the config is there
     (f"{CHECKPOINT}:save", "after", 2),  # an epoch's checkpoint is there, its history is not

@@ -186,6 +186,18 @@ def test_every_kind_of_config_runs_to_its_report(small_config, tmp_path, changes
         assert (evaluation[name] is not None) == (changes[name].epochs > 0)
 
 
+def test_kept_features_are_not_taken_for_those_of_images_decoded_in_another_way(small_config, tmp_path):
+    """The same files and the same network: only the decoding tells the two apart."""
+    draw_photos(tmp_path / "photos", shape=(SIZE, 2 * SIZE))
+    losses = []
+    for number, resize in enumerate(["squash", "crop"]):
+        config = dataclasses.replace(
+            small_config, **only(), dataset=str(tmp_path / "photos"), resize=resize, cache_dir=str(tmp_path / "cache")
+        )  # fmt: skip
+        losses.append(run_experiment(config, RunDir(tmp_path / str(number)))["frozen"]["loss"])
+    assert losses[0] != losses[1]
+
+
 def test_callbacks_of_keras_are_driven_as_by_fit(small_config, tmp_path):
     class Recorder(keras.callbacks.Callback):
         def __init__(self):

@@ -24,8 +24,10 @@ def make_run(path, finished):
 
 def test_a_new_run_gets_a_directory_under_runs_that_bears_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = new_run_dir(None, "photos-resnet50"), new_run_dir(None, "photos-resnet50")
-    assert first.path.is_dir() and second.path.is_dir() and first.path != second.path
+    first = new_run_dir(None, "photos-resnet50")
+    with first.begun(RunConfig()):
+        second = new_run_dir(None, "photos-resnet50")  # within the same second, as a rule
+    assert first.path.is_dir() and first.path != second.path
     assert all(run_dir.path.parent == Path("runs") for run_dir in (first, second))
     assert first.path.name.startswith("photos-resnet50-2")
 
@@ -37,8 +39,35 @@ def test_a_named_directory_may_be_new_or_empty(before, tmp_path):
         path.mkdir(parents=True)
     if before == "left by a kill":  # behind the lock, ahead of the config
         (path / ".lock").touch()
-    assert new_run_dir(path, "unused") == RunDir(path)
-    assert path.is_dir()
+    run_dir = new_run_dir(path, "unused")
+    assert run_dir == RunDir(path)
+    with run_dir.begun(RunConfig(seed=3)):
+        assert run_dir.read_config() == RunConfig(seed=3)  # ahead of everything that may take long
+    with run_dir.begun(RunConfig(seed=3)):  # and it can be continued
+        pass
+
+
+def test_what_cannot_begin_leaves_nothing_and_what_was_begun_stays(tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    with pytest.raises(UserError, match="no such dataset"), run_dir.begun(RunConfig()):
+        raise UserError("no such dataset")
+    assert not run_dir.path.exists()
+    with pytest.raises(KeyboardInterrupt), run_dir.begun(RunConfig()):
+        raise KeyboardInterrupt
+    with pytest.raises(UserError, match="no such dataset"), run_dir.begun(RunConfig()):
+        raise UserError("no such dataset")
+    assert run_dir.config.exists()
+
+
+def test_a_run_is_not_continued_with_another_config_nor_when_it_is_finished(tmp_path):
+    run_dir = make_run(tmp_path / "run", finished=False)
+    with pytest.raises(UserError, match="another config .seed is 0, not 5."), run_dir.begun(RunConfig(seed=5)):
+        pass
+    with run_dir.begun(RunConfig(data_dir="elsewhere")):  # which decides no result
+        pass
+    write_text(run_dir.report, "<p>done</p>")
+    with pytest.raises(UserError, match="finished run"), run_dir.begun(RunConfig()):
+        pass
 
 
 def a_finished_run(path):
@@ -97,7 +126,7 @@ def test_a_run_that_another_process_holds_is_refused_until_that_process_ends(tmp
         "with RunDir(Path(sys.argv[1])).locked():\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
-    run_dir = new_run_dir(tmp_path / "run", "unused")
+    run_dir = make_run(tmp_path / "run", finished=False)
     holder = subprocess.Popen(
         [sys.executable, "-c", code, run_dir.path], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

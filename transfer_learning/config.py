@@ -49,7 +49,9 @@ class Phase:
 class RunConfig:
     """Everything that decides the result of a run, and the few things that do not (`changes_result` false)."""
 
-    dataset: str = option("drawn_pills", "name, folder of class folders, or table with columns path,label[,split]")
+    # A folder may move: whether it still holds the same images is decided by their fingerprint.
+    dataset: str = option("drawn_pills", "name, folder of class folders, or table with columns path,label[,split]",
+                          changes_result=False)  # fmt: skip
     backbone: str = option("efficientnet_lite0", "pretrained network under the head")
     weights: str = option("imagenet", "where the backbone starts: imagenet, none (random) or a file")
     image_size: int = option(224, "side in pixels of the square that the backbone sees")
@@ -191,6 +193,11 @@ def difference(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     free = {item.name for item in dataclasses.fields(RunConfig) if not item.metadata.get("changes_result", True)}
     before, after = flat(old), flat(new)
     return {name: (before[name], after[name]) for name in before if before[name] != after[name] and name not in free}
+
+
+def named(fields: dict[str, tuple[Any, Any]]) -> str:
+    """What `difference` found, in words."""
+    return ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in fields.items())
 
 
 def flag_name(name: str) -> str:

@@ -3,10 +3,12 @@
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -24,15 +26,20 @@ class Devices:
     name: str  # of the GPU or the processor
     num_gpus: int
     precision: str  # a Keras dtype policy
+    threads: int  # that share an operation on the processor
     fingerprint: dict[str, str]  # what has to be the same for a resumed run to give the same bits
 
 
-def set_up_devices(precision: str, seed: int, say: Callable[[str], None] = print) -> Devices:
+def set_up_devices(
+    precision: str, seed: int, say: Callable[[str], None] = print, begun_with: Mapping[str, Any] = MappingProxyType({})
+) -> Devices:
     """Makes TensorFlow ready for one run and says what was found, chosen and why.
 
     Args:
         precision: "auto", or the name of a Keras dtype policy, which is then honoured on any device.
         seed: of everything that Keras draws while the run builds its model.
+        begun_with: what an earlier session of the run chose: its "precision" and "threads" are taken again, because
+            another number of either gives other bits.
 
     Raises:
         UserError: a GPU is there, but TensorFlow was already using it, so memory growth cannot be turned on.
@@ -46,14 +53,34 @@ def set_up_devices(precision: str, seed: int, say: Callable[[str], None] = print
                 f"GPU memory growth cannot be turned on ({error}); call this before anything else uses TensorFlow, "
                 "in a notebook after a restart of the kernel."
             ) from None
-    name = _say_gpus(gpus, say) if gpus else _say_processor(say)
-    policy = _choose_precision(precision, gpus, say)
+    threads = _set_threads(begun_with.get("threads") or _available_threads())
+    name = _say_gpus(gpus, say) if gpus else _say_processor(threads, say)
+    if "precision" in begun_with:
+        policy = begun_with["precision"]
+        say(f"Precision {policy} and {threads} threads, as the run was begun with.")
+    else:
+        policy = _choose_precision(precision, gpus, say)
     keras.mixed_precision.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
     # Without it some GPU kernels add numbers in another order each time, and no resume could be exact.
     tf.config.experimental.enable_op_determinism()
     say(f"Seed {seed}; deterministic operations, so that the same run gives the same bits on this machine.")
-    return Devices(name, len(gpus), policy, _fingerprint(name, len(gpus)))
+    return Devices(name, len(gpus), policy, threads, _fingerprint(name, len(gpus), threads))
+
+
+def _available_threads() -> int:
+    """The processors that this process may use, which a container or a batch system may have cut down."""
+    if asked := os.environ.get("TF_NUM_INTRAOP_THREADS", ""):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _set_threads(threads: int) -> int:
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        return threads
+    except RuntimeError:  # TensorFlow is in use already, as in a notebook: it keeps the number that it began with
+        return tf.config.threading.get_intra_op_parallelism_threads() or _available_threads()
 
 
 def _say_gpus(gpus: list, say: Callable[[str], None]) -> str:
@@ -68,7 +95,7 @@ def _say_gpus(gpus: list, say: Callable[[str], None]) -> str:
     return names[0]
 
 
-def _say_processor(say: Callable[[str], None]) -> str:
+def _say_processor(threads: int, say: Callable[[str], None]) -> str:
     driver = driver_cuda_version()
     cuda = tf.sysconfig.get_build_info().get("cuda_version")
     if driver:
@@ -76,7 +103,6 @@ def _say_processor(say: Callable[[str], None]) -> str:
             f"There is a GPU driver for CUDA {driver}, but TensorFlow "
             + (f"(built for CUDA {cuda}) cannot use it; install tensorflow[and-cuda]." if cuda else "was built without.")
         )
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
     onednn = "off (TF_ENABLE_ONEDNN_OPTS=0)"
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
         onednn = "on, since it is faster (TF_ENABLE_ONEDNN_OPTS=0 turns it off)"
@@ -137,12 +163,12 @@ def git_commit() -> str:
     return commit + ("+changes" if changed else "")
 
 
-def _fingerprint(name: str, num_gpus: int) -> dict[str, str]:
+def _fingerprint(name: str, num_gpus: int, threads: int) -> dict[str, str]:
     return {
         **{package: number for package, number in versions().items() if package not in ("pandas", "scikit-learn")},
         "device": name,
         "num_gpus": str(num_gpus),
-        "threads": str(tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()),
+        "threads": str(threads),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
         "system": platform.system(),
     }

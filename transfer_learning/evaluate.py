@@ -1,14 +1,12 @@
 """Evaluate a finished run again: ``python -m transfer_learning.evaluate RUN_DIR --split val|test``."""
 
-import json
 import sys
 from collections.abc import Sequence
 
 from transfer_learning.command_line import Parser, quiet_start, run_main
-from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
-from transfer_learning.files import write_text
-from transfer_learning.run_dir import existing_run_dir
+from transfer_learning.files import read_json, write_json
+from transfer_learning.run_dir import evaluated_run_dir
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -18,19 +16,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     if flags.split not in ("val", "test"):
         raise UserError(f"--split {flags.split} is unknown; val or test was expected.")
-    run_dir = existing_run_dir(flags.run_dir)
-    config = RunConfig.from_json(run_dir.config.read_text(encoding="utf-8"), str(run_dir.config))
+    run_dir = evaluated_run_dir(flags.run_dir)
+    config = run_dir.read_config()
+    environment, recorded = read_json(run_dir.environment), read_json(run_dir.evaluation)
 
     with quiet_start():
         from transfer_learning.datasets.manifest import fingerprint
         from transfer_learning.devices import set_up_devices
+        from transfer_learning.evaluation import metrics
         from transfer_learning.experiment import evaluate_split, load_data
         from transfer_learning.models.classifier import load_model
 
-    set_up_devices(config.precision, config.seed, say=lambda sentence: None)
-    classifier = load_model(config, run_dir.model)
+    set_up_devices(config.precision, config.seed, say=lambda sentence: None, begun_with=environment["device"])
+    classifier = load_model(config, run_dir.model, recorded["weights_sha256"])
     data = load_data(config)
-    if fingerprint(data.manifest) != json.loads(run_dir.environment.read_text())["dataset"]["fingerprint"]:
+    if fingerprint(data.manifest) != environment["dataset"]["fingerprint"]:
         raise UserError(
             f"The images, labels or splits of {config.dataset} are not those that {run_dir.path} was trained on; "
             "restore them, or use predict on the new ones."
@@ -38,13 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not len(data.split(flags.split)):
         raise UserError(f"{config.dataset} has no {flags.split} images; evaluate another --split.")
     with run_dir.locked():
-        evaluation = evaluate_split(config, classifier, data, flags.split, run_dir)
-        evaluation["weights_sha256"] = classifier.weights_sha256
-        write_text(run_dir.evaluation_of(flags.split), json.dumps(evaluation, indent=2) + "\n")
-    low, high = evaluation["accuracy_interval"]
+        evaluation = evaluate_split(classifier, data, flags.split, run_dir)
+        write_json(run_dir.evaluation_of(flags.split), evaluation | {"weights_sha256": classifier.weights_sha256})
     print(
-        f"{flags.split} accuracy {evaluation['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
-        f"n = {evaluation['num_examples']:,}), macro F1 {evaluation['macro_f1']:.3f}\n"
+        f"{metrics.in_words(evaluation)}\n"
         f"Results: {run_dir.evaluation_of(flags.split)} and {run_dir.predictions(flags.split)}"
     )
 

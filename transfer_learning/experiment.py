@@ -1,24 +1,25 @@
 """The story of a run, top to bottom: machine, data, network, training, evaluation, report."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
 from transfer_learning.config import PHASES, RunConfig
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.manifest import fingerprint, make_manifest
-from transfer_learning.datasets.pipeline import examples_of_split
+from transfer_learning.datasets.pipeline import Examples, examples_of_split
 from transfer_learning.datasets.store import Store, open_store
 from transfer_learning.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import figures, metrics, predictions
-from transfer_learning.files import write_text
+from transfer_learning.files import read_json, write_json, write_text
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers, probabilities, save_model
 from transfer_learning.models.features import kept_features
@@ -26,14 +27,16 @@ from transfer_learning.models.weights import weights_digest
 from transfer_learning.report import write_report
 from transfer_learning.run_dir import RunDir
 from transfer_learning.training.history import phase_results
-from transfer_learning.training.loop import Identity, train
+from transfer_learning.training.identity import Identity
+from transfer_learning.training.loop import restore, train
 from transfer_learning.training.phases import ActivePhase, start_phase
+from transfer_learning.training.progress import count_progress
 from transfer_learning.training.stopping import StopRequest
 
 NUM_PICTURES = 20  # in the figures of random images and of mistakes
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Data:
     """A dataset as a run sees it: decoded, and divided into splits."""
 
@@ -42,8 +45,12 @@ class Data:
     store: Store
     manifest: pd.DataFrame
 
-    def split(self, name: str):
-        return examples_of_split(self.manifest, name, self.class_names, self.store.pixels)
+    def split(self, name: str) -> Examples:
+        return examples_of_split(self.manifest, name, self.class_names, self.store.pixels, self.store.rows)
+
+    def positions(self, *splits: str) -> np.ndarray:
+        """Positions in the manifest of the examples of these splits, one split after the other."""
+        return np.concatenate([np.flatnonzero(self.manifest["split"] == split) for split in splits])
 
     @property
     def judged_split(self) -> str:
@@ -60,8 +67,9 @@ def run_experiment(
     """Trains and evaluates what `config` asks for; a run directory with a checkpoint is continued to the same bits.
 
     Args:
-        callbacks: Keras callbacks, driven as by `fit`, epochs counted over both phases. What they keep in memory is
-            not part of the exact resume.
+        callbacks: Keras callbacks, called as by `fit`, epochs counted over both phases. `stop_training` ends the phase
+            at the end of its epoch; the learning rate is the config's, and a callback cannot change it. What callbacks
+            keep in memory is not part of the exact resume.
         reasons: sentences about choices that were made before, kept with those made here.
 
     Returns:
@@ -73,74 +81,90 @@ def run_experiment(
     """
     config.check()
     find_backbone(config.backbone).opened_part(config.fine_tune.open)  # not only once the frozen phase is over
-    notes = list(reasons)  # what earlier sessions said stands before what this one says
-    if run_dir.notes.exists():
-        notes = json.loads(run_dir.notes.read_text(encoding="utf-8")) + notes
+    with StopRequest() as stop, run_dir.begun(config):
+        say = Notes(run_dir, reasons)
 
-    def say(sentence: str) -> None:
-        print(sentence, flush=True)
-        if sentence not in notes:
-            notes.append(sentence)
-
-    with StopRequest() as stop:
-        # The machine.
-        devices = set_up_devices(config.precision, config.seed, say)
+        # The machine; a resumed run computes as it was begun.
+        begun_with = read_json(run_dir.environment)["device"] if run_dir.environment.exists() else {}
+        devices = set_up_devices(config.precision, config.seed, say, begun_with)
 
         # The data: every file looked at once.
         data = load_data(config, say)
-        for split in ("train", "val", "test"):
-            if split != "test" and not len(data.split(split)) and (split == "train" or config.monitor.startswith("val")):
-                raise UserError(
-                    f"{config.dataset} has no {split} images, which --monitor {config.monitor} needs; raise "
-                    "--val-fraction, or pass --monitor loss."
-                )
+        if config.monitor.startswith("val") and not len(data.split("val")):
+            raise UserError(
+                f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "
+                "pass --monitor loss."
+            )
         say(f"{describe_data(data)}.")
 
         # The network: preprocessing inside, the head new.
         classifier = build_classifier(config, data.class_names)
+        backbone = find_backbone(config.backbone)
         say(
-            f"{config.backbone} ({config.weights} weights) with a head of {classifier.head.count_params():,} weights "
-            f"for {len(data.class_names)} classes; {classifier.model.count_params():,} weights in all."
+            f"{backbone.description}; {config.weights} weights. With a head of {classifier.head.count_params():,} weights "
+            f"for {len(data.class_names)} classes it has {classifier.model.count_params():,}."
         )
 
-        # The run directory, held by this process until it ends.
-        run_dir.path.mkdir(parents=True, exist_ok=True)
-        with run_dir.locked():
-            identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, devices.fingerprint)
-            write_beginning(run_dir, identity, data, devices)
-            write_text(run_dir.notes, json.dumps(notes, indent=2) + "\n")
+        # What was done already, if it belongs to this run.
+        identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, devices.fingerprint)
+        state, arrays = restore(run_dir, identity, say)
+        write_beginning(run_dir, identity, data, devices)
 
-            # Training: a frozen phase sees features, a fine-tune phase sees images.
-            def make_phase(name: str) -> ActivePhase:
-                return prepare_phase(name, config, classifier, data, identity, say)
+        # Training: a frozen phase sees features, a fine-tune phase sees images.
+        def make_phase(name: str) -> ActivePhase:
+            return prepare_phase(name, config, classifier, data, identity, say)
 
-            all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
-            state = train(identity, make_phase, classifier.model, run_dir, all_callbacks, stop, say)
-            save_model(classifier, run_dir.model)
+        all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
+        try:
+            state = train(identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop)
+        except (MemoryError, tf.errors.ResourceExhaustedError):
+            raise UserError(
+                f"The memory is not enough for {config.batch_size // config.micro_batches} images of "
+                f"{config.image_size} x {config.image_size} at a time; start a new run with the same --batch-size and "
+                f"more --micro-batches (now {config.micro_batches}), or with a smaller --image-size."
+            ) from None
+        save_model(classifier, run_dir.model)
 
-            # Evaluation, on the images and through the whole model.
-            results = {}
-            for split in ("val", "test"):
-                if len(data.split(split)):
-                    results[split] = evaluate_split(config, classifier, data, split, run_dir)
-            evaluation = results[data.judged_split] | {
-                "weights_sha256": classifier.weights_sha256,
-                **dict.fromkeys(PHASES),
-                **phase_results(state.history, run_dir.timings, config.monitor),
-            }
-            draw_figures(config, data, state.history, evaluation, run_dir)
-            write_text(run_dir.evaluation, json.dumps(evaluation, indent=2) + "\n")
+        # Evaluation, on the images and through the whole model.
+        results = {}
+        for split in ("val", "test"):
+            if len(data.split(split)):
+                results[split] = evaluate_split(classifier, data, split, run_dir)
+        evaluation = results[data.judged_split] | {
+            "weights_sha256": classifier.weights_sha256,
+            **dict.fromkeys(PHASES),
+            **phase_results(state.history, run_dir.timings, config.monitor),
+        }
+        draw_figures(config, data, state.history, evaluation, run_dir)
+        write_json(run_dir.evaluation, evaluation)
 
-            # The report, from the files alone.
-            write_text(run_dir.notes, json.dumps(notes, indent=2) + "\n")
-            write_report(run_dir)
+        # The report, from the files alone.
+        write_report(run_dir)
     return evaluation
+
+
+class Notes:
+    """Prints a sentence and keeps it in the run directory, with those of earlier sessions."""
+
+    def __init__(self, run_dir: RunDir, sentences: Sequence[str] = ()):
+        self._path = run_dir.notes
+        self._sentences = read_json(self._path) if self._path.exists() else []
+        self._keep(*sentences)
+
+    def __call__(self, sentence: str) -> None:
+        print(sentence, flush=True)
+        self._keep(sentence)
+
+    def _keep(self, *sentences: str) -> None:
+        self._sentences += [sentence for sentence in sentences if sentence not in self._sentences]
+        write_json(self._path, self._sentences)
 
 
 def load_data(config: RunConfig, say: Callable[[str], None] = print, dataset: Dataset | None = None) -> Data:
     """Loads, decodes (unless an earlier run did) and splits the dataset that `config` names."""
     dataset = dataset or load_dataset(config.dataset, config.data_dir)
-    store = open_store(dataset, config.stored_size, config.resize, config.cache_dir, say)
+    progress = count_progress("Decoding images:")
+    store = open_store(dataset, config.stored_size, config.resize, config.cache_dir, say, progress)
     manifest = make_manifest(
         dataset, store.facts, config.val_fraction, config.test_fraction, config.skip_unreadable, say
     )  # fmt: skip
@@ -165,17 +189,18 @@ def prepare_phase(
     train_images, val_images = data.split("train"), data.split("val")
     if name != "frozen" or config.frozen.augmentation != "none":
         return start_phase(name, config, classifier, False, train_images, val_images)
-    precision = keras.mixed_precision.dtype_policy().name
-    key = json.dumps([
-        data.store.key, config.backbone, config.image_size, weights_digest(classifier.extractor.weights), precision,
-        identity.surroundings,
+    key = json.dumps([  # all but the contents of the images, which `hashes` stand for
+        identity.surroundings, data.store.decoding, keras.mixed_precision.dtype_policy().name,
+        classifier.extractor.to_json(), weights_digest(classifier.extractor.weights),
     ])  # fmt: skip
-    rows = np.concatenate([train_images.rows, val_images.rows])
-    features = kept_features(
-        classifier.extractor, data.store.pixels, rows, key, config.cache_dir, config.batch_size, say
+    wanted = np.concatenate([train_images.rows, val_images.rows])
+    hashes = data.store.facts["sha256"].to_numpy()[data.positions("train", "val")]
+    features, rows = kept_features(
+        classifier.extractor, data.store.pixels, wanted, hashes, key, config.cache_dir, say,
+        count_progress("Computing features:"),
     )  # fmt: skip
-    train_features = train_images.with_inputs(features[: len(train_images)])
-    val_features = val_images.with_inputs(features[len(train_images) :])
+    train_features = replace(train_images, inputs=features, rows=rows[: len(train_images)])
+    val_features = replace(val_images, inputs=features, rows=rows[len(train_images) :])
     return start_phase(name, config, classifier, True, train_features, val_features)
 
 
@@ -192,28 +217,28 @@ def flagged_callbacks(config: RunConfig, run_dir: RunDir) -> list[keras.callback
 def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: Devices) -> None:
     """Writes what is known before training, and adds this session to those that worked on the run."""
     config = identity.config
-    sessions = json.loads(run_dir.environment.read_text())["sessions"] if run_dir.environment.exists() else []
+    sessions = read_json(run_dir.environment)["sessions"] if run_dir.environment.exists() else []
     session = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **identity.surroundings}
     environment = {
         "versions": versions(),
-        "device": {"name": devices.name, "num_gpus": devices.num_gpus, "precision": devices.precision},
+        "device": {
+            "name": devices.name, "num_gpus": devices.num_gpus, "precision": devices.precision, "threads": devices.threads,
+        },
         "git_commit": git_commit(),
         "dataset": {"name": config.dataset, "fingerprint": identity.dataset, "num_images": len(data.manifest)},
         "initial_weights_sha256": identity.initial_weights,
         "sessions": [*sessions, session],
-    }
-    if not run_dir.config.exists():
-        write_text(run_dir.config, config.to_json())
-    write_text(run_dir.environment, json.dumps(environment, indent=2) + "\n")
+    }  # fmt: skip
+    write_json(run_dir.environment, environment)
     write_text(run_dir.manifest, data.manifest.to_csv(index=False, lineterminator="\n"))
     ignored = pd.DataFrame(data.ignored, columns=["file", "reason"])
     write_text(run_dir.ignored, ignored.to_csv(index=False, lineterminator="\n"))
 
 
-def evaluate_split(config: RunConfig, classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict:
+def evaluate_split(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict:
     """Predicts a split from its images, writes ``predictions/<split>.csv`` and returns the metrics."""
     examples = data.split(split)
-    predicted = probabilities(classifier, examples.inputs, examples.rows, config.batch_size)
+    predicted = probabilities(classifier, examples.inputs, examples.rows, count_progress(f"Predicting {split} images:"))
     table = predictions.table(examples.ids, examples.labels, predicted, data.class_names)
     predictions.write(table, run_dir.predictions(split))
     return {"split": split} | metrics.evaluate(table, data.class_names)

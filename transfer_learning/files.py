@@ -1,13 +1,17 @@
 """Writing a file so that a reader, or the next session, sees the old one or the new one and never a part of one."""
 
 import glob
+import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from transfer_learning.errors import UserError
 
 
 @contextmanager
@@ -36,6 +40,25 @@ def written_atomically(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     with written_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes plain values as JSON; not-a-number is no JSON, and raises ValueError."""
+    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads what `write_json` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; restore it, or start a new run.") from None
+    except ValueError as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise UserError(f"{path} is damaged ({error}); restore it, or start a new run.") from None
 
 
 def sync_to_disk(path: Path) -> None:

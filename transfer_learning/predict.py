@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from transfer_learning.command_line import Parser, quiet_start, run_main
-from transfer_learning.config import RunConfig
 from transfer_learning.datasets.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
-from transfer_learning.run_dir import existing_run_dir
+from transfer_learning.files import read_json
+from transfer_learning.run_dir import evaluated_run_dir
 
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
 
@@ -22,9 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders searched for them")
     parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
     flags = parser.parse_args(arguments)
-    run_dir = existing_run_dir(flags.run_dir)
-    text = run_dir.config.read_text(encoding="utf-8", errors="replace")
-    config = RunConfig.from_json(text, str(run_dir.config))
+    run_dir = evaluated_run_dir(flags.run_dir)
+    config = run_dir.read_config()
+    begun_with, recorded = read_json(run_dir.environment)["device"], read_json(run_dir.evaluation)
     files = [file for argument in flags.images for file in image_files(Path(argument))]
 
     import numpy as np
@@ -34,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from transfer_learning.devices import set_up_devices
         from transfer_learning.models.classifier import load_model, probabilities
 
-    set_up_devices(config.precision, config.seed, say=lambda sentence: None)
-    classifier = load_model(config, run_dir.model)
+    set_up_devices(config.precision, config.seed, lambda sentence: None, begun_with)
+    classifier = load_model(config, run_dir.model, recorded["weights_sha256"])
+    if hasattr(sys.stdout, "reconfigure"):  # a file name need not be UTF-8, and goes out as it came in
+        sys.stdout.reconfigure(errors="surrogateescape")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("file", "class", "confidence"))
     skipped = 0
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not readable:
                 continue
             pixels = np.stack([pixels for _, pixels in readable])
-            predicted = probabilities(classifier, pixels, np.arange(len(pixels)), config.batch_size)
+            predicted = probabilities(classifier, pixels, np.arange(len(pixels)))
             for (file, _), row in zip(readable, predicted, strict=True):
                 writer.writerow((file, classifier.class_names[row.argmax()], f"{row.max():.9g}"))
     print(f"Predicted {len(files) - skipped:,} images, skipped {skipped:,}.", file=sys.stderr)

@@ -1,15 +1,15 @@
 """Train and evaluate a classifier: ``python -m transfer_learning.run --dataset NAME|FOLDER|TABLE.csv``, or ``--resume``."""
 
 import argparse
-import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_learning import recipes
 from transfer_learning.command_line import Parser, add_config_flags, given_values, quiet_start, run_main
-from transfer_learning.config import RunConfig, difference, with_values
+from transfer_learning.config import PHASES, RunConfig, difference, named, with_values
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import ExitCode, Stopped, UserError
@@ -37,23 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     print(f"Run directory: {run_dir.path}", flush=True)
 
     try:
-        with quiet_start():
-            from transfer_learning.experiment import run_experiment  # imports TensorFlow, which takes seconds
+        with quiet_start():  # these import TensorFlow and scikit-learn, which takes seconds
+            from transfer_learning.evaluation import metrics
+            from transfer_learning.experiment import run_experiment
         evaluation = run_experiment(config, run_dir, reasons=reasons)
     except Stopped as stopped:
-        if run_dir.config.exists():
-            print(f"Stopped by {stopped}; continue with: python -m transfer_learning.run --resume {run_dir.path}")
-        else:
-            print(f"Stopped by {stopped} before training; nothing was written, so start again.")
+        command = f"{shlex.quote(sys.executable)} -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
+        print(f"Stopped by {stopped}; continue with: {command}")
         return stopped.exit_code
-    finally:
-        with contextlib.suppress(OSError):
-            run_dir.path.rmdir()  # succeeds where it is empty: what could not begin leaves nothing behind
-    low, high = evaluation["accuracy_interval"]
-    print(
-        f"{evaluation['split']} accuracy {evaluation['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
-        f"n = {evaluation['num_examples']:,}), macro F1 {evaluation['macro_f1']:.3f}\nReport: {run_dir.report}"
-    )
+    print(f"{metrics.in_words(evaluation)}\nReport: {run_dir.report}")
     return ExitCode.DONE
 
 
@@ -74,12 +66,12 @@ def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
     if flags.run_dir:
         raise UserError("--resume already names the run directory; leave --run-dir out.")
     run_dir = existing_run_dir(flags.resume)
-    text = run_dir.config.read_text(encoding="utf-8", errors="replace")
-    kept = RunConfig.from_json(text, str(run_dir.config))
+    kept = run_dir.read_config()
     config = with_values(kept, given_values(flags))
     if fields := difference(kept, config):
-        named = ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in fields.items())
-        raise UserError(f"{run_dir.path} was begun with another config ({named}); leave the flags out, or start a new run.")
+        raise UserError(
+            f"{run_dir.path} was begun with another config ({named(fields)}); leave the flags out, or start a new run."
+        )
     return run_dir, config, []
 
 
@@ -104,14 +96,18 @@ def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     config = with_values(config, values)
     config.check()
     backbone = find_backbone(config.backbone)
-    if "fine_tune.open" not in values and config.fine_tune.open not in ("none", "all", *backbone.stages):
+    try:
+        backbone.opened_part(config.fine_tune.open)
+    except UserError:
+        if "fine_tune.open" in values:
+            raise
         reason_of["fine_tune.open"] = (
             f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.open} is no stage of "
             f"{config.backbone}."
         )
         config = with_values(config, {"fine_tune.open": "0.3"})
-    backbone.opened_part(config.fine_tune.open)
-    reasons = [reason for name, reason in reason_of.items() if name not in values]
+    left_out = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
+    reasons = [reason for name, reason in reason_of.items() if name not in values and not name.startswith(left_out)]
     for reason in reasons:
         print(reason)
     return config, reasons

@@ -3,12 +3,14 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from transfer_learning.config import RunConfig, difference, named
 from transfer_learning.errors import UserError
+from transfer_learning.files import write_text
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,47 @@ class RunDir:
         return self.path / f"evaluation_{split}.json"
 
     @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def is_finished(self) -> bool:
         return self.report.exists()
+
+    def read_config(self) -> RunConfig:
+        """The config of the run; UserError where the file is missing or damaged."""
+        return RunConfig.from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
+
+    @contextmanager
+    def begun(self, config: RunConfig) -> Iterator[None]:
+        """Holds the run for this process, and writes its config ahead of everything else.
+
+        So a run that is killed at any later moment can be continued. One that a UserError ends before its first
+        checkpoint could only meet the same error again, and leaves nothing behind.
+
+        Raises:
+            UserError: the directory holds a finished run, a run with another config, or one that another process has.
+        """
+        if self.is_finished:
+            raise UserError(f"{self.path} holds a finished run (see {self.report}); choose another directory.")
+        is_new = not self.config.exists()
+        if not is_new and (fields := difference(self.read_config(), config)):
+            raise UserError(
+                f"{self.path} was begun with another config ({named(fields)}); restore it, or choose another directory."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.locked():
+            if is_new:
+                write_text(self.config, config.to_json())
+            try:
+                yield
+            except UserError:
+                if is_new and not self.checkpoint.exists():
+                    for file in (self.notes, self.environment, self.manifest, self.ignored, self.config, self.lock):
+                        file.unlink(missing_ok=True)
+                    with suppress(OSError):
+                        self.path.rmdir()  # unless there is something else in it
+                raise
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -107,7 +148,7 @@ class RunDir:
         Raises:
             UserError: another process has it.
         """
-        with open(self.path / ".lock", "w") as lock:
+        with open(self.lock, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -118,7 +159,7 @@ class RunDir:
 
 
 def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
-    """Makes the directory of a new run: `path`, or a new one under `runs/` that bears `name` and the time.
+    """Names the directory of a new run: `path`, or a new one under `runs/` that bears `name` and the time.
 
     Raises:
         UserError: `path` holds a finished run, an unfinished one, or something else; each with the way out.
@@ -141,7 +182,6 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
     # Hidden files do not count: a run that was killed in its first moment leaves its lock behind.
     if run_dir.path.is_dir() and any(not entry.name.startswith(".") for entry in run_dir.path.iterdir()):
         raise UserError(f"--run-dir {path} holds files that are no run of ours; choose a new or an empty directory.")
-    run_dir.path.mkdir(parents=True, exist_ok=True)
     return run_dir
 
 
@@ -156,4 +196,16 @@ def existing_run_dir(path: str | os.PathLike) -> RunDir:
         raise UserError(f"There is no run directory {path}; give the directory that `run` printed, such as runs/NAME.")
     if not run_dir.config.exists():
         raise UserError(f"{path} is no run directory: it has no config.json; give the directory that `run` printed.")
+    return run_dir
+
+
+def evaluated_run_dir(path: str | os.PathLike) -> RunDir:
+    """Opens the directory of a run that came to its end.
+
+    Raises:
+        UserError: as `existing_run_dir`; or the run was stopped before its evaluation.
+    """
+    run_dir = existing_run_dir(path)
+    if not run_dir.evaluation.exists():
+        raise UserError(f"The run {path} is unfinished; continue it with run --resume {path}, then call this again.")
     return run_dir

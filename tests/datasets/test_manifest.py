@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from transfer_learning.datasets.dataset import Dataset, Example
-from transfer_learning.datasets.manifest import COLUMNS, class_counts, fingerprint, make_manifest
+from transfer_learning.datasets.manifest import COLUMNS, fingerprint, make_manifest
 from transfer_learning.errors import UserError
 
 
@@ -40,7 +40,10 @@ def test_it_has_a_row_an_example_in_their_order():
     assert tuple(manifest.columns) == COLUMNS
     assert list(manifest["id"]) == [f"{number:04d}" for number in range(40)]
     assert list(manifest["label"]) == ["a"] * 20 + ["b"] * 20
-    assert set(manifest["split"]) == {"train", "val", "test"} and said == []
+    assert set(manifest["split"]) == {"train", "val", "test"}
+    assert [sentence.split(":")[0] for sentence in said] == [
+        "The dataset names no test split", "The dataset names no val split",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.15, 0.15), (0.1, 0.3), (0.0, 0.2), (0.2, 0.0), (0.0, 0.0)])
@@ -110,9 +113,8 @@ def test_identical_files_share_a_split():
 @pytest.mark.parametrize("trial", range(8))
 def test_no_class_is_empty_in_a_split_however_small(count, trial):
     manifest, _ = manifest_of([row for label in "abcde" for row in images(f"{label}{trial}", count)])
-    for split, counts in class_counts(manifest).items():
-        assert (counts > 0).all(), (split, counts)
-    assert set(class_counts(manifest)) == {"train", "val", "test"}
+    counts = pd.crosstab(manifest["label"], manifest["split"])
+    assert set(counts.columns) == {"train", "val", "test"} and (counts > 0).all(axis=None), counts
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_a_training_image_that_is_also_judged_is_left_out_and_said(leak_in, kept
     manifest, said = manifest_of(rows)
     leak = manifest.iloc[-1]
     assert leak["split"] == "" and leak["problem"] == f"the same file is in the split {kept_in}"
-    assert said == [f"Skipped 1 image because the same file is in the dataset's own split {kept_in}."]
+    assert said[:1] == [f"Skipped 1 image because the same file is in the dataset's own split {kept_in}."]
     assert manifest.iloc[40]["split"] == kept_in
     judged = set(manifest.loc[manifest["split"].isin(("val", "test")), "sha256"])
     assert not judged & set(manifest.loc[manifest["split"] == "train", "sha256"])
@@ -155,13 +157,13 @@ def test_unreadable_images_stop_or_are_skipped_and_named():
         manifest_of(rows)
     manifest, said = manifest_of(rows, skip=True)
     assert (manifest["split"][40:] == "").all() and (manifest["split"][:40] != "").all()
-    assert len(said) == 1 and said[0].startswith("Skipped 5 images of 45")
+    assert sum("Skipped" in sentence for sentence in said) == 1 and said[0].startswith("Skipped 5 images of 45")
 
 
 def test_an_unreadable_test_image_leaks_nothing():
     rows = images("a", 20) + images("b", 20) + [("a", "a0", "test", "it is cut off")]
     manifest, said = manifest_of(rows, skip=True)
-    assert manifest["split"][0] != "" and len(said) == 1
+    assert manifest["split"][0] != "" and sum("Skipped" in sentence for sentence in said) == 1
 
 
 def test_the_fingerprint_changes_with_id_content_label_and_split_and_with_nothing_else():

@@ -195,7 +195,10 @@ def test_the_examples_of_a_split_are_its_rows():
     splits = ["val", "train", "", "train", "val"]
     manifest = pd.DataFrame({"id": list("vwxyz"), "label": list("abbac"), "split": splits})
     inputs = np.zeros((5, SIZE, SIZE, 3), np.uint8)
-    train, val, test = (examples_of_split(manifest, name, ("a", "b", "c"), inputs) for name in ("train", "val", "test"))
-    assert (list(train.ids), list(train.rows), list(train.labels)) == (["w", "y"], [1, 3], [1, 0])
-    assert (list(val.ids), list(val.rows), list(val.labels)) == (["v", "z"], [0, 4], [0, 2])
+    rows = np.array([3, 1, -1, 0, 2])
+    train, val, test = (
+        examples_of_split(manifest, name, ("a", "b", "c"), inputs, rows) for name in ("train", "val", "test")
+    )
+    assert (list(train.ids), list(train.rows), list(train.labels)) == (["w", "y"], [1, 0], [1, 0])
+    assert (list(val.ids), list(val.rows), list(val.labels)) == (["v", "z"], [3, 2], [0, 2])
     assert len(test) == 0 and train.labels.dtype == np.int32

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from transfer_learning.errors import UserError
-from transfer_learning.models import features
 from transfer_learning.models.classifier import (
     build_classifier,
     leaf_layers,
@@ -105,17 +104,17 @@ def test_dropout_works_in_training_alone(classifier):
 
 def test_probabilities_of_an_image_do_not_depend_on_what_stands_beside_it(classifier):
     rows = np.arange(5)
-    together = probabilities(classifier, IMAGES, rows, 4)
+    together = probabilities(classifier, IMAGES, rows)
     assert together.shape == (5, 3) and together.dtype == np.float32
     assert together.sum(axis=1) == pytest.approx(1, abs=1e-5)
-    alone = np.concatenate([probabilities(classifier, IMAGES, rows[index : index + 1], 4) for index in range(5)])
+    alone = np.concatenate([probabilities(classifier, IMAGES, rows[index : index + 1]) for index in range(5)])
     assert np.array_equal(together, alone)
 
 
 def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_config, tmp_path):
     path = tmp_path / "model.keras"
     save_model(classifier, path)
-    expected = probabilities(classifier, IMAGES, np.arange(5), 5)
+    expected = probabilities(classifier, IMAGES, np.arange(5))
     alone = keras.models.load_model(path)  # no code of ours, and images as they come
     assert np.asarray(alone(IMAGES.astype(np.float32), training=False)) == pytest.approx(expected, abs=1e-6)
     assert json.loads(zipfile.ZipFile(path).read("class_names.json")) == list(CLASS_NAMES)
@@ -137,37 +136,3 @@ def test_images_kept_small_are_enlarged_inside_the_model(small_config):
     classifier = build_classifier(config, CLASS_NAMES)
     assert classifier.model.input_shape == (None, 8, 8, 3)
     assert classifier.backbone.input_shape == (None, 32, 32, 3)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Features
-
-
-def test_features_are_those_of_the_live_network_and_are_computed_once(classifier, tmp_path, monkeypatch):
-    said, rows = [], np.array([4, 0, 2])
-    arguments = (classifier.extractor, IMAGES, rows, "key", tmp_path, 2)
-    first = features.kept_features(*arguments, said.append)
-    live = np.asarray(classifier.extractor(IMAGES[rows].astype(np.float32), training=False))
-    assert first.dtype == np.float32 and np.asarray(first) == pytest.approx(live, rel=1e-4, abs=1e-5)
-
-    def refuse(*_):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(features, "_frozen_graph", refuse)
-    assert np.array_equal(features.kept_features(*arguments, said.append), first)
-    assert "kept from an earlier run" in said[-1]
-    for changed in (("other key", rows), ("key", rows[::-1])):
-        with pytest.raises(AssertionError, match="computed again"):
-            features.kept_features(classifier.extractor, IMAGES, changed[1], changed[0], tmp_path, 2, said.append)
-
-
-def test_a_killed_extraction_leaves_nothing_that_is_taken_for_whole(classifier, tmp_path, monkeypatch):
-    arguments = (classifier.extractor, IMAGES, np.arange(5), "key", tmp_path, 2)
-
-    def stop(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        features.kept_features(*arguments, lambda sentence: None, stop)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert features.kept_features(*arguments, lambda sentence: None).shape[0] == 5

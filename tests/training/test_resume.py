@@ -17,25 +17,30 @@ from transfer_learning.evaluation import predictions
 from transfer_learning.models.classifier import build_classifier, probabilities
 from transfer_learning.run_dir import RunDir
 from transfer_learning.training import checkpoint, phases
-from transfer_learning.training.loop import Identity, train
+from transfer_learning.training.identity import Identity
+from transfer_learning.training.loop import restore, train
 from transfer_learning.training.state import TrainingState
 
 
-class StopAfter:
-    """Stands in for a StopRequest and receives a signal after a number of updates; never, if there is no number."""
+class StopAfter(keras.callbacks.Callback):
+    """Stands in for a StopRequest: a signal comes after a number of updates, or in the validation behind them."""
 
-    def __init__(self, updates=None):
-        self.left = updates
+    def __init__(self, updates=None, in_validation=False):
+        super().__init__()
+        self.updates, self.in_validation = updates, in_validation
+        self.done, self.asked, self.received = 0, 0, False
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.done, self.asked = self.done + 1, 0
 
     @property
-    def is_received(self):  # asked once after every update
-        if self.left is None:
-            return False
-        self.left -= 1
-        return self.left <= 0
+    def is_received(self):  # asked once after every update and every batch of validation
+        self.asked += 1
+        self.received = self.updates is not None and self.done >= self.updates and self.asked > self.in_validation
+        return self.received
 
     def raise_if_received(self):
-        if self.left is not None and self.left <= 0:
+        if self.received:
             raise Stopped(15)
 
     def deferred(self):
@@ -75,8 +80,8 @@ def data(config, mixed_float16):
     return experiment.load_data(config, say=lambda sentence: None)
 
 
-def session(config, data, run_dir, updates=None, callbacks=()):
-    """One process' work on a run, from building the network to its end or to the stop after some updates.
+def session(config, data, run_dir, stop=None, callbacks=()):
+    """One process' work on a run, from building the network to its end or to where `stop` stops it.
 
     Returns the results that must not depend on stops, or None where it was stopped.
     """
@@ -88,12 +93,14 @@ def session(config, data, run_dir, updates=None, callbacks=()):
 
     run_dir.path.mkdir(exist_ok=True)
     try:
-        state = train(identity, make_phase, classifier.model, run_dir, callbacks, StopAfter(updates), lambda sentence: None)
+        state, arrays = restore(run_dir, identity, lambda sentence: None)
+        stop = stop or StopAfter()
+        state = train(identity, state, arrays, make_phase, classifier.model, run_dir, [stop, *callbacks], stop)
     except Stopped:
         return None
     test = data.split("test")
     table = predictions.table(
-        test.ids, test.labels, probabilities(classifier, test.inputs, test.rows, config.batch_size), data.class_names
+        test.ids, test.labels, probabilities(classifier, test.inputs, test.rows), data.class_names
     )
     predictions.write(table, run_dir.predictions("test"))
     return {
@@ -111,12 +118,21 @@ def unbroken(config, data, tmp_path_factory):
 
 def test_stopped_after_every_update(config, data, unbroken, tmp_path):
     run_dir, num_sessions = RunDir(tmp_path / "stopped"), 1
-    while (result := session(config, data, run_dir, updates=1)) is None:
+    while (result := session(config, data, run_dir, StopAfter(1))) is None:
         num_sessions += 1
     assert result == unbroken
     updates_per_epoch = -(-len(data.split("train")) // config.batch_size)
     assert num_sessions > updates_per_epoch * len(unbroken["phases"])
     assert set(unbroken["phases"]) == {"frozen", "fine_tune"}
+
+
+def test_stopped_in_validation(config, data, unbroken, tmp_path):
+    updates_per_epoch = -(-len(data.split("train")) // config.batch_size)
+    for epochs in (1, config.frozen.epochs, config.frozen.epochs + 2):
+        run_dir = RunDir(tmp_path / str(epochs))
+        assert session(config, data, run_dir, StopAfter(epochs * updates_per_epoch, in_validation=True)) is None
+        assert checkpoint.load(run_dir.checkpoint)[1]["state"]["update"] == updates_per_epoch
+        assert session(config, data, run_dir) == unbroken
 
 
 # Every group of arrays and every field of the state: a new one is tested without a word here.
@@ -130,7 +146,7 @@ def stopped(config, data, unbroken, tmp_path_factory):
     run_dir = RunDir(tmp_path_factory.mktemp("stopped"))
     epochs = len(unbroken["phases"])
     assert epochs < config.frozen.epochs + config.fine_tune.epochs, "early stopping has to act, else `wait` is idle"
-    assert session(config, data, run_dir, updates=(epochs - 2) * updates_per_epoch + 1) is None
+    assert session(config, data, run_dir, StopAfter((epochs - 2) * updates_per_epoch + 1)) is None
     return checkpoint.load(run_dir.checkpoint)
 
 
@@ -155,7 +171,8 @@ def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stoppe
     assert continued(config, data, *stopped, tmp_path) == unbroken
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if part != "stopped_by_callback"])
+# The one that is tested below, and the time, which is no result.
+@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("stopped_by_callback", "seconds")])
 def test_without_any_part_of_the_state_the_run_is_another(part, config, data, unbroken, stopped, tmp_path):
     arrays, values = stopped
     if part in arrays:
@@ -165,7 +182,9 @@ def test_without_any_part_of_the_state_the_run_is_another(part, config, data, un
         fresh = dataclasses.asdict(TrainingState())[part]
         assert values["state"][part] != fresh, "nothing to forget at this stop, so the test would prove nothing"
         values = values | {"state": values["state"] | {part: fresh}}
-    assert continued(config, data, arrays, values, tmp_path) != unbroken
+    result = continued(config, data, arrays, values, tmp_path)
+    assert result != unbroken
+    assert (result is None) == (part == "phase"), "only what another phase kept is refused, by its shapes"
 
 
 @pytest.mark.parametrize("name", ["dynamic_scale", "step_counter", "momentum"])

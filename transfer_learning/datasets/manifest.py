@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from transfer_learning.datasets.dataset import Dataset
@@ -54,6 +53,13 @@ def make_manifest(
         "val": 0.0 if (manifest["split"] == "val").any() else val_fraction,
     }
     _draw_splits(manifest, fractions)
+    for split, images in (("test", "its images"), ("val", "the training images")):
+        if fractions[split]:
+            say(
+                f"The dataset names no {split} split: about {fractions[split]:.0%} of {images}, chosen by their content, "
+                "become it."
+            )
+    _say_two_labels(manifest, say)
     for label in dataset.class_names:
         if not ((manifest["label"] == label) & (manifest["split"] == "train")).any():
             raise UserError(f"The class {label} has no readable training image; add some, or take the class out.")
@@ -118,7 +124,10 @@ def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
     manifest.loc[pool.index, "split"] = pool["sha256"].map(split)
 
 
-def class_counts(manifest: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Returns for each split the number of examples a class, classes in the order of their names."""
-    counts = pd.crosstab(manifest["label"], manifest["split"])
-    return {split: counts[split].to_numpy() for split in ("train", "val", "test") if split in counts}
+def _say_two_labels(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
+    """The same file under two labels is kept, since nobody but the user knows which is right; but it is said."""
+    used = manifest[manifest["split"] != ""]
+    doubtful = used[used.groupby("sha256")["label"].transform("nunique") > 1]
+    if len(doubtful):
+        named = ", ".join(doubtful["id"].head(4))
+        say(f"{len(doubtful)} images are there under two labels, such as {named}; one of them is wrong.")

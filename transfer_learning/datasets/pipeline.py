@@ -31,13 +31,20 @@ class Examples:
         return Examples(inputs, np.arange(len(self)), self.labels, self.ids)
 
 
-def examples_of_split(manifest: pd.DataFrame, split: str, class_names: tuple[str, ...], inputs: np.ndarray) -> Examples:
-    """The rows of the manifest in `split`, in its order; `inputs` has a row for every row of the manifest."""
-    rows = np.flatnonzero(manifest["split"] == split)
-    position = {name: index for index, name in enumerate(class_names)}
-    chosen = manifest.iloc[rows]
-    labels = chosen["label"].map(position).to_numpy(np.int32)
-    return Examples(inputs, rows, labels, chosen["id"].to_numpy(object))
+def examples_of_split(
+    manifest: pd.DataFrame, split: str, class_names: tuple[str, ...], inputs: np.ndarray, rows: np.ndarray
+) -> Examples:
+    """The examples of the manifest in `split`, in its order.
+
+    Args:
+        inputs: uint8 images (records, size, size, 3), or features (records, width).
+        rows: int64 (rows of the manifest,), which of `inputs` is each one's.
+    """
+    positions = np.flatnonzero(manifest["split"] == split)
+    number = {name: index for index, name in enumerate(class_names)}
+    chosen = manifest.iloc[positions]
+    labels = chosen["label"].map(number).to_numpy(np.int32)
+    return Examples(inputs, rows[positions], labels, chosen["id"].to_numpy(object))
 
 
 def order(num_examples: int, seed: int, epoch: int) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""The decoded images of a dataset: every file is looked at once, and its uint8 pixels are kept in a memory-mapped file."""
+"""The decoded images of datasets: every content is decoded once, and its uint8 pixels are kept for every later run."""
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,69 +12,99 @@ import pandas as pd
 import PIL
 
 from transfer_learning.datasets.dataset import Dataset
-from transfer_learning.datasets.decode import content_hash, decode
-from transfer_learning.errors import UserError
-from transfer_learning.files import written_atomically
+from transfer_learning.datasets.decode import Decoded, content_hash, decode
+from transfer_learning.kept import KeptArrays, space_told
 
-VERSION = 1  # a part of the key: raise it when `decode` changes what it returns
+VERSION = 1  # a part of the pool's name: raise it when `decode` changes what it returns
+CHUNK = 128  # images that are kept at a time, while as many again are decoded: what a kill loses and memory holds
 
 
 @dataclass(frozen=True)
 class Store:
-    """Pixels and facts of the examples of a dataset, in their order."""
+    """Pixels and facts of the examples of a dataset."""
 
-    pixels: np.ndarray  # uint8 (examples, size, size, 3), RGB, read-only; black where `problem` says why
-    facts: pd.DataFrame  # a row an example: sha256, width, height, problem
-    key: str  # changes with any image's content, the order, the size and the way of resizing
+    pixels: np.ndarray  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
+    rows: np.ndarray  # int64 (examples,), which of `pixels` is an example's; -1 where `problem` says why there is none
+    facts: pd.DataFrame  # a row an example, in their order: sha256, width, height, problem
+    decoding: str  # what else than its content decides the pixels of an image: size, way of resizing, versions
 
 
 def open_store(
-    dataset: Dataset, size: int, resize: str, cache_dir: str | Path, say: Callable[[str], None] = print
-) -> Store:
-    """Opens the store of `dataset`, which is made first where no earlier run on the same images left it.
+    dataset: Dataset, size: int, resize: str, cache_dir: str | Path,
+    say: Callable[[str], None] = print, progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Store:  # fmt: skip
+    """Opens the store of `dataset`; what no earlier run has decoded, of this dataset or another one, is decoded first.
+
+    What cannot be decoded is not kept, so it is tried again each time: its reason may be gone.
 
     Args:
         size: side of the kept images in pixels.
         resize: how they become square, as `decode` takes it.
-        cache_dir: folder of the stores of all datasets.
-        say: takes the sentence that tells whether images were decoded.
+        cache_dir: folder of everything that is kept for later runs.
+        say: takes the sentence that tells how many images are decoded, and those about damage.
+        progress: called with the images decoded so far and how many are to be decoded.
 
     Raises:
-        UserError: there is no space for the store, or its folder cannot be written.
+        UserError: there is no space for the images, or their folder cannot be written.
     """
-    contents = [example.content for example in dataset.examples]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and hashlib work outside of Python's lock
-        hashes = list(pool.map(content_hash, contents))
-        key = _key(hashes, size, resize)
-        pixels_file, facts_file = (Path(cache_dir) / "pixels" / f"{key}{suffix}" for suffix in (".npy", ".csv"))
-        if not (pixels_file.exists() and facts_file.exists()):
-            say(f"Decoding {len(contents):,} images to {size} x {size} pixels, once for this and every later run.")
-            decoded = pool.map(lambda content: decode(content, size, resize), contents)
-            try:
-                _write(pixels_file, facts_file, hashes, decoded, size)
-            except OSError as error:
-                needed = -(-len(contents) * size * size * 3 // 10**6)
-                raise UserError(
-                    f"The decoded images need {needed:,} MB in {cache_dir}, which cannot be written ({error.strerror}); "
-                    "free some space, or name another folder with --cache-dir."
-                ) from None
-    facts = pd.read_csv(facts_file, dtype={"sha256": str, "problem": str}, keep_default_na=False)
-    return Store(np.load(pixels_file, mmap_mode="r"), facts, key)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow and hashlib work outside of Python's lock
+        hashes = list(threads.map(content_hash, [example.content for example in dataset.examples]))
+    # Examples of the same content share a record; one that cannot even be read has a name of its own.
+    names = [digest or f"unreadable {index}" for index, digest in enumerate(hashes)]
+    contents = {name: example.content for name, example in reversed(list(zip(names, dataset.examples, strict=True)))}
+    distinct = list(dict.fromkeys(names))
+
+    def writing(num_images: int):
+        return space_told("The decoded images", num_images * size * size * 3, cache_dir)
+
+    decoding = f"{size}-{resize}-{VERSION}-{PIL.__version__}"
+    folder = Path(cache_dir) / "pixels" / decoding
+    with writing(len(distinct)):
+        kept = KeptArrays(folder, (size, size, 3), np.uint8, say)
+    with kept:
+        with writing(len(distinct)):
+            found = zip(distinct, kept.positions(distinct).tolist(), kept.notes(distinct), strict=True)
+        known = {name: (row, *map(int, note.split()), "") for name, row, note in found if row >= 0 and note}
+        missing = {name: contents[name] for name in distinct if name not in known}
+        if missing:
+            num_kept = sum(name in known for name in names)
+            say(f"Decoding {len(missing):,} images to {size} x {size} pixels; {num_kept:,} are kept from earlier runs.")
+        done = 0
+        for chunk in _decoded(missing, size, resize):
+            with writing(len(missing) - done):
+                known |= _write(kept, chunk)
+            done += len(chunk)
+            progress(done, len(missing))
+        pixels = kept.array
+    rows = np.array([known[name][0] for name in names], np.int64)
+    facts = [(digest, *known[name][1:]) for digest, name in zip(hashes, names, strict=True)]
+    facts = pd.DataFrame(facts, columns=["sha256", "width", "height", "problem"])
+    return Store(pixels, rows, facts, decoding)
 
 
-def _key(hashes: Iterable[str], size: int, resize: str) -> str:
-    return hashlib.sha256("\n".join([f"{VERSION} {PIL.__version__} {size} {resize}", *hashes]).encode()).hexdigest()[:32]
+def _decoded(contents: dict[str, Path | np.ndarray], size: int, resize: str) -> Iterator[dict[str, Decoded]]:
+    """Decodes `contents`, by their hashes, in threads; yields CHUNK of them while the next ones are decoded."""
+
+    def decode_one(name: str) -> Decoded:
+        image = decode(contents[name], size, resize)
+        if not image.problem and content_hash(contents[name]) != name:
+            return Decoded(None, 0, 0, "the file changed while it was read")  # and has another hash now
+        return image
+
+    names = list(contents)
+    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        coming = threads.map(decode_one, names[:CHUNK])
+        for chunk, following in pairwise([*chunks, []]):
+            images = dict(zip(chunk, coming, strict=True))
+            coming = threads.map(decode_one, following)
+            yield images
 
 
-def _write(pixels_file: Path, facts_file: Path, hashes: list[str], decoded: Iterable, size: int) -> None:
-    facts = []
-    black = np.zeros((size, size, 3), np.uint8)
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(hashes), size, size, 3)}
-    # Not through a memory map: a full disk would end the process by a signal, without a word.
-    with written_atomically(pixels_file) as temporary, open(temporary, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for digest, image in zip(hashes, decoded, strict=True):
-            file.write((black if image.pixels is None else image.pixels).tobytes())
-            facts.append((digest, image.width, image.height, image.problem))
-    with written_atomically(facts_file) as temporary:
-        pd.DataFrame(facts, columns=["sha256", "width", "height", "problem"]).to_csv(temporary, index=False)
+def _write(kept: KeptArrays, images: dict[str, Decoded]) -> dict[str, tuple[int, int, int, str]]:
+    """Keeps the images without a problem; returns row (-1 where there is one), width, height and problem of each."""
+    good = {name: image for name, image in images.items() if not image.problem}
+    sizes = [f"{image.width} {image.height}" for image in good.values()]
+    rows = kept.add(list(good), [image.pixels for image in good.values()], sizes) if good else []
+    row = dict(zip(good, map(int, rows), strict=True))
+    return {name: (row.get(name, -1), image.width, image.height, image.problem) for name, image in images.items()}

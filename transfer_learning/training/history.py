@@ -1,5 +1,6 @@
 """The history: one row an epoch, the same bits however often the run was stopped; times stand in a file of their own."""
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -38,8 +39,9 @@ def phase_results(history: list[dict], timings: Path, monitor: str) -> dict[str,
         results[name] = {
             "epochs": len(rows),
             "best_epoch": best["epoch"],
-            **{key: best[key] for key in ("loss", "accuracy", "val_loss", "val_accuracy")},
-        }
+            **{key: best[key] if math.isfinite(best[key]) else None
+               for key in ("loss", "accuracy", "val_loss", "val_accuracy")},
+        }  # fmt: skip
         if seconds is not None:
             of_phase = seconds[seconds["phase"] == name]
             results[name] |= {

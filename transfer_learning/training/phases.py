@@ -28,8 +28,8 @@ class ActivePhase:
     metrics: tuple[keras.metrics.Mean, keras.metrics.Mean]  # loss and accuracy over the epoch so far
     weights: list[keras.Variable]  # all that the phase may change
     seeds: list[keras.Variable]  # states of Dropout and its like, which no weights file holds
-    update: Callable
-    measure: Callable
+    update: Callable  # see make_update
+    measure: Callable  # see make_measure
     updates_per_epoch: int
     best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
 
@@ -37,7 +37,7 @@ class ActivePhase:
         self.best = [variable.numpy() for variable in self.weights]
 
     def restore_best(self) -> None:
-        for variable, array in zip(self.weights, self.best, strict=bool(self.best)):
+        for variable, array in zip(self.weights, self.best, strict=True):
             variable.assign(array)
 
     def arrays(self) -> Arrays:
@@ -54,7 +54,7 @@ class ActivePhase:
         """
         for group, variables in self._groups().items():
             expected = [(tuple(variable.shape), np.dtype(variable.numpy().dtype)) for variable in variables]
-            found = [(array.shape, array.dtype) for array in arrays[group]]
+            found = [(array.shape, array.dtype) for array in arrays.get(group, [])]
             if found != expected:
                 raise UserError(
                     f"The checkpoint's {group} are not those of phase {self.name} ({len(found)} arrays, {len(expected)} "
@@ -96,7 +96,7 @@ def start_phase(
     stored = tf.TensorSpec((None, *train.inputs.shape[1:]), train.inputs.dtype)
     changed = tf.TensorSpec(stored.shape, tf.float32)  # augmentation leaves no whole numbers
     labels = tf.TensorSpec((None,), tf.int32)
-    micro_batch_size = config.batch_size // config.micro_batches if config.micro_batches > 1 else float("inf")
+    micro_batch_size = config.batch_size // config.micro_batches if config.micro_batches > 1 else None
     return ActivePhase(
         name, settings, train, val, optimizer, metrics, weights, seeds,
         make_update(
@@ -131,10 +131,15 @@ def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float
     return [float(len(labels) / (num_classes * max(1, count))) for count in counts]
 
 
-def measure(active: ActivePhase, examples: Examples, batch_size: int) -> tuple[float, float]:
+def measure(
+    active: ActivePhase, examples: Examples, batch_size: int, after_batch: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Returns mean loss and accuracy over `examples`, without dropout; NaN where there are none."""
-    if not len(examples):
+    results = []
+    for inputs, labels in batches_in_order(examples, batch_size):
+        results.append([np.asarray(values, np.float64) for values in active.measure(inputs, labels)])
+        after_batch()
+    if not results:
         return float("nan"), float("nan")
-    results = [active.measure(inputs, labels) for inputs, labels in batches_in_order(examples, batch_size)]
-    losses, correct = (np.concatenate([np.asarray(result[i], np.float64) for result in results]) for i in (0, 1))
+    losses, correct = (np.concatenate([result[i] for result in results]) for i in (0, 1))
     return float(losses.mean()), float(correct.mean())

@@ -2,10 +2,12 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-REFRESH_SECONDS = 0.25
+REFRESH_SECONDS = 0.25  # on a terminal
+LINE_SECONDS = 30  # elsewhere
 
 
 class EpochProgress:
@@ -38,30 +40,47 @@ class EpochProgress:
         if self._bar:
             self._bar.update(self._task, description=title, total=num_images, completed=num_done, figures="")
 
-    def add_images(self, count: int, figures) -> None:
-        """Counts images; `figures` is called for (loss, accuracy) only when it is time to show them."""
+    def add_images(self, count: int, figures: Callable[[], dict[str, float]]) -> None:
+        """Counts images; `figures`, loss and accuracy, is called only when it is time to show them."""
         self._done += count
         now = time.monotonic()
         if self._bar and now - self._shown >= REFRESH_SECONDS:
             self._shown = now
             rate = (self._done - self._first) / (now - self._started)
             left = (self._num_images - self._done) / rate
-            loss, accuracy = figures()
-            text = f"{rate:,.0f} images/s  loss {loss:.4f}  accuracy {accuracy:.4f}  {duration(left)} left"
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in figures().items())
+            text = f"{rate:,.0f} images/s  {shown}  {duration(left)} left"
             self._bar.update(self._task, completed=self._done, figures=text)
 
-    def end_epoch(self, row: dict, is_best: bool, epochs_left: int, updates_seconds: float) -> dict:
-        """Prints the line of a finished epoch and returns its seconds and images per second."""
-        seconds = time.monotonic() - self._started
-        rate = (self._done - self._first) / max(updates_seconds, 1e-9)
+    def end_epoch(self, row: dict, timing: dict, is_best: bool, epochs_left: int) -> None:
+        """Prints the line of a finished epoch."""
+        seconds = timing["seconds"]
         left = f"  {duration(seconds * epochs_left)} left at most" if epochs_left else ""
         print(
-            f"{self._title}  {duration(seconds)}  {rate:,.0f} images/s  "
+            f"{self._title}  {duration(seconds)}  {timing['images_per_second']:,.0f} images/s  "
             f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
             f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}{'  best' if is_best else ''}{left}",
             flush=True,
         )
-        return {"seconds": round(seconds, 3), "images_per_second": round(rate, 1)}
+
+
+def count_progress(title: str) -> Callable[[int, int], None]:
+    """Returns a function of (done, total) that shows how far something is: at once on a terminal, else now and then."""
+    shown = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        on_terminal = sys.stdout.isatty()
+        if time.monotonic() - shown < (REFRESH_SECONDS if on_terminal else LINE_SECONDS) and done < total:
+            return
+        shown = time.monotonic()
+        text = f"{title} {done:,} of {total:,}"
+        if on_terminal:
+            print(f"\r{text}", end="" if done < total else "\r\x1b[K", flush=True)
+        elif done < total:
+            print(text, flush=True)
+
+    return show
 
 
 def duration(seconds: float) -> str:

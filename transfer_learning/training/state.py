@@ -18,6 +18,7 @@ class TrainingState:
     plateau_wait: int = 0  # epochs since the best or the last lowering
     plateau_scale: float = 1.0  # what the plateau has lowered the rate to
     stopped_by_callback: bool = False  # a Keras callback has set `stop_training` in this phase
+    seconds: float = 0.0  # that earlier sessions spent on this epoch; the one field that no result depends on
     history: list[dict] = field(default_factory=list)  # one row an epoch, over all phases
 
     def is_better(self, value: float, monitor: str) -> bool:
@@ -47,7 +48,7 @@ class TrainingState:
             self.plateau_wait = 0
         self.history.append(row)
         self.epoch += 1
-        self.update = 0
+        self.update, self.seconds = 0, 0.0
         return is_best
 
     def end_phase(self) -> None:

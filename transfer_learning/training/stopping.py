@@ -28,12 +28,13 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the block a signal is only noted: `raise_if_received` is the place that it takes effect at."""
+        """Within the block a signal is only noted; it takes effect at `raise_if_received`, and at the block's end."""
         self._deferred = True
         try:
             yield
         finally:
             self._deferred = False
+        self.raise_if_received()
 
     @property
     def is_received(self) -> bool:

@@ -1,6 +1,5 @@
 """One update: the gradients of K micro-batches summed, one step of the optimizer."""
 
-import math
 from collections.abc import Callable
 
 import keras
@@ -15,7 +14,7 @@ def make_update(
     accuracy_metric: keras.metrics.Mean,
     label_smoothing: float,
     class_weights: list[float],
-    micro_batch_size: int,
+    micro_batch_size: int | None,
     signature: tuple[tf.TensorSpec, tf.TensorSpec],
 ) -> Callable[[tf.Tensor, tf.Tensor], None]:
     """Returns a compiled function of (inputs, labels int32 (batch,)) that trains `variables` by one update.
@@ -27,7 +26,7 @@ def make_update(
         training_logits: float32 inputs -> float32 logits (batch, classes), with dropout; a BatchNorm that learns takes
             its statistics from micro-batches.
         class_weights: one weight a class.
-        micro_batch_size: most images in memory at once.
+        micro_batch_size: most images in memory at once; None: the whole batch.
         signature: of inputs and labels, the number of examples open, so that a short batch compiles nothing anew.
     """
     num_classes = len(class_weights)
@@ -56,7 +55,7 @@ def make_update(
     def update_at_once(inputs, labels):
         optimizer.apply(gradients(inputs, labels, tf.shape(labels)[0]), variables)
 
-    return update_at_once if math.isinf(micro_batch_size) else update
+    return update_at_once if micro_batch_size is None else update
 
 
 def make_measure(

@@ -1,0 +1,194 @@
+"""Kept features: those of the live network, computed once for each content, to the same bits however it is stopped."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transfer_learning.errors import UserError
+from transfer_learning.kept import KeptArrays
+from transfer_learning.models import features
+from transfer_learning.models.classifier import build_classifier
+
+ROOT = Path(__file__).parent.parent.parent
+IMAGES = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)
+HASHES = [f"hash {number}" for number in range(11)]
+ALL = np.arange(11)
+
+
+@pytest.fixture(scope="module")
+def extractor(small_config):
+    return build_classifier(small_config, ("a", "b", "c")).extractor
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(features, "BATCH", 2)
+    monkeypatch.setattr(features, "BATCHES_KEPT_AT_ONCE", 2)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """The batches that went through the network, each as bytes."""
+    seen, original = [], features._frozen_graph
+
+    def watched(*arguments):
+        compute = original(*arguments)
+
+        def watch(images):
+            seen.append(images.numpy().tobytes())
+            return compute(images)
+
+        return watch
+
+    monkeypatch.setattr(features, "_frozen_graph", watched)
+    return seen
+
+
+@pytest.fixture
+def extract(extractor, tmp_path):
+    """Calls `kept_features` with a cache of its own; returns the features in the order of `rows`, and what was said."""
+
+    def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None):
+        said = []
+        hashes = [HASHES[row] for row in rows]
+        values, positions = features.kept_features(
+            extractor, IMAGES, rows, hashes, key, tmp_path / cache, said.append, progress
+        )
+        assert values.dtype == np.float32 and positions.dtype == np.int64 and not values.flags.writeable
+        return values[positions], said
+
+    return call
+
+
+def test_features_are_those_of_the_live_network_and_are_computed_once(extractor, extract, batches):
+    rows = np.array([4, 0, 2])
+    first, said = extract(rows)
+    live = np.asarray(extractor(IMAGES[rows].astype(np.float32), training=False))
+    assert first == pytest.approx(live, rel=1e-4, abs=1e-5)
+    assert len(said) == 1 and said[0].startswith("Computing the features of 3 images, once: ")
+    assert "; 0 are kept" in said[0]
+    batches.clear()
+    for again in (rows, rows[::-1], rows[1:], np.array([0, 0, 4])):
+        values, said = extract(again)
+        np.testing.assert_array_equal(values, first[[rows.tolist().index(row) for row in again]])
+        number = len(set(again.tolist()))
+        assert said == [f"The features of {number} images are kept from earlier runs, so they are not computed again."]
+    assert not batches
+
+
+def test_another_key_is_computed_anew(extract, batches):
+    extract()
+    batches.clear()
+    extract(key="other key")
+    assert len(batches) == 6
+
+
+def test_added_images_are_computed_alone(extract, batches):
+    before, _ = extract(ALL[:4])
+    batches.clear()
+    after, said = extract(np.array([9, 0, 1, 2, 3]))
+    assert len(batches) == 1 and "features of 1 images" in said[0] and "; 4 are kept" in said[0]
+    np.testing.assert_array_equal(after[1:], before)
+    np.testing.assert_array_equal(after, extract(np.array([9, 0, 1, 2, 3]), cache="other")[0])
+
+
+def test_the_same_content_is_computed_once(extract, batches):
+    values, _ = extract(np.array([3, 3, 1, 3]))
+    assert len(batches) == 1 and np.array_equal(values[0], values[3]) and not np.array_equal(values[0], values[2])
+
+
+def test_every_batch_is_full(extract, batches):
+    extract(ALL[:3])
+    assert batches[1] == IMAGES[2].astype(np.float32).tobytes() + bytes(IMAGES[0].size * 4)
+
+
+def test_no_image_has_no_features(extract):
+    assert extract(ALL[:0])[0].shape[0] == 0
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 6])
+def test_a_stopped_extraction_goes_on_with_the_batches_of_an_unbroken_one(stop_at, extract, batches):
+    unbroken, _ = extract(cache="unbroken")
+    expected = batches.copy()
+    batches.clear()
+
+    def stop(done, total):
+        assert total == 11
+        if done == min(2 * stop_at, 11):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(progress=stop)
+    assert batches == expected[:stop_at]
+    batches.clear()
+    resumed, said = extract()
+    num_kept = stop_at // 2 * 2  # batches are kept in twos, but for the last ones
+    assert batches == expected[num_kept:]
+    assert ("not computed again" if stop_at == 6 else f"; {2 * num_kept} are kept") in said[0]
+    np.testing.assert_array_equal(resumed, unbroken)
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+import transfer_learning
+import keras
+from transfer_learning.models import features
+
+features.BATCH, features.BATCHES_KEPT_AT_ONCE = 2, 2
+with np.load(sys.argv[2]) as given:
+    images, hashes = given["images"], given["hashes"].tolist()
+
+def progress(done, total):
+    if done == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+extractor = keras.models.load_model(sys.argv[3])
+features.kept_features(extractor, images, np.arange(11), hashes, "key", sys.argv[1], print, progress)
+"""
+
+
+def test_a_killed_extraction_ends_with_the_same_bits(extractor, extract, tmp_path):
+    np.savez(tmp_path / "given.npz", images=IMAGES, hashes=HASHES)
+    extractor.save(tmp_path / "extractor.keras")
+    files = [tmp_path / name for name in ("cache", "given.npz", "extractor.keras")]
+    assert subprocess.run([sys.executable, "-c", KILLED, *files], cwd=ROOT).returncode == -signal.SIGKILL
+    resumed, said = extract()
+    assert "Computing the features of 7 images" in said[0] and "; 4 are kept" in said[0]
+    np.testing.assert_array_equal(resumed, extract(cache="unbroken")[0])
+
+
+def test_damaged_features_are_computed_again_and_said(extract, tmp_path):
+    expected, _ = extract()
+    (records,) = (tmp_path / "cache").rglob("records.bin")
+    content = bytearray(records.read_bytes())
+    content[5] ^= 1
+    records.write_bytes(content)
+    values, said = extract()
+    assert "1 kept arrays in" in said[0] and "features of 1 images" in said[1]
+    np.testing.assert_array_equal(values, expected)
+
+
+def test_a_full_disk_is_told_and_what_was_kept_stays(extract, batches, monkeypatch):
+    original, calls = KeptArrays.add, []
+
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KeptArrays, "add", full)
+        with pytest.raises(UserError, match="The features need 1 MB in .*cache, .*No space.*--cache-dir"):
+            extract()
+    assert len(batches) == 4, "it stops at once"
+    batches.clear()
+    extract()
+    assert len(batches) == 4

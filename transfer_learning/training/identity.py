@@ -1,0 +1,52 @@
+"""What a checkpoint belongs to: a run continues only from its own."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+from transfer_learning.config import RunConfig, difference, named
+from transfer_learning.errors import UserError
+from transfer_learning.run_dir import RunDir
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What decides the bits of a run. The first three must agree; other surroundings only cost the last bits."""
+
+    config: RunConfig
+    dataset: str  # fingerprint of the manifest
+    initial_weights: str  # SHA-256 of the network before the first update
+    surroundings: dict[str, str]  # versions, device, flags
+
+    def to_values(self) -> dict:
+        return dataclasses.asdict(self) | {"config": json.loads(self.config.to_json())}
+
+    def check(self, values: dict, run_dir: RunDir, say: Callable[[str], None]) -> None:
+        """Compares with the `to_values` of a checkpoint in `run_dir`; says which surroundings have changed.
+
+        Raises:
+            UserError: the checkpoint belongs to another config, to other images or to another network.
+        """
+        config = RunConfig.from_json(json.dumps(values["config"]), f"the config inside {run_dir.checkpoint}")
+        if fields := difference(config, self.config):
+            raise UserError(
+                f"{run_dir.path} was trained with another config ({named(fields)}); restore it, or start a new run."
+            )
+        if values["dataset"] != self.dataset:
+            raise UserError(
+                f"The images, labels or splits of {self.config.dataset} are not those that {run_dir.path} was trained "
+                "on; restore them, or start a new run."
+            )
+        if values["initial_weights"] != self.initial_weights:
+            raise UserError(
+                f"The network that {config.backbone} ({config.weights} weights, seed {config.seed}) starts from is not the "
+                f"one that {run_dir.path} started from; restore the weights file or the version, or start a new run."
+            )
+        changed = {
+            name: (values["surroundings"].get(name), value)
+            for name, value in self.surroundings.items()
+            if values["surroundings"].get(name) != value
+        }
+        if changed:
+            was = ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
+            say(f"The run continues in other surroundings ({was}), so its last bits may differ from an unbroken run's.")
