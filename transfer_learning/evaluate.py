@@ -21,10 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     environment, recorded = read_json(run_dir.environment), read_json(run_dir.evaluation)
 
     with quiet_start():
+        from transfer_learning.datasets.data import load_data
         from transfer_learning.datasets.manifest import fingerprint
         from transfer_learning.devices import set_up_devices
         from transfer_learning.evaluation import metrics
-        from transfer_learning.experiment import evaluate_split, load_data
+        from transfer_learning.experiment import evaluate_split
         from transfer_learning.models.classifier import load_model
 
     set_up_devices(config.precision, config.seed, say=lambda sentence: None, begun_with=environment["device"])

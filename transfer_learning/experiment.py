@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import keras
@@ -11,11 +11,8 @@ import pandas as pd
 import tensorflow as tf
 
 from transfer_learning.config import PHASES, RunConfig
-from transfer_learning.datasets.catalogue import load_dataset
-from transfer_learning.datasets.dataset import Dataset
-from transfer_learning.datasets.manifest import fingerprint, make_manifest
-from transfer_learning.datasets.pipeline import Examples, examples_of_split
-from transfer_learning.datasets.store import Store, open_store
+from transfer_learning.datasets.data import Data, load_data
+from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import figures, metrics, predictions
@@ -34,28 +31,6 @@ from transfer_learning.training.progress import count_progress
 from transfer_learning.training.stopping import StopRequest
 
 NUM_PICTURES = 20  # in the figures of random images and of mistakes
-
-
-@dataclass(frozen=True)
-class Data:
-    """A dataset as a run sees it: decoded, and divided into splits."""
-
-    class_names: tuple[str, ...]
-    ignored: tuple[tuple[str, str], ...]
-    store: Store
-    manifest: pd.DataFrame
-
-    def split(self, name: str) -> Examples:
-        return examples_of_split(self.manifest, name, self.class_names, self.store.pixels, self.store.rows)
-
-    def positions(self, *splits: str) -> np.ndarray:
-        """Positions in the manifest of the examples of these splits, one split after the other."""
-        return np.concatenate([np.flatnonzero(self.manifest["split"] == split) for split in splits])
-
-    @property
-    def judged_split(self) -> str:
-        """The split that a run is judged by: the test, or the validation images of a dataset without one."""
-        return "test" if (self.manifest["split"] == "test").any() else "val"
 
 
 def run_experiment(
@@ -89,13 +64,13 @@ def run_experiment(
         devices = set_up_devices(config.precision, config.seed, say, begun_with)
 
         # The data: every file looked at once.
-        data = load_data(config, say)
+        data = load_data(config, say, count_progress("Decoding images:"))
         if config.monitor.startswith("val") and not len(data.split("val")):
             raise UserError(
                 f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "
                 "pass --monitor loss."
             )
-        say(f"{describe_data(data)}.")
+        say(f"{data.in_words()}.")
 
         # The network: preprocessing inside, the head new.
         classifier = build_classifier(config, data.class_names)
@@ -160,27 +135,6 @@ class Notes:
         write_json(self._path, self._sentences)
 
 
-def load_data(config: RunConfig, say: Callable[[str], None] = print, dataset: Dataset | None = None) -> Data:
-    """Loads, decodes (unless an earlier run did) and splits the dataset that `config` names."""
-    dataset = dataset or load_dataset(config.dataset, config.data_dir)
-    progress = count_progress("Decoding images:")
-    store = open_store(dataset, config.stored_size, config.resize, config.cache_dir, say, progress)
-    manifest = make_manifest(
-        dataset, store.facts, config.val_fraction, config.test_fraction, config.skip_unreadable, say
-    )  # fmt: skip
-    return Data(dataset.class_names, dataset.ignored, store, manifest)
-
-
-def describe_data(data: Data) -> str:
-    """``1,200 images of 10 classes: 812 train, 148 val, 240 test, 0 skipped; 3 other files ignored``."""
-    counts = data.manifest["split"].value_counts()
-    splits = ", ".join(f"{counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
-    return (
-        f"{len(data.manifest):,} images of {len(data.class_names)} classes: {splits}, {counts.get('', 0):,} skipped; "
-        f"{len(data.ignored):,} other files ignored"
-    )
-
-
 def prepare_phase(
     name: str, config: RunConfig, classifier: Classifier, data: Data, identity: Identity, say: Callable[[str], None]
 ) -> ActivePhase:
@@ -194,9 +148,8 @@ def prepare_phase(
         classifier.extractor.to_json(), weights_digest(classifier.extractor.weights),
     ])  # fmt: skip
     wanted = np.concatenate([train_images.rows, val_images.rows])
-    hashes = data.store.facts["sha256"].to_numpy()[data.positions("train", "val")]
     features, rows = kept_features(
-        classifier.extractor, data.store.pixels, wanted, hashes, key, config.cache_dir, say,
+        classifier.extractor, data.store.pixels, wanted, data.hashes("train", "val"), key, config.cache_dir, say,
         count_progress("Computing features:"),
     )  # fmt: skip
     train_features = replace(train_images, inputs=features, rows=rows[: len(train_images)])

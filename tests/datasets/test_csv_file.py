@@ -5,8 +5,8 @@ from PIL import Image
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets import csv_file
+from transfer_learning.datasets.data import load_data
 from transfer_learning.errors import UserError
-from transfer_learning.experiment import load_data
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def test_unreachable_imagenet_weights_say_what_works_now(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "weights", "answer"),
     [
-        ("small_cnn", "imagenet", "give --weights none"),
+        ("small_cnn", "imagenet", "from scratch with --weights none --frozen.epochs 0"),
         ("resnet50", "Imagenet", "expected imagenet, none, or"),
         ("resnet50", "model.keras", "ends in .h5"),
         ("resnet50", "state.pth", "ends in .h5"),

@@ -1,0 +1,67 @@
+"""A dataset as a run sees it: loaded, decoded, divided into splits."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from transfer_learning.config import RunConfig
+from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.manifest import make_manifest
+from transfer_learning.datasets.pipeline import Examples, examples_of_split
+from transfer_learning.datasets.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Data:
+    """The decoded images of a dataset, and the manifest that says which split each belongs to."""
+
+    class_names: tuple[str, ...]
+    ignored: tuple[tuple[str, str], ...]  # (file, reason)
+    store: Store
+    manifest: pd.DataFrame  # a row an example, as `make_manifest` makes it
+
+    def split(self, name: str) -> Examples:
+        """The images of "train", "val" or "test"; there may be none."""
+        return examples_of_split(self.manifest, name, self.class_names, self.store.pixels, self.store.rows)
+
+    def hashes(self, *splits: str) -> np.ndarray:
+        """SHA-256 of the images of these splits, one split after the other, in the order of `split`."""
+        return np.concatenate([self.manifest.loc[self.manifest["split"] == split, "sha256"] for split in splits])
+
+    @property
+    def judged_split(self) -> str:
+        """The split that a run is judged by: the test, or the validation images of a dataset without one."""
+        return "test" if (self.manifest["split"] == "test").any() else "val"
+
+    def in_words(self) -> str:
+        """``1,200 images of 10 classes: 812 train, 148 val, 240 test, 0 skipped; 3 other files ignored``."""
+        counts = self.manifest["split"].value_counts()
+        splits = ", ".join(f"{counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
+        return (
+            f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} skipped; "
+            f"{len(self.ignored):,} other files ignored"
+        )
+
+
+def load_data(
+    config: RunConfig,
+    say: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Data:
+    """Loads, decodes (unless an earlier run did) and splits the dataset that `config` names.
+
+    Args:
+        say: takes a sentence for each choice, and for each thing that was left out.
+        progress: called with the images decoded so far and how many are to be decoded.
+
+    Raises:
+        UserError: there is no such dataset, or no classifier can be made of it.
+    """
+    dataset = load_dataset(config.dataset, config.data_dir)
+    store = open_store(dataset, config.stored_size, config.resize, config.cache_dir, say, progress)
+    manifest = make_manifest(
+        dataset, store.facts, config.val_fraction, config.test_fraction, config.skip_unreadable, say
+    )  # fmt: skip
+    return Data(dataset.class_names, dataset.ignored, store, manifest)
