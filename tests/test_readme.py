@@ -76,3 +76,7 @@ def commands():
 def test_every_run_command_parses_to_a_config_without_contradiction(verb, arguments):
     flags = run.parse([word.split("|")[0] for word in shlex.split(arguments)])
     assert flags.resume or flags.dataset
+
+
+def test_no_figure_is_left_to_be_filled_in():
+    assert not re.search(r"@[A-Z]+@|TODO|TBD", README)

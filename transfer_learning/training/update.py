@@ -41,21 +41,26 @@ def make_update(
         accuracy_metric.update_state(is_correct(labels, logits))
         return tape.gradient(loss, variables)
 
-    @tf.function(input_signature=signature)
-    def update(inputs, labels):
+    def sum_over_parts(inputs: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
         batch_size = tf.shape(labels)[0]
-        total = [tf.zeros_like(variable) for variable in variables]
-        for start in tf.range(0, batch_size, micro_batch_size):
-            stop = start + micro_batch_size
-            part = gradients(inputs[start:stop], labels[start:stop], batch_size)
-            total = [known + new for known, new in zip(total, part, strict=True)]
-        optimizer.apply(total, variables)
 
-    @tf.function(input_signature=signature)
-    def update_at_once(inputs, labels):
-        optimizer.apply(gradients(inputs, labels, tf.shape(labels)[0]), variables)
+        def add_part(start, total):
+            part = slice(start, start + micro_batch_size)
+            new = gradients(inputs[part], labels[part], batch_size)
+            return start + micro_batch_size, [known + more for known, more in zip(total, new, strict=True)]
 
-    return update_at_once if micro_batch_size is None else update
+        nothing = [tf.zeros_like(variable) for variable in variables]
+        return tf.while_loop(lambda start, total: start < batch_size, add_part, (0, nothing), parallel_iterations=1)[1]
+
+    @tf.function(input_signature=signature, autograph=False)  # AutoGraph fails on some versions of Python
+    def update(inputs, labels):
+        if micro_batch_size is None:
+            summed = gradients(inputs, labels, tf.shape(labels)[0])
+        else:
+            summed = sum_over_parts(inputs, labels)
+        optimizer.apply(summed, variables)
+
+    return update
 
 
 def make_measure(
@@ -63,7 +68,7 @@ def make_measure(
 ) -> Callable:
     """Returns a compiled function of (inputs, labels) -> (cross-entropy (batch,), correct (batch,)), both float32."""
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature, autograph=False)
     def measure(inputs, labels):
         logits = network(tf.cast(inputs, tf.float32), training=False)
         return cross_entropy(labels, logits, num_classes, label_smoothing), is_correct(labels, logits)
