@@ -49,7 +49,11 @@ class Classifier:
     @cached_property
     def compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """float32 images (batch, stored, stored, 3) -> float32 probabilities, without dropout."""
-        return tf.function(lambda batch: tf.nn.softmax(tf.cast(self.model(batch, training=False), tf.float32)))
+
+        def compute(images):
+            return tf.nn.softmax(tf.cast(self.model(images, training=False), tf.float32))
+
+        return tf.function(compute, autograph=False)
 
     @property
     def weights_sha256(self) -> str:

@@ -82,7 +82,7 @@ def _frozen_graph(extractor: keras.Model, batch_size: int) -> Callable[[tf.Tenso
     """The extractor as one graph of constants, in which TensorFlow folds BatchNorm into the convolutions."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    @tf.function
+    @tf.function(autograph=False)
     def compute(images):
         return tf.cast(extractor(images, training=False), tf.float32)
 
