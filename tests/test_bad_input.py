@@ -189,7 +189,7 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
     config = dataclasses.replace(small_config, dataset=str(here / "photos"), skip_unreadable=True)
     said = []
     data = experiment.load_data(config, said.append)
-    assert "42 images" not in data.in_words() and "1 skipped" in experiment.describe_data(data)
+    assert "42 images" not in data.in_words() and "1 skipped" in data.in_words()
     assert [sentence for sentence in said if sentence.startswith("Skipped 1 image of 43") and str(damaged) in sentence]
     row = data.manifest[data.manifest["file"] == str(damaged)].iloc[0]
     assert row["split"] == "" and row["problem"]
