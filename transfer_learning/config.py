@@ -41,7 +41,8 @@ class Phase:
     plateau_patience: int = option(3, "epochs without a better `monitor` before schedule plateau lowers the rate")
     plateau_factor: float = option(0.2, "what schedule plateau multiplies the rate by")
     patience: int = option(0, "epochs without a better `monitor` that end the phase early; 0: never")
-    augmentation: str = option("none", "random changes of the training images, new ones in every epoch", AUGMENTATIONS)
+    augmentation: str = option("none", "random changes of the training images", AUGMENTATIONS)
+    views: int = option(0, "augmented views of each image that are made once and kept; 0: new ones in every epoch")
     open: str = option("none", "layers of the backbone that train: a stage such as conv5, the fraction at the top, or all")
 
 
@@ -68,6 +69,7 @@ class RunConfig:
     label_smoothing: float = option(0.0, "share of each label spread evenly over all classes")
     class_weights: str = option("none", "balanced: each class counts alike however few its images", CLASS_WEIGHTS)
     monitor: str = option("val_loss", "value that decides the best weights, early stopping and the plateau", MONITORS)
+    decoded_gb: float = option(16.0, "a set whose decoded images take more is kept as JPEGs of the stored size")
     precision: str = option("auto", "number format of the computation; auto: mixed_float16 on GPUs that gain", PRECISIONS)
     skip_unreadable: bool = option(False, "go on without images that cannot be read, and count them")
     tensorboard: bool = option(False, "write TensorBoard's event files", changes_result=False)
@@ -76,6 +78,8 @@ class RunConfig:
     data_dir: str = option("data", "folder that holds or receives the named datasets", changes_result=False)
     cache_dir: str = option("data/cache", "folder for decoded images and features, kept from run to run",
                             changes_result=False)  # fmt: skip
+    cache_gb: float = option(100.0, "most that the cache may hold; what was not used for longest goes first",
+                             changes_result=False)  # fmt: skip
     frozen: Phase = Phase(epochs=10)
     fine_tune: Phase = Phase(learning_rate=1e-5, open="all")
 
@@ -108,6 +112,8 @@ class RunConfig:
                 self.checkpoint_seconds >= 0,
                 f"--checkpoint-seconds {self.checkpoint_seconds} is negative; give 0 to save after every update.",
             ),
+            (self.decoded_gb >= 0, f"--decoded-gb {self.decoded_gb} is negative; give 0 to keep every set as JPEGs."),
+            (self.cache_gb >= 0, f"--cache-gb {self.cache_gb} is negative; give 0 to keep nothing for later runs."),
             (0 <= self.seed < 2**31, f"--seed {self.seed} is out of range; give 0 to 2147483647."),
             (
                 0 <= self.label_smoothing < 1,
@@ -227,6 +233,11 @@ def _check_phase(flag: str, phase: Phase) -> None:
             phase.weight_decay == 0 or phase.optimizer == "adamw",
             f"--{flag}.weight-decay needs decoupled decay, which --{flag}.optimizer {phase.optimizer} has not; "
             f"pass --{flag}.optimizer adamw.",
+        ),
+        (
+            phase.views == 0 or (phase.views >= 2 and phase.augmentation != "none"),
+            f"--{flag}.views {phase.views} with --{flag}.augmentation {phase.augmentation} makes no views; give 2 or more "
+            f"with light or strong (the first one is the plain image), or 0.",
         ),
         (phase.patience >= 0, f"--{flag}.patience {phase.patience} is negative; give 0 to train every epoch."),
         (phase.plateau_patience >= 1, f"--{flag}.plateau-patience {phase.plateau_patience} is below 1; give 1 or more."),

@@ -35,7 +35,7 @@ def small_batches(monkeypatch):
 @pytest.fixture
 def batches(monkeypatch):
     """The batches that went through the network, each as bytes."""
-    seen, original = [], features._frozen_graph
+    seen, original = [], features.frozen_graph
 
     def watched(*arguments):
         compute = original(*arguments)
@@ -46,7 +46,7 @@ def batches(monkeypatch):
 
         return watch
 
-    monkeypatch.setattr(features, "_frozen_graph", watched)
+    monkeypatch.setattr(features, "frozen_graph", watched)
     return seen
 
 

@@ -59,7 +59,7 @@ def kept_features(
                 f"Computing the features of {len(missing):,} images, once: a frozen backbone gives the same ones in "
                 f"every epoch; {len(distinct) - len(missing):,} are kept from earlier runs."
             )
-            compute = _frozen_graph(extractor, BATCH)
+            compute = frozen_graph(extractor, BATCH)
         else:
             say(f"The features of {len(distinct):,} images are kept from earlier runs, so they are not computed again.")
         computed: list[np.ndarray] = []
@@ -78,7 +78,7 @@ def kept_features(
         return kept.array, np.array([position[digest] for digest in hashes], np.int64)
 
 
-def _frozen_graph(extractor: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+def frozen_graph(extractor: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """The extractor as one graph of constants, in which TensorFlow folds BatchNorm into the convolutions."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
