@@ -9,14 +9,19 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 
 from transfer_learning import kept
 from transfer_learning.errors import UserError
-from transfer_learning.kept import KeptArrays, space_told
+from transfer_learning.kept import KeptArrays, clear, list_pools, make_room, share_kept, space_told
 
 ROOT = Path(__file__).parent.parent
 SHAPE = (2, 3)
@@ -36,11 +41,11 @@ def found(folder, shape=SHAPE):
     """Opens a pool; returns the keys that are in it, each with the right bits, and what was said."""
     said = []
     with KeptArrays(folder, shape, np.float32, said.append) as arrays:
-        positions, array = arrays.positions(KEYS), arrays.array
+        positions, rows = arrays.positions(KEYS), arrays.rows
     here = [key for key, position in zip(KEYS, positions, strict=True) if position >= 0]
     for expected, position in zip(ARRAYS, positions, strict=True):
         if position >= 0:
-            np.testing.assert_array_equal(array[position], expected, strict=True)
+            np.testing.assert_array_equal(rows[position], expected, strict=True)
     return here, said
 
 
@@ -55,29 +60,189 @@ def test_round_trip_to_the_bit(pool):
     with KeptArrays(pool, SHAPE, np.float32) as arrays:
         assert arrays.positions(["no such", KEYS[2]]).tolist() == [-1, 2]
         assert arrays.notes(["no such", KEYS[2]]) == ["", "note 2"]
-        assert isinstance(arrays.array, np.memmap) and not arrays.array.flags.writeable
+        assert arrays.rows.shape == (4, *SHAPE) and arrays.rows.dtype == np.float32 and len(arrays.rows) == 4
     assert sorted(path.name for path in pool.iterdir()) == ["index.sqlite", "records.bin"]
 
 
-def test_an_empty_pool_has_an_array_too(tmp_path):
+def test_an_empty_pool_has_rows_too(tmp_path):
     with KeptArrays(tmp_path / "deep" / "pool", SHAPE, np.float32) as arrays:
-        assert arrays.array.shape == (0, *SHAPE) and arrays.array.dtype == np.float32
-        assert not arrays.array.flags.writeable and arrays.positions([]).shape == (0,)
+        assert arrays.rows.shape == (0, *SHAPE) and arrays.rows[[]].shape == (0, *SHAPE)
+        assert arrays.positions([]).shape == (0,)
         assert arrays.positions(["a"]).dtype == np.int64
 
 
 def test_a_key_is_kept_once_and_as_it_was_first(pool):
     with KeptArrays(pool, SHAPE, np.float32) as arrays:
         assert arrays.add([KEYS[0], "new", "new"], [ARRAYS[5], ARRAYS[4], ARRAYS[5]]).tolist() == [0, 4, 4]
-        np.testing.assert_array_equal(arrays.array[[0, 4]], [ARRAYS[0], ARRAYS[4]])
-        assert len(arrays.array) == 5
+        np.testing.assert_array_equal(arrays.rows[[0, 4]], [ARRAYS[0], ARRAYS[4]])
+        assert len(arrays.rows) == 5
 
 
-def test_an_array_that_was_taken_stays_valid_while_others_are_added_and_the_pool_is_closed(pool):
+def test_rows_that_were_taken_stay_valid_while_others_are_added_and_the_pool_is_closed(pool):
     with KeptArrays(pool, SHAPE, np.float32) as arrays:
-        before = arrays.array
+        before = arrays.rows
         arrays.add(KEYS[4:], ARRAYS[4:])
-    np.testing.assert_array_equal(before, ARRAYS[:4])
+    assert len(before) == 4
+    np.testing.assert_array_equal(before[np.arange(4)], ARRAYS[:4])
+
+
+RECORDS = {  # shape and dtype of a pool, and records for it
+    "numbers": ((), np.int64, [np.array(number) for number in range(4)]),
+    "floats": (SHAPE, np.float32, ARRAYS[:4]),
+    "halves": ((5,), np.float16, list(np.arange(20, dtype=np.float16).reshape(4, 5))),
+    "bytes": (None, None, [b"", b"a", b"longer than one read" * 3, b"\0\n"]),
+}
+
+
+@pytest.mark.parametrize("positions", [[], [0], [3], [0, 1, 2, 3], [2, 0, 2, 3], [3, 2, 1, 0], [1, 2, 0, 1]])
+@pytest.mark.parametrize("num_on_disk", [4, 2, 0])
+@pytest.mark.parametrize("name", RECORDS)
+def test_rows_by_position_on_disk_and_in_memory(name, num_on_disk, positions, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "BYTES_AT_ONCE", 7)
+    shape, dtype, records = RECORDS[name]
+    with KeptArrays(tmp_path / "pool", shape, dtype, lambda sentence: None) as arrays:
+        arrays.add(KEYS[:num_on_disk], records[:num_on_disk])
+        arrays.hold_in_memory("a test")
+        arrays.add(KEYS[num_on_disk:4], records[num_on_disk:])
+        where = arrays.positions(KEYS[:4])
+        assert (where < kept.HELD).sum() == num_on_disk and where.dtype == np.int64
+        rows = arrays.rows
+    assert rows.shape == (4, *(shape or ())) and rows.dtype == (dtype or object)
+    result, expected = rows[where[positions]], [records[position] for position in positions]
+    if shape is None:
+        assert result == expected and all(rows[where[position]] == records[position] for position in positions)
+        return
+    assert result.shape == (len(positions), *shape) and result.dtype == dtype and result.flags.writeable
+    if positions:
+        np.testing.assert_array_equal(result, expected)
+        result[...] = -1  # it is a new array
+        np.testing.assert_array_equal(rows[where[positions].astype(np.uint64)], expected)
+        np.testing.assert_array_equal(rows[int(where[positions[0]])], expected[0], strict=True)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, None])
+@pytest.mark.parametrize(
+    "positions", [-1, 4, kept.HELD + 1, [0, -1], [4], [kept.HELD - 1], [0.0], np.ones(4, bool), [[0, 1]]], ids=str
+)
+def test_what_is_no_position_is_refused_and_not_taken_for_another_one(positions, shape, tmp_path):
+    records = ARRAYS if shape else [b"a", b"b", b"c", b"d", b"e"]
+    with KeptArrays(tmp_path / "pool", shape, np.float32, lambda sentence: None) as arrays:
+        arrays.add(KEYS[:4], records[:4])
+        arrays.hold_in_memory("a test")
+        arrays.add(["held"], records[4:5])
+        with pytest.raises(IndexError, match="expected"):
+            arrays.rows[positions]
+
+
+def test_bytes_come_back_and_their_damage_is_found_out(tmp_path, monkeypatch):
+    records = RECORDS["bytes"][2]
+    with KeptArrays(tmp_path / "pool", None, None) as arrays:
+        assert arrays.add(KEYS[:4], records).tolist() == [0, 1, 2, 3]
+        with pytest.raises(ValueError, match="expected bytes, got ndarray"):
+            arrays.add(["other"], [np.zeros(3, np.uint8)])
+    content = bytearray((tmp_path / "pool" / "records.bin").read_bytes())
+    assert content == b"".join(records)
+    content[30] ^= 1
+    (tmp_path / "pool" / "records.bin").write_bytes(content)
+    said = []
+    with KeptArrays(tmp_path / "pool", None, None, said.append) as arrays:
+        assert arrays.positions(KEYS[:4]).tolist() == [0, 1, -1, 3] and "1 kept arrays" in said[0]
+        assert arrays.add(KEYS[:4], records).tolist() == [0, 1, 4, 3]
+        assert arrays.rows[[3, 4, 0]] == [records[3], records[2], b""]
+    with KeptArrays(tmp_path / "pool", None, None, pytest.fail) as arrays:
+        assert arrays.positions(KEYS[:4]).tolist() == [0, 1, 4, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "offset = 3", "offset = -1", "offset = NULL", "offset = 'x'", "offset = 1e300", "length = 2", "length = -1",
+        "length = NULL", f"length = {2**62}", "crc32 = NULL", "crc32 = crc32 + 1", "note = 'other'", "note = NULL",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(6,), None])
+def test_a_row_of_the_index_that_says_something_else_is_damage(shape, change, tmp_path):
+    records = [np.frombuffer(data, np.uint8) if shape else data for data in (b"first.", b"second", b"third.")]
+    with KeptArrays(tmp_path / "pool", shape, np.uint8) as arrays:
+        arrays.add(KEYS[:3], records)
+    with contextlib.closing(sqlite3.connect(tmp_path / "pool" / "index.sqlite")) as index, index:
+        index.execute(f"UPDATE kept SET {change} WHERE number = 2")
+    with KeptArrays(tmp_path / "pool", shape, np.uint8, lambda sentence: None) as arrays:
+        assert bytes(arrays.rows[0]) == b"first.", "rows are there before anybody has looked for damage"
+        assert arrays.positions(KEYS[:3]).tolist() == [0, -1, 2]
+        assert list(map(bytes, arrays.rows[[0, 2]])) == [b"first.", b"third."]
+
+
+def test_a_row_that_points_to_the_right_bytes_in_another_place_is_damage_where_places_follow_from_numbers(tmp_path):
+    with KeptArrays(tmp_path / "pool", (6,), np.uint8) as arrays:
+        arrays.add(KEYS[:2], list(np.arange(12, dtype=np.uint8).reshape(2, 6)))
+    with contextlib.closing(sqlite3.connect(tmp_path / "pool" / "index.sqlite")) as index, index:
+        index.execute("UPDATE kept SET offset = 6 WHERE number = 1")
+    (tmp_path / "pool" / "records.bin").write_bytes(bytes([9] * 6 + list(range(6))))
+    with KeptArrays(tmp_path / "pool", (6,), np.uint8, lambda sentence: None) as arrays:
+        assert arrays.positions(KEYS[:2]).tolist() == [-1, -1]
+
+
+def test_many_keys_are_found_in_parts_and_each_with_its_own_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "KEYS_AT_ONCE", 50)
+    monkeypatch.setattr(kept, "RECORDS_AT_ONCE", 3)
+    keys = [f"key {number}" for number in range(333)]
+    with KeptArrays(tmp_path / "pool", (2,), np.int64) as arrays:
+        arrays.add(keys, [np.full(2, number) for number in range(333)])
+    with open(tmp_path / "pool" / "records.bin", "r+b") as records:
+        for number in (0, 49, 50, 200, 332):
+            records.seek(16 * number)
+            records.write(b"\xff")
+    asked = list(np.random.default_rng(0).permutation(350)) + [7, 200, 200]
+    said = []
+    with KeptArrays(tmp_path / "pool", (2,), np.int64, said.append) as arrays:
+        positions = arrays.positions([f"key {number}" for number in asked])
+    expected = [-1 if number >= 333 or number in (0, 49, 50, 200, 332) else number for number in asked]
+    assert positions.tolist() == expected and len(said) == 1 and said[0].startswith("5 kept arrays")
+
+
+def test_array_is_for_callers_that_do_not_know_rows_yet(pool):
+    with KeptArrays(pool, SHAPE, np.float32, lambda sentence: None) as arrays:
+        assert isinstance(arrays.array, np.memmap) and not arrays.array.flags.writeable
+        np.testing.assert_array_equal(arrays.array, ARRAYS[:4])
+        arrays.hold_in_memory("a test")
+        positions = arrays.add(KEYS, ARRAYS)
+        np.testing.assert_array_equal(arrays.array[positions], ARRAYS)
+
+
+def test_threads_read_at_once(tmp_path):
+    with KeptArrays(tmp_path / "pool", (1000,), np.int32) as arrays:
+        arrays.add([str(number) for number in range(200)], [np.full(1000, number, np.int32) for number in range(200)])
+        rows = arrays.rows
+
+    def are_right(seed):
+        asked = np.random.default_rng(seed).integers(0, 200, (50, 16))
+        return all((rows[positions] == positions[:, None]).all() for positions in asked)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(are_right, range(32)))
+
+
+def test_reading_all_of_a_pool_takes_no_memory(tmp_path):
+    with KeptArrays(tmp_path / "pool", (1 << 20,), np.uint8) as arrays:
+        keys = [str(number) for number in range(64)]
+        for key in keys:
+            arrays.add([key], [np.full(1 << 20, int(key), np.uint8)])
+        before = psutil.Process().memory_info().rss
+        arrays.positions(keys)
+        rows = arrays.rows
+        assert [rows[[position]].max() for position in range(64)] == list(range(64))
+        assert psutil.Process().memory_info().rss - before < 20e6, "mapped pages count as the process's memory"
+
+
+def test_a_record_that_is_cut_off_while_it_is_in_use_is_an_error_and_no_signal(pool):
+    with KeptArrays(pool, SHAPE, np.float32) as arrays:
+        rows = arrays.rows
+        os.truncate(pool / "records.bin", 3 * ARRAYS[0].nbytes + 5)
+        np.testing.assert_array_equal(rows[[0, 2]], [ARRAYS[0], ARRAYS[2]])
+        for positions in (3, [3], [1, 2, 3]):
+            with pytest.raises(OSError, match="cut off"):
+                rows[positions]
 
 
 @pytest.mark.parametrize("array", [np.zeros((3, 2), np.float32), np.zeros(SHAPE, np.float64)])
@@ -110,8 +275,8 @@ def test_processes_that_add_overlapping_keys_at_once_write_over_nothing(tmp_path
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     with KeptArrays(tmp_path / "pool", (64,), np.int64, pytest.fail) as arrays:
         positions = arrays.positions([str(number) for number in range(150)])
-        assert sorted(positions) == list(range(150)) and len(arrays.array) == 150
-        np.testing.assert_array_equal(arrays.array[positions], np.repeat(np.arange(150)[:, None], 64, axis=1))
+        assert sorted(positions) == list(range(150)) and len(arrays.rows) == 150
+        np.testing.assert_array_equal(arrays.rows[positions], np.repeat(np.arange(150)[:, None], 64, axis=1))
 
 
 KILLED = """
@@ -144,35 +309,123 @@ def test_killed_before_the_index_knows_it_leaves_bytes_that_the_next_addition_ta
     assert found(pool) == (KEYS, []) and (pool / "records.bin").stat().st_size == 6 * ARRAYS[0].nbytes
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO]
+)
 @pytest.mark.parametrize("function", ["pwrite", "fsync"])
-def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there(function, number, pool, monkeypatch):
-    original = os.pwrite
+def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_the_run_goes_on_in_memory(
+    function, number, pool, monkeypatch
+):
+    original, said = os.pwrite, []
 
     def full(*arguments):
         if function == "pwrite" and arguments[2] == 4 * ARRAYS[0].nbytes:
             return original(arguments[0], arguments[1][:5], arguments[2])  # a short write comes first
         raise OSError(number, os.strerror(number))
 
-    with monkeypatch.context() as patched, KeptArrays(pool, SHAPE, np.float32) as arrays:
-        patched.setattr(kept.os, function, full)
-        with pytest.raises(OSError, match=os.strerror(number)) as raised:
-            arrays.add(KEYS, ARRAYS)
-        assert raised.value.errno == number
-        assert len(arrays.array) == 4, "the space is given back"
+    with KeptArrays(pool, SHAPE, np.float32, said.append, "features of a test") as arrays:
+        before = arrays.rows
+        with monkeypatch.context() as patched:
+            patched.setattr(kept.os, function, full)
+            assert arrays.add(KEYS[:5], ARRAYS[:5], None, 3_000_001).tolist() == [0, 1, 2, 3, kept.HELD]
+        assert said == [
+            f"Features of a test need 4 MB in {pool}, which cannot be written ({os.strerror(number)}); the run goes on "
+            "with them in memory, and they are not kept for later runs."
+        ]
+        assert (pool / "records.bin").stat().st_size == 4 * ARRAYS[0].nbytes, "the space is given back"
+        reused = ARRAYS[5].copy()
+        new = arrays.add(["new", KEYS[5], KEYS[4], KEYS[5]], [ARRAYS[0], reused, ARRAYS[0], ARRAYS[0]], list("abcd"))
+        reused[:] = 0  # its owner goes on with it
+        assert new.tolist() == [kept.HELD + 1, kept.HELD + 2, kept.HELD, kept.HELD + 2] and len(said) == 1
+        assert arrays.notes([KEYS[3], KEYS[4], KEYS[5], "no such"]) == ["note 3", "", "b", ""]
+        np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
+        assert len(arrays.rows) == 7 and len(before) == 4 and arrays.positions(["no such"]) == [-1]
+        assert (pool / "records.bin").stat().st_size == 4 * ARRAYS[0].nbytes, "one sentence, and no more attempts"
     assert found(pool) == (KEYS[:4], [])
     add_all(pool)
     assert found(pool) == (KEYS, [])
 
 
+@pytest.mark.parametrize("array", [np.zeros((3, 2), np.float32), np.zeros(SHAPE, np.float64)])
+def test_another_shape_or_dtype_is_refused_in_memory_too(array, pool):
+    with KeptArrays(pool, SHAPE, np.float32, pytest.fail) as arrays:
+        arrays.hold_in_memory("a test")
+        with pytest.raises(ValueError, match="expected float32"):
+            arrays.add(KEYS[4:], [ARRAYS[4], array])
+        assert arrays.positions(KEYS).tolist() == [0, 1, 2, 3, -1, -1] and len(arrays.rows) == 4
+
+
 def test_an_index_that_cannot_grow_is_a_full_disk(pool):
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
+    said = []
+    with KeptArrays(pool, SHAPE, np.float32, said.append) as arrays:
         arrays._index.execute(f"PRAGMA max_page_count = {arrays._index.execute('PRAGMA page_count').fetchone()[0]}")
         many = [f"{number:0200}" for number in range(100)]
-        with pytest.raises(OSError, match="full") as raised:
-            arrays.add(many, [ARRAYS[0]] * 100)
-        assert raised.value.errno == errno.ENOSPC
+        positions = arrays.add(many, [ARRAYS[0]] * 100)
+        assert positions.tolist() == list(range(kept.HELD, kept.HELD + 100)) and "disk is full" in said[0]
     assert found(pool) == (KEYS[:4], [])
+
+
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.EBUSY, errno.EMFILE])
+def test_what_the_disk_is_not_to_blame_for_stays_an_error(number, pool, monkeypatch):
+    def fail(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched, KeptArrays(pool, SHAPE, np.float32, pytest.fail) as arrays:
+        patched.setattr(kept.os, "fsync", fail)
+        with pytest.raises(OSError, match=os.strerror(number)):
+            arrays.add(KEYS, ARRAYS)
+    assert found(pool) == (KEYS[:4], [])
+
+
+@pytest.mark.parametrize(
+    ("available", "needed", "fits"),
+    [(96, 0, True), (95, 0, False), (200, 100, True), (199, 100, False), (200, 10, True), (0, 1, False)],
+)
+def test_half_of_the_available_memory_may_be_taken(available, needed, fits, pool, monkeypatch):
+    monkeypatch.setattr(kept.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    said = []
+    with KeptArrays(pool, SHAPE, np.float32, said.append) as arrays:
+        arrays.hold_in_memory("No space left on device")
+        if fits:
+            assert arrays.add(KEYS[4:], ARRAYS[4:], needed_bytes=needed)[0] == kept.HELD and len(said) == 1
+            return
+        with pytest.raises(UserError, match="The features need . MB.*No space left.*more than half of the . MB of mem"):
+            with space_told("The features", needed, pool):
+                arrays.add(KEYS[4:], ARRAYS[4:], needed_bytes=needed)
+        assert said == [] and len(arrays.rows) == 4
+
+
+def test_what_is_in_memory_already_counts_where_nobody_says_how_much_will_come(pool, monkeypatch):
+    available = [200]
+    monkeypatch.setattr(kept.psutil, "virtual_memory", lambda: SimpleNamespace(available=available[0]))
+    with KeptArrays(pool, SHAPE, np.float32, lambda sentence: None) as arrays:
+        arrays.hold_in_memory("No space left on device")
+        for key in range(4):
+            arrays.add([str(key)], ARRAYS[:1])
+            available[0] -= ARRAYS[0].nbytes
+        with pytest.raises(OSError, match="more than half"):
+            arrays.add(["5"], ARRAYS[:1])
+
+
+@pytest.mark.parametrize("is_full_later", [True, False])
+def test_damage_on_a_full_disk_is_not_taken_for_what_is_there(is_full_later, pool, monkeypatch):
+    flip_bit(pool)
+    said = []
+    with KeptArrays(pool, SHAPE, np.float32, said.append) as arrays:
+        limit = arrays._index.execute("PRAGMA page_count").fetchone()[0]
+        with contextlib.closing(sqlite3.connect(pool / "index.sqlite", isolation_level=None)) as other:
+            monkeypatch.setattr(kept, "LOCK_SECONDS", 0.1)
+            arrays._index.execute("PRAGMA busy_timeout = 100")
+            other.execute("BEGIN IMMEDIATE")  # so that the damage cannot be forgotten
+            assert arrays.positions(KEYS[:4]).tolist() == [0, 1, -1, 3] and len(said) == 1
+        assert arrays.positions(KEYS[:4]).tolist() == [0, 1, -1, 3] and len(said) == 1
+        if is_full_later:
+            arrays._index.execute(f"PRAGMA max_page_count = {limit}")
+            arrays.hold_in_memory("No space left on device")
+        positions = arrays.add(KEYS, ARRAYS)
+        assert (positions >= kept.HELD).any() == is_full_later and positions[2] != 2
+        np.testing.assert_array_equal(arrays.rows[positions], ARRAYS)
+        np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
 
 
 def test_a_pool_that_another_process_holds_for_long_is_an_error_with_a_name(pool, monkeypatch):
@@ -183,6 +436,45 @@ def test_a_pool_that_another_process_holds_for_long_is_an_error_with_a_name(pool
         with KeptArrays(pool, SHAPE, np.float32) as arrays, pytest.raises(OSError, match="locked") as raised:
             arrays.add(KEYS, ARRAYS)
         assert raised.value.errno == errno.EBUSY
+        other.execute("COMMIT")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(OSError, match="locked") as raised:
+            KeptArrays(pool, SHAPE, np.float32)
+        assert raised.value.errno == errno.EBUSY
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from transfer_learning.kept import KeptArrays
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+said = []
+with KeptArrays(Path(sys.argv[1]), (100,), np.int64, said.append) as arrays:
+    for start in range(0, 100, 10):
+        arrays.add([str(n) for n in range(start, start + 10)], [np.full(100, n) for n in range(start, start + 10)])
+    keys = [str(n) for n in range(100)]
+    assert (arrays.rows[arrays.positions(keys)] == np.arange(100)[:, None]).all()
+    print((arrays.positions(keys) < 1 << 40).sum(), len(said), *said)
+"""
+
+
+@pytest.mark.parametrize(
+    ("limit", "most"), [(0, 0), (5_000, 0), (15_000, 10), (20_000, 20), (50_000, 60), (79_999, 90), (10**6, 100)]
+)
+def test_files_that_may_not_grow_by_the_systems_own_word(limit, most, tmp_path):
+    command = [sys.executable, "-c", LIMITED, tmp_path / "pool", str(limit)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    num_on_disk, num_said = map(int, done.stdout.split()[:2])
+    assert num_on_disk <= most and num_on_disk % 10 == 0 and num_said == (num_on_disk < 100)
+    with KeptArrays(tmp_path / "pool", (100,), np.int64, pytest.fail) as arrays:
+        keys = [str(number) for number in range(100)]
+        positions = arrays.positions(keys)
+        assert (positions >= 0).sum() == num_on_disk
+        arrays.add(keys, [np.full(100, number) for number in range(100)])
+        assert (arrays.rows[arrays.positions(keys)] == np.arange(100)[:, None]).all()
 
 
 def truncate(pool):
@@ -235,11 +527,23 @@ def older_version(pool):
     return [], "The index of"
 
 
+def drop_table(pool):
+    with contextlib.closing(sqlite3.connect(pool / "index.sqlite")) as index, index:
+        index.execute("DROP TABLE pool")
+    return [], "The index of"
+
+
+def empty_table(pool):
+    with contextlib.closing(sqlite3.connect(pool / "index.sqlite")) as index, index:
+        index.execute("DELETE FROM pool")
+    return [], "The index of"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         truncate, delete_records, flip_bit, point_elsewhere, delete_index, garbage, half_garbage, truncated_index,
-        older_version,
+        older_version, drop_table, empty_table,
     ],
 )  # fmt: skip
 def test_damage_is_found_out_told_once_and_made_good(damage, pool):
@@ -257,19 +561,35 @@ def test_another_shape_in_the_same_folder_is_another_pool(pool):
     assert here == [] and len(said) == 1
 
 
-@pytest.mark.parametrize("damage", [delete_index, garbage, flip_bit])
-def test_what_a_running_process_has_mapped_does_not_change_when_another_one_starts_anew(damage, pool):
+def flip_bit_of_the_last(pool):
+    content = bytearray((pool / "records.bin").read_bytes())
+    content[-1] ^= 1
+    (pool / "records.bin").write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [delete_index, garbage, flip_bit, flip_bit_of_the_last])
+def test_what_a_running_process_reads_does_not_change_when_another_one_starts_anew(damage, pool):
     with KeptArrays(pool, SHAPE, np.float32) as running:
-        array = running.array
-        if damage is flip_bit:
-            running.positions(KEYS)
-            with running._transaction("IMMEDIATE"):  # what another process does that finds the last record damaged
-                running._index.execute("DELETE FROM kept WHERE key = 'key 3'")
-        else:
-            damage(pool)
+        rows = running.rows
+        damage(pool)
+        before = rows[np.arange(4)]
         with KeptArrays(pool, SHAPE, np.float32, lambda sentence: None) as other:
+            other.positions(KEYS)
             other.add(KEYS[4:], ARRAYS[4:])
-        np.testing.assert_array_equal(array, ARRAYS[:4])
+    np.testing.assert_array_equal(rows[np.arange(4)], before)
+    np.testing.assert_array_equal(before[:2], ARRAYS[:2])
+
+
+def test_a_running_process_whose_pool_was_made_anew_goes_on_in_memory(pool):
+    said = []
+    with KeptArrays(pool, SHAPE, np.float32, said.append) as running:
+        delete_index(pool)
+        with KeptArrays(pool, SHAPE, np.float32, lambda sentence: None) as other:
+            other.add(KEYS[:1], ARRAYS[:1])
+            assert running.add(KEYS, ARRAYS).tolist() == [0, 1, 2, 3, kept.HELD, kept.HELD + 1] and len(said) == 1
+            other.add(KEYS[4:], ARRAYS[4:])
+        np.testing.assert_array_equal(running.rows[running.positions(KEYS)], ARRAYS)
+    assert found(pool) == ([KEYS[0], *KEYS[4:]], [])
 
 
 @pytest.fixture
@@ -292,14 +612,43 @@ def read_only(pool):
             os.chmod(folder, 0o755)
 
 
-def test_a_folder_that_cannot_be_written_is_read(read_only):
+def test_a_folder_that_cannot_be_written_is_read_and_what_is_new_goes_to_memory(read_only):
     assert found(read_only) == (KEYS[:4], [])
-    with KeptArrays(read_only, SHAPE, np.float32) as arrays:
-        with pytest.raises(OSError, match=os.strerror(errno.EROFS)):
-            arrays.add(KEYS[4:], ARRAYS[4:])
-    with pytest.raises(PermissionError):
-        KeptArrays(read_only / "new", SHAPE, np.float32)
+    said = []
+    with KeptArrays(read_only, SHAPE, np.float32, said.append) as arrays:
+        assert arrays.add(KEYS[:4], ARRAYS[:4]).tolist() == [0, 1, 2, 3] and said == []
+        assert arrays.add(KEYS, ARRAYS).tolist() == [0, 1, 2, 3, kept.HELD, kept.HELD + 1]
+        np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
+    assert len(said) == 1 and f"need 1 MB in {read_only}, which cannot be written (Permission denied)" in said[0]
     assert len(list(read_only.iterdir())) == 2
+    assert found(read_only) == (KEYS[:4], [])
+
+
+@pytest.mark.parametrize(("name", "shape"), [("new", SHAPE), ("deep/new", None), ("", (3,))])
+def test_a_folder_that_cannot_be_made_or_made_anew_leaves_memory(name, shape, read_only):
+    records = [b"a", b"b"] if shape is None else [np.full(shape, number, np.float32) for number in range(2)]
+    said = []
+    with KeptArrays(read_only / name, shape, np.float32, said.append) as arrays:
+        assert arrays.positions(KEYS).tolist() == [-1] * 6 and len(arrays.rows) == 0 and arrays.notes(KEYS[:1]) == [""]
+        assert arrays.add(KEYS[:2], records, ["x", "y"]).tolist() == [kept.HELD, kept.HELD + 1]
+        arrays.add(KEYS[1:3], records)
+        assert arrays.notes(KEYS[1:2]) == ["y"]
+        rows = arrays.rows
+    assert [rows[position].tolist() if shape else rows[position] for position in (kept.HELD, kept.HELD + 2)] == [
+        record.tolist() if shape else record for record in records
+    ]
+    assert sum("which cannot be written (Permission denied)" in sentence for sentence in said) == 1
+    assert len(list(read_only.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["file", "file/pool", "dangling", "dangling/pool"])
+def test_a_folder_that_is_no_folder_is_the_users_mistake(name, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "dangling").symlink_to(tmp_path / "no such")
+    with pytest.raises(OSError) as raised:
+        KeptArrays(tmp_path / name, SHAPE, np.float32)
+    assert raised.value.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_damage_in_a_folder_that_cannot_be_written_is_found_out_too(read_only):
@@ -314,9 +663,327 @@ def test_damage_in_a_folder_that_cannot_be_written_is_found_out_too(read_only):
     assert here == [KEYS[0], KEYS[1], KEYS[3]] and "1 kept arrays" in said[0]
 
 
+def test_records_that_cannot_be_written_in_a_folder_that_can_are_made_anew_where_they_are_of_no_use(read_only):
+    user = os.geteuid()
+    if os.getuid() == 0:
+        os.seteuid(0)
+    os.chmod(read_only, 0o777)
+    os.seteuid(user)
+    with KeptArrays(read_only, (6,), np.float32, lambda sentence: None) as arrays:
+        assert arrays.add(KEYS[:1], [ARRAYS[0].reshape(6)]) == [0], "on disk, not in memory"
+
+
 def test_what_cannot_be_written_is_told_with_the_space_it_needs():
     with pytest.raises(UserError, match=r"^The features need 2 MB in here, .*No space.*--cache-dir\.$"):
         with space_told("The features", 1_000_001, "here"):
             raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(BrokenPipeError), space_told("The features", 1, "here"):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize(
+    ("keys", "share"), [([], 0), (KEYS[:4], 1), (KEYS, 4 / 6), (["no such"], 0), (["no such", KEYS[3]], 0.5)]
+)
+def test_the_share_that_is_kept(keys, share, pool):
+    assert share_kept(pool, SHAPE, np.float32, keys) == share
+    assert share_kept(pool, list(SHAPE), "float32", keys) == share
+    for shape, dtype in (((6,), np.float32), (SHAPE, np.int32), (None, None)):
+        assert share_kept(pool, shape, dtype, keys) == 0, "of another layout"
+
+
+@pytest.mark.parametrize("damage", [delete_index, garbage, half_garbage, older_version, drop_table, empty_table])
+def test_looking_how_much_is_kept_changes_nothing(damage, pool):
+    damage(pool)
+    before = {path: path.read_bytes() for path in pool.iterdir()}
+    assert share_kept(pool, SHAPE, np.float32, KEYS) == 0
+    assert share_kept(pool / "no such", SHAPE, np.float32, KEYS) == 0
+    assert {path: path.read_bytes() for path in pool.iterdir()} == before
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A cache of three pools, the oldest first: pixels/old 24 B, features/middle 48 B, features/new 72 B of records."""
+    for number, name in enumerate(("pixels/old", "features/middle", "features/new"), 1):
+        with KeptArrays(tmp_path / "cache" / name, SHAPE, np.float32, print, f"{number} of a test") as arrays:
+            arrays.add(KEYS[:number], ARRAYS[:number])
+        os.utime(tmp_path / "cache" / name / "records.bin", (1e9 * number / 3, 1e9 * number / 3))
+    return tmp_path / "cache"
+
+
+def names(folder):
+    return [pool.name for pool in list_pools(folder)]
+
+
+ALL = ["features/middle", "features/new", "pixels/old"]
+
+
+def test_a_cache_is_listed(cache):
+    pools = list_pools(cache)
+    assert [pool.name for pool in pools] == ALL and [pool.kind for pool in pools] == ["features", "features", "pixels"]
+    assert [pool.about for pool in pools] == ["2 of a test", "3 of a test", "1 of a test"]
+    assert [pool.num_records for pool in pools] == [2, 3, 1] and not any(pool.in_use for pool in pools)
+    for pool in pools:
+        assert pool.num_bytes == sum(file.stat().st_size for file in pool.path.iterdir())
+    assert pools[1].last_used.timestamp() == 1e9
+
+
+def test_being_opened_is_the_last_use_and_looking_is_none(cache):
+    before = time.time() - 1
+    with KeptArrays(cache / "pixels" / "old", SHAPE, np.float32):
+        pass
+    for _ in range(2):
+        middle, new, old = list_pools(cache)
+        assert middle.last_used < new.last_used < old.last_used and old.last_used.timestamp() > before
+
+
+def test_words_about_a_pool_are_those_of_its_last_use_that_had_any(cache):
+    for about, expected in (("other", "other"), ("", "other"), ("last", "last")):
+        with KeptArrays(cache / "pixels" / "old", SHAPE, np.float32, print, about) as arrays:
+            assert arrays.positions(KEYS[:1]) == [0]
+        assert list_pools(cache)[2].about == expected
+
+
+@pytest.mark.parametrize(
+    ("damage", "about"),
+    [(garbage, "damaged"), (half_garbage, "damaged"), (truncated_index, "damaged"), (older_version, "of another version")],
+)
+def test_a_damaged_pool_is_listed_and_can_be_cleared(damage, about, cache):
+    with KeptArrays(cache / "pixels" / "large", SHAPE, np.float32) as arrays:
+        arrays.add([f"{number:0200}" for number in range(100)], [ARRAYS[0]] * 100)
+    damage(cache / "pixels" / "large")
+    pool = list_pools(cache)[2]
+    assert pool.name == "pixels/large" and pool.about.startswith(about) and pool.num_records == 0
+    assert clear(cache, "large") == ([pool], []) and names(cache) == ALL
+
+
+def test_what_is_no_pool_is_neither_listed_nor_touched(cache):
+    outside = cache.parent / "elsewhere" / "records.bin"
+    for path in (
+        "photo.jpg", "index.sqlite", "records.bin", "pixels/records.bin", "pixels/index.sqlite", "pixels/mine/records.bin",
+        "pixels/deep/er/records.bin", "pixels/deep/er/index.sqlite", "pixels/half/index.sqlite", "pixels/old/mine.txt",
+        "pixels/odd/records.bin", "pixels/odd/index.sqlite/mine",
+    ):  # fmt: skip
+        (cache / path).parent.mkdir(parents=True, exist_ok=True)
+        (cache / path).write_text("mine")
+    outside.parent.mkdir()
+    outside.write_text("mine")
+    (cache / "pixels" / "link").symlink_to(outside.parent)
+    files = {path for path in cache.rglob("*") if path.is_file() and path.parent.name not in ("old", "middle", "new")}
+    assert names(cache) == ALL
+    assert [pool.name for pool in clear(cache, "all")[0]] == ALL and names(cache) == []
+    assert make_room(cache, 10**9, 0, pytest.fail) is False
+    assert {path for path in cache.rglob("*") if path.is_file()} == files | {cache / "pixels" / "old" / "mine.txt"}
+    assert outside.exists() and not (cache / "features" / "new").exists()
+
+
+def test_no_cache_holds_nothing(tmp_path):
+    assert list_pools(tmp_path / "no such") == [] == list_pools(tmp_path)
+    assert clear(tmp_path, "all") == ([], [])
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(NotADirectoryError):
+        list_pools(tmp_path / "file")
+    assert make_room(tmp_path / "no such", 5, 5) and not make_room(tmp_path / "no such", 6, 5)
+
+
+@pytest.mark.parametrize("chosen", ["all", "features", "new", "features/new"])
+def test_what_is_chosen_is_cleared(chosen, cache):
+    deleted, in_use = clear(cache, chosen)
+    expected = {"all": ALL, "features": ALL[:2]}.get(chosen, ["features/new"])
+    assert [pool.name for pool in deleted] == expected and in_use == []
+    assert names(cache) == [name for name in ALL if name not in expected]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "answer"), [("feature", "mean features"), ("pixels/odd", "mean pixels/old"), ("", "Known: all, features,")]
+)
+def test_an_unknown_name_clears_nothing(chosen, answer, cache):
+    with pytest.raises(UserError, match=answer):
+        clear(cache, chosen)
+    assert names(cache) == ALL
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "limit", "used", "deleted", "fits"),
+    [
+        (0, 3, [], [], True),
+        (1, 3, [], ["pixels/old"], True),
+        (2, 3, [], ["pixels/old", "features/middle"], True),
+        (3, 3, [], ["pixels/old", "features/middle", "features/new"], True),
+        (4, 3, [], [], False),
+        (4, 2, [], ["pixels/old"], False),
+        (0, 1, [], ["pixels/old", "features/middle"], True),
+        (0, 0, [], ["pixels/old", "features/middle", "features/new"], True),
+        (1, 3, ["pixels/old"], ["features/middle"], True),
+        (2, 3, ["features/middle"], ["pixels/old", "features/new"], True),
+        (3, 3, ["features/middle"], [], False),
+        (0, 0, ["features/middle"], ["pixels/old", "features/new"], False),
+    ],
+)
+def test_room_is_made_by_what_was_not_used_for_longest(num_bytes, limit, used, deleted, fits, cache):
+    size, said = 10**6, []
+    for number, name in enumerate(("pixels/old", "features/middle", "features/new"), 1):
+        os.truncate(cache / name / "records.bin", size - (cache / name / "index.sqlite").stat().st_size)
+        os.utime(cache / name / "records.bin", (50_000 + number, 50_000 + number))
+    with contextlib.ExitStack() as stack:
+        for name in used:
+            stack.enter_context(KeptArrays(cache / name, SHAPE, np.float32))
+        assert make_room(cache, num_bytes * size, limit * size, said.append) is fits
+    assert names(cache) == [name for name in ALL if name not in deleted]
+    assert len(said) == bool(deleted)
+    for name in deleted:
+        assert name in said[0] and "of a test, 1 MB, last used 1970-01-01" in said[0]
+    if deleted:
+        assert ("are to be added" in said[0]) == bool(num_bytes) and f"{cache} may hold {limit} MB" in said[0]
+
+
+def test_a_pool_that_may_not_be_deleted_stays_and_others_make_room(cache, monkeypatch):
+    original = kept._delete
+
+    def refusing(folder):
+        if folder.name == "old":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return original(folder)
+
+    monkeypatch.setattr(kept, "_delete", refusing)
+    assert make_room(cache, 0, list_pools(cache)[0].num_bytes + 100, lambda sentence: None) is True
+    assert names(cache) == ["pixels/old"]
+
+
+def test_a_pool_is_in_use_while_it_is_open_and_while_its_rows_live(cache):
+    def is_used():
+        return list_pools(cache)[2].in_use
+
+    folder = cache / "pixels" / "old"
+    arrays, second = (KeptArrays(folder, SHAPE, np.float32) for _ in range(2))
+    assert is_used()
+    arrays.close()
+    assert is_used(), "by the second one"
+    rows = second.rows
+    second.close()
+    assert is_used(), "by its rows"
+    assert [pool.name for pool in clear(cache, "pixels")[1]] == ["pixels/old"] and folder.exists()
+    np.testing.assert_array_equal(rows[[0]], ARRAYS[:1])
+    del rows
+    assert not is_used() and len(clear(cache, "pixels")[0]) == 1
+
+
+USING = """
+import sys
+import numpy as np
+from pathlib import Path
+from transfer_learning.kept import KeptArrays
+
+with KeptArrays(Path(sys.argv[1]), (2, 3), np.float32) as arrays:
+    rows = arrays.rows
+print("open", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_pool_that_another_process_uses_stays_until_that_is_killed(cache):
+    command = [sys.executable, "-c", USING, cache / "pixels" / "old"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        deleted, in_use = clear(cache, "all")
+        assert [pool.name for pool in deleted] == ALL[:2] and [pool.name for pool in in_use] == ALL[2:]
+        assert not make_room(cache, 0, 0, pytest.fail)
+        process.kill()
+        process.wait()
+        assert [pool.name for pool in clear(cache, "all")[0]] == ALL[2:]
+
+
+def test_rows_stay_valid_after_the_pool_is_deleted(cache, monkeypatch):
+    with KeptArrays(cache / "features" / "new", SHAPE, np.float32) as arrays:
+        rows = arrays.rows
+    monkeypatch.setattr(kept, "_is_used", lambda folder: False)  # as on a file system without locks
+    clear(cache, "all")
+    with KeptArrays(cache / "features" / "new", SHAPE, np.float32) as arrays:
+        arrays.add(KEYS[:3], [np.zeros(SHAPE, np.float32)] * 3)
+    np.testing.assert_array_equal(rows[np.arange(3)], ARRAYS[:3])
+
+
+def test_a_run_whose_pool_is_deleted_under_it_goes_on_in_memory(cache, monkeypatch):
+    monkeypatch.setattr(kept, "_is_used", lambda folder: False)
+    said = []
+    with KeptArrays(cache / "features" / "new", SHAPE, np.float32, said.append) as arrays:
+        clear(cache, "all")
+        assert (arrays.add(KEYS[3:], ARRAYS[3:]) >= kept.HELD).all() and len(said) == 1
+        np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True])
+def test_who_waited_for_a_folder_that_is_deleted_meanwhile_takes_the_one_that_is_there(is_made_anew, cache):
+    folder, result = cache / "pixels" / "old", []
+    waiting = threading.Thread(target=lambda: (add_all(folder), result.append(found(folder))))
+    with kept._alone(folder):
+        waiting.start()
+        time.sleep(0.2)
+        assert waiting.is_alive()
+        shutil.rmtree(folder)
+        if is_made_anew:
+            with KeptArrays(folder, SHAPE, np.float32) as arrays:
+                arrays.add(KEYS[:2], ARRAYS[:2])
+    waiting.join(30)
+    assert result == [(KEYS, [])] and (folder / "records.bin").stat().st_size == 6 * ARRAYS[0].nbytes
+
+
+def test_who_waited_to_delete_a_folder_leaves_the_one_that_took_its_place_whole(cache):
+    folder, result = cache / "pixels" / "old", []
+    waiting = threading.Thread(target=lambda: result.append(kept._delete(folder)))
+    with kept._alone(folder):
+        waiting.start()
+        time.sleep(0.2)
+        assert waiting.is_alive()
+        shutil.rmtree(folder)
+        arrays = KeptArrays(folder, SHAPE, np.float32)
+        arrays.add(KEYS, ARRAYS)
+    waiting.join(30)
+    arrays.close()
+    assert result == [False] and found(folder) == (KEYS, [])
+
+
+USING_AND_CLEARING = """
+import sys
+import numpy as np
+from pathlib import Path
+from transfer_learning.kept import KeptArrays, clear, list_pools
+
+cache, first = Path(sys.argv[1]), int(sys.argv[2])
+for turn in range(40):
+    numbers = np.arange(first, first + 10)
+    with KeptArrays(cache / "kind" / "name", (64,), np.int64, print) as arrays:
+        positions = arrays.positions([str(number) for number in numbers])
+        arrays.add([str(number) for number in numbers], [np.full(64, number) for number in numbers])
+        positions = arrays.positions([str(number) for number in numbers])
+        assert (positions >= 0).all(), positions
+        rows = arrays.rows
+    assert (rows[positions] == numbers[:, None]).all()
+    del rows
+    clear(cache, "all")
+"""
+
+
+def test_processes_that_use_and_clear_the_same_pool_at_once_get_what_they_kept(tmp_path):
+    command = [sys.executable, "-c", USING_AND_CLEARING, tmp_path / "cache"]
+    processes = [subprocess.Popen([*command, str(first)], cwd=ROOT, stdout=subprocess.PIPE) for first in (0, 5, 10)]
+    assert [process.communicate(timeout=100)[0] for process in processes] == [b""] * 3, "nothing was damaged or refused"
+    assert [process.returncode for process in processes] == [0, 0, 0] and names(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_killed_while_it_deletes_leaves_a_pool_that_is_made_good(number, cache, monkeypatch):
+    original, calls = Path.unlink, []
+
+    def killing(path, **options):
+        calls.append(path)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        original(path, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "unlink", killing)
+        clear(cache, "new")
+    here, said = found(cache / "features" / "new")
+    assert here == (KEYS[:3] if number == 1 else [])
+    add_all(cache / "features" / "new")
+    assert found(cache / "features" / "new") == (KEYS, [])
