@@ -14,12 +14,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LOOP, PHASES, CHECKPOINT = (f"transfer_learning.training.{name}" for name in ("loop", "phases", "checkpoint"))
 EXPERIMENT = "transfer_learning.experiment"
+KEPT = "transfer_learning.kept:KeptArrays"
 
 # One run, killed at each of these in turn: (function, before or after its call, which call of it in that session).
 KILLS = [
-    ("transfer_learning.datasets.store:decode", "after", 20),  # the images are being decoded
-    ("transfer_learning.models.features:_frozen_graph", "after", 1),  # the features are being computed
-    (f"{CHECKPOINT}:save", "before", 1),  # nothing but the config is there
+    (f"{EXPERIMENT}:foresee", "before", 1),  # nothing but the config is there
+    (f"{KEPT}._append", "after", 20),  # the images are being decoded and kept
+    (f"{KEPT}.add", "before", 2),  # they are kept, the features of their views are computed
+    (f"{KEPT}._append", "after", 90),  # the features are being kept
+    (f"{CHECKPOINT}:save", "before", 1),  # all is kept, nothing is trained
     (f"{CHECKPOINT}:save", "after", 2),  # an epoch's checkpoint is there, its history is not
     (f"{CHECKPOINT}:np.savez", "after", 1),  # inside a save: the arrays alone
     (f"{CHECKPOINT}:os.rename", "before", 1),  # inside a save: complete, but for its name
@@ -47,6 +50,7 @@ def flags(config):
         "--class-weights", "none", "--cache-dir", config.cache_dir, "--checkpoint-seconds", "0",
         "--frozen.epochs", "3", "--frozen.learning-rate", "0.01", "--fine-tune.epochs", "3",
         "--fine-tune.learning-rate", "0.001", "--fine-tune.open", "block4", "--fine-tune.augmentation", "light",
+        "--frozen.augmentation", "light", "--frozen.views", "4", "--fine-tune.views", "2",
     ]  # fmt: skip
 
 

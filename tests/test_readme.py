@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer_learning import evaluate, predict, report, run
+from transfer_learning import benchmark, cache, evaluate, predict, prepare, report, run
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
 from transfer_learning.datasets.catalogue import DATASETS
 from transfer_learning.models.backbones import BACKBONES
@@ -17,7 +17,10 @@ from transfer_learning.run_dir import RunDir
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PACKAGE = ROOT / "transfer_learning"
-VERBS = {"run": run, "evaluate": evaluate, "predict": predict, "report": report}
+VERBS = {
+    "run": run, "prepare": prepare, "evaluate": evaluate, "predict": predict, "report": report, "cache": cache,
+    "benchmark": benchmark,
+}  # fmt: skip
 
 
 def first_cells(heading):
@@ -62,7 +65,8 @@ def test_every_package_has_a_line_and_a_pinned_version():
 def test_every_flag_that_is_named_is_one(flag):
     fields = [item.name for item in dataclasses.fields(RunConfig)]
     fields += [f"{phase}.{item.name}" for phase in PHASES for item in dataclasses.fields(Phase)]
-    others = {"--help", "--resume", "--run-dir", "--split"}
+    others = {"--help", "--resume", "--run-dir", "--split", "--clear", "--keep-gb", "--devices", "--peers"}
+    others |= {"--peers-python", "--work-dir"}
     assert flag in others | {f"--{flag_name(name)}" for name in fields} | {f"--no-{flag_name(name)}" for name in fields}
 
 

@@ -19,7 +19,7 @@ HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "a 
            "\udcff"]  # fmt: skip
 FIGURES = ("curves", "confusion_matrix", "confusion_matrix_normalised", "samples", "mistakes")
 PHASE = {"epochs": 3, "best_epoch": 2, "loss": 0.4491, "accuracy": 0.8442, "val_loss": 0.3968, "val_accuracy": 0.8662,
-         "seconds": 75.4, "images_per_second": 412.25}  # fmt: skip
+         "seconds": 75.4, "checkpoint_seconds": 0.21, "images_per_second": 412.25}  # fmt: skip
 
 
 def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="test", fine_tune=None):
@@ -45,6 +45,9 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     manifest.loc[11, ["split", "problem"]] = ["", "truncated after 17 bytes"]
     manifest.to_csv(run_dir.manifest, index=False, **text)
     pd.DataFrame({"file": ["readme.txt"], "reason": ["no image"]}).to_csv(run_dir.ignored, index=False)
+    stages = [{"name": "decode", "estimated_seconds": 1.5, "estimated_bytes": 92_160_000, "seconds": 2.0},
+              {"name": "evaluate", "estimated_seconds": 61.0, "estimated_bytes": 0, "seconds": None}]  # fmt: skip
+    run_dir.foresight.write_text(json.dumps({"stages": stages}))
     run_dir.notes.write_text(json.dumps(["float32, because a CPU gains nothing from less"]))
     run_dir.config.write_text(json.dumps({"dataset": "pets", "head": [512, 256], "frozen": {"learning_rate": 1e-3}}))
     sessions = [{"started": "Monday", "end": "killed"}, {"started": "Tuesday"}]
@@ -80,7 +83,8 @@ def test_shows_every_result_of_the_run(tmp_path):
     page = Page(run_dir.report)
     for text in (
         "pets", "83.33 %", "95 % interval 55.20–95.30 %", "12 test images", "macro F1", "2 mistakes",
-        "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1 min 15 s 412.2", "91.23 %", "1 h 1 min",
+        "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 0.2 s 412.2", "91.23 %", "1:02 h",
+        "Decoding 1.5 s 2.0 s 92 MB", "Evaluation 1:01 min – –",
         "cat dog 1 25.00 %", "cat/0.jpg cat dog 90.00 %",
         "cat 4 0 0 0 4", "owl 0 0 3 1 4", "all classes 4 4 3 1 12",
         "Skipped images: 1", "owl/11.jpg truncated after 17 bytes", "readme.txt no image",
@@ -227,12 +231,3 @@ def test_the_verb_refuses_with_exit_code_2(tmp_path, monkeypatch, capsys, argume
     monkeypatch.chdir(tmp_path)
     assert report.run_main(report.main, arguments) == ExitCode.USER_ERROR
     assert capsys.readouterr().err.startswith("error: ")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "–"), (0, "0.0 s"), (59.94, "59.9 s"), (59.97, "1 min 0 s"), (60, "1 min 0 s"), (3599.7, "1 h 0 min"),
-     (90061, "25 h 1 min")],
-)  # fmt: skip
-def test_duration(seconds, text):
-    assert report.duration(seconds) == text

@@ -1,8 +1,6 @@
 """The story of a run, top to bottom: machine, data, network, training, evaluation, report."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import keras
@@ -11,20 +9,22 @@ import pandas as pd
 import tensorflow as tf
 
 from transfer_learning.config import PHASES, RunConfig
-from transfer_learning.datasets.data import Data, load_data
+from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import figures, metrics, predictions
 from transfer_learning.files import read_json, write_json, write_text
 from transfer_learning.models.backbones import find_backbone
+from transfer_learning.models.boundary import Cut, cut_at_boundary
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers, probabilities, save_model
-from transfer_learning.models.features import kept_features
-from transfer_learning.models.weights import weights_digest
 from transfer_learning.report import write_report
 from transfer_learning.run_dir import RunDir
+from transfer_learning.training.foresight import Foresight, foresee
 from transfer_learning.training.history import phase_results
 from transfer_learning.training.identity import Identity
+from transfer_learning.training.inputs import inputs_above
 from transfer_learning.training.loop import restore, train
 from transfer_learning.training.phases import ActivePhase, start_phase
 from transfer_learning.training.progress import count_progress
@@ -63,22 +63,30 @@ def run_experiment(
         begun_with = read_json(run_dir.environment)["device"] if run_dir.environment.exists() else {}
         devices = set_up_devices(config.precision, config.seed, say, begun_with)
 
+        # The network: preprocessing inside, the head new; and what each phase leaves frozen.
+        dataset = load_dataset(config.dataset, config.data_dir)
+        classifier = build_classifier(config, dataset.class_names)
+        say(
+            f"{find_backbone(config.backbone).description}; {config.weights} weights. With a head of "
+            f"{classifier.head.count_params():,} weights for {len(dataset.class_names)} classes it has "
+            f"{classifier.model.count_params():,}."
+        )
+        cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
+
+        # What it is going to take.
+        foresight = Foresight(run_dir.foresight)
+        if not foresight.stages:
+            foresight.foretell(*foresee(config, dataset, classifier, cuts, devices.fingerprint, say))
+
         # The data: every file looked at once.
-        data = load_data(config, say, count_progress("Decoding images:"))
+        with foresight.stage("decode"):
+            data = open_data(dataset, config, say, count_progress("Looking at images:"))
         if config.monitor.startswith("val") and not len(data.split("val")):
             raise UserError(
                 f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "
                 "pass --monitor loss."
             )
         say(f"{data.in_words()}.")
-
-        # The network: preprocessing inside, the head new.
-        classifier = build_classifier(config, data.class_names)
-        backbone = find_backbone(config.backbone)
-        say(
-            f"{backbone.description}; {config.weights} weights. With a head of {classifier.head.count_params():,} weights "
-            f"for {len(data.class_names)} classes it has {classifier.model.count_params():,}."
-        )
 
         # What was done already, if it belongs to this run.
         identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, devices.fingerprint)
@@ -87,11 +95,14 @@ def run_experiment(
 
         # Training: a frozen phase sees features, a fine-tune phase sees images.
         def make_phase(name: str) -> ActivePhase:
-            return prepare_phase(name, config, classifier, data, identity, say)
+            keep = name == "frozen" or foresight.keeps_boundary
+            return prepare_phase(name, config, classifier, cuts[name], keep, data, identity, say)
 
         all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
         try:
-            state = train(identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop)
+            state = train(
+                identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, foresight.stage
+            )
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise UserError(
                 f"The memory is not enough for {config.batch_size // config.micro_batches} images of "
@@ -101,17 +112,18 @@ def run_experiment(
         save_model(classifier, run_dir.model)
 
         # Evaluation, on the images and through the whole model.
-        results = {}
-        for split in ("val", "test"):
-            if len(data.split(split)):
-                results[split] = evaluate_split(classifier, data, split, run_dir)
-        evaluation = results[data.judged_split] | {
-            "weights_sha256": classifier.weights_sha256,
-            **dict.fromkeys(PHASES),
-            **phase_results(state.history, run_dir.timings, config.monitor),
-        }
-        draw_figures(config, data, state.history, evaluation, run_dir)
-        write_json(run_dir.evaluation, evaluation)
+        with foresight.stage("evaluate"):
+            results = {}
+            for split in ("val", "test"):
+                if len(data.split(split)):
+                    results[split] = evaluate_split(classifier, data, split, run_dir)
+            evaluation = results[data.judged_split] | {
+                "weights_sha256": classifier.weights_sha256,
+                **dict.fromkeys(PHASES),
+                **phase_results(state.history, run_dir.timings, config.monitor),
+            }
+            draw_figures(config, data, state.history, evaluation, run_dir)
+            write_json(run_dir.evaluation, evaluation)
 
         # The report, from the files alone.
         write_report(run_dir)
@@ -135,26 +147,28 @@ class Notes:
         write_json(self._path, self._sentences)
 
 
+def cut_of_phase(name: str, config: RunConfig, classifier: Classifier) -> Cut | None:
+    """Where the phase may start from what its frozen layers made of the images once; None where it cannot."""
+    settings = config.phase(name)
+    open_layers(classifier, config.backbone, settings.open)
+    sees_same_pixels = settings.augmentation == "none" or settings.views > 0
+    return cut_at_boundary(classifier) if sees_same_pixels else None
+
+
 def prepare_phase(
-    name: str, config: RunConfig, classifier: Classifier, data: Data, identity: Identity, say: Callable[[str], None]
-) -> ActivePhase:
-    """Opens the layers of a phase and chooses its inputs: kept features where nothing below the head can change."""
-    say(f"Phase {name} trains {open_layers(classifier, config.backbone, config.phase(name).open)}.")
-    train_images, val_images = data.split("train"), data.split("val")
-    if name != "frozen" or config.frozen.augmentation != "none":
-        return start_phase(name, config, classifier, False, train_images, val_images)
-    key = json.dumps([  # all but the contents of the images, which `hashes` stand for
-        identity.surroundings, data.store.decoding, keras.mixed_precision.dtype_policy().name,
-        classifier.extractor.to_json(), weights_digest(classifier.extractor.weights),
-    ])  # fmt: skip
-    wanted = np.concatenate([train_images.rows, val_images.rows])
-    features, rows = kept_features(
-        classifier.extractor, data.store.pixels, wanted, data.hashes("train", "val"), key, config.cache_dir, say,
-        count_progress("Computing features:"),
+    name: str, config: RunConfig, classifier: Classifier, cut: Cut | None, keep: bool, data: Data, identity: Identity,
+    say: Callable[[str], None],
+) -> ActivePhase:  # fmt: skip
+    """Opens the layers of a phase and gives it its inputs: what is below the cut, once if `keep` is set, or images."""
+    settings = config.phase(name)
+    say(f"Phase {name} trains {open_layers(classifier, config.backbone, settings.open)}.")
+    if cut is None:
+        return start_phase(name, config, classifier, data.split("train"), data.split("val"))
+    progress = count_progress("Computing what is frozen:")
+    train_examples, val_examples = inputs_above(
+        cut, settings, keep, config, data, identity.surroundings, say, progress
     )  # fmt: skip
-    train_features = replace(train_images, inputs=features, rows=rows[: len(train_images)])
-    val_features = replace(val_images, inputs=features, rows=rows[len(train_images) :])
-    return start_phase(name, config, classifier, True, train_features, val_features)
+    return start_phase(name, config, classifier, train_examples, val_examples, cut)
 
 
 def flagged_callbacks(config: RunConfig, run_dir: RunDir) -> list[keras.callbacks.Callback]:

@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
+from transfer_learning import units
 from transfer_learning.command_line import Parser, run_main
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
@@ -49,7 +50,8 @@ def write_report(run_dir: RunDir) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": percent, "number": number, "four_places": four_places, "duration": duration}
+    templates.filters |= {"percent": percent, "number": number, "four_places": four_places}
+    templates.filters |= {"duration": duration, "size": size}
     page = templates.get_template("report.html").render(page_content(run_dir))
     with written_atomically(run_dir.report) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # names that are no UTF-8 get a question mark
@@ -102,6 +104,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "num_worst": NUM_WORST,
         "num_named": NUM_NAMED,
         "history": _history(run_dir),
+        "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
         "figures": {
             name: _picture(run_dir.figures / f"{name}.png")
             for name in ("curves", "confusion_matrix", "confusion_matrix_normalised", "samples", "mistakes")
@@ -160,12 +163,11 @@ def four_places(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 59.95:  # what would not be shown as 60.0
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+    return "–" if seconds is None else units.duration(seconds)
+
+
+def size(num_bytes: int) -> str:
+    return units.size(num_bytes) if num_bytes else "–"
 
 
 def _text(value: Any) -> str:

@@ -35,6 +35,11 @@ class RunDir:
         return self.path / "notes.json"
 
     @property
+    def foresight(self) -> Path:
+        """The stages of the run: what was foretold of their time and disk, and what they took."""
+        return self.path / "foresight.json"
+
+    @property
     def manifest(self) -> Path:
         """One row an example: id, file, sha256, label, split, width, height, problem."""
         return self.path / "manifest.csv"
@@ -135,7 +140,8 @@ class RunDir:
                 yield
             except UserError:
                 if is_new and not self.checkpoint.exists():
-                    for file in (self.notes, self.environment, self.manifest, self.ignored, self.config, self.lock):
+                    written = (self.notes, self.foresight, self.environment, self.manifest, self.ignored, self.config)
+                    for file in (*written, self.lock):
                         file.unlink(missing_ok=True)
                     with suppress(OSError):
                         self.path.rmdir()  # unless there is something else in it

@@ -1,5 +1,7 @@
 """Order and augmentation of training images: pure in (seed, epoch, image), so that a resumed epoch is the same."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -22,7 +24,7 @@ def make_examples(count, seed=0):
 
 
 def arrays(batches):
-    return [(inputs.numpy(), labels.numpy()) for inputs, labels in batches]
+    return [(np.asarray(inputs), np.asarray(labels)) for inputs, labels in batches]
 
 
 def assert_same(one, other):
@@ -61,7 +63,7 @@ def test_an_epoch_holds_every_example_once_with_its_own_label(augmentation):
 @pytest.mark.parametrize("augmentation", ["none", "light", "strong"])
 def test_resumed_at_any_update_it_gives_the_remaining_batches_to_the_bit(augmentation):
     def epoch_from(first_update):
-        return arrays(training_batches(examples, 4, 7, 2, first_update, augmentation))
+        return arrays(training_batches(examples, 4, 7, 2, first_update, augmentation=augmentation))
 
     examples = make_examples(18)
     whole = epoch_from(0)
@@ -182,13 +184,6 @@ def test_prediction_sees_all_examples_once_in_their_order():
     np.testing.assert_array_equal(images, examples.inputs[examples.rows], strict=True)
 
 
-def test_features_take_the_place_of_images():
-    features = np.random.default_rng(0).standard_normal((10, 5)).astype(np.float32)
-    examples = make_examples(10).with_inputs(features)
-    for inputs, labels in arrays(training_batches(examples, 4, 0, 0)):
-        np.testing.assert_array_equal(inputs, features[labels], strict=True)
-
-
 def test_the_examples_of_a_split_are_its_rows():
     import pandas as pd
 
@@ -202,3 +197,40 @@ def test_the_examples_of_a_split_are_its_rows():
     assert (list(train.ids), list(train.rows), list(train.labels)) == (["w", "y"], [1, 0], [1, 0])
     assert (list(val.ids), list(val.rows), list(val.labels)) == (["v", "z"], [3, 2], [0, 2])
     assert len(test) == 0 and train.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light"])
+@pytest.mark.parametrize("at_once", [2, 3, 100])
+@pytest.mark.parametrize("first_update", [0, 2])
+def test_batches_that_come_at_once_are_those_that_come_one_by_one(at_once, first_update, augmentation):
+    examples = make_examples(23)
+    single = arrays(training_batches(examples, 4, 7, 2, first_update, 1, augmentation))
+    joined = arrays(training_batches(examples, 4, 7, 2, first_update, at_once, augmentation))
+    assert [len(labels) for _, labels in joined][:-1] == [4 * at_once] * (len(joined) - 1)
+    for part in (0, 1):
+        np.testing.assert_array_equal(*(np.concatenate([batch[part] for batch in batches]) for batches in (single, joined)))
+
+
+def test_features_come_as_images_do():
+    examples = make_examples(23)
+    flat = examples.inputs.reshape(len(examples.inputs), -1)
+    for batches in (lambda these: training_batches(these, 4, 7, 2, 1), lambda these: batches_in_order(these, 4)):
+        for (image, label), (feature, same) in zip(
+            arrays(batches(examples)), arrays(batches(replace(examples, inputs=flat))), strict=True
+        ):
+            np.testing.assert_array_equal(image.reshape(len(image), -1), feature)
+            np.testing.assert_array_equal(label, same)
+
+
+def test_every_example_is_seen_in_each_of_its_views_in_as_many_epochs():
+    examples = make_examples(10)
+    num_views = 3
+    inputs = np.arange(num_views * 10)[:, None].repeat(2, axis=1).astype(np.float32)  # view v of example i: 10 v + i
+    examples = replace(examples, inputs=inputs, rows=np.arange(num_views * 10).reshape(num_views, 10))
+    seen = []
+    for epoch in range(5, 5 + num_views):
+        values = np.concatenate([batch[:, 0] for batch, _ in arrays(training_batches(examples, 4, 0, epoch))])
+        assert sorted(values % 10) == list(range(10)), "every example once"
+        assert len(set(values // 10)) == num_views, "not all in step"
+        seen += values.tolist()
+    assert sorted(seen) == list(range(num_views * 10))

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)
 HASHES = [f"hash {number}" for number in range(11)]
 ALL = np.arange(11)
+WIDTH = 256  # of small_cnn's features
 
 
 @pytest.fixture(scope="module")
@@ -29,38 +32,33 @@ def extractor(small_config):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     monkeypatch.setattr(features, "BATCH", 2)
-    monkeypatch.setattr(features, "BATCHES_KEPT_AT_ONCE", 2)
+    monkeypatch.setattr(features, "BYTES_KEPT_AT_ONCE", 4 * 4 * WIDTH)  # two batches
 
 
 @pytest.fixture
-def batches(monkeypatch):
+def batches():
     """The batches that went through the network, each as bytes."""
-    seen, original = [], features.frozen_graph
-
-    def watched(*arguments):
-        compute = original(*arguments)
-
-        def watch(images):
-            seen.append(images.numpy().tobytes())
-            return compute(images)
-
-        return watch
-
-    monkeypatch.setattr(features, "frozen_graph", watched)
-    return seen
+    return []
 
 
 @pytest.fixture
-def extract(extractor, tmp_path):
-    """Calls `kept_features` with a cache of its own; returns the features in the order of `rows`, and what was said."""
+def extract(extractor, tmp_path, batches):
+    """Calls `kept_activations` with a cache of its own; returns the features in the order of `rows`, and what was said."""
 
-    def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None):
+    def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None, cache_gb=1.0, change=None):
         said = []
         hashes = [HASHES[row] for row in rows]
-        values, positions = features.kept_features(
-            extractor, IMAGES, rows, hashes, key, tmp_path / cache, said.append, progress
+        graph = features.frozen_graph(extractor, 2)
+
+        def compute(images):
+            batches.append(images.numpy().tobytes())
+            return graph(images)
+
+        activations = features.activations_of(extractor, key, "small_cnn", tmp_path / cache)
+        values, positions = features.kept_activations(
+            activations, compute, IMAGES, rows, hashes, tmp_path / cache, cache_gb, change, said.append, progress
         )
-        assert values.dtype == np.float32 and positions.dtype == np.int64 and not values.flags.writeable
+        assert values.dtype == np.float32 and positions.dtype == np.int64
         return values[positions], said
 
     return call
@@ -71,14 +69,14 @@ def test_features_are_those_of_the_live_network_and_are_computed_once(extractor,
     first, said = extract(rows)
     live = np.asarray(extractor(IMAGES[rows].astype(np.float32), training=False))
     assert first == pytest.approx(live, rel=1e-4, abs=1e-5)
-    assert len(said) == 1 and said[0].startswith("Computing the features of 3 images, once: ")
+    assert len(said) == 1 and said[0].startswith("Computing the features of 3 images (small_cnn) once, ")
     assert "; 0 are kept" in said[0]
     batches.clear()
     for again in (rows, rows[::-1], rows[1:], np.array([0, 0, 4])):
         values, said = extract(again)
         np.testing.assert_array_equal(values, first[[rows.tolist().index(row) for row in again]])
         number = len(set(again.tolist()))
-        assert said == [f"The features of {number} images are kept from earlier runs, so they are not computed again."]
+        assert said == [f"The features of {number} images (small_cnn) are kept from earlier runs."]
     assert not batches
 
 
@@ -93,7 +91,7 @@ def test_added_images_are_computed_alone(extract, batches):
     before, _ = extract(ALL[:4])
     batches.clear()
     after, said = extract(np.array([9, 0, 1, 2, 3]))
-    assert len(batches) == 1 and "features of 1 images" in said[0] and "; 4 are kept" in said[0]
+    assert len(batches) == 1 and "of 1 images" in said[0] and "; 4 are kept" in said[0]
     np.testing.assert_array_equal(after[1:], before)
     np.testing.assert_array_equal(after, extract(np.array([9, 0, 1, 2, 3]), cache="other")[0])
 
@@ -130,7 +128,7 @@ def test_a_stopped_extraction_goes_on_with_the_batches_of_an_unbroken_one(stop_a
     resumed, said = extract()
     num_kept = stop_at // 2 * 2  # batches are kept in twos, but for the last ones
     assert batches == expected[num_kept:]
-    assert ("not computed again" if stop_at == 6 else f"; {2 * num_kept} are kept") in said[0]
+    assert ("features of 11 images (small_cnn) are kept" if stop_at == 6 else f"; {2 * num_kept} are kept") in said[0]
     np.testing.assert_array_equal(resumed, unbroken)
 
 
@@ -141,7 +139,7 @@ import transfer_learning
 import keras
 from transfer_learning.models import features
 
-features.BATCH, features.BATCHES_KEPT_AT_ONCE = 2, 2
+features.BATCH, features.BYTES_KEPT_AT_ONCE = 2, 4 * 4 * 256
 with np.load(sys.argv[2]) as given:
     images, hashes = given["images"], given["hashes"].tolist()
 
@@ -150,7 +148,10 @@ def progress(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 extractor = keras.models.load_model(sys.argv[3])
-features.kept_features(extractor, images, np.arange(11), hashes, "key", sys.argv[1], print, progress)
+features.kept_activations(
+    features.activations_of(extractor, "key", "small_cnn", sys.argv[1]), features.frozen_graph(extractor, 2), images,
+    np.arange(11), hashes, sys.argv[1], 1.0, None, print, progress,
+)
 """
 
 
@@ -160,7 +161,7 @@ def test_a_killed_extraction_ends_with_the_same_bits(extractor, extract, tmp_pat
     files = [tmp_path / name for name in ("cache", "given.npz", "extractor.keras")]
     assert subprocess.run([sys.executable, "-c", KILLED, *files], cwd=ROOT).returncode == -signal.SIGKILL
     resumed, said = extract()
-    assert "Computing the features of 7 images" in said[0] and "; 4 are kept" in said[0]
+    assert "of 7 images" in said[0] and "; 4 are kept" in said[0]
     np.testing.assert_array_equal(resumed, extract(cache="unbroken")[0])
 
 
@@ -171,12 +172,13 @@ def test_damaged_features_are_computed_again_and_said(extract, tmp_path):
     content[5] ^= 1
     records.write_bytes(content)
     values, said = extract()
-    assert "1 kept arrays in" in said[0] and "features of 1 images" in said[1]
+    assert "1 kept arrays in" in said[0] and "of 1 images" in said[1]
     np.testing.assert_array_equal(values, expected)
 
 
-def test_a_full_disk_is_told_and_what_was_kept_stays(extract, batches, monkeypatch):
-    original, calls = KeptArrays.add, []
+def test_a_full_disk_costs_the_keeping_and_not_the_run(extract, batches, monkeypatch):
+    expected, _ = extract(cache="unbroken")
+    original, calls = KeptArrays._add_on_disk, []
 
     def full(*arguments):
         calls.append(arguments)
@@ -185,10 +187,52 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(extract, batches, monkeypat
         return original(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(KeptArrays, "add", full)
-        with pytest.raises(UserError, match="The features need 1 MB in .*cache, .*No space.*--cache-dir"):
-            extract()
-    assert len(batches) == 4, "it stops at once"
+        patched.setattr(KeptArrays, "_add_on_disk", full)
+        values, said = extract()
+    np.testing.assert_array_equal(values, expected)
+    assert len(said) == 2 and said[1].startswith("Features of small_cnn need 1 MB in ") and "No space" in said[1]
     batches.clear()
     extract()
-    assert len(batches) == 4
+    assert len(batches) == 4, "what was kept before stays"
+
+
+def test_where_memory_is_short_too_it_is_told_what_is_needed_and_where(extract, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(KeptArrays, "_add_on_disk", full)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(UserError, match="The features of small_cnn need 1 MB in .*cache, .*No space.*--cache-dir"):
+        extract()
+
+
+def test_a_cache_without_room_is_told_and_stays_empty(extract, batches, tmp_path):
+    expected, _ = extract(cache="unbroken")
+    values, said = extract(cache_gb=1e-6)
+    np.testing.assert_array_equal(values, expected)
+    assert "--cache-gb 1e-06 allows no more" in said[1]
+    batches.clear()
+    extract(cache_gb=1e-6)
+    assert len(batches) == 6
+
+
+def test_the_network_sees_what_change_makes_of_the_images(extractor, extract, batches):
+    def darker(images, names):
+        assert [HASHES.index(name) for name in names] == [number for number in ALL if HASHES[number] in names]
+        return images / 2
+
+    values, _ = extract(change=darker)
+    live = np.asarray(extractor(IMAGES.astype(np.float32) / 2, training=False))
+    assert values == pytest.approx(live, rel=1e-4, abs=1e-5)
+
+
+def test_the_pool_is_named_by_network_weights_and_key_and_by_nothing_that_changes_from_process_to_process(
+    small_config, tmp_path
+):
+    def folder(key="key", seed=0, image_size=16):
+        config = replace(small_config, seed=seed, image_size=image_size, input_size=16)
+        extractor = build_classifier(config, ("a", "b", "c"), weights="none").extractor
+        return features.activations_of(extractor, key, "small_cnn", tmp_path).folder
+
+    assert folder() == folder(), "built twice in one process, in which Keras counts its names on"
+    assert len({folder(), folder("other key"), folder(seed=1), folder(image_size=24)}) == 4

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import functools
+import os
+import shutil
 from contextlib import nullcontext
 
 import keras
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 
 from transfer_learning import experiment
-from transfer_learning.config import Phase
+from transfer_learning.config import PHASES, Phase
+from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.errors import Stopped, UserError
 from transfer_learning.evaluation import predictions
@@ -77,25 +80,29 @@ def config(small_config):
 
 @pytest.fixture(scope="module")
 def data(config, mixed_float16):
-    return experiment.load_data(config, say=lambda sentence: None)
+    return load_data(config, say=lambda sentence: None)
 
 
-def session(config, data, run_dir, stop=None, callbacks=()):
+def session(config, data, run_dir, stop=None, callbacks=(), keep=True):
     """One process' work on a run, from building the network to its end or to where `stop` stops it.
 
     Returns the results that must not depend on stops, or None where it was stopped.
     """
     classifier = build_classifier(config, data.class_names)
     identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, {})
+    cuts = {name: experiment.cut_of_phase(name, config, classifier) for name in PHASES}
 
     def make_phase(name):
-        return experiment.prepare_phase(name, config, classifier, data, identity, lambda sentence: None)
+        arguments = config, classifier, cuts[name], keep, data, identity, lambda sentence: None
+        return experiment.prepare_phase(name, *arguments)
 
     run_dir.path.mkdir(exist_ok=True)
+    # A callback sees every update; without one, many updates of the head come in one call.
+    all_callbacks = [*([stop] if stop else []), *callbacks]
+    stop = stop or StopAfter()
     try:
         state, arrays = restore(run_dir, identity, lambda sentence: None)
-        stop = stop or StopAfter()
-        state = train(identity, state, arrays, make_phase, classifier.model, run_dir, [stop, *callbacks], stop)
+        state = train(identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop)
     except Stopped:
         return None
     test = data.split("test")
@@ -163,8 +170,9 @@ def continued(config, data, arrays, values, tmp_path):
 def fresh_phase(config, data):
     """The fine-tune phase as a session would find it that knows nothing of the ones before."""
     classifier = build_classifier(config, data.class_names)
+    cut = experiment.cut_of_phase("fine_tune", config, classifier)
     identity = Identity(config, "", "", {})
-    return experiment.prepare_phase("fine_tune", config, classifier, data, identity, lambda sentence: None)
+    return experiment.prepare_phase("fine_tune", config, classifier, cut, True, data, identity, lambda sentence: None)
 
 
 def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stopped, tmp_path):
@@ -221,3 +229,76 @@ def test_a_phase_that_a_callback_ended_stays_ended(config, data, tmp_path):
         with pytest.raises(Killed):
             session(config, data, run_dir, callbacks=[EndAtOnce()])
     assert session(config, data, run_dir, callbacks=[EndAtOnce()]) == unbroken
+
+
+def updates_in_an_epoch(config):
+    return -(-len(load_data(config, lambda sentence: None).split("train")) // config.batch_size)
+
+
+def delete(cache):
+    shutil.rmtree(cache)
+
+
+def cut_in_half(cache):
+    for records in cache.glob("*/*/records.bin"):
+        os.truncate(records, records.stat().st_size // 2)
+
+
+def flip_bits(cache):
+    for records in cache.glob("*/*/records.bin"):
+        content = np.fromfile(records, np.uint8)
+        content[:: len(content) // 7] ^= 16
+        content.tofile(records)
+
+
+def tear_index(cache):
+    for index in cache.glob("*/*/index.sqlite"):
+        index.write_bytes(index.read_bytes()[:1000])
+
+
+def forget_activations(cache):
+    shutil.rmtree(cache / "activations", ignore_errors=True)
+    shutil.rmtree(cache / "features")
+
+
+def leave(cache):
+    pass
+
+
+@pytest.fixture(scope="module")
+def config_of_views(config):
+    """Both phases start from what is kept: views of the images, features of them and activations at the boundary."""
+    return dataclasses.replace(
+        config,
+        frozen=dataclasses.replace(config.frozen, augmentation="light", views=3),
+        fine_tune=dataclasses.replace(config.fine_tune, epochs=3, views=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def unbroken_with_views(config_of_views, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    config = dataclasses.replace(config_of_views, cache_dir=str(folder / "cache"))
+    result = session(config, load_data(config, lambda sentence: None), RunDir(folder / "run"))
+    assert {path.parent.name for path in (folder / "cache").glob("*/*")} == {"pixels", "features", "activations"}
+    return result
+
+
+@pytest.mark.parametrize("happens", [leave, delete, cut_in_half, flip_bits, tear_index, forget_activations])
+def test_what_happens_to_the_cache_between_stops_changes_no_bit(happens, config_of_views, unbroken_with_views, tmp_path):
+    config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"))
+    in_frozen, in_fine_tune = StopAfter(2), StopAfter(updates_in_an_epoch(config) * config.frozen.epochs)
+    for stop in (in_frozen, in_fine_tune):
+        data = load_data(config, lambda sentence: None)
+        assert session(config, data, RunDir(tmp_path / "run"), stop) is None
+        happens(tmp_path / "cache")
+    assert checkpoint.load(RunDir(tmp_path / "run").checkpoint)[1]["state"]["phase"] == 1
+    data = load_data(config, lambda sentence: None)
+    assert session(config, data, RunDir(tmp_path / "run")) == unbroken_with_views
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["held in memory", "computed in every epoch"])
+def test_a_cache_that_may_hold_nothing_changes_no_bit(keep, config_of_views, unbroken_with_views, tmp_path):
+    config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), cache_gb=0.0)
+    data = load_data(config, lambda sentence: None)
+    assert session(config, data, RunDir(tmp_path / "run"), keep=keep) == unbroken_with_views

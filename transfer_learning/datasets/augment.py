@@ -14,13 +14,15 @@ STRENGTHS = {
 }
 
 
-def draw(strength: str, flip: bool, seed: int, epoch: int, keys: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    strength: str, flip: bool, seed: int, epoch: int | np.ndarray, keys: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Draws the changes of a batch.
 
     Args:
         strength: "light" or "strong".
         flip: whether to mirror every second image on average, left to right.
-        epoch: 0 or more; counted over the phases, so that no two epochs of a run are alike.
+        epoch: 0 or more, one for all or one for each; counted over the phases, so that no two of a run are alike.
         keys: uint64 (n,), what identifies each image.
         size: side of the images in pixels.
 
@@ -29,12 +31,7 @@ def draw(strength: str, flip: bool, seed: int, epoch: int, keys: np.ndarray, siz
         brightness to add (0..255) and the contrast to multiply by.
     """
     spread = STRENGTHS[strength]
-    # One counter-based generator an image: its numbers depend on neither the batch nor what was drawn before.
-    # NumPy makes floats of a list with a large and a small integer, and forgets their last digits; so it gets an array.
-    seeds = [np.array([key, (seed << 32) + epoch], np.uint64) for key in keys]
-    uniform = np.stack([
-        np.random.Generator(np.random.Philox(key=pair)).uniform(-1, 1, 7) for pair in seeds
-    ]) if len(keys) else np.zeros((0, 7))  # fmt: skip
+    uniform = _uniform(np.asarray(keys, np.uint64), np.uint64(seed << 32) + np.asarray(epoch, np.uint64), 7)
     turn, zoom, shift_x, shift_y, mirror, brightness, contrast = uniform.T
     angle = np.deg2rad(spread["rotation"] * turn)
     scale = 1 / (1 + spread["zoom"] * zoom)
@@ -68,4 +65,22 @@ def apply(images: tf.Tensor, transforms: tf.Tensor, colours: tf.Tensor) -> tf.Te
     )
     mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
     brightness, contrast = (colours[:, i, None, None, None] for i in (0, 1))
-    return tf.clip_by_value((images - mean) * contrast + mean + brightness, 0.0, 255.0)
+    return tf.clip_by_value(images * contrast + (mean * (1.0 - contrast) + brightness), 0.0, 255.0)
+
+
+def _uniform(keys: np.ndarray, salts: np.ndarray, count: int) -> np.ndarray:
+    """float64 (n, count) in -1..1, a pure function of each image's key and salt: neither its batch nor an order matters.
+
+    SplitMix64 (Steele, Lea and Flood, 2014), counted from the mixed key and salt, for all images in a few operations.
+    """
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    start = _mixed(_mixed(keys) ^ salts)
+    drawn = _mixed(start[:, None] + golden * np.arange(1, count + 1, dtype=np.uint64))
+    return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1.0
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    """uint64 to uint64, one to one, every bit of the result depending on every bit; overflow is meant."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

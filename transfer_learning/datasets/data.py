@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.manifest import make_manifest
-from transfer_learning.datasets.pipeline import Examples, examples_of_split
 from transfer_learning.datasets.store import Store, open_store
+
+if TYPE_CHECKING:
+    from transfer_learning.datasets.pipeline import Examples
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,10 @@ class Data:
     store: Store
     manifest: pd.DataFrame  # a row an example, as `make_manifest` makes it
 
-    def split(self, name: str) -> Examples:
+    def split(self, name: str) -> "Examples":
         """The images of "train", "val" or "test"; there may be none."""
+        from transfer_learning.datasets.pipeline import examples_of_split  # TensorFlow, which `prepare` does without
+
         return examples_of_split(self.manifest, name, self.class_names, self.store.pixels, self.store.rows)
 
     def hashes(self, *splits: str) -> np.ndarray:
@@ -54,13 +60,24 @@ def load_data(
 
     Args:
         say: takes a sentence for each choice, and for each thing that was left out.
-        progress: called with the images decoded so far and how many are to be decoded.
+        progress: called with the images that were looked at so far, and with their number.
 
     Raises:
         UserError: there is no such dataset, or no classifier can be made of it.
     """
-    dataset = load_dataset(config.dataset, config.data_dir)
-    store = open_store(dataset, config.stored_size, config.resize, config.cache_dir, say, progress)
+    return open_data(load_dataset(config.dataset, config.data_dir), config, say, progress)
+
+
+def open_data(
+    dataset: Dataset,
+    config: RunConfig,
+    say: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Data:
+    """`load_data` of a dataset whose files are listed already."""
+    store = open_store(
+        dataset, config.stored_size, config.resize, config.cache_dir, say, progress, config.decoded_gb, config.cache_gb
+    )
     manifest = make_manifest(
         dataset, store.facts, config.val_fraction, config.test_fraction, config.skip_unreadable, say
     )  # fmt: skip

@@ -5,7 +5,8 @@ stopped. Nothing here keeps a state, so nothing of it has to be saved.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -13,22 +14,27 @@ import tensorflow as tf
 
 from transfer_learning.datasets import augment
 
+Batch = tuple[np.ndarray | tf.Tensor, np.ndarray | tf.Tensor]  # inputs, labels int32 (batch,)
+
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of one split, as rows of an array that may be memory-mapped."""
+    """The examples of one split, as rows of something that may lie on the disk."""
 
-    inputs: np.ndarray  # (rows, ...): uint8 images (size, size, 3), or features
-    rows: np.ndarray  # int64 (n,), which rows of `inputs`
+    inputs: np.ndarray  # or what is indexed like it, (rows, ...): uint8 images (size, size, 3), or activations
+    rows: np.ndarray  # int64 (n,), which rows of `inputs`; or (views, n), of which each epoch takes one a example
     labels: np.ndarray  # int32 (n,), positions in the class names
     ids: np.ndarray  # object (n,), strings
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.labels)
 
-    def with_inputs(self, inputs: np.ndarray) -> "Examples":
-        """The same examples seen another way: `inputs` (n, ...) holds a row for each, in their order."""
-        return Examples(inputs, np.arange(len(self)), self.labels, self.ids)
+    def in_epoch(self, epoch: int) -> "Examples":
+        """What `epoch` sees; each example goes through all of its views in as many epochs, not all in step."""
+        if self.rows.ndim == 1:
+            return self
+        positions = np.arange(len(self))
+        return replace(self, rows=self.rows[(epoch + positions) % len(self.rows), positions])
 
 
 def examples_of_split(
@@ -58,25 +64,26 @@ def training_batches(
     seed: int,
     epoch: int,
     first_update: int = 0,
+    batches_at_once: int = 1,
     augmentation: str = "none",
     flip: bool = True,
-) -> tf.data.Dataset:
-    """The batches of an epoch from `first_update` on: (inputs, labels int32 (batch,)); the last batch may be short.
+) -> Iterable[Batch]:
+    """The batches of an epoch from `first_update` on, `batches_at_once` joined into one; the last may be short.
 
     Inputs are as stored, or float32 images in 0..255 where `augmentation` is not "none".
     """
+    examples = examples.in_epoch(epoch)
     chosen = order(len(examples), seed, epoch)[first_update * batch_size :]
-    batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size)
     if augmentation == "none":
-        return batches.map(_gather(examples)).prefetch(tf.data.AUTOTUNE)
-    keys = np.array([_key(id) for id in examples.ids], np.uint64)
+        return _batches(examples, chosen, batch_size * batches_at_once)
+    keys = np.array([key_of(id) for id in examples.ids], np.uint64)
     size = examples.inputs.shape[1]
 
     def gather_and_draw(positions: np.ndarray) -> tuple[np.ndarray, ...]:
         drawn = augment.draw(augmentation, flip, seed, epoch, keys[positions], size)
         return examples.inputs[examples.rows[positions]], examples.labels[positions], *drawn
 
-    def augmented(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def augmented(positions: tf.Tensor) -> Batch:
         types = (tf.uint8, tf.int32, tf.float32, tf.float32)
         images, labels, transforms, colours = tf.numpy_function(gather_and_draw, [positions], types, stateful=False)
         images.set_shape((None, *examples.inputs.shape[1:]))
@@ -85,29 +92,32 @@ def training_batches(
         labels.set_shape((None,))
         return augment.apply(images, transforms, colours), labels
 
+    batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size * batches_at_once)
     return batches.map(augmented, num_parallel_calls=2).prefetch(tf.data.AUTOTUNE)
 
 
-def batches_in_order(examples: Examples, batch_size: int) -> tf.data.Dataset:
-    """All examples once, in their order: (inputs, labels), every batch full but the last."""
-    positions = tf.data.Dataset.range(len(examples)).batch(batch_size)
-    return positions.map(_gather(examples)).prefetch(tf.data.AUTOTUNE)
+def batches_in_order(examples: Examples, batch_size: int) -> Iterable[Batch]:
+    """All examples once, in their order, every batch full but the last."""
+    return _batches(examples, np.arange(len(examples)), batch_size)
 
 
-def _gather(examples: Examples):
-    def gather(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _batches(examples: Examples, chosen: np.ndarray, batch_size: int) -> Iterable[Batch]:
+    def gather(positions: np.ndarray) -> Batch:
         return examples.inputs[examples.rows[positions]], examples.labels[positions]
 
-    def mapped(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    if len(examples.inputs.shape) == 2:  # features come from memory sooner than tf.data has started its threads
+        return (gather(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size))
+
+    def mapped(positions: tf.Tensor) -> Batch:
         types = (tf.as_dtype(examples.inputs.dtype), tf.int32)
         inputs, labels = tf.numpy_function(gather, [positions], types, stateful=False)
         inputs.set_shape((None, *examples.inputs.shape[1:]))
         labels.set_shape((None,))
         return inputs, labels
 
-    return mapped
+    return tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size).map(mapped).prefetch(tf.data.AUTOTUNE)
 
 
-def _key(id: str) -> int:
+def key_of(id: str) -> int:
     """64 bits that stand for an id, the same on every machine and in every dataset that holds it."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "little")

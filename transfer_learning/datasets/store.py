@@ -1,110 +1,242 @@
-"""The decoded images of datasets: every content is decoded once, and its uint8 pixels are kept for every later run."""
+"""The decoded images of datasets: every content is decoded once, and its pixels are kept for every later run."""
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import PIL
 
-from transfer_learning.datasets.dataset import Dataset
-from transfer_learning.datasets.decode import Decoded, content_hash, decode
-from transfer_learning.kept import KeptArrays, space_told
+from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.datasets.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
+from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
+from transfer_learning.kept import KeptArrays, KeptRows, make_room, space_told
 
-VERSION = 1  # a part of the pool's name: raise it when `decode` changes what it returns
+VERSION = 2  # a part of the pool's name: raise it when `decode` changes what it returns
+POOLS = "pixels"  # the folder of the cache
+UNREADABLE = "unreadable"  # no hash begins like this
 CHUNK = 128  # images that are kept at a time, while as many again are decoded: what a kill loses and memory holds
+JPEG_BYTES_PER_PIXEL = 0.7  # photos at 160 and 224 pixels take 0.5 to 0.7: to speak of, and to make room by
 
 
 @dataclass(frozen=True)
 class Store:
     """Pixels and facts of the examples of a dataset."""
 
-    pixels: np.ndarray  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
+    pixels: "KeptRows | JpegPixels"  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
     rows: np.ndarray  # int64 (examples,), which of `pixels` is an example's; -1 where `problem` says why there is none
     facts: pd.DataFrame  # a row an example, in their order: sha256, width, height, problem
     decoding: str  # what else than its content decides the pixels of an image: size, way of resizing, versions
+    folder: Path  # where the pixels are kept
+
+
+class JpegPixels:
+    """Images that are kept as JPEGs, read like `KeptRows` of pixels, by any number of threads at once.
+
+    Each access decodes, to the same pixels every time and on every machine with this version of Pillow.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, jpegs: KeptRows, size: int):
+        self._jpegs, self._size = jpegs, size
+        self._threads = ThreadPoolExecutor(usable_cores(), "decode")  # Pillow decodes outside of Python's lock
+
+    def __len__(self) -> int:
+        return len(self._jpegs)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), self._size, self._size, 3
+
+    def __getitem__(self, positions: int | np.ndarray) -> np.ndarray:
+        """Returns a new uint8 array (k, size, size, 3) for integers (k,); (size, size, 3) for one integer.
+
+        Raises:
+            IndexError, OSError: as `KeptRows` does.
+        """
+        if isinstance(positions, int | np.integer):
+            return from_jpeg(self._jpegs[positions])
+        pixels = np.empty((len(positions), *self.shape[1:]), np.uint8)
+
+        def decode_part(start: int) -> None:
+            for index, jpeg in enumerate(self._jpegs[positions[start : start + part]], start):
+                pixels[index] = from_jpeg(jpeg)
+
+        part = max(1, -(-len(positions) // (4 * usable_cores())))  # tasks of some images: each costs Python a little
+        list(self._threads.map(decode_part, range(0, len(positions), part)))
+        return pixels
 
 
 def open_store(
     dataset: Dataset, size: int, resize: str, cache_dir: str | Path,
     say: Callable[[str], None] = print, progress: Callable[[int, int], None] = lambda done, total: None,
+    decoded_gb: float = 16.0, cache_gb: float = 100.0,
 ) -> Store:  # fmt: skip
     """Opens the store of `dataset`; what no earlier run has decoded, of this dataset or another one, is decoded first.
 
-    What cannot be decoded is not kept, so it is tried again each time: its reason may be gone.
+    Every file is read from the disk once: a chunk of them is hashed while the chunk before it is decoded, which finds
+    its files in the memory where the system keeps what was just read. So how many have to be decoded is known only at
+    the end. What cannot be decoded is not kept, and is tried again each time: its reason may be gone.
 
     Args:
         size: side of the kept images in pixels.
         resize: how they become square, as `decode` takes it.
         cache_dir: folder of everything that is kept for later runs.
-        say: takes the sentence that tells how many images are decoded, and those about damage.
-        progress: called with the images decoded so far and how many are to be decoded.
+        say: takes the sentences about what is decoded, how it is kept, and damage.
+        progress: called with the images that were looked at so far, and with their number.
+        decoded_gb: a dataset whose decoded images, copies included, take more (in 10^9 bytes) is kept as JPEGs.
+        cache_gb: most that the cache may hold, in 10^9 bytes; what does not fit is held in memory.
 
     Raises:
-        UserError: there is no space for the images, or their folder cannot be written.
+        UserError: there is no space for the images, neither on disk nor in memory.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # Pillow and hashlib work outside of Python's lock
-        hashes = list(threads.map(content_hash, [example.content for example in dataset.examples]))
-    # Examples of the same content share a record; one that cannot even be read has a name of its own.
-    names = [digest or f"unreadable {index}" for index, digest in enumerate(hashes)]
-    contents = {name: example.content for name, example in reversed(list(zip(names, dataset.examples, strict=True)))}
-    distinct = list(dict.fromkeys(names))
-
-    def writing(num_images: int):
-        return space_told("The decoded images", num_images * size * size * 3, cache_dir)
-
-    decoding = f"{size}-{resize}-{VERSION}-{PIL.__version__}"
-    folder = Path(cache_dir) / "pixels" / decoding
-    with writing(len(distinct)):
-        kept = KeptArrays(folder, (size, size, 3), np.uint8, say)
-    with kept:
-        with writing(len(distinct)):
-            found = zip(distinct, kept.positions(distinct).tolist(), kept.notes(distinct), strict=True)
-        known = {name: (row, *map(int, note.split()), "") for name, row, note in found if row >= 0 and note}
-        missing = {name: contents[name] for name in distinct if name not in known}
-        if missing:
-            num_kept = sum(name in known for name in names)
-            say(f"Decoding {len(missing):,} images to {size} x {size} pixels; {num_kept:,} are kept from earlier runs.")
-        done = 0
-        for chunk in _decoded(missing, size, resize):
-            with writing(len(missing) - done):
-                known |= _write(kept, chunk)
-            done += len(chunk)
-            progress(done, len(missing))
-        pixels = kept.array
-    rows = np.array([known[name][0] for name in names], np.int64)
-    facts = [(digest, *known[name][1:]) for digest, name in zip(hashes, names, strict=True)]
+    examples = dataset.examples
+    as_jpeg, record_bytes, decoding = how_kept(len(examples), size, resize, decoded_gb)
+    if as_jpeg:
+        say(
+            f"Decoded, the {len(examples):,} images would take {len(examples) * size**2 * 3 / 1e9:,.2f} GB, more than "
+            f"--decoded-gb {decoded_gb:g} allows; so they are kept as JPEGs of {size} x {size} pixels, quality "
+            f"{JPEG_QUALITY}, about {len(examples) * record_bytes / 1e9:,.2f} GB, which every access decodes."
+        )
+    folder = Path(cache_dir) / POOLS / decoding
+    about = f"images of {size} x {size} pixels{' as JPEGs' * as_jpeg} ({resize})"
+    with space_told("The decoded images", len(examples) * record_bytes, cache_dir):
+        kept = KeptArrays(folder, None if as_jpeg else (size, size, 3), np.uint8, say, about)
+    names: list[str] = []
+    with kept, _Decoders(size, resize, as_jpeg) as decoders:
+        filling = _Filling(kept, len(examples), record_bytes, cache_dir, cache_gb, say)
+        hashes = decoders.hash(examples[:CHUNK])
+        images: dict[str, Future[Decoded]] = {}  # of the chunk before
+        for start in range(0, len(examples) + CHUNK, CHUNK):  # the last turn has no chunk of its own
+            chunk = examples[start : start + CHUNK]
+            # Examples of the same content share a record; one that cannot even be read has a name of its own.
+            chunk_names = [digest or f"{UNREADABLE} {start + index}" for index, digest in enumerate(hashes)]
+            hashes = decoders.hash(examples[start + CHUNK : start + 2 * CHUNK])
+            contents = {name: example.content for name, example in zip(chunk_names, chunk, strict=True)}
+            following = decoders.decode({name: contents[name] for name in filling.find_missing(chunk_names)})
+            filling.keep({name: image.result() for name, image in images.items()})
+            images = following
+            names += chunk_names
+            if start:
+                progress(min(start, len(examples)), len(examples))
+        pixels = JpegPixels(kept.rows, size) if as_jpeg else kept.rows
+    if filling.num_missing:
+        num_kept = sum(name in filling.found for name in names)
+        say(f"Decoded {filling.num_added:,} images; {num_kept:,} were kept from earlier runs.")
+    known = [filling.known[name] for name in names]
+    facts = [("" if name.startswith(UNREADABLE) else name, *facts) for name, (_, *facts) in zip(names, known, strict=True)]
     facts = pd.DataFrame(facts, columns=["sha256", "width", "height", "problem"])
-    return Store(pixels, rows, facts, decoding)
+    return Store(pixels, np.array([row for row, *_ in known], np.int64), facts, decoding, folder)
 
 
-def _decoded(contents: dict[str, Path | np.ndarray], size: int, resize: str) -> Iterator[dict[str, Decoded]]:
-    """Decodes `contents`, by their hashes, in threads; yields CHUNK of them while the next ones are decoded."""
+class HowKept(NamedTuple):
+    """The form in which the images of a dataset are kept."""
 
-    def decode_one(name: str) -> Decoded:
-        image = decode(contents[name], size, resize)
-        if not image.problem and content_hash(contents[name]) != name:
-            return Decoded(None, 0, 0, "the file changed while it was read")  # and has another hash now
-        return image
-
-    names = list(contents)
-    chunks = [names[start : start + CHUNK] for start in range(0, len(names), CHUNK)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        coming = threads.map(decode_one, names[:CHUNK])
-        for chunk, following in pairwise([*chunks, []]):
-            images = dict(zip(chunk, coming, strict=True))
-            coming = threads.map(decode_one, following)
-            yield images
+    as_jpeg: bool
+    record_bytes: int  # of an image, about where `as_jpeg`
+    decoding: str  # see `Store`; the name of the pool
 
 
-def _write(kept: KeptArrays, images: dict[str, Decoded]) -> dict[str, tuple[int, int, int, str]]:
-    """Keeps the images without a problem; returns row (-1 where there is one), width, height and problem of each."""
-    good = {name: image for name, image in images.items() if not image.problem}
-    sizes = [f"{image.width} {image.height}" for image in good.values()]
-    rows = kept.add(list(good), [image.pixels for image in good.values()], sizes) if good else []
-    row = dict(zip(good, map(int, rows), strict=True))
-    return {name: (row.get(name, -1), image.width, image.height, image.problem) for name, image in images.items()}
+def how_kept(num_images: int, size: int, resize: str, decoded_gb: float) -> HowKept:
+    """Decides by the size of the decoded dataset; see `open_store`."""
+    as_jpeg = num_images * size**2 * 3 > decoded_gb * 1e9
+    record_bytes = int(size**2 * (JPEG_BYTES_PER_PIXEL if as_jpeg else 3))
+    return HowKept(as_jpeg, record_bytes, f"{size}-{resize}-{VERSION}-{PIL.__version__}{'-jpeg' * as_jpeg}")
+
+
+class _Filling:
+    """What is known of the contents that were looked at, and the pool that takes those which are missing."""
+
+    def __init__(
+        self, kept: KeptArrays, num_images: int, record_bytes: int, cache_dir: str | Path, cache_gb: float,
+        say: Callable[[str], None],
+    ):  # fmt: skip
+        self._kept, self._num_images, self._record_bytes = kept, num_images, record_bytes
+        self._cache_dir, self._cache_gb, self._say = cache_dir, cache_gb, say
+        self._num_looked_at = self._num_with_room = 0
+        self.num_missing = self.num_added = 0
+        self.known: dict[str, tuple[int, int, int, str]] = {}  # row (-1 where there is none), width, height, problem
+        self.found: set[str] = set()  # those that an earlier run has kept
+
+    def find_missing(self, names: Sequence[str]) -> list[str]:
+        """Looks the contents of the next images up; returns those that have to be decoded, after making room for them."""
+        self._num_looked_at += len(names)
+        fresh = [name for name in dict.fromkeys(names) if name not in self.known]
+        with self._space_told():
+            found = zip(fresh, self._kept.positions(fresh).tolist(), self._kept.notes(fresh), strict=True)
+        found = {name: (row, *map(int, note.split()), "") for name, row, note in found if row >= 0 and note}
+        self.found |= found.keys()
+        missing = [name for name in fresh if name not in found]
+        self.known |= found | dict.fromkeys(missing, (-1, 0, 0, "is being decoded"))
+        if missing and not self.num_missing:
+            self._say(f"Decoding those of {self._num_images:,} images that no earlier run has decoded.")
+        self.num_missing += len(missing)
+        if self.num_missing > self._num_with_room:
+            self._num_with_room = self.num_missing + self._num_expected()
+            if not make_room(self._cache_dir, self._num_bytes_left(), self._cache_gb * 1e9, self._say):
+                self._kept.hold_in_memory(f"--cache-gb {self._cache_gb:g} allows no more")
+                self._num_with_room = self._num_images  # nothing else is deleted for what is not written
+        return missing
+
+    def keep(self, images: Mapping[str, Decoded]) -> None:
+        """Keeps the images without a problem, and what is known of all."""
+        good = {name: image for name, image in images.items() if not image.problem}
+        rows: Sequence[int] = []
+        if good:
+            sizes = [f"{image.width} {image.height}" for image in good.values()]
+            pixels = [image.pixels for image in good.values()]
+            with self._space_told():
+                rows = self._kept.add(list(good), pixels, sizes, self._num_bytes_left()).tolist()
+        row = dict(zip(good, rows, strict=True))
+        self.num_added += len(good)
+        self.known |= {name: (row.get(name, -1), *image[1:]) for name, image in images.items()}
+
+    def _num_expected(self) -> int:
+        """Missing ones among the images that are still to be looked at, if their share stays what it is."""
+        num_left = self._num_images - self._num_looked_at
+        return -(-num_left * self.num_missing // max(1, self._num_looked_at))
+
+    def _num_bytes_left(self) -> int:
+        """What is still to be added, as far as it can be foreseen."""
+        return (self.num_missing + self._num_expected() - self.num_added) * self._record_bytes
+
+    def _space_told(self):
+        return space_told("The decoded images", self._num_bytes_left(), self._cache_dir)
+
+
+class _Decoders:
+    """Hashes contents in threads, and decodes files in processes and arrays in threads; a context manager."""
+
+    def __init__(self, size: int, resize: str, as_jpeg: bool):
+        self._size, self._resize, self._as_jpeg = size, resize, as_jpeg
+        self._threads = ThreadPoolExecutor(usable_cores())
+        self._workers = DecodeWorkers(size, resize, as_jpeg)
+
+    def __enter__(self) -> "_Decoders":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()  # and so no thread waits for one
+        self._threads.shutdown()
+
+    def hash(self, examples: Sequence[Example]) -> Iterator[str]:
+        """Begins to hash; returns the hashes in their order, waiting for each."""
+        return self._threads.map(content_hash, [example.content for example in examples])
+
+    def decode(self, contents: Mapping[str, Path | np.ndarray]) -> dict[str, Future[Decoded]]:
+        """Begins to decode `contents`, which their hashes name."""
+        return {name: self._threads.submit(self._decode, name, content) for name, content in contents.items()}
+
+    def _decode(self, name: str, content: Path | np.ndarray) -> Decoded:
+        if isinstance(content, Path):
+            digest, image = self._workers.decode(content)
+            if not image.problem and digest != name:
+                return Decoded(None, 0, 0, "the file changed while it was read")  # and has another hash now
+            return image
+        image = decode(content, self._size, self._resize)
+        return image._replace(pixels=to_jpeg(image.pixels)) if self._as_jpeg and not image.problem else image

@@ -37,14 +37,14 @@ class Classifier:
     model: keras.Model  # images -> logits
     pretrained: bool
 
-    def training_logits(self, images: tf.Tensor) -> tf.Tensor:
-        """Logits for a training step: dropout in the head works, BatchNorm of a pretrained backbone does not.
+    def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Logits; while training, dropout in the head works, and BatchNorm of a pretrained backbone does not.
 
         Its statistics were taken over a million images, and batches of ours would replace them by worse ones; from
         random weights it has to learn its own. The two parts are called one by one, because `training=True` given to a
         functional model overrides a `training=False` that was given to a part of it when it was built.
         """
-        return self.head(self.extractor(images, training=not self.pretrained), training=True)
+        return self.head(self.extractor(images, training=training and not self.pretrained), training=training)
 
     @cached_property
     def compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
@@ -110,7 +110,7 @@ def open_layers(classifier: Classifier, backbone_name: str, opened: str) -> str:
         UserError: no stage is called so, or the fraction is not between 0 and 1.
     """
     row = find_backbone(backbone_name)
-    layers = leaf_layers(classifier.backbone)
+    layers = classifier.backbone.layers  # a model inside, such as ConvNeXt's way down, is opened as a whole
     weighted = [layer for layer in layers if layer.weights]
     part = row.opened_part(opened)
     if part in ("none", "all"):

@@ -1,91 +1,171 @@
 """What the frozen part of a network makes of each image: computed once, and kept for every later run."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer_learning.kept import KeptArrays, space_told
+from transfer_learning.kept import KeptArrays, KeptRows, make_room, share_kept, space_told
+from transfer_learning.models.weights import weights_digest
 
 # Images that go through the network at a time. Not the batch size of the run: another one may change the last bits of
-# the features, and those of an image must not depend on which run computed them first.
+# the activations, and those of an image must not depend on which run computed them first.
 BATCH = 32
-BATCHES_KEPT_AT_ONCE = 8  # what a kill loses at most; each keeping waits for the disk
+DTYPE = "float32"  # float16 halves the space and was no faster (README, "Speed")
+BYTES_KEPT_AT_ONCE = 32e6  # what a kill loses at most; each keeping waits for the disk
 
 
-def kept_features(
-    extractor: keras.Model, images: np.ndarray, rows: np.ndarray, hashes: Sequence[str], key: str,
-    cache_dir: str | Path, say: Callable[[str], None] = print,
+class Activations(NamedTuple):
+    """What a frozen network makes of images, and where it is kept."""
+
+    kind: str  # "features" behind the pooling, else "activations"
+    network: str  # in words, as "resnet50 at 224 pixels"
+    shape: tuple[int, ...]  # of one image's
+    folder: Path  # of the pool, below the cache
+
+    @property
+    def about(self) -> str:
+        return f"{self.kind} of {self.network}"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one image's."""
+        return int(np.prod(self.shape)) * np.dtype(DTYPE).itemsize
+
+    def share_kept(self, names: Sequence[str]) -> float:
+        """Which share of `names`, 0 to 1, an earlier run has kept."""
+        return share_kept(self.folder, self.shape, DTYPE, names)
+
+
+def activations_of(network: keras.Model, key: str, name: str, cache_dir: str | Path) -> Activations:
+    """Names the pool of what `network` makes of images.
+
+    Args:
+        network: no layer of it trains; images float32 (n, size, size, 3) -> activations (n, ...).
+        key: what activations depend on beside the pixels and `network` itself: precision and versions.
+        name: backbone and image size, in words.
+    """
+    shape = tuple(network.output_shape[1:])
+    kind = "features" if len(shape) == 1 else "activations"
+    all_keys = json.dumps([key, network.to_json(), weights_digest(network.weights), DTYPE, BATCH])
+    folder = Path(cache_dir) / kind / hashlib.sha256(all_keys.encode()).hexdigest()[:32]
+    return Activations(kind, name, shape, folder)
+
+
+class ComputedActivations:
+    """Activations that are computed whenever they are read, to the bits that `kept_activations` keeps.
+
+    It is indexed by positions in `names`; arguments as there. Any number of threads may read at once.
+    """
+
+    dtype = np.dtype(DTYPE)
+
+    def __init__(self, activations: Activations, compute, images, rows: np.ndarray, names: Sequence[str], change=None):
+        self.shape = len(names), *activations.shape
+        self._compute, self._images, self._rows, self._names, self._change = compute, images, rows, names, change
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """Returns (k, ...) for int64 (k,)."""
+        results = np.empty((len(positions), *self.shape[1:]), self.dtype)
+        for start in range(0, len(positions), BATCH):
+            part = positions[start : start + BATCH]
+            names = [self._names[position] for position in part]
+            results[start : start + BATCH] = _batch(self._compute, self._images[self._rows[part]], names, self._change)
+        return results
+
+
+def kept_activations(
+    activations: Activations, compute: Callable[[tf.Tensor], tf.Tensor], images, rows: np.ndarray,
+    names: Sequence[str], cache_dir: str | Path, cache_gb: float,
+    change: Callable[[np.ndarray, list[str]], tf.Tensor] | None = None, say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Returns what `extractor` makes of ``images[rows]``; an image is computed unless an earlier run kept its features.
+) -> tuple[KeptRows, np.ndarray]:  # fmt: skip
+    """Returns what `compute` makes of ``images[rows]``; an image is computed unless an earlier run kept the result.
 
     Every batch is full, the last one filled up with zeros, and is made of the missing images in the order of their
     first appearance; whole batches are kept, so a killed extraction goes on with the batches of an unbroken one.
 
     Args:
+        compute: float32 images (BATCH, size, size, 3) -> activations (BATCH, ...), see `frozen_graph`.
         images: uint8 (records, size, size, 3).
         rows: int64 (n,), which of `images`; some may repeat.
-        hashes: of the n images' contents.
-        key: what features depend on beside an image's content: weights, architecture, sizes, precision and versions.
+        names: of the n images: what decides the pixels that the network sees, as their contents' hash.
+        cache_dir: folder of everything that is kept, and `cache_gb` the most that it may hold, in 10^9 bytes.
+        change: of a batch of `images` and their names, to what the network shall see of them, float32; None: as stored.
         say: takes the sentence that tells how many are computed, and those about damage.
         progress: called with the images computed so far and how many are to be computed.
 
     Returns:
-        Features, float32 (records, width), read-only; and their positions, int64 (n,), in the order of `rows`.
+        Activations, float32 (records, ...), read-only; and their positions, int64 (n,), in the order of `rows`.
 
     Raises:
-        UserError: there is no space for the features, or their folder cannot be written.
+        UserError: there is no space for the activations, neither on disk nor in memory.
     """
-    width = extractor.output_shape[-1]
-    row = dict(zip(reversed(hashes), np.asarray(rows)[::-1].tolist(), strict=True))  # of the first of equal contents
-    distinct = list(dict.fromkeys(hashes))
+    kind, of_network = activations.kind, f"images ({activations.network})"
+    row = dict(zip(reversed(names), np.asarray(rows)[::-1].tolist(), strict=True))  # of the first of equal names
+    distinct = list(dict.fromkeys(names))
 
     def writing(num_images: int):
-        return space_told("The features", num_images * width * 4, cache_dir)
+        return space_told(f"The {activations.about}", num_images * activations.num_bytes, cache_dir)
 
-    folder = Path(cache_dir) / "features" / hashlib.sha256(f"{key} {BATCH}".encode()).hexdigest()[:32]
     with writing(len(distinct)):
-        kept = KeptArrays(folder, (width,), np.float32, say)
+        kept = KeptArrays(activations.folder, activations.shape, DTYPE, say, activations.about)
     with kept:
         with writing(len(distinct)):
             position = dict(zip(distinct, kept.positions(distinct).tolist(), strict=True))
-        missing = [digest for digest in distinct if position[digest] < 0]
+        missing = [name for name in distinct if position[name] < 0]
         if missing:
             say(
-                f"Computing the features of {len(missing):,} images, once: a frozen backbone gives the same ones in "
-                f"every epoch; {len(distinct) - len(missing):,} are kept from earlier runs."
+                f"Computing the {kind} of {len(missing):,} {of_network} once, since frozen layers make the same of them "
+                f"in every epoch; {len(distinct) - len(missing):,} are kept from earlier runs."
             )
-            compute = frozen_graph(extractor, BATCH)
-        else:
-            say(f"The features of {len(distinct):,} images are kept from earlier runs, so they are not computed again.")
+            if not make_room(cache_dir, len(missing) * activations.num_bytes, cache_gb * 1e9, say):
+                kept.hold_in_memory(f"--cache-gb {cache_gb:g} allows no more")
+        elif distinct:
+            say(f"The {kind} of {len(distinct):,} {of_network} are kept from earlier runs.")
         computed: list[np.ndarray] = []
         for start in range(0, len(missing), BATCH):
-            batch = images[[row[digest] for digest in missing[start : start + BATCH]]]
-            filled = np.zeros((BATCH, *batch.shape[1:]), np.float32)
-            filled[: len(batch)] = batch
-            computed.extend(compute(tf.constant(filled)).numpy()[: len(batch)])
+            batch_names = missing[start : start + BATCH]
+            batch = images[np.array([row[name] for name in batch_names])]
+            computed.extend(_batch(compute, batch, batch_names, change))
             done = start + len(batch)
-            if len(computed) >= BATCHES_KEPT_AT_ONCE * BATCH or done == len(missing):
-                keys = missing[done - len(computed) : done]
-                with writing(len(missing) - done + len(computed)):
-                    position |= zip(keys, kept.add(keys, computed).tolist(), strict=True)
+            if len(computed) * activations.num_bytes >= BYTES_KEPT_AT_ONCE or done == len(missing):
+                keys, num_left = missing[done - len(computed) : done], len(missing) - done + len(computed)
+                with writing(num_left):
+                    added = kept.add(keys, computed, needed_bytes=num_left * activations.num_bytes)
+                position |= zip(keys, added.tolist(), strict=True)
                 computed = []
             progress(done, len(missing))
-        return kept.array, np.array([position[digest] for digest in hashes], np.int64)
+        return kept.rows, np.array([position[name] for name in names], np.int64)
 
 
-def frozen_graph(extractor: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The extractor as one graph of constants, in which TensorFlow folds BatchNorm into the convolutions."""
+def _batch(compute, images: np.ndarray, names: list[str], change) -> np.ndarray:
+    """What `compute` makes of at most BATCH images; an image's result hangs on nothing that stands beside it."""
+    filled = np.zeros((BATCH, *images.shape[1:]), np.float32)
+    filled[: len(images)] = images if change is None else change(images, names)
+    return compute(tf.constant(filled)).numpy()[: len(images)].astype(DTYPE)
+
+
+def frozen_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The network as one graph of constants, in which TensorFlow folds BatchNorm into the convolutions.
+
+    Returns:
+        a function of float32 (batch_size, ...) to float32, whatever the precision in between.
+    """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     @tf.function(autograph=False)
     def compute(images):
-        return tf.cast(extractor(images, training=False), tf.float32)
+        return tf.cast(network(images, training=False), tf.float32)
 
-    signature = tf.TensorSpec((batch_size, *extractor.input_shape[1:]), tf.float32)
+    signature = tf.TensorSpec((batch_size, *network.input_shape[1:]), tf.float32)
     graph = convert_variables_to_constants_v2(compute.get_concrete_function(signature))
     return lambda images: graph(images)[0]

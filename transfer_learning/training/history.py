@@ -46,6 +46,7 @@ def phase_results(history: list[dict], timings: Path, monitor: str) -> dict[str,
             of_phase = seconds[seconds["phase"] == name]
             results[name] |= {
                 "seconds": round(float(of_phase["seconds"].sum()), 3),
+                "checkpoint_seconds": round(float(of_phase["checkpoint_seconds"].sum()), 3),
                 "images_per_second": round(float(of_phase["images_per_second"].median()), 1),
             }
     return results

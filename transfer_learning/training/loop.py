@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import keras
 
@@ -51,6 +52,7 @@ def train(
     run_dir: RunDir,
     callbacks: Sequence[keras.callbacks.Callback],
     stop: StopRequest,
+    timed: Callable[[str], AbstractContextManager] = nullcontext,
 ) -> TrainingState:
     """Trains all phases from `state` on; the best weights of the last one are left in place.
 
@@ -58,7 +60,8 @@ def train(
         state, arrays: what `restore` returned.
         make_phase: builds a phase by its name, with the network as the phase before left it.
         model: what the callbacks see as their model.
-        stop: asked after every update.
+        stop: asked after every call of updates.
+        timed: called with a phase's name; what it returns is entered while the phase is made and trained.
 
     Raises:
         UserError: the loss, or the monitored value, is no longer a number.
@@ -69,7 +72,7 @@ def train(
     if callback_list:
         callback_list.on_train_begin()
     try:
-        return _train_phases(identity, state, arrays, make_phase, model, run_dir, callback_list, stop)
+        return _train_phases(identity, state, arrays, make_phase, model, run_dir, callback_list, stop, timed)
     finally:
         if callback_list:  # also after a stop: this is where Keras' own callbacks close their files
             callback_list.on_train_end()
@@ -78,23 +81,25 @@ def train(
 def _train_phases(
     identity: Identity, state: TrainingState, arrays: checkpoint.Arrays | None, make_phase: Callable[[str], ActivePhase],
     model: keras.Model, run_dir: RunDir, callbacks: keras.callbacks.CallbackList | None, stop: StopRequest,
+    timed: Callable[[str], AbstractContextManager],
 ) -> TrainingState:  # fmt: skip
     names = [name for name in PHASES if identity.config.phase(name).epochs > 0]
     while state.phase < len(names):
-        active = make_phase(names[state.phase])
-        if arrays:
-            active.assign(arrays)
-            arrays = None
-        else:
-            _save(run_dir, identity, state, active)
-        model.stop_training, model.optimizer = False, active.optimizer  # what callbacks look at
-        with stop.deferred(), EpochProgress() as progress:
-            while not state.phase_is_over(active.settings):
-                _Epoch(identity, active, state, model, run_dir, callbacks, stop, progress).run()
-        active.restore_best()
-        state.end_phase()
-        if state.phase == len(names):
-            _save(run_dir, identity, state, active)
+        with timed(names[state.phase]):
+            active = make_phase(names[state.phase])
+            if arrays:
+                active.assign(arrays)
+                arrays = None
+            else:
+                _save(run_dir, identity, state, active)
+            model.stop_training, model.optimizer = False, active.optimizer  # what callbacks look at
+            with stop.deferred(), EpochProgress() as progress:
+                while not state.phase_is_over(active.settings):
+                    _Epoch(identity, active, state, model, run_dir, callbacks, stop, progress).run()
+            active.restore_best()
+            state.end_phase()
+            if state.phase == len(names):
+                _save(run_dir, identity, state, active)
     if arrays:  # all was done before: only the weights are wanted, as the last phase kept them
         make_phase(names[-1]).assign(arrays)
     write_history(state.history, run_dir.history)
@@ -117,7 +122,7 @@ class _Epoch:
     def run(self) -> None:
         active, state, config, number = self.active, self.state, self.identity.config, len(self.state.history)
         self.saved = self.started = time.monotonic()
-        self.seconds_before = state.seconds
+        self.seconds_before, self.checkpoint_seconds = state.seconds, 0.0
         if state.update == 0:
             for metric in active.metrics:
                 metric.reset_state()
@@ -127,15 +132,16 @@ class _Epoch:
         if self.callbacks:
             self.callbacks.on_epoch_begin(number)
 
-        # Updates.
+        # Updates: several in a call where nobody wants to look in between.
+        at_once = 1 if self.callbacks else active.updates_at_once
         for inputs, labels in training_batches(
-            active.train, batch_size, config.seed, number, state.update, active.settings.augmentation, config.flip
+            active.train, batch_size, config.seed, number, state.update, at_once, active.augmentation, config.flip
         ):
+            updates = range(state.update, state.update - (-len(labels) // batch_size))
             if self.callbacks:
                 self.callbacks.on_train_batch_begin(state.update)
-            active.optimizer.learning_rate = self.rate(state.update)
-            active.update(inputs, labels)
-            state.update += 1
+            active.run_updates(inputs, labels, [self.rate(update) for update in updates])
+            state.update = updates.stop
             self.progress.add_images(len(labels), self.figures)
             if self.callbacks:
                 self.callbacks.on_train_batch_end(state.update - 1, self.figures())
@@ -144,7 +150,7 @@ class _Epoch:
 
         # Validation, and what follows from it.
         if math.isfinite(figures["loss"]):
-            val_loss, val_accuracy = measure(active, active.val, batch_size, self.save_if_due)
+            val_loss, val_accuracy = measure(active, batch_size, self.save_if_due)
             figures |= {"val_loss": val_loss, "val_accuracy": val_accuracy}
         self.check_is_number(figures)
         row = {
@@ -158,8 +164,9 @@ class _Epoch:
         if self.callbacks:
             self.callbacks.on_epoch_end(number, {**figures, "learning_rate": row["learning_rate"]})
             state.stopped_by_callback = bool(self.model.stop_training)
-        _save(self.run_dir, self.identity, state, active)
+        self.save()
         write_history(state.history, self.run_dir.history)
+        timing["checkpoint_seconds"] = self.checkpoint_seconds  # in this session
         add_timing(self.run_dir.timings, {"phase": active.name, "epoch": number + 1, **timing})
         epochs_left = 0 if state.phase_is_over(active.settings) else active.settings.epochs - state.epoch
         self.progress.end_epoch(row, timing, is_best, epochs_left)
@@ -184,9 +191,14 @@ class _Epoch:
         """Saves when a signal has come, which then takes effect, or when the last checkpoint is old enough."""
         if self.stop.is_received or time.monotonic() - self.saved >= self.identity.config.checkpoint_seconds:
             self.state.seconds = self.seconds()
-            _save(self.run_dir, self.identity, self.state, self.active)
+            self.save()
             self.saved = time.monotonic()
             self.stop.raise_if_received()
+
+    def save(self) -> None:
+        started = time.monotonic()
+        _save(self.run_dir, self.identity, self.state, self.active)
+        self.checkpoint_seconds += time.monotonic() - started
 
     def check_is_number(self, figures: dict[str, float]) -> None:
         for name in ("loss", self.identity.config.monitor):

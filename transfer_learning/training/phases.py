@@ -11,9 +11,12 @@ import tensorflow as tf
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.pipeline import Examples, batches_in_order
 from transfer_learning.errors import UserError
+from transfer_learning.models.boundary import Cut
 from transfer_learning.models.classifier import Classifier, leaf_layers
 from transfer_learning.training.checkpoint import Arrays
-from transfer_learning.training.update import make_measure, make_update
+from transfer_learning.training.update import make_measure, make_updates
+
+BYTES_AT_ONCE = 16e6  # of features that one call trains on
 
 
 @dataclass
@@ -28,7 +31,9 @@ class ActivePhase:
     metrics: tuple[keras.metrics.Mean, keras.metrics.Mean]  # loss and accuracy over the epoch so far
     weights: list[keras.Variable]  # all that the phase may change
     seeds: list[keras.Variable]  # states of Dropout and its like, which no weights file holds
-    update: Callable  # see make_update
+    augmentation: str  # that is made anew in every epoch
+    run_updates: Callable  # see make_updates
+    updates_at_once: int
     measure: Callable  # see make_measure
     updates_per_epoch: int
     best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
@@ -70,41 +75,40 @@ class ActivePhase:
 
 
 def start_phase(
-    name: str,
-    config: RunConfig,
-    classifier: Classifier,
-    on_features: bool,
-    train: Examples,
-    val: Examples,
+    name: str, config: RunConfig, classifier: Classifier, train: Examples, val: Examples, cut: Cut | None = None
 ) -> ActivePhase:
     """Makes a phase ready to train the layers of `classifier` that are open, with a new optimizer.
 
     Args:
-        on_features: whether `train` and `val` hold features, so that the head alone is computed, or images.
+        cut: where `train` and `val` hold what the lower side of the cut makes of the images; None: they hold images.
     """
     settings = config.phase(name)
-    network = classifier.head if on_features else classifier.model
-    training_logits = partial(classifier.head, training=True) if on_features else classifier.training_logits
-    optimizer = make_optimizer(settings)
-    optimizer.build(network.trainable_variables)
-    metrics = (keras.metrics.Mean("loss"), keras.metrics.Mean("accuracy"))
-    changing = [layer for layer in leaf_layers(network) if layer.trainable]
+    layers, logits = (cut.layers, cut.logits) if cut else (leaf_layers(classifier.model), classifier.logits)
+    changing = [layer for layer in layers if layer.trainable]
+    variables = [variable for layer in changing for variable in layer.trainable_variables]
     weights = [variable for layer in changing for variable in layer.weights]
     known = {id(variable) for variable in weights}
     seeds = [variable for layer in changing for variable in layer.variables if id(variable) not in known]
+    optimizer = make_optimizer(settings)
+    optimizer.build(variables)
+    metrics = (keras.metrics.Mean("loss"), keras.metrics.Mean("accuracy"))
     num_classes = len(classifier.class_names)
+    augmentation = "none" if cut else settings.augmentation
     stored = tf.TensorSpec((None, *train.inputs.shape[1:]), train.inputs.dtype)
     changed = tf.TensorSpec(stored.shape, tf.float32)  # augmentation leaves no whole numbers
     labels = tf.TensorSpec((None,), tf.int32)
-    micro_batch_size = config.batch_size // config.micro_batches if config.micro_batches > 1 else None
+    # An update of the head alone takes no longer than Python's turn between two; one of a backbone takes much longer.
+    batch_bytes = config.batch_size * int(np.prod(stored.shape[1:])) * stored.dtype.size
+    updates_at_once = max(1, int(BYTES_AT_ONCE // batch_bytes)) if len(stored.shape) == 2 else 1
     return ActivePhase(
-        name, settings, train, val, optimizer, metrics, weights, seeds,
-        make_update(
-            training_logits, network.trainable_variables, optimizer, *metrics, config.label_smoothing,
-            class_weights(config.class_weights, train.labels, num_classes), micro_batch_size,
-            (stored if settings.augmentation == "none" else changed, labels),
+        name, settings, train, val, optimizer, metrics, weights, seeds, augmentation,
+        make_updates(
+            partial(logits, training=True), variables, optimizer, *metrics, config.label_smoothing,
+            class_weights(config.class_weights, train.labels, num_classes), config.batch_size, config.micro_batches,
+            (stored if augmentation == "none" else changed, labels),
         ),
-        make_measure(network, num_classes, config.label_smoothing, (stored, labels)),
+        updates_at_once,
+        make_measure(logits, num_classes, config.label_smoothing, (stored, labels)),
         updates_per_epoch=-(-len(train) // config.batch_size),
     )  # fmt: skip
 
@@ -131,12 +135,10 @@ def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float
     return [float(len(labels) / (num_classes * max(1, count))) for count in counts]
 
 
-def measure(
-    active: ActivePhase, examples: Examples, batch_size: int, after_batch: Callable[[], None] = lambda: None
-) -> tuple[float, float]:
-    """Returns mean loss and accuracy over `examples`, without dropout; NaN where there are none."""
+def measure(active: ActivePhase, batch_size: int, after_batch: Callable[[], None] = lambda: None) -> tuple[float, float]:
+    """Returns mean loss and accuracy over the phase's validation images, without dropout; NaN where there are none."""
     results = []
-    for inputs, labels in batches_in_order(examples, batch_size):
+    for inputs, labels in batches_in_order(active.val, batch_size * active.updates_at_once):
         results.append([np.asarray(values, np.float64) for values in active.measure(inputs, labels)])
         after_batch()
     if not results:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from rich.progress import BarColumn, Progress, TextColumn
 
+from transfer_learning.units import duration
+
 REFRESH_SECONDS = 0.25  # on a terminal
 LINE_SECONDS = 30  # elsewhere
 
@@ -81,15 +83,3 @@ def count_progress(title: str) -> Callable[[int, int], None]:
             print(text, flush=True)
 
     return show
-
-
-def duration(seconds: float) -> str:
-    """``0.4 s``, ``12 s``, ``3:07 min``, ``2:05 h``."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60) if seconds >= 3600 else int(seconds // 60)
-    if seconds < 3600:
-        return f"{minutes}:{int(seconds % 60):02d} min"
-    return f"{minutes // 60}:{minutes % 60:02d} h"

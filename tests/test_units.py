@@ -1,0 +1,24 @@
+"""Times and sizes in words, at the edges where the unit changes."""
+
+import pytest
+
+from transfer_learning.units import duration, size
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"), (0.44, "0.4 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.4, "59 s"), (59.6, "1:00 min"), (60, "1:00 min"),
+        (187, "3:07 min"), (3599.4, "59:59 min"), (3599.6, "1:00 h"), (7500, "2:05 h"), (90061, "25:01 h"),
+    ],
+)  # fmt: skip
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0.0 MB"), (400_000, "0.4 MB"), (75_400_000, "75 MB"), (999_000_000, "999 MB"), (1_900_000_000, "1.9 GB")],
+)
+def test_size(num_bytes, text):
+    assert size(num_bytes) == text

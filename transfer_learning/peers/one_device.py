@@ -1,0 +1,167 @@
+"""What one device of this machine does with a recipe; the benchmark hides the others from TensorFlow."""
+
+import itertools
+import resource
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+from transfer_learning.config import RunConfig
+from transfer_learning.datasets.pipeline import Examples, training_batches
+from transfer_learning.devices import set_up_devices
+from transfer_learning.models.classifier import Classifier, build_classifier, open_layers
+from transfer_learning.models.features import BATCH, frozen_graph
+from transfer_learning.peers import job
+from transfer_learning.recipes import RECIPES
+from transfer_learning.training.phases import ActivePhase, measure, start_phase
+
+NUM_CLASSES = 10
+WINDOWS = 5
+# Images outside of the test split, as the README counts them: an epoch is estimated without the dataset at hand.
+NUM_IMAGES = {"pharma": 8000, "drawn_pills": 960, "digits": 1527, "fashion_mnist": 60000}
+LARGEST_TRIED = 65536
+
+
+def list_gpus(flags: Namespace) -> dict[str, Any]:
+    """The GPUs that TensorFlow sees."""
+    return {"gpus": [gpu.name for gpu in tf.config.list_physical_devices("GPU")]}
+
+
+def measure_recipe(flags: Namespace) -> dict[str, Any]:
+    """Extraction, training, the largest batch and the memory, with random weights, which cost the same as others."""
+    config = RECIPES[flags.dataset]()
+    devices = set_up_devices(config.precision, config.seed)
+    classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), weights="none")
+    window = flags.seconds / WINDOWS
+    size = config.stored_size
+
+    # Extraction, with the copies to the device and back.
+    compute = frozen_graph(classifier.extractor, BATCH)
+    images = random_images(BATCH, size).astype(np.float32)
+    extraction = rate(lambda: len(compute(tf.constant(images)).numpy()), window)
+
+    # Training, as the loop does it: the order, the changes and the updates.
+    opened = open_layers(classifier, config.backbone, config.fine_tune.open)
+    examples = random_examples(8 * config.batch_size, size)
+    active = start_phase("fine_tune", config, classifier, examples, examples)
+    batches = endless_batches(active, config)
+    training = rate(lambda: update(active, *next(batches)), window)
+    measure(active, config.batch_size)  # compiles
+    started = time.perf_counter()
+    measure(active, config.batch_size)
+    validation = len(examples) / (time.perf_counter() - started)
+    num_val = round(NUM_IMAGES[flags.dataset] * config.val_fraction)
+    num_train = NUM_IMAGES[flags.dataset] - num_val
+
+    peak = peak_bytes(devices.num_gpus)
+    largest, in_words, how = largest_batch(config, classifier, devices.num_gpus)
+    return {
+        "name": devices.name, "precision": devices.precision, "threads": devices.threads,
+        "what": f"{config.backbone} at {config.image_size} pixels, training {opened}, batch {config.batch_size}",
+        "windows": WINDOWS, "window_seconds": window, "extraction": extraction, "training": training,
+        "validation_images_per_second": validation, "num_train": num_train, "num_val": num_val,
+        "epoch_seconds": num_train / training["median"] + num_val / validation,
+        "device_peak_mb": peak / 1e6, "memory": "GPU memory" if devices.num_gpus else "resident memory",
+        "largest_batch": largest, "largest_batch_in_words": in_words, "how_largest_batch": how,
+    }  # fmt: skip
+
+
+def rate(step: Callable[[], int], window: float) -> dict[str, float]:
+    """Images per second over WINDOWS stretches: the median, the least and the most. The step returns its images."""
+    for _ in range(3):
+        step()
+    rates = []
+    for _ in range(WINDOWS):
+        started, images = time.perf_counter(), 0
+        for _ in job.steps_for(window):
+            images += step()
+        rates.append(images / (time.perf_counter() - started))
+    return {"median": float(np.median(rates)), "least": min(rates), "most": max(rates)}
+
+
+def update(active: ActivePhase, inputs: tf.Tensor, labels: tf.Tensor) -> int:
+    """One update, to its end; returns its images."""
+    active.run_updates(inputs, labels, [active.settings.learning_rate])
+    float(active.metrics[0].result())  # waits for the device
+    return len(labels)
+
+
+def largest_batch(config: RunConfig, classifier: Classifier, num_gpus: int) -> tuple[int, str, str]:
+    """The largest batch, the recipe's doubled so many times, that trains: a number, in words, and how it was found."""
+    batch = config.batch_size
+    if num_gpus:
+        fits = 0
+        while batch <= LARGEST_TRIED and trains(config, classifier, batch):
+            fits, batch = batch, 2 * batch
+        how = f"Largest batch on a GPU: doubled until its memory was exhausted, or up to {LARGEST_TRIED:,}."
+        return fits, f"{fits:,}" if fits else "none", how
+    # Without a GPU the system would kill the process, so one more batch tells what an image takes.
+    used, free, peak = psutil.Process().memory_info().rss, free_bytes(), peak_bytes(0)
+    trains(config, classifier, 2 * batch)
+    an_image = max(peak_bytes(0) - peak, 1e6) / batch
+    most = 2 * batch + (used + free - peak_bytes(0)) / an_image
+    fits = batch
+    while 2 * fits <= min(most, LARGEST_TRIED):
+        fits *= 2
+    how = (
+        f"Largest batch on the processor: estimated. From {batch} to {2 * batch} images the peak memory rose by "
+        f"{an_image / 1e6:.1f} MB an image, and {free / 1e9:.1f} GB were free."
+    )
+    return fits, f"about {fits:,}", how
+
+
+def trains(config: RunConfig, classifier: Classifier, batch: int) -> bool:
+    """One update on `batch` images; False where the memory of the GPU is not enough."""
+    config = replace(config, batch_size=batch, micro_batches=1)
+    examples = random_examples(batch, config.stored_size)
+    try:
+        active = start_phase("fine_tune", config, classifier, examples, examples)
+        update(active, *next(endless_batches(active, config)))
+    except (tf.errors.ResourceExhaustedError, tf.errors.InternalError):  # cuDNN says it by the second
+        return False
+    return True
+
+
+def peak_bytes(num_gpus: int) -> int:
+    """The most memory in use so far: of the GPU, or of this process."""
+    if num_gpus:
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def free_bytes() -> int:
+    """What the system, or the container that this runs in, still gives."""
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free
+
+
+def random_images(number: int, size: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (number, size, size, 3), np.uint8)
+
+
+def random_examples(number: int, size: int) -> Examples:
+    labels = np.arange(number, dtype=np.int32) % NUM_CLASSES
+    return Examples(random_images(number, size), np.arange(number), labels, labels.astype(str).astype(object))
+
+
+def endless_batches(active: ActivePhase, config: RunConfig) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """The batches of one epoch after the other."""
+    for epoch in itertools.count():
+        yield from training_batches(
+            active.train, config.batch_size, config.seed, epoch, augmentation=active.augmentation, flip=config.flip
+        )
+
+
+if __name__ == "__main__":
+    job.run_job({"list": list_gpus, "measure": measure_recipe})

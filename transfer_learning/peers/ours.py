@@ -1,0 +1,177 @@
+"""Our side of each job: the verb `run` as a user calls it, or the functions that it is made of."""
+
+import json
+import runpy
+import statistics
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+import transfer_learning.experiment  # noqa: F401  (imported here as peers import theirs: no job counts its imports)
+from transfer_learning.config import RunConfig
+from transfer_learning.datasets import augment
+from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.data import load_data
+from transfer_learning.datasets.pipeline import training_batches
+from transfer_learning.models.backbones import build_backbone
+from transfer_learning.models.features import frozen_graph
+from transfer_learning.peers import job
+from transfer_learning.peers.networks import extractor
+
+STRENGTH = "light"
+
+
+def frozen(flags: Namespace) -> dict[str, Any]:
+    """A frozen phase from files to trained head; `--cache` keeps decoded images and features for the next job."""
+    return run(flags, *frozen_phase(flags)) | {"epochs": flags.epochs}
+
+
+def fine_tune(flags: Namespace) -> dict[str, Any]:
+    """Epochs of fine-tuning with conv5 open: the median from the second on, with validation, without the checkpoint."""
+    figures = run(
+        flags, "--backbone", "resnet50", "--weights", str(flags.weights),
+        "--frozen.epochs", "0", "--fine-tune.epochs", str(flags.epochs), "--fine-tune.open", "conv5",
+        "--fine-tune.learning-rate", str(flags.learning_rate), "--fine-tune.optimizer", "adam",
+        "--fine-tune.weight-decay", "0", "--fine-tune.schedule", "constant", "--fine-tune.warmup-epochs", "0",
+        "--fine-tune.patience", "0", "--fine-tune.augmentation", "none",
+    )  # fmt: skip
+    timings = pd.read_csv(flags.scratch / "run" / "timings.csv")
+    epochs = timings.loc[timings["phase"] == "fine_tune", "seconds"].tolist()
+    return figures | {"epoch_seconds": statistics.median(epochs[1:] or epochs), "first_epoch_seconds": epochs[0]}
+
+
+def memory(flags: Namespace) -> dict[str, Any]:
+    """A run on small images, for its peak memory, which the benchmark reads off the process."""
+    return run(flags, *frozen_phase(flags))
+
+
+def checkpoints(flags: Namespace) -> dict[str, Any]:
+    """The recipe drawn_pills with default settings: the share of its time that went into saving checkpoints."""
+    run(flags, "--data-dir", str(flags.data), dataset="drawn_pills", keep_sizes=True)
+    seconds = pd.read_csv(flags.scratch / "run" / "timings.csv")["checkpoint_seconds"].sum()
+    total = sum(stage["seconds"] for stage in read_foresight(flags.scratch / "run")["stages"])
+    return {"checkpoint_percent": 100 * seconds / total, "checkpoint_seconds": seconds, "run_seconds": total}
+
+
+def extraction(flags: Namespace) -> dict[str, Any]:
+    """Forward passes of the frozen graph over random images in memory."""
+    compute = frozen_graph(extractor(flags.network, flags.size), flags.batch_size)
+    images = random_images(flags).astype(np.float32)
+    return job.images_per_second(lambda: compute(tf.constant(images)).numpy(), flags.batch_size, flags.seconds)
+
+
+def input_epochs(flags: Namespace) -> dict[str, Any]:
+    """Epochs over the training images from the second on, as the loop gets them."""
+    examples = load(flags).split("train")
+    for _ in training_batches(examples, flags.batch_size, 0, 0):
+        pass
+    started, images = time.perf_counter(), 0
+    for epoch in job.steps_for(flags.seconds):
+        for _, labels in training_batches(examples, flags.batch_size, 0, epoch + 1):
+            images += len(labels)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "images": images, "images_per_second": images / seconds}
+
+
+def input_first(flags: Namespace) -> dict[str, Any]:
+    """The first sight of a dataset: checked, hashed, decoded, kept."""
+    data = load(flags)
+    return {"images": len(data.manifest)}
+
+
+def augmentation(flags: Namespace) -> dict[str, Any]:
+    """Drawing and applying the changes of a batch: flip, rotation, zoom, shift, brightness and contrast."""
+    images, keys = tf.constant(random_images(flags)), np.arange(flags.batch_size, dtype=np.uint64)
+    apply = tf.function(augment.apply, autograph=False)
+
+    def step():
+        apply(images, *augment.draw(STRENGTH, True, 0, 0, keys, flags.size)).numpy()
+
+    figures = job.images_per_second(step, flags.batch_size, flags.seconds)
+    return figures | {"milliseconds": 1000 * flags.batch_size / figures["images_per_second"]}
+
+
+def random_weights(flags: Namespace) -> dict[str, Any]:
+    """Writes random weights of a network as a file that `--weights` takes."""
+    unfinished = flags.to.with_name(f"unfinished-{flags.to.name}")
+    build_backbone(flags.network, flags.size, "none").save_weights(unfinished)
+    unfinished.rename(flags.to)
+    return {}
+
+
+def drawn(flags: Namespace) -> dict[str, Any]:
+    """Draws the dataset drawn_pills."""
+    return {"images": len(load_dataset("drawn_pills", flags.to).examples)}
+
+
+def frozen_phase(flags: Namespace) -> tuple[str, ...]:
+    """Flags that leave nothing of the frozen phase to the program's choice."""
+    return (
+        "--backbone", "efficientnet_lite0", "--head", "none", "--dropout", "0.2", "--class-weights", "none",
+        "--frozen.epochs", str(flags.epochs), "--frozen.patience", "0", "--frozen.optimizer", "adam",
+        "--frozen.learning-rate", str(flags.learning_rate), "--frozen.schedule", "constant",
+        "--fine-tune.epochs", "0",
+    )  # fmt: skip
+
+
+def run(flags: Namespace, *more: str, dataset: str = "", keep_sizes: bool = False) -> dict[str, Any]:
+    """Calls ``python -m transfer_learning.run`` in this process.
+
+    `seconds` leave out the stage `evaluate` (the evaluation of the whole model, figures and report), which no peer does;
+    `seconds_with_evaluation` are all.
+    """
+    sizes = [
+        "--image-size", str(flags.size), "--input-size", "0", "--batch-size", str(flags.batch_size),
+        "--test-fraction", "0",
+    ]  # fmt: skip
+    sys.argv = [
+        "run", "--dataset", dataset or str(flags.images), *([] if keep_sizes else sizes), *more,
+        "--cache-dir", str(flags.cache or flags.scratch / "cache"), "--run-dir", str(flags.scratch / "run"),
+    ]  # fmt: skip
+    started = time.perf_counter()
+    try:
+        runpy.run_module("transfer_learning.run", run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            raise
+    seconds = time.perf_counter() - started
+    stages = {stage["name"]: stage["seconds"] for stage in read_foresight(flags.scratch / "run").get("stages", [])}
+    history = pd.read_csv(flags.scratch / "run" / "history.csv")
+    return {
+        "seconds": seconds - stages.get("evaluate", 0.0),
+        "seconds_with_evaluation": seconds,
+        "evaluate_seconds": stages.get("evaluate"),
+        "stages": stages,
+        "val_accuracy": float(history["val_accuracy"].iloc[-1]),
+        "command": sys.argv[1:],
+    }
+
+
+def read_foresight(run_dir: Path) -> dict[str, Any]:
+    path = run_dir / "foresight.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def load(flags: Namespace):
+    return load_data(RunConfig(
+        dataset=str(flags.images), image_size=flags.size, val_fraction=0.0, test_fraction=0.0,
+        cache_dir=str(flags.scratch / "cache"),
+    ))  # fmt: skip
+
+
+def random_images(flags: Namespace) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (flags.batch_size, flags.size, flags.size, 3), np.uint8)
+
+
+if __name__ == "__main__":
+    job.run_job({
+        "frozen": frozen, "fine_tune": fine_tune, "memory": memory, "checkpoints": checkpoints, "extraction": extraction,
+        "input_epochs": input_epochs, "input_first": input_first, "augmentation": augmentation,
+        "random_weights": random_weights, "drawn": drawn,
+    })  # fmt: skip

@@ -1,0 +1,87 @@
+"""What a phase is fed: images, or, computed once, what its frozen part makes of them."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer_learning.config import Phase, RunConfig
+from transfer_learning.datasets import augment
+from transfer_learning.datasets.data import Data
+from transfer_learning.datasets.pipeline import Examples, key_of
+from transfer_learning.models.boundary import Cut
+from transfer_learning.models.features import Activations, ComputedActivations, activations_of, kept_activations
+
+VIEW_SEED = 0  # not the run's: another run would have to make its own views
+
+
+def activations_of_cut(
+    cut: Cut, config: RunConfig, decoding: str, surroundings: dict[str, str]
+) -> Activations:
+    """Names what the lower side of the cut makes of images.
+
+    Args:
+        decoding: see `Store`.
+        surroundings: versions, device and flags, that the last bits depend on.
+    """
+    key = json.dumps([surroundings, decoding, keras.mixed_precision.dtype_policy().name])
+    return activations_of(cut.lower, key, f"{config.backbone} at {config.image_size} pixels", config.cache_dir)
+
+
+def names_of_views(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
+    """For each view of a phase the names that its images are kept under; view 0 of an image is the image."""
+    views = range(1, max(1, settings.views))
+    return [list(hashes), *([f"{hashed} {settings.augmentation} {flip} {view}" for hashed in hashes] for view in views)]
+
+
+def inputs_above(
+    cut: Cut, settings: Phase, keep: bool, config: RunConfig, data: Data, surroundings: dict[str, str],
+    say: Callable[[str], None], progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Examples, Examples]:  # fmt: skip
+    """The training and validation examples of a phase as what ``cut.lower`` makes of them.
+
+    The views of an image are drawn from its content alone. So another run finds them, whatever its seed, its labels and
+    the images beside them.
+
+    Args:
+        keep: whether they are computed once and kept, or in every epoch, to the same bits.
+
+    Raises:
+        UserError: there is no space for them, neither on disk nor in memory.
+    """
+    train, val = data.split("train"), data.split("val")
+    train_hashes, val_hashes = data.hashes("train").tolist(), data.hashes("val").tolist()
+    views = names_of_views(train_hashes, settings, config.flip)
+    seen = {hashed: (key_of(hashed), 0) for hashed in (*train_hashes, *val_hashes)}  # by name: what is drawn from
+    for view, names in enumerate(views):
+        seen |= {name: (seen[hashed][0], view) for name, hashed in zip(names, train_hashes, strict=True)}
+
+    def draw_views(images: np.ndarray, names: list[str]) -> tf.Tensor:
+        keys, numbers = (np.array(column, np.uint64) for column in zip(*map(seen.get, names), strict=True))
+        drawn = augment.draw(settings.augmentation, config.flip, VIEW_SEED, numbers, keys, images.shape[1])
+        is_plain = (numbers == 0)[:, None, None, None]
+        return tf.where(is_plain, tf.cast(images, tf.float32), augment.apply(tf.constant(images), *drawn))
+
+    def compute(images: tf.Tensor) -> tf.Tensor:  # built when the first image is missing, not before
+        return cut.compute(images)
+
+    activations = activations_of_cut(cut, config, data.store.decoding, surroundings)
+    all_rows = np.concatenate([np.tile(train.rows, len(views)), val.rows])
+    all_names = [name for names in views for name in names] + val_hashes
+    change = draw_views if len(views) > 1 else None
+    if keep:
+        inputs, positions = kept_activations(
+            activations, compute, data.store.pixels, all_rows, all_names, config.cache_dir, config.cache_gb, change,
+            say, progress,
+        )  # fmt: skip
+    else:
+        inputs = ComputedActivations(activations, compute, data.store.pixels, all_rows, all_names, change)
+        positions = np.arange(len(all_names))
+    num_rows = len(views) * len(train)
+    train_rows = positions[:num_rows].reshape(len(views), len(train))
+    if len(views) == 1:
+        train_rows = train_rows[0]
+    return replace(train, inputs=inputs, rows=train_rows), replace(val, inputs=inputs, rows=positions[num_rows:])

@@ -1,0 +1,22 @@
+"""Times and sizes in words, the same ones on the terminal and on the pages."""
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12 s``, ``3:07 min``, ``2:05 h``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02d} min"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def size(num_bytes: float) -> str:
+    """``0.4 MB``, ``75 MB``, ``1.9 GB``; 10^6 and 10^9 bytes."""
+    megabytes = num_bytes / 1e6
+    if megabytes >= 999.5:
+        return f"{megabytes / 1000:,.1f} GB"
+    return f"{megabytes:.1f} MB" if megabytes < 9.95 else f"{megabytes:.0f} MB"
