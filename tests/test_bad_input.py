@@ -2,15 +2,20 @@
 
 import dataclasses
 import errno
+from types import SimpleNamespace
 
 import pytest
 from conftest import draw_photos
 from PIL import Image
 
 from transfer_learning import experiment, run
+from transfer_learning.choice import chosen_config
 from transfer_learning.command_line import run_main
-from transfer_learning.datasets import csv_file, store
+from transfer_learning.datasets import csv_file
+from transfer_learning.datasets.data import load_data
 from transfer_learning.errors import UserError
+from transfer_learning.kept import KeptArrays
+from transfer_learning.run_dir import RunDir
 
 
 @pytest.fixture
@@ -115,7 +120,7 @@ def name_that_is_no_text(folder):
 )
 def test_a_folder_that_cannot_be_trained_on(make, flags, words, refused, here):
     make(here / "photos")
-    line = refused("--dataset", "photos", "--image-size", "16", "--cache-dir", here / "cache", *flags)
+    line = refused("--dataset", "photos", "--image-size", "32", "--cache-dir", here / "cache", *flags)
     assert all(word in line for word in words), line
 
 
@@ -144,14 +149,14 @@ def test_a_flag_that_is_wrong(arguments, words, refused):
 
 def test_a_recipe_whose_stage_the_backbone_lacks_opens_its_upper_layers_and_says_so(capsys):
     flags = run.parse(["--dataset", "drawn_pills", "--backbone", "resnet50"])
-    config, reasons = run.chosen_config(flags)
+    config, reasons = chosen_config(flags)
     assert config.fine_tune.open == "0.3"
     assert len(reasons) == 1 and "stage5" in reasons[0] and "resnet50" in reasons[0]
     assert capsys.readouterr().out == reasons[0] + "\n"
 
 
 def test_a_choice_that_a_flag_makes_is_not_given_another_reason(photos):
-    config, reasons = run.chosen_config(run.parse(["--dataset", str(photos), "--backbone", "small_cnn"]))
+    config, reasons = chosen_config(run.parse(["--dataset", str(photos), "--backbone", "small_cnn"]))
     assert config.backbone == "small_cnn"
     assert not [reason for reason in reasons if "efficientnet" in reason]
     assert [reason for reason in reasons if "Batch size" in reason]
@@ -188,7 +193,7 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
     damaged = add_damaged(draw_photos(here / "photos"))
     config = dataclasses.replace(small_config, dataset=str(here / "photos"), skip_unreadable=True)
     said = []
-    data = experiment.load_data(config, said.append)
+    data = load_data(config, said.append)
     assert "42 images" not in data.in_words() and "1 skipped" in data.in_words()
     assert [sentence for sentence in said if sentence.startswith("Skipped 1 image of 43") and str(damaged) in sentence]
     row = data.manifest[data.manifest["file"] == str(damaged)].iloc[0]
@@ -197,7 +202,7 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
 
 
 def test_validation_that_is_to_be_watched_has_to_be_there(refused, photos, here):
-    line = refused("--dataset", photos, "--val-fraction", "0", "--image-size", "16", "--cache-dir", here / "cache")
+    line = refused("--dataset", photos, "--val-fraction", "0", "--image-size", "32", "--cache-dir", here / "cache")
     assert "no val images" in line and "--val-fraction" in line
 
 
@@ -268,19 +273,37 @@ def test_fashion_mnist_out_of_reach_says_where_to_put_it_and_what_works_without(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-def test_a_cache_that_cannot_be_written_says_how_much_it_needs_and_where(number, refused, monkeypatch, photos, here):
+def test_where_neither_disk_nor_memory_has_room_it_says_how_much_is_needed_and_where(
+    number, refused, monkeypatch, photos, here
+):
     def fail(*arguments):
         raise OSError(number, "It cannot be")
 
-    monkeypatch.setattr(store, "_write", fail)
-    line = refused("--dataset", photos, "--image-size", "16", "--cache-dir", here / "cache")
+    monkeypatch.setattr(KeptArrays, "_add_on_disk", fail)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    line = refused("--dataset", photos, "--image-size", "32", "--cache-dir", here / "cache")
     for words in ("need 1 MB in", str(here / "cache"), "It cannot be", "--cache-dir"):
         assert words in line
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_refuses_the_cache_alone_does_not_end_the_run(number, monkeypatch, small_config, here, capsys):
+    def fail(*arguments):
+        raise OSError(number, "It cannot be")
+
+    expected = experiment.run_experiment(small_config, RunDir(here / "kept"))
+    monkeypatch.setattr(KeptArrays, "_add_on_disk", fail)
+    config = dataclasses.replace(small_config, cache_dir=str(here / "cache"))
+    capsys.readouterr()
+    evaluation = experiment.run_experiment(config, RunDir(here / "held"))
+    output = capsys.readouterr().out
+    assert evaluation["weights_sha256"] == expected["weights_sha256"]
+    assert output.count("It cannot be") == 2 and output.count("goes on with them in memory") == 2  # pixels, features
+
+
 def test_a_cache_that_is_a_file_is_named(refused, photos, here):
     (here / "cache").write_text("x")
-    assert str(here / "cache") in refused("--dataset", photos, "--image-size", "16", "--cache-dir", here / "cache")
+    assert str(here / "cache") in refused("--dataset", photos, "--image-size", "32", "--cache-dir", here / "cache")
 
 
 def test_a_disk_that_is_full_later_loses_nothing_and_says_how_to_go_on(monkeypatch, begun, refused):

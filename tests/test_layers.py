@@ -15,7 +15,7 @@ LAYERS = (
     ("errors", "config", "recipes", "command_line", "files", "kept", "run_dir", "units"),
     ("devices", "monitor"),
     ("datasets", "models", "evaluation"),
-    ("training",),
+    ("training", "choice"),
     ("report",),  # a verb that reads a run directory alone, so that the story can end with it
     ("experiment",),
 )

@@ -11,6 +11,7 @@ from conftest import draw_photos
 from PIL import Image
 
 from transfer_learning import prepare, run
+from transfer_learning.choice import chosen_config
 from transfer_learning.command_line import run_main
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.decode_worker import DecodeWorkers
@@ -60,7 +61,7 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
     assert (code, errors) == (0, "") and files_of(photos) == before
     table = cells(output)
     assert list(table) == ["a long name", "all", "circle", "(all)"]
-    data = load_data(run.chosen_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache"]))[0])
+    data = load_data(chosen_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache"]))[0])
     for name, (*splits, skipped, total) in table.items():
         rows = data.manifest[data.manifest["label"] == name] if name != "(all)" else data.manifest
         assert splits == [(rows["split"] == split).sum() for split in ("train", "val", "test")]
@@ -88,7 +89,7 @@ def test_what_run_would_choose_is_prepared_so_that_it_decodes_nothing(flags, pre
     command = shlex.split(output.splitlines()[-1].removeprefix("Train on it with: "))
     assert code == 0 and command[:3] == [sys.executable, "-m", "transfer_learning.run"]
     monkeypatch.setattr(DecodeWorkers, "decode", lambda *arguments: pytest.fail("an image is decoded again"))
-    config, _ = run.chosen_config(run.parse(command[3:]))
+    config, _ = chosen_config(run.parse(command[3:]))
     data = load_data(config)
     assert (data.store.rows >= 0).all() and len(data.manifest) == 42
     splits = cells(output)["(all)"][:3]

@@ -19,7 +19,8 @@ from transfer_learning.experiment import run_experiment
 from transfer_learning.run_dir import RunDir
 
 FILES = {
-    "config.json", "environment.json", "notes.json", "manifest.csv", "ignored.csv", "history.csv", "timings.csv",
+    "config.json", "environment.json", "notes.json", "foresight.json", "manifest.csv", "ignored.csv", "history.csv",
+    "timings.csv",
     "model.keras", "evaluation.json", "classification_report.txt", "report.html", "csv_log.csv",
     "predictions/val.csv", "predictions/test.csv", "figures/curves.png", "figures/confusion_matrix.png",
     "figures/confusion_matrix_normalised.png", "figures/samples.png",

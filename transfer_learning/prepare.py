@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from transfer_learning.choice import chosen_config
 from transfer_learning.command_line import Parser, add_config_flags, run_main
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.dataset import SPLITS
 from transfer_learning.errors import UserError
 from transfer_learning.kept import list_pools
-from transfer_learning.run import chosen_config
 from transfer_learning.training.progress import count_progress
 from transfer_learning.units import duration, size
 

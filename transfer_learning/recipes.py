@@ -41,7 +41,7 @@ def drawn_pills() -> RunConfig:
         batch_size=32,
         test_fraction=0.2,
         val_fraction=0.15,
-        frozen=Phase(epochs=15, learning_rate=1e-3, patience=4),
+        frozen=Phase(epochs=15, learning_rate=1e-3, patience=4, augmentation="strong", views=4),
         fine_tune=Phase(
             epochs=4, learning_rate=3e-4, optimizer="adamw", weight_decay=1e-4, schedule="cosine", warmup_epochs=0.3,
             open="stage5", augmentation="light",

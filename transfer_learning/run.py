@@ -1,19 +1,15 @@
 """Train and evaluate a classifier: ``python -m transfer_learning.run --dataset NAME|FOLDER|TABLE.csv``, or ``--resume``."""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_learning import recipes
+from transfer_learning.choice import chosen_config
 from transfer_learning.command_line import Parser, add_config_flags, given_values, quiet_start, run_main
-from transfer_learning.config import PHASES, RunConfig, difference, named, with_values
-from transfer_learning.datasets.catalogue import load_dataset
-from transfer_learning.datasets.survey import survey
+from transfer_learning.config import RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
-from transfer_learning.models.backbones import find_backbone
 from transfer_learning.run_dir import RunDir, existing_run_dir, new_run_dir
 
 EXAMPLES = """examples:
@@ -73,44 +69,6 @@ def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
             f"{run_dir.path} was begun with another config ({named(fields)}); leave the flags out, or start a new run."
         )
     return run_dir, config, []
-
-
-def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
-    """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
-    values = given_values(flags)
-    if "backbone" in values:
-        find_backbone(values["backbone"])  # before a look at the data, which may be slow
-    if "dataset" not in values:
-        raise UserError(
-            "--dataset is missing; name one of "
-            f"{', '.join(recipes.RECIPES)}, a folder or a table, or continue a run with --resume."
-        )
-    for name, known in (("dataset", recipes.RECIPES), ("weights", ("imagenet", "none"))):
-        if name in values and values[name] not in known and Path(values[name]).exists():
-            values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
-    if values["dataset"] in recipes.RECIPES:
-        config, reason_of = recipes.RECIPES[values["dataset"]](), {}
-    else:
-        dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
-        config, reason_of = recipes.own_images(values["dataset"], **survey(dataset)._asdict())
-    config = with_values(config, values)
-    config.check()
-    backbone = find_backbone(config.backbone)
-    try:
-        backbone.opened_part(config.fine_tune.open)
-    except UserError:
-        if "fine_tune.open" in values:
-            raise
-        reason_of["fine_tune.open"] = (
-            f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.open} is no stage of "
-            f"{config.backbone}."
-        )
-        config = with_values(config, {"fine_tune.open": "0.3"})
-    left_out = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
-    reasons = [reason for name, reason in reason_of.items() if name not in values and not name.startswith(left_out)]
-    for reason in reasons:
-        print(reason)
-    return config, reasons
 
 
 if __name__ == "__main__":

@@ -90,14 +90,14 @@ def test_batch_norm_learns_statistics_only_from_random_weights(small_config, pre
     classifier = build_classifier(dataclasses.replace(small_config, weights=weights), CLASS_NAMES)
     open_layers(classifier, "small_cnn", "all")
     before = moving_statistics(classifier)
-    classifier.training_logits(IMAGES.astype(np.float32))
+    classifier.logits(IMAGES.astype(np.float32), training=True)
     same = [np.array_equal(old, new) for old, new in zip(before, moving_statistics(classifier), strict=True)]
     assert before and (all(same) if pretrained else not any(same))
 
 
 def test_dropout_works_in_training_alone(classifier):
     images = IMAGES.astype(np.float32)
-    first, second = (np.asarray(classifier.training_logits(images)) for _ in range(2))
+    first, second = (np.asarray(classifier.logits(images, training=True)) for _ in range(2))
     assert not np.array_equal(first, second)
     assert np.array_equal(*(np.asarray(classifier.model(images, training=False)) for _ in range(2)))
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import draw_photos
 
-from tests.conftest import draw_photos
 from transfer_learning import experiment
 from transfer_learning.config import Phase
 from transfer_learning.datasets import augment

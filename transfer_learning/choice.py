@@ -1,0 +1,51 @@
+"""Which config the flags of a command ask for: the recipe of the dataset, or the rule for everybody's own images."""
+
+import argparse
+import os
+from pathlib import Path
+
+from transfer_learning import recipes
+from transfer_learning.command_line import given_values
+from transfer_learning.config import PHASES, RunConfig, with_values
+from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.survey import survey
+from transfer_learning.errors import UserError
+from transfer_learning.models.backbones import find_backbone
+
+
+def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
+    """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
+    values = given_values(flags)
+    if "backbone" in values:
+        find_backbone(values["backbone"])  # before a look at the data, which may be slow
+    if "dataset" not in values:
+        raise UserError(
+            "--dataset is missing; name one of "
+            f"{', '.join(recipes.RECIPES)}, a folder or a table, or continue a run with --resume."
+        )
+    for name, known in (("dataset", recipes.RECIPES), ("weights", ("imagenet", "none"))):
+        if name in values and values[name] not in known and Path(values[name]).exists():
+            values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
+    if values["dataset"] in recipes.RECIPES:
+        config, reason_of = recipes.RECIPES[values["dataset"]](), {}
+    else:
+        dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
+        config, reason_of = recipes.own_images(values["dataset"], **survey(dataset)._asdict())
+    config = with_values(config, values)
+    config.check()
+    backbone = find_backbone(config.backbone)
+    try:
+        backbone.opened_part(config.fine_tune.open)
+    except UserError:
+        if "fine_tune.open" in values:
+            raise
+        reason_of["fine_tune.open"] = (
+            f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.open} is no stage of "
+            f"{config.backbone}."
+        )
+        config = with_values(config, {"fine_tune.open": "0.3"})
+    left_out = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
+    reasons = [reason for name, reason in reason_of.items() if name not in values and not name.startswith(left_out)]
+    for reason in reasons:
+        print(reason)
+    return config, reasons
