@@ -115,19 +115,12 @@ CASES = (
         "frozen", "a head on frozen EfficientNet-Lite0, from files", "seconds",
         (
             Side("ours", "ours", "frozen"),
+            Side("ours, again with another learning rate", "ours", "frozen", ("--learning-rate", "3e-4"), needs=("cache",)),
             *keras("frozen", kept=True),
             Side("PyTorch", "pytorch", "frozen", packages=TORCH),
             Side("fastai", "fastai_learner", "frozen", packages=("fastai", *TORCH)),
             Side("Ultralytics (a smaller network, random weights)", "ultralytics_classify", "frozen",
                  packages=("ultralytics", "torchvision")),
-        ),
-        needs=("images",),
-    ),
-    Case(
-        "second_run", "the same with another learning rate, after a first run", "seconds",
-        (
-            Side("ours", "ours", "frozen", ("--learning-rate", "3e-4"), needs=("cache",)),
-            *keras("frozen", ("--learning-rate", "3e-4")),
         ),
         needs=("images",),
     ),
@@ -137,7 +130,7 @@ CASES = (
         "fine_tune", "an epoch of ResNet50 with conv5 open, from the second on", "epoch_seconds",
         (
             Side("ours", "ours", "fine_tune", ("--learning-rate", "1e-5")),
-            *keras("fine_tune", ("--learning-rate", "1e-5"), kept=True),
+            *keras("fine_tune", ("--learning-rate", "1e-5"), kept=True, settings=(ON,)),
         ),
         needs=("fewer_images", "weights"), most_epochs=4,
     ),

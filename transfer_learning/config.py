@@ -19,6 +19,7 @@ AUGMENTATIONS = ("none", "light", "strong")
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 RESIZES = ("squash", "crop", "pad")
 CLASS_WEIGHTS = ("none", "balanced")
+HEAD_STARTS = ("auto", "random")
 MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
 
 
@@ -60,6 +61,7 @@ class RunConfig:
     resize: str = option("squash", "how a picture becomes square: squash it, crop the middle, or pad the sides", RESIZES)
     head: tuple[int, ...] = option((), "widths of the dense layers before the last, as 512,256; none: one linear layer")
     dropout: float = option(0.0, "fraction dropped after each dense layer of the head, or before a linear one")
+    head_start: str = option("auto", "where the head starts: auto takes the ridge solution for a linear one", HEAD_STARTS)
     batch_size: int = option(32, "images an update")
     micro_batches: int = option(1, "parts into which a batch is cut to fit into memory; their gradients are summed")
     seed: int = option(0, "draws the initial head, the order, the augmentation and the dropout")

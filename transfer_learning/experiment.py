@@ -12,6 +12,7 @@ from transfer_learning.config import PHASES, RunConfig
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.manifest import fingerprint
+from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import figures, metrics, predictions
@@ -26,8 +27,9 @@ from transfer_learning.training.history import phase_results
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.inputs import inputs_above
 from transfer_learning.training.loop import restore, train
-from transfer_learning.training.phases import ActivePhase, start_phase
+from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
 from transfer_learning.training.progress import count_progress
+from transfer_learning.training.ridge import ridge_head
 from transfer_learning.training.stopping import StopRequest
 
 NUM_PICTURES = 20  # in the figures of random images and of mistakes
@@ -168,7 +170,17 @@ def prepare_phase(
     train_examples, val_examples = inputs_above(
         cut, settings, keep, config, data, identity.surroundings, say, progress
     )  # fmt: skip
+    if name == "frozen" and config.head_start == "auto" and not config.head:
+        start_from_ridge(config, classifier, train_examples, say)
     return start_phase(name, config, classifier, train_examples, val_examples, cut)
+
+
+def start_from_ridge(config: RunConfig, classifier: Classifier, features: Examples, say: Callable[[str], None]) -> None:
+    """Puts the closed-form solution into a linear head, from where the frozen phase needs few epochs."""
+    weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
+    head = ridge_head(features.in_view(0), len(classifier.class_names), weights)
+    classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
+    say(f"The head starts from its ridge solution, whose loss on training images left out one by one is {head.loss:.3f}.")
 
 
 def flagged_callbacks(config: RunConfig, run_dir: RunDir) -> list[keras.callbacks.Callback]:

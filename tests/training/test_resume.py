@@ -267,9 +267,13 @@ def leave(cache):
 
 @pytest.fixture(scope="module")
 def config_of_views(config):
-    """Both phases start from what is kept: views of the images, features of them and activations at the boundary."""
+    """Both phases start from what is kept: views of the images, features of them and activations at the boundary.
+
+    The head is linear and starts from its ridge solution.
+    """
     return dataclasses.replace(
         config,
+        head=(),
         frozen=dataclasses.replace(config.frozen, augmentation="light", views=3),
         fine_tune=dataclasses.replace(config.fine_tune, epochs=3, views=2),
     )

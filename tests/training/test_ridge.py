@@ -1,0 +1,91 @@
+"""The closed-form head: the solution of the equations it claims to solve, chosen by what it does not see."""
+
+import numpy as np
+import pytest
+import scipy.special
+from sklearn.linear_model import Ridge
+
+from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.training import ridge
+from transfer_learning.training.ridge import ridge_head
+
+
+def clouds(num_examples=300, width=20, num_classes=3, distance=1.5, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, num_classes, num_examples).astype(np.int32)
+    centres = rng.normal(size=(num_classes, width)) * distance
+    features = (rng.normal(size=(num_examples, width)) + centres[labels] + 5).astype(np.float32)
+    return Examples(features, np.arange(num_examples), labels, np.arange(num_examples).astype(object))
+
+
+def loss_of(kernel, bias, examples):
+    logits = examples.inputs[examples.rows].astype(np.float64) @ kernel + bias
+    return -scipy.special.log_softmax(logits, axis=1)[np.arange(len(examples)), examples.labels].mean()
+
+
+@pytest.mark.parametrize("class_weights", [[1.0, 1.0, 1.0], [0.2, 1.0, 3.0]])
+@pytest.mark.parametrize("chunk", [7, 100, 4096])
+def test_it_is_scikit_learns_ridge_made_into_logits(chunk, class_weights, monkeypatch):
+    monkeypatch.setattr(ridge, "CHUNK", chunk)
+    monkeypatch.setattr(ridge, "PENALTIES", np.array([0.3]))
+    monkeypatch.setattr(ridge, "FACTORS", np.array([4.0]))
+    examples = clouds()
+    head = ridge_head(examples, 3, class_weights)
+    weights = np.array(class_weights)[examples.labels]
+    mean = np.average(examples.inputs, axis=0, weights=weights)
+    penalty = 0.3 * (weights[:, None] * (examples.inputs - mean) ** 2).sum() / 20
+    fitted = Ridge(penalty).fit(examples.inputs.astype(np.float64), np.eye(3)[examples.labels], weights)
+    np.testing.assert_allclose(head.kernel, 4 * fitted.coef_.T, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(head.bias, 4 * fitted.intercept_, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("class_weights", [[1.0, 1.0, 1.0], [0.2, 1.0, 3.0]])
+def test_the_loss_is_that_of_fits_without_each_example(class_weights, monkeypatch):
+    monkeypatch.setattr(ridge, "FACTORS", np.array([4.0]))
+    examples, weights = clouds(40, 6), np.array(class_weights)[clouds(40, 6).labels]
+    mean = np.average(examples.inputs, axis=0, weights=weights)
+    penalty = 0.3 * (weights[:, None] * (examples.inputs - mean) ** 2).sum() / 6
+    monkeypatch.setattr(ridge, "PENALTIES", np.array([0.3]))
+    losses = []
+    for left_out in range(40):
+        rest = np.delete(np.arange(40), left_out)
+        fitted = Ridge(penalty).fit(
+            examples.inputs[rest].astype(np.float64), np.eye(3)[examples.labels[rest]], weights[rest]
+        )
+        logits = 4 * fitted.predict(examples.inputs[left_out : left_out + 1].astype(np.float64))
+        losses.append(-scipy.special.log_softmax(logits, axis=1)[0, examples.labels[left_out]])
+    assert ridge_head(examples, 3, class_weights).loss == pytest.approx(np.average(losses, weights=weights), rel=1e-6)
+
+
+@pytest.mark.parametrize("num_examples", [30, 300])  # fewer than features, and more
+def test_it_predicts_what_it_has_not_seen(num_examples):
+    everything = clouds(600, width=60)
+    known, fresh = (
+        Examples(everything.inputs, rows, everything.labels[rows], everything.ids[rows])
+        for rows in np.split(np.arange(600), [num_examples])
+    )
+    head = ridge_head(known, 3, [1.0] * 3)
+    predicted = (fresh.inputs[fresh.rows] @ head.kernel + head.bias).argmax(axis=1)
+    assert head.kernel.dtype == head.bias.dtype == np.float32
+    assert (predicted == fresh.labels).mean() > 0.9 and loss_of(head.kernel, head.bias, fresh) < 0.35
+
+
+def test_without_anything_to_learn_it_is_near_the_frequencies():
+    examples = clouds(400, distance=0.0)
+    head = ridge_head(examples, 3, [1.0] * 3)
+    assert head.loss == pytest.approx(np.log(3), abs=0.05)
+
+
+@pytest.mark.parametrize("kind", ["one class is missing", "a feature is constant", "all features are", "two examples"])
+def test_edges(kind):
+    examples = clouds(60)
+    if kind == "one class is missing":
+        examples = Examples(examples.inputs, examples.rows, np.minimum(examples.labels, 1), examples.ids)
+    elif kind == "a feature is constant":
+        examples.inputs[:, 3] = 7.0
+    elif kind == "all features are":
+        examples.inputs[:] = 7.0
+    else:
+        examples = Examples(examples.inputs, np.array([0, 1]), np.array([0, 1], np.int32), examples.ids[:2])
+    head = ridge_head(examples, 3, [1.0] * 3)
+    assert np.isfinite(head.kernel).all() and np.isfinite(head.bias).all() and np.isfinite(head.loss)

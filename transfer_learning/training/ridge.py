@@ -1,0 +1,74 @@
+"""The closed-form start of a linear head: ridge regression on the features, made into logits.
+
+The regression of the one-hot labels on the features is solved exactly. Its penalty, and the factor that makes logits of
+its scores, are those whose cross-entropy is least on images that are left out one by one, which needs no second fit
+(leave-one-out by leverages, see Hastie, Tibshirani and Friedman, The Elements of Statistical Learning, 2009, eq. 7.64).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+import scipy.special
+
+from transfer_learning.datasets.pipeline import Examples
+
+CHUNK = 4096  # examples in memory at a time
+MOST_LEFT_OUT = 4096  # examples by which penalty and factor are chosen
+PENALTIES = np.logspace(-4, 2, 19)  # in units of the features' mean variance, summed over the examples
+FACTORS = np.logspace(-0.5, 2.5, 31)
+
+
+class RidgeHead(NamedTuple):
+    """A linear head."""
+
+    kernel: np.ndarray  # float32 (width, classes)
+    bias: np.ndarray  # float32 (classes,)
+    loss: float  # mean cross-entropy on examples that were left out
+
+
+def ridge_head(examples: Examples, num_classes: int, class_weights: list[float]) -> RidgeHead:
+    """Solves for the head of `examples`, features float32 (n, width), each class weighing what `class_weights` says.
+
+    In double precision; in memory are CHUNK examples and two matrices of (width, width).
+    """
+    weights = np.asarray(class_weights)[examples.labels]
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(examples), CHUNK)]
+
+    def scores(labels: np.ndarray) -> np.ndarray:
+        return np.eye(num_classes)[labels]
+
+    def features(chunk: slice | np.ndarray) -> np.ndarray:
+        return examples.inputs[examples.rows[chunk]].astype(np.float64)
+
+    total = weights.sum()
+    mean = sum(weights[chunk] @ features(chunk) for chunk in chunks) / total
+    mean_scores = np.bincount(examples.labels, weights, num_classes) / total
+    covariance, correlation = 0.0, 0.0  # sums over the examples
+    for chunk in chunks:
+        centred = features(chunk) - mean
+        weighted = centred * weights[chunk, None]
+        covariance = covariance + weighted.T @ centred
+        correlation = correlation + weighted.T @ (scores(examples.labels[chunk]) - mean_scores)
+    variances, directions = scipy.linalg.eigh(covariance)
+    rotated = directions.T @ correlation
+
+    left_out = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), MOST_LEFT_OUT)).round().astype(int))
+    labels, projected = examples.labels[left_out], (features(left_out) - mean) @ directions
+    wanted = scores(labels) - mean_scores
+    best = None
+    for penalty in PENALTIES * max(variances.sum() / len(variances), 1e-12):  # features may all be constant
+        inverse = 1 / (np.maximum(variances, 0) + penalty)
+        leverage = weights[left_out] * (projected**2 @ inverse + 1 / total)
+        residual = wanted - projected @ (inverse[:, None] * rotated)
+        predicted = mean_scores + wanted - residual / np.maximum(1 - leverage, 1e-6)[:, None]
+        for factor in FACTORS:
+            log_probabilities = scipy.special.log_softmax(factor * predicted, axis=1)
+            losses = -log_probabilities[np.arange(len(labels)), labels]
+            loss = float(np.average(losses, weights=weights[left_out]))
+            if best is None or loss < best[0]:
+                best = loss, factor, inverse
+    loss, factor, inverse = best
+    kernel = factor * directions @ (inverse[:, None] * rotated)
+    bias = factor * mean_scores - mean @ kernel
+    return RidgeHead(kernel.astype(np.float32), bias.astype(np.float32), loss)
