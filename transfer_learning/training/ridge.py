@@ -50,7 +50,7 @@ def ridge_head(examples: Examples, num_classes: int, class_weights: list[float])
         weighted = centred * weights[chunk, None]
         covariance = covariance + weighted.T @ centred
         correlation = correlation + weighted.T @ (scores(examples.labels[chunk]) - mean_scores)
-    variances, directions = scipy.linalg.eigh(covariance)
+    variances, directions = scipy.linalg.eigh(covariance, driver="evd")
     rotated = directions.T @ correlation
 
     left_out = np.unique(np.linspace(0, len(examples) - 1, min(len(examples), MOST_LEFT_OUT)).round().astype(int))
