@@ -12,7 +12,7 @@ PACKAGE = ROOT.name
 
 # From the lowest to the highest: the files and folders right inside the package. What is not named is a verb.
 LAYERS = (
-    ("errors", "config", "recipes", "command_line", "files", "kept", "run_dir", "units"),
+    ("errors", "config", "recipes", "command_line", "files", "kept", "pools", "run_dir", "units"),
     ("devices", "monitor"),
     ("datasets", "models", "evaluation"),
     ("training", "choice"),

@@ -6,10 +6,9 @@ committed, and its bytes reach the disk before that; so a kill leaves at most by
 
 * `KeptArrays` opens one pool: `positions` finds and checks, `add` keeps, `rows` reads what is kept, in any number and
   from any thread. A disk that refuses costs the keeping and not the run: records are then held in memory.
-* `share_kept` looks how much of something a pool holds; `list_pools`, `make_room` and `clear` look after the cache.
+* `share_kept` looks how much of something a pool holds.
 
-Who uses a pool holds a shared lock on its `records.bin`, which ends with the process however that ends; who makes a
-pool anew or deletes it holds its folder alone. The time of last use is the modification time of `records.bin`.
+`pools.py` locks, lists and deletes pools.
 """
 
 import errno
@@ -20,22 +19,19 @@ import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import psutil
 
-from transfer_learning.errors import UserError, did_you_mean
+from transfer_learning.errors import UserError
+from transfer_learning.pools import INDEX, JOURNAL, RECORDS, VERSION, alone, looked_into
+from transfer_learning.units import megabytes
 
-VERSION = 2  # of the layout of a pool; another one is made anew
 LOCK_SECONDS = 60  # an addition of another process is waited for so long
 HELD = 1 << 40  # positions from here on are of records in this process's memory
 KEYS_AT_ONCE, RECORDS_AT_ONCE, BYTES_AT_ONCE = 4096, 64, 1 << 20  # of index rows, of a thread's task, of a read
-RECORDS, INDEX, JOURNAL = "records.bin", "index.sqlite", "index.sqlite-journal"
-TRIES = 100  # to lock a folder that others delete meanwhile
 
 # What the machine refuses for want of space or permission; EIO is what SQLite makes of a quota.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
@@ -87,7 +83,7 @@ class KeptArrays:
         self._refused: OSError | None = None  # why records go to memory
         self._is_told = False
         try:
-            with _alone(folder, make=True), _sqlite_errors_as_os_errors(folder):
+            with alone(folder, make=True), _sqlite_errors_as_os_errors(folder):
                 self._open()
         except OSError as error:
             self.close()
@@ -123,20 +119,6 @@ class KeptArrays:
                     places = np.zeros((num_on_disk, 2), np.int64)  # 0, 0 for damaged ones, which nobody is given
                     places[found["f0"] - 1] = np.stack((found["f1"], found["f2"]), axis=1)
         return KeptRows(self._records, self.shape, self.dtype, num_on_disk, places, self._held_records)
-
-    @property
-    def array(self) -> "np.ndarray | KeptRows":
-        """`rows` as a memory map, where all of them are on disk: for callers that do not know `rows` yet."""
-        rows = self.rows
-        if self._held_records or self.shape is None:
-            return rows
-        num_whole = os.fstat(self._records.descriptor).st_size // self._record_bytes if self._records else 0
-        if num_whole:
-            with os.fdopen(os.dup(self._records.descriptor), "rb") as records:
-                return np.memmap(records, self.dtype, "r", shape=(min(len(rows), num_whole), *self.shape))
-        empty = np.empty((0, *self.shape), self.dtype)  # no memory map has 0 bytes
-        empty.flags.writeable = False
-        return empty
 
     def positions(self, keys: Sequence[str]) -> np.ndarray:
         """Returns int64 (len(keys),): where in `rows` each key's record stands, -1 where it is missing.
@@ -248,13 +230,13 @@ class KeptArrays:
         available = psutil.virtual_memory().available + self._held_bytes  # to this pool
         reason = self._refused.strerror or str(self._refused)
         if self._held_bytes + needed_bytes > available / 2:
-            reason += f", and they would take more than half of the {_megabytes(available)} of memory that are available"
+            reason += f", and they would take more than half of the {megabytes(available)} of memory that are available"
             raise OSError(self._refused.errno, reason, str(self.folder))
         if not self._is_told:
             self._is_told = True
             what = self.about[:1].upper() + self.about[1:] or "The arrays"
             self._say(
-                f"{what} need {_megabytes(needed_bytes)} in {self.folder}, which cannot be written ({reason}); the run "
+                f"{what} need {megabytes(needed_bytes)} in {self.folder}, which cannot be written ({reason}); the run "
                 "goes on with them in memory, and they are not kept for later runs."
             )
 
@@ -326,7 +308,7 @@ class KeptArrays:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not records.exists():
                 raise
             self._records, self._refused = _Opened(os.open(records, os.O_RDONLY)), error
-        with suppress(OSError):  # a file system without such locks; nobody else holds it alone while we are `_alone`
+        with suppress(OSError):  # a file system without such locks; nobody else holds it alone while we are `alone`
             fcntl.flock(self._records.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         with suppress(OSError):  # of another user
             os.utime(self._records.descriptor)
@@ -378,7 +360,7 @@ class KeptArrays:
 
 def share_kept(folder: Path, shape: tuple[int, ...] | None, dtype, keys: Sequence[str]) -> float:
     """Which share of `keys` a pool holds, 0 to 1, by its index alone: nothing is made, changed, checked or told."""
-    with suppress(sqlite3.Error, TypeError), _looked_into(folder / INDEX) as index:  # missing, damaged
+    with suppress(sqlite3.Error, TypeError), looked_into(folder / INDEX) as index:  # missing, damaged
         version, layout = (index.execute(of).fetchone()[0] for of in ("PRAGMA user_version", "SELECT layout FROM pool"))
         if (version, layout) == (VERSION, _layout(shape, dtype)):
             select = "SELECT COUNT(*) FROM kept WHERE key = ?"
@@ -468,97 +450,6 @@ class _Opened:
         weakref.finalize(self, os.close, descriptor)
 
 
-@dataclass(frozen=True)
-class Pool:
-    """What is known of a pool without using it."""
-
-    path: Path
-    kind: str  # its folder's folder, as "pixels" or "features"
-    about: str  # what it holds, or what is wrong with it
-    num_records: int
-    num_bytes: int  # on disk
-    last_used: datetime  # local time
-    in_use: bool  # by any process, this one included
-
-    @property
-    def name(self) -> str:
-        """How `clear` and its user name it: "kind/name"."""
-        return f"{self.kind}/{self.path.name}"
-
-
-def list_pools(cache_dir: str | Path) -> list[Pool]:
-    """Returns the pools of a cache by their names, damaged ones and those of other versions too; [] where none is.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    if not Path(cache_dir).exists():
-        return []
-    os.listdir(cache_dir)  # a file, or a folder without permission, is an error; a glob finds nothing in it
-    pools = []
-    for records in sorted(Path(cache_dir).glob(f"*/*/{RECORDS}")):
-        if records.with_name(INDEX).is_file():
-            with suppress(FileNotFoundError):  # deleted at this moment
-                pools.append(_look_at(records.parent))
-    return pools
-
-
-def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float, say: Callable[[str], None] = print) -> bool:
-    """Deletes pools, least recently used first, until `num_bytes` more fit; returns whether they do.
-
-    Pools in use stay: open the pool that is to grow first. Where `num_bytes` cannot fit whatever is deleted, no more
-    goes than brings the cache itself within its limit.
-
-    Args:
-        limit_bytes: most that the cache may hold.
-        say: takes the sentence that names what was deleted, and why.
-    """
-    try:
-        pools = list_pools(cache_dir)
-    except OSError:  # who cannot read it cannot write into it either, and is told so then
-        return True
-    total, in_use = (sum(pool.num_bytes for pool in some) for some in (pools, [pool for pool in pools if pool.in_use]))
-    target = limit_bytes - num_bytes if in_use + num_bytes <= limit_bytes else limit_bytes
-    deleted = []
-    for pool in sorted(pools, key=lambda pool: pool.last_used):
-        with suppress(OSError):  # of another user
-            if total > target and _delete(pool.path):
-                deleted.append(f"{pool.name} ({described(pool)})")
-                total -= pool.num_bytes
-    if deleted:
-        more = f", and {_megabytes(num_bytes)} are to be added" if num_bytes else ""
-        say(
-            f"Deleted {', '.join(deleted)}, not used for longest: {cache_dir} may hold {_megabytes(limit_bytes)}{more}."
-        )
-    return total + num_bytes <= limit_bytes
-
-
-def clear(cache_dir: str | Path, chosen: str) -> tuple[list[Pool], list[Pool]]:
-    """Deletes pools; returns those that were deleted, and those that stay because they are in use.
-
-    Args:
-        chosen: "all", a kind, or the name of a pool, with its kind before it or not.
-
-    Raises:
-        UserError: nothing in the cache has that name.
-    """
-    pools = list_pools(cache_dir)
-    names = {pool: {"all", pool.kind, pool.path.name, pool.name} for pool in pools}
-    if chosen not in set().union({"all"}, *names.values()):
-        known = {"all", *(pool.kind for pool in pools), *(pool.name for pool in pools)}
-        raise UserError(f"{cache_dir} holds nothing of the name {chosen}.{did_you_mean(chosen, known)}")
-    matching = [pool for pool in pools if chosen in names[pool]]
-    deleted = [pool for pool in matching if _delete(pool.path)]
-    return deleted, [pool for pool in matching if pool not in deleted]
-
-
-def described(pool: Pool) -> str:
-    """In words: what it holds, its size, its last use."""
-    return ", ".join(
-        filter(None, (pool.about, _megabytes(pool.num_bytes), f"last used {pool.last_used:%Y-%m-%d %H:%M}"))
-    )
-
-
 @contextmanager
 def space_told(what: str, num_bytes: int, cache_dir: str | Path) -> Iterator[None]:
     """Turns what stops a pool from being written into the UserError that says what `what` needs, and where."""
@@ -568,98 +459,9 @@ def space_told(what: str, num_bytes: int, cache_dir: str | Path) -> Iterator[Non
         raise
     except OSError as error:
         raise UserError(
-            f"{what} need {_megabytes(num_bytes)} in {cache_dir}, which cannot be written "
+            f"{what} need {megabytes(num_bytes)} in {cache_dir}, which cannot be written "
             f"({error.strerror or error}); free some space, or name another folder with --cache-dir."
         ) from None
-
-
-def _look_at(folder: Path) -> Pool:
-    with _alone(folder):
-        records = (folder / RECORDS).stat()
-        num_bytes = records.st_size + (folder / INDEX).stat().st_size
-        about, num_records = _read_description(folder / INDEX)
-        last_used = datetime.fromtimestamp(records.st_mtime).astimezone()
-        return Pool(folder, folder.parent.name, about, num_records, num_bytes, last_used, _is_used(folder))
-
-
-def _read_description(index: Path) -> tuple[str, int]:
-    try:
-        with _looked_into(index) as opened:
-            version = opened.execute("PRAGMA user_version").fetchone()[0]
-            if version != VERSION:
-                return "of another version, made anew when it is needed", 0
-            return opened.execute("SELECT about, (SELECT COUNT(key) FROM kept) FROM pool").fetchone()
-    except sqlite3.OperationalError as error:
-        return f"cannot be read ({error})", 0
-    except (sqlite3.DatabaseError, TypeError):
-        return "damaged, made anew when it is needed", 0
-
-
-def _looked_into(index: Path) -> closing[sqlite3.Connection]:
-    """An index that is not made; for writing, since what a killed process left is rolled back before it can be read."""
-    return closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=rw", uri=True, timeout=5))
-
-
-def _delete(folder: Path) -> bool:
-    """Deletes a pool unless it is in use; returns whether it has gone. Other files in its folder stay."""
-    with suppress(FileNotFoundError), _alone(folder):  # not there any more: somebody else was faster
-        if _is_used(folder):
-            return False
-        for name in (RECORDS, INDEX, JOURNAL):  # the large one first: a kill in between leaves little behind
-            (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty
-            folder.rmdir()
-    return True
-
-
-def _is_used(folder: Path) -> bool:
-    """Whether anybody holds the pool's shared lock; to be asked by who is `_alone`, so that the answer stays true."""
-    try:
-        descriptor = os.open(folder / RECORDS, os.O_RDONLY)
-    except OSError:  # not there, or of another user
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without such locks: what is open stays readable after its deletion
-        return False
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _alone(folder: Path, make: bool = False) -> Iterator[None]:
-    """No two processes open the pool at once: they would take turns in throwing away what the other one began.
-
-    Who waited may find the folder deleted, or replaced by another one, and then takes the one that is there; `make`
-    says whether a missing one is made or a FileNotFoundError.
-    """
-    for _ in range(TRIES):
-        try:
-            if make:
-                folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-        except (FileNotFoundError, FileExistsError):
-            if make and os.path.isdir(folder.parent) and not os.path.lexists(folder):
-                continue  # deleted between two of these lines
-            raise
-        try:
-            with suppress(OSError):  # a file system without such locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_at(descriptor, folder):
-                yield
-                return
-        finally:
-            os.close(descriptor)
-    raise OSError(errno.EBUSY, "deleted again and again by other processes", str(folder))
-
-
-def _is_at(descriptor: int, folder: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), os.stat(folder))
-    return False
 
 
 @contextmanager
@@ -688,7 +490,3 @@ def _checksum(data, before: int) -> int:
 
 def _num_bytes(record: np.ndarray | bytes) -> int:
     return len(record) if isinstance(record, bytes) else record.nbytes
-
-
-def _megabytes(num_bytes: float) -> str:
-    return f"{-(-int(num_bytes) // 10**6):,} MB"

@@ -13,7 +13,7 @@ from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.dataset import SPLITS
 from transfer_learning.errors import UserError
-from transfer_learning.kept import list_pools
+from transfer_learning.pools import list_pools
 from transfer_learning.training.progress import count_progress
 from transfer_learning.units import duration, size
 

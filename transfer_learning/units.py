@@ -20,3 +20,8 @@ def size(num_bytes: float) -> str:
     if megabytes >= 999.5:
         return f"{megabytes / 1000:,.1f} GB"
     return f"{megabytes:.1f} MB" if megabytes < 9.95 else f"{megabytes:.0f} MB"
+
+
+def megabytes(num_bytes: float) -> str:
+    """``1 MB``, ``12,346 MB``: the space that something needs, rounded up."""
+    return f"{-(-int(num_bytes) // 10**6):,} MB"
