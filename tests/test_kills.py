@@ -102,3 +102,17 @@ def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, sma
     assert line and "Traceback" not in output + errors
     run(command(*line[1].split()))
     assert results(run_dir) == unbroken
+
+
+def test_two_runs_that_share_a_cache_at_once_are_what_each_would_be_alone(small_config, unbroken, tmp_path):
+    begin = [*flags(small_config), "--cache-dir", tmp_path / "cache"]
+    processes = [
+        subprocess.Popen(
+            command(*begin, "--run-dir", tmp_path / str(number)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for number in range(2)
+    ]
+    for number, process in enumerate(processes):
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output[-3000:]
+        assert results(tmp_path / str(number)) == unbroken

@@ -95,7 +95,7 @@ def run_experiment(
         state, arrays = restore(run_dir, identity, say)
         write_beginning(run_dir, identity, data, devices)
 
-        # Training: a frozen phase sees features, a fine-tune phase sees images.
+        # Training: each phase starts from what its frozen layers make of the images, or from the images.
         def make_phase(name: str) -> ActivePhase:
             keep = name == "frozen" or foresight.keeps_boundary
             return prepare_phase(name, config, classifier, cuts[name], keep, data, identity, say)

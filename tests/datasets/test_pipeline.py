@@ -234,3 +234,12 @@ def test_every_example_is_seen_in_each_of_its_views_in_as_many_epochs():
         assert len(set(values // 10)) == num_views, "not all in step"
         seen += values.tolist()
     assert sorted(seen) == list(range(num_views * 10))
+
+
+def test_kept_views_are_still_those_of_their_version():
+    transforms, colours = augment.draw("light", True, 0, np.array([1, 2]), np.array([3, 2**64 - 1], np.uint64), 100)
+    expected = [[0.968, 0.048, 0.590, -0.048, 0.968, 7.562, 0, 0], [-1.062, 0.082, 101.045, 0.082, 1.062, -2.141, 0, 0]]
+    assert augment.VERSION == 1 and transforms == pytest.approx(np.array(expected), abs=1e-3), (
+        "views come out otherwise: raise augment.VERSION, else runs would take old ones for new ones"
+    )
+    assert colours == pytest.approx(np.array([[-3.168, 1.041], [-6.298, 1.059]]), abs=1e-3)

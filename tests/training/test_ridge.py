@@ -1,12 +1,18 @@
 """The closed-form head: the solution of the equations it claims to solve, chosen by what it does not see."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.special
 from sklearn.linear_model import Ridge
 
+from transfer_learning import experiment
+from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.models.classifier import build_classifier
 from transfer_learning.training import ridge
+from transfer_learning.training.identity import Identity
 from transfer_learning.training.ridge import ridge_head
 
 
@@ -89,3 +95,23 @@ def test_edges(kind):
         examples = Examples(examples.inputs, np.array([0, 1]), np.array([0, 1], np.int32), examples.ids[:2])
     head = ridge_head(examples, 3, [1.0] * 3)
     assert np.isfinite(head.kernel).all() and np.isfinite(head.bias).all() and np.isfinite(head.loss)
+
+
+@pytest.mark.parametrize(
+    ("head", "head_start", "starts_there"), [((), "auto", True), ((), "random", False), ((16,), "auto", False)]
+)
+def test_a_linear_head_on_kept_features_starts_there(head, head_start, starts_there, small_config):
+    config = dataclasses.replace(small_config, head=head, head_start=head_start)
+    data, said = load_data(config, lambda sentence: None), []
+    classifier = build_classifier(config, data.class_names)
+    before = [np.array(weight) for weight in classifier.head.weights]
+    cut = experiment.cut_of_phase("frozen", config, classifier)
+    identity = Identity(config, "", "", {})
+    active = experiment.prepare_phase("frozen", config, classifier, cut, True, data, identity, said.append)
+    assert any("ridge solution" in sentence for sentence in said) == starts_there
+    if starts_there:
+        expected = ridge_head(active.train, 3, [1.0] * 3)
+        np.testing.assert_array_equal(classifier.head.weights[0], expected.kernel)
+        np.testing.assert_array_equal(classifier.head.weights[1], expected.bias)
+    else:
+        assert all(np.array_equal(old, new) for old, new in zip(before, classifier.head.weights, strict=True))

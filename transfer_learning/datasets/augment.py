@@ -7,6 +7,7 @@ composed into one matrix for each image, so that its pixels are interpolated onc
 import numpy as np
 import tensorflow as tf
 
+VERSION = 1  # a part of the names of kept views: raise it when they come out otherwise
 # half ranges: rotation in degrees; zoom, shift (of the side), brightness (of 255) and contrast as fractions
 STRENGTHS = {
     "light": {"rotation": 10.0, "zoom": 0.10, "shift": 0.05, "brightness": 0.08, "contrast": 0.10},

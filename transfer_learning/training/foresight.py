@@ -213,14 +213,14 @@ class Rates:
 
 
 def rate(compute: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> float:
-    """Returns the images that go through `compute` in a second, BATCH at a time, once it is warm."""
-    images = tf.zeros((BATCH, *shape))
-    np.asarray(compute(images))
-    started, batches = time.monotonic(), 0
-    while time.monotonic() - started < MEASURED_SECONDS or not batches:
+    """Returns the images that go through `compute` in a second, BATCH at a time; the fastest batch counts."""
+    images, seconds = tf.zeros((BATCH, *shape)), []
+    np.asarray(compute(images))  # compiles; the next ones may still warm up
+    while sum(seconds) < MEASURED_SECONDS:
+        started = time.monotonic()
         np.asarray(compute(images))
-        batches += 1
-    return batches * BATCH / (time.monotonic() - started)
+        seconds.append(time.monotonic() - started)
+    return BATCH / min(seconds)
 
 
 def in_words(stage: Stage) -> str:

@@ -18,9 +18,7 @@ from transfer_learning.models.features import Activations, ComputedActivations, 
 VIEW_SEED = 0  # not the run's: another run would have to make its own views
 
 
-def activations_of_cut(
-    cut: Cut, config: RunConfig, decoding: str, surroundings: dict[str, str]
-) -> Activations:
+def activations_of_cut(cut: Cut, config: RunConfig, decoding: str, surroundings: dict[str, str]) -> Activations:
     """Names what the lower side of the cut makes of images.
 
     Args:
@@ -33,8 +31,8 @@ def activations_of_cut(
 
 def names_of_views(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
     """For each view of a phase the names that its images are kept under; view 0 of an image is the image."""
-    views = range(1, max(1, settings.views))
-    return [list(hashes), *([f"{hashed} {settings.augmentation} {flip} {view}" for hashed in hashes] for view in views)]
+    kind = f"{settings.augmentation} {augment.VERSION} {'flip' if flip else 'no flip'}"
+    return [list(hashes), *([f"{hashed} {kind} {view}" for hashed in hashes] for view in range(1, settings.views))]
 
 
 def inputs_above(
