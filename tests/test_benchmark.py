@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from transfer_learning import benchmark
-from transfer_learning.benchmark import Case, Failed, Side
+from transfer_learning.benchmark import Failed
 from transfer_learning.command_line import run_main
+from transfer_learning.peers import tables
+from transfer_learning.peers.cases import FIGURES, Case, Side
 
 OURS, THEIRS, ABSENT = Side("ours", "ours", "work"), Side("theirs", "theirs", "work"), Side(
     "absent", "absent", "work", packages=("no_such_package",)
@@ -48,15 +50,15 @@ def test_every_second_round_is_turned_round():
 
 
 def test_medians_and_ranges():
-    assert benchmark.summary([3.0, 10.0, 1.25]) == "3.00 (1.25-10.0)"
-    assert benchmark.summary([1234.5]) == "1,234 (1,234-1,234)"
-    assert benchmark.number(0.01234) == "0.0123"
+    assert tables.summary([3.0, 10.0, 1.25]) == "3.00 (1.25-10.0)"
+    assert tables.summary([1234.5]) == "1,234 (1,234-1,234)"
+    assert tables.number(0.01234) == "0.0123"
 
 
 def test_a_ratio_says_how_many_times_we_are_better():
-    seconds, rate = benchmark.FIGURES["seconds"], benchmark.FIGURES["images_per_second"]
-    assert benchmark.ratio([1.0, 9.0, 6.0], [3.0, 3.0, 3.0], seconds) == "2.00"
-    assert benchmark.ratio([6.0], [3.0], rate) == "0.50"
+    seconds, rate = FIGURES["seconds"], FIGURES["images_per_second"]
+    assert tables.ratio([1.0, 9.0, 6.0], [3.0, 3.0, 3.0], seconds) == "2.00"
+    assert tables.ratio([6.0], [3.0], rate) == "0.50"
 
 
 def test_tables_hold_what_was_measured(children, tmp_path, capsys):
@@ -150,7 +152,7 @@ def test_what_cannot_be_is_a_sentence(given, words, capsys):
 def test_every_side_has_a_program_and_every_need_a_thing():
     flags = benchmark.parse(["--peers"])
     for case in benchmark.CASES:
-        assert case.figure in benchmark.FIGURES
+        assert case.figure in FIGURES
         assert len({side.name for side in case.sides}) == len(case.sides)
         for side in case.sides:
             program = (benchmark.ROOT / "transfer_learning" / "peers" / f"{side.module}.py").read_text()

@@ -18,6 +18,7 @@ LAYERS = (
     ("training", "choice"),
     ("report",),  # a verb that reads a run directory alone, so that the story can end with it
     ("experiment",),
+    ("peers",),  # programs that the verb `benchmark` runs
 )
 VERBS = len(LAYERS)
 MODULES = sorted(ROOT.rglob("*.py"))

