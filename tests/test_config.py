@@ -45,6 +45,23 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
     "decay without adamw": ({"frozen.weight_decay": 0.1}, ["--frozen.weight-decay", "--frozen.optimizer adamw"]),
     "negative patience": ({"frozen.patience": -1}, ["--frozen.patience -1"]),
     "plateau at once": ({"frozen.plateau_patience": 0}, ["--frozen.plateau-patience 0"]),
+    "triangle without height": (
+        {"frozen.schedule": "triangular2", "frozen.lowest_rate": 0.01, "frozen.learning_rate": 0.01},
+        ["--frozen.lowest-rate 0.01"],
+    ),
+    "triangle without length": (
+        {"frozen.schedule": "triangular2", "frozen.cycle_epochs": 0.0}, ["--frozen.cycle-epochs 0.0"],
+    ),
+    "triangle with a warm-up": (
+        {"frozen.schedule": "triangular2", "frozen.warmup_epochs": 1.0}, ["--frozen.warmup-epochs 1.0", "triangular2"],
+    ),
+    "cycle that begins above its top": (
+        {"frozen.schedule": "one_cycle", "frozen.start_divisor": 0.5}, ["--frozen.start-divisor 0.5"],
+    ),
+    "one view": ({"frozen.augmentation": "light", "frozen.views": 1}, ["--frozen.views 1", "2 or more"]),
+    "views of nothing": ({"frozen.views": 4}, ["--frozen.views 4", "--frozen.augmentation none"]),
+    "a cache of negative size": ({"cache_gb": -1.0}, ["--cache-gb -1.0"]),
+    "decoded images of negative size": ({"decoded_gb": -1.0}, ["--decoded-gb -1.0"]),
     "plateau that raises": ({"frozen.plateau_factor": 2.0}, ["--frozen.plateau-factor 2.0"]),
     "warm-up longer than the phase": (
         {"frozen.warmup_epochs": 11.0}, ["--frozen.warmup-epochs 11.0", "--frozen.epochs 10"],

@@ -14,7 +14,7 @@ from transfer_learning.errors import UserError, did_you_mean
 
 PHASES = ("frozen", "fine_tune")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine", "plateau")
+SCHEDULES = ("constant", "cosine", "plateau", "triangular2", "one_cycle")
 AUGMENTATIONS = ("none", "light", "strong")
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 RESIZES = ("squash", "crop", "pad")
@@ -38,7 +38,11 @@ class Phase:
     momentum: float = option(0.9, "momentum of sgd")
     weight_decay: float = option(0.0, "decoupled weight decay, a fraction of each weight per unit of learning rate")
     schedule: str = option("constant", "learning rate over the phase; plateau lowers it when `monitor` stalls", SCHEDULES)
-    warmup_epochs: float = option(0.0, "epochs over which the learning rate rises linearly from zero")
+    warmup_epochs: float = option(0.0, "epochs over which the rate rises, linearly from zero; with one_cycle see divisors")
+    lowest_rate: float = option(0.0, "where the triangles of triangular2 begin and end")
+    cycle_epochs: float = option(1.0, "epochs of one triangle of triangular2, up and down; each is half as high")
+    start_divisor: float = option(25.0, "one_cycle begins at the learning rate divided by this")
+    end_divisor: float = option(1e4, "one_cycle ends at its first rate divided by this")
     plateau_patience: int = option(3, "epochs without a better `monitor` before schedule plateau lowers the rate")
     plateau_factor: float = option(0.2, "what schedule plateau multiplies the rate by")
     patience: int = option(0, "epochs without a better `monitor` that end the phase early; 0: never")
@@ -240,6 +244,25 @@ def _check_phase(flag: str, phase: Phase) -> None:
             phase.views == 0 or (phase.views >= 2 and phase.augmentation != "none"),
             f"--{flag}.views {phase.views} with --{flag}.augmentation {phase.augmentation} makes no views; give 2 or more "
             f"with light or strong (the first one is the plain image), or 0.",
+        ),
+        (
+            phase.schedule != "triangular2" or 0 <= phase.lowest_rate < phase.learning_rate,
+            f"--{flag}.lowest-rate {phase.lowest_rate} is not below --{flag}.learning-rate {phase.learning_rate}; give 0 "
+            "or more, and less than that.",
+        ),
+        (
+            phase.schedule != "triangular2" or phase.cycle_epochs > 0,
+            f"--{flag}.cycle-epochs {phase.cycle_epochs} is no length; give more than 0.",
+        ),
+        (
+            phase.schedule != "triangular2" or phase.warmup_epochs == 0,
+            f"--{flag}.warmup-epochs {phase.warmup_epochs} contradicts --{flag}.schedule triangular2, which rises by "
+            "itself; leave it at 0.",
+        ),
+        (
+            phase.schedule != "one_cycle" or min(phase.start_divisor, phase.end_divisor) >= 1,
+            f"--{flag}.start-divisor {phase.start_divisor} and --{flag}.end-divisor {phase.end_divisor} would begin or end "
+            "above the highest rate; give 1 or more.",
         ),
         (phase.patience >= 0, f"--{flag}.patience {phase.patience} is negative; give 0 to train every epoch."),
         (phase.plateau_patience >= 1, f"--{flag}.plateau-patience {phase.plateau_patience} is below 1; give 1 or more."),

@@ -39,3 +39,44 @@ def test_cosine_falls_from_the_full_rate_towards_zero_behind_the_end(warmup_epoc
 
 def test_a_phase_that_is_all_warm_up_divides_by_nothing():
     assert rates(Phase(epochs=1, learning_rate=1.0, schedule="cosine", warmup_epochs=1.0))[-1] == 1.0
+
+
+# What PyTorch 2.13.0 gives: CyclicLR(base_lr=1e-6, max_lr=1e-2, step_size_up=5, mode="triangular2"), 30 steps, and
+# OneCycleLR(0.002, total_steps=20, pct_start=0.3, div_factor=25, final_div_factor=1e4), then
+# OneCycleLR(0.5, total_steps=7, pct_start=0.25, div_factor=10, final_div_factor=100), in which the top is at no update.
+TRIANGULAR2 = [
+    1e-06, 0.0020008, 0.0040006, 0.0060004, 0.0080002, 0.01, 0.0080002, 0.0060004, 0.0040006, 0.0020008,
+    1e-06, 0.0010009, 0.0020008, 0.0030007, 0.0040006, 0.0050005, 0.0040006, 0.0030007, 0.0020008, 0.0010009,
+    1e-06, 0.00050095, 0.0010009, 0.00150085, 0.0020008, 0.00250075, 0.0020008, 0.00150085, 0.0010009, 0.00050095,
+]  # fmt: skip
+ONE_CYCLE = [
+    8e-05, 0.0002633436854, 0.0007433436854, 0.001336656315, 0.001816656315, 0.002, 0.001974928012, 0.001900969264,
+    0.001781832355, 0.001623491308, 0.001433886004, 0.001222524044, 0.001000004, 0.0007774839561, 0.0005661219964,
+    0.0003765166921, 0.0002181756449, 9.903873597e-05, 2.507998753e-05, 8e-09,
+]  # fmt: skip
+ONE_CYCLE_OF_7 = [0.05, 0.4972104988, 0.433329705, 0.3058246033, 0.1590060792, 0.04389686611, 0.0005]
+
+
+@pytest.mark.parametrize(
+    ("phase", "updates_per_epoch", "expected"),
+    [
+        (Phase(epochs=3, learning_rate=1e-2, schedule="triangular2", lowest_rate=1e-6), 10, TRIANGULAR2),
+        (Phase(epochs=6, learning_rate=1e-2, schedule="triangular2", lowest_rate=1e-6, cycle_epochs=2.0), 5, TRIANGULAR2),
+        (Phase(epochs=2, learning_rate=0.002, schedule="one_cycle", warmup_epochs=0.6), 10, ONE_CYCLE),
+        (
+            Phase(epochs=1, learning_rate=0.5, schedule="one_cycle", warmup_epochs=0.25, start_divisor=10, end_divisor=100),
+            7, ONE_CYCLE_OF_7,
+        ),
+    ],
+)  # fmt: skip
+def test_cycles_are_those_of_pytorch(phase, updates_per_epoch, expected):
+    found = [learning_rate(phase, update, updates_per_epoch) for update in range(len(expected))]
+    assert found == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.0, 0.1, 1.0])  # no rise, a rise of one update, nothing but a rise
+@pytest.mark.parametrize("updates_per_epoch", [1, 10])
+def test_one_cycle_at_its_edges_stays_between_its_ends(warmup_epochs, updates_per_epoch):
+    phase = Phase(epochs=1, learning_rate=1.0, schedule="one_cycle", warmup_epochs=warmup_epochs)
+    found = [learning_rate(phase, update, updates_per_epoch) for update in range(updates_per_epoch)]
+    assert max(found) == 1.0 and min(found) >= 1 / 25 / 1e4
