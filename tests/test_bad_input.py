@@ -206,6 +206,33 @@ def test_validation_that_is_to_be_watched_has_to_be_there(refused, photos, here)
     assert "no val images" in line and "--val-fraction" in line
 
 
+def test_something_has_to_be_there_to_judge_by(refused, photos, here):
+    line = refused(
+        "--dataset", photos, "--val-fraction", "0", "--test-fraction", "0", "--frozen.patience", "0", "--monitor", "loss",
+        "--image-size", "32", "--cache-dir", here / "cache",
+    )  # fmt: skip
+    assert "neither val nor test images" in line and "--test-fraction" in line
+
+
+def test_views_need_something_frozen_below(refused, photos, here):
+    line = refused(
+        "--dataset", photos, "--image-size", "32", "--cache-dir", here / "cache",
+        "--fine-tune.open", "all", "--fine-tune.augmentation", "light", "--fine-tune.views", "4",
+    )  # fmt: skip
+    assert "--fine-tune.views 4" in line and "--fine-tune.open all" in line and "name a stage" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "from_ridge"),
+    [([], True), (["--head", "16"], False), (["--head-start", "random"], False), (["--frozen.augmentation", "light"], False)],
+)
+def test_a_head_that_starts_at_random_gets_the_epochs_that_it_needs(flags, from_ridge, photos):
+    config, reasons = chosen_config(run.parse(["--dataset", str(photos), *flags]))
+    assert any("closed-form" in reason for reason in reasons) == from_ridge
+    assert any("random weights" in reason for reason in reasons) != from_ridge
+    assert config.frozen.learning_rate == (3e-4 if from_ridge else 1e-3) and config.starts_from_ridge == from_ridge
+
+
 @pytest.fixture
 def begun(small_config, tmp_path):
     """The directory of a run that was begun, with its config alone."""

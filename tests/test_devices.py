@@ -89,3 +89,17 @@ def test_tensorflow_in_use_already_is_a_sentence(machine, monkeypatch):
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", too_late)
     with pytest.raises(UserError, match="restart of the kernel"):
         set_up()
+
+
+@pytest.mark.parametrize("flag", ["TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE", "XLA_FLAGS"])
+def test_flags_that_change_the_arithmetic_are_part_of_what_has_to_be_the_same(flag, machine, monkeypatch):
+    machine()
+    before = set_up()[0].fingerprint
+    monkeypatch.setenv(flag, "something")
+    after = set_up()[0].fingerprint
+    assert f"{flag}=something" in after["flags"] and after != before
+
+
+def test_a_gpu_brings_its_driver_into_what_has_to_be_the_same(machine):
+    machine(gpus=[("H100", (9, 0))], driver="12.8")
+    assert set_up()[0].fingerprint["driver"] == "12.8"

@@ -82,5 +82,11 @@ def test_every_run_command_parses_to_a_config_without_contradiction(verb, argume
     assert flags.resume or flags.dataset
 
 
+def test_the_kills_are_as_many_as_it_says():
+    import test_kills
+
+    assert f"killed {len(test_kills.KILLS)} times by SIGKILL" in README
+
+
 def test_no_figure_is_left_to_be_filled_in():
     assert not re.search(r"@[A-Z]+@|TODO|TBD", README)

@@ -45,8 +45,10 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     manifest.loc[11, ["split", "problem"]] = ["", "truncated after 17 bytes"]
     manifest.to_csv(run_dir.manifest, index=False, **text)
     pd.DataFrame({"file": ["readme.txt"], "reason": ["no image"]}).to_csv(run_dir.ignored, index=False)
-    stages = [{"name": "decode", "estimated_seconds": 1.5, "estimated_bytes": 92_160_000, "seconds": 2.0},
-              {"name": "evaluate", "estimated_seconds": 61.0, "estimated_bytes": 0, "seconds": None}]  # fmt: skip
+    stages = [{"name": "decode", "estimated_seconds": 1.5, "estimated_bytes": 92_160_000, "seconds": 2.0,
+               "num_bytes": 95_000_000},
+              {"name": "evaluate", "estimated_seconds": 61.0, "estimated_bytes": 0, "seconds": None,
+               "num_bytes": 0}]  # fmt: skip
     run_dir.foresight.write_text(json.dumps({"stages": stages}))
     run_dir.notes.write_text(json.dumps(["float32, because a CPU gains nothing from less"]))
     run_dir.config.write_text(json.dumps({"dataset": "pets", "head": [512, 256], "frozen": {"learning_rate": 1e-3}}))
@@ -84,7 +86,7 @@ def test_shows_every_result_of_the_run(tmp_path):
     for text in (
         "pets", "83.33 %", "95 % interval 55.20–95.30 %", "12 test images", "macro F1", "2 mistakes",
         "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 0.2 s 412.2", "91.23 %", "1:02 h",
-        "Decoding 1.5 s 2.0 s 92 MB", "Evaluation 1:01 min – –",
+        "Decoding 1.5 s 2.0 s 92 MB 95 MB", "Evaluation 1:01 min – – –",
         "cat dog 1 25.00 %", "cat/0.jpg cat dog 90.00 %",
         "cat 4 0 0 0 4", "owl 0 0 3 1 4", "all classes 4 4 3 1 12",
         "Skipped images: 1", "owl/11.jpg truncated after 17 bytes", "readme.txt no image",

@@ -33,6 +33,13 @@ def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
         config, reason_of = recipes.own_images(values["dataset"], **survey(dataset)._asdict())
     config = with_values(config, values)
     config.check()
+    if "frozen.epochs" in reason_of and not config.starts_from_ridge and "frozen.epochs" not in values:
+        longer = {"frozen.epochs": 3 * config.frozen.epochs, "frozen.patience": 5, "frozen.learning_rate": 1e-3}
+        config = with_values(config, {name: value for name, value in longer.items() if name not in values})
+        reason_of["frozen.epochs"] = (
+            f"Frozen phase of at most {config.frozen.epochs} epochs, ended early when validation stalls: this head starts "
+            "from random weights."
+        )
     backbone = find_backbone(config.backbone)
     try:
         backbone.opened_part(config.fine_tune.open)

@@ -47,7 +47,7 @@ class Phase:
     plateau_factor: float = option(0.2, "what schedule plateau multiplies the rate by")
     patience: int = option(0, "epochs without a better `monitor` that end the phase early; 0: never")
     augmentation: str = option("none", "random changes of the training images", AUGMENTATIONS)
-    views: int = option(0, "augmented views of each image that are made once and kept; 0: new ones in every epoch")
+    views: int = option(0, "views of each image, the plain one too, that are made once and kept; 0: new in every epoch")
     open: str = option("none", "layers of the backbone that train: a stage such as conv5, the fraction at the top, or all")
 
 
@@ -65,7 +65,7 @@ class RunConfig:
     resize: str = option("squash", "how a picture becomes square: squash it, crop the middle, or pad the sides", RESIZES)
     head: tuple[int, ...] = option((), "widths of the dense layers before the last, as 512,256; none: one linear layer")
     dropout: float = option(0.0, "fraction dropped after each dense layer of the head, or before a linear one")
-    head_start: str = option("auto", "where the head starts: auto takes the ridge solution for a linear one", HEAD_STARTS)
+    head_start: str = option("auto", "auto: a linear head on kept features starts from its ridge solution", HEAD_STARTS)
     batch_size: int = option(32, "images an update")
     micro_batches: int = option(1, "parts into which a batch is cut to fit into memory; their gradients are summed")
     seed: int = option(0, "draws the initial head, the order, the augmentation and the dropout")
@@ -93,6 +93,12 @@ class RunConfig:
     def stored_size(self) -> int:
         """Side in pixels of the decoded images: `input_size`, or `image_size` where that is 0."""
         return self.input_size or self.image_size
+
+    @property
+    def starts_from_ridge(self) -> bool:
+        """Whether the head starts from its closed-form solution: a linear one, whose features are kept."""
+        sees_same_pixels = self.frozen.augmentation == "none" or self.frozen.views > 0
+        return self.head_start == "auto" and not self.head and self.frozen.epochs > 0 and sees_same_pixels
 
     def phase(self, name: str) -> Phase:
         return getattr(self, name)

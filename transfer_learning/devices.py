@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from transfer_learning.errors import UserError
 
+# Environment variables by which TensorFlow's libraries compute with other numbers, or in another order
+ARITHMETIC_FLAGS = ("TF_SET_ONEDNN_", "ONEDNN_", "DNNL_", "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS", "TF_XLA_FLAGS", "TF_CUDNN_")
 # NVIDIA's compute capability from which float16 products run on tensor cores
 TENSOR_CORES = (7, 0)
 
@@ -57,7 +59,8 @@ def set_up_devices(
     name = _say_gpus(gpus, say) if gpus else _say_processor(threads, say)
     if "precision" in begun_with:
         policy = begun_with["precision"]
-        say(f"Precision {policy} and {threads} threads, as the run was begun with.")
+        again = f" and {threads} threads" if threads == begun_with.get("threads") else ""
+        say(f"Precision {policy}{again}, as the run was begun with.")
     else:
         policy = _choose_precision(precision, gpus, say)
     keras.mixed_precision.set_dtype_policy(policy)
@@ -164,7 +167,10 @@ def git_commit() -> str:
 
 
 def _fingerprint(name: str, num_gpus: int, threads: int) -> dict[str, str]:
+    flags = [f"{flag}={value}" for flag, value in sorted(os.environ.items()) if flag.startswith(ARITHMETIC_FLAGS)]
     return {
+        **({"flags": " ".join(flags)} if flags else {}),
+        **({"driver": driver_cuda_version()} if num_gpus else {}),
         **{package: number for package, number in versions().items() if package not in ("pandas", "scikit-learn")},
         "device": name,
         "num_gpus": str(num_gpus),

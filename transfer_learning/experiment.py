@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from transfer_learning.config import PHASES, RunConfig
+from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.manifest import fingerprint
@@ -74,9 +74,15 @@ def run_experiment(
             f"{classifier.model.count_params():,}."
         )
         cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
+        for name, cut in cuts.items():
+            if cut is None and config.phase(name).views:
+                raise UserError(
+                    f"--{flag_name(name)}.views {config.phase(name).views} keeps what frozen layers make of the views, and "
+                    f"with --{flag_name(name)}.open {config.phase(name).open} none lie below; name a stage, or pass views 0."
+                )
 
         # What it is going to take.
-        foresight = Foresight(run_dir.foresight)
+        foresight = Foresight(run_dir.foresight, config.cache_dir, say)
         if not foresight.stages:
             foresight.foretell(*foresee(config, dataset, classifier, cuts, devices.fingerprint, say))
 
@@ -88,6 +94,11 @@ def run_experiment(
                 f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "
                 "pass --monitor loss."
             )
+        if not len(data.split(data.judged_split)):
+            raise UserError(
+                f"{config.dataset} has neither val nor test images, so nothing could be judged; raise --val-fraction or "
+                "--test-fraction."
+            )
         say(f"{data.in_words()}.")
 
         # What was done already, if it belongs to this run.
@@ -96,9 +107,9 @@ def run_experiment(
         write_beginning(run_dir, identity, data, devices)
 
         # Training: each phase starts from what its frozen layers make of the images, or from the images.
-        def make_phase(name: str) -> ActivePhase:
-            keep = name == "frozen" or foresight.keeps_boundary
-            return prepare_phase(name, config, classifier, cuts[name], keep, data, identity, say)
+        def make_phase(name: str, is_begun: bool = False, is_over: bool = False) -> ActivePhase:
+            keep = not is_over and (name == "frozen" or foresight.keeps_boundary)
+            return prepare_phase(name, config, classifier, cuts[name], keep, data, identity, say, is_begun)
 
         all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
         try:
@@ -159,18 +170,23 @@ def cut_of_phase(name: str, config: RunConfig, classifier: Classifier) -> Cut | 
 
 def prepare_phase(
     name: str, config: RunConfig, classifier: Classifier, cut: Cut | None, keep: bool, data: Data, identity: Identity,
-    say: Callable[[str], None],
+    say: Callable[[str], None], is_begun: bool = False,
 ) -> ActivePhase:  # fmt: skip
-    """Opens the layers of a phase and gives it its inputs: what is below the cut, once if `keep` is set, or images."""
+    """Opens the layers of a phase and gives it its inputs: what is below the cut, once if `keep` is set, or images.
+
+    is_begun: whether its weights are going to be taken from a checkpoint.
+    """
     settings = config.phase(name)
     say(f"Phase {name} trains {open_layers(classifier, config.backbone, settings.open)}.")
+    if name == "frozen" and not config.head and not config.starts_from_ridge:
+        say("The head starts from random weights: its ridge solution was not wanted, or would need features that are kept.")
     if cut is None:
         return start_phase(name, config, classifier, data.split("train"), data.split("val"))
     progress = count_progress("Computing what is frozen:")
     train_examples, val_examples = inputs_above(
         cut, settings, keep, config, data, identity.surroundings, say, progress
     )  # fmt: skip
-    if name == "frozen" and config.head_start == "auto" and not config.head:
+    if name == "frozen" and config.starts_from_ridge and not is_begun:
         start_from_ridge(config, classifier, train_examples, say)
     return start_phase(name, config, classifier, train_examples, val_examples, cut)
 

@@ -450,17 +450,21 @@ class _Opened:
         weakref.finalize(self, os.close, descriptor)
 
 
+class NoSpace(UserError):
+    """Neither the disk nor the memory has room for what was to be kept."""
+
+
 @contextmanager
 def space_told(what: str, num_bytes: int, cache_dir: str | Path) -> Iterator[None]:
-    """Turns what stops a pool from being written into the UserError that says what `what` needs, and where."""
+    """Turns what stops a pool from being written into the NoSpace that says what `what` needs, and where."""
     try:
         yield
     except BrokenPipeError:  # of a sentence that was said: the reader of our output has gone
         raise
     except OSError as error:
-        raise UserError(
+        raise NoSpace(
             f"{what} need {megabytes(num_bytes)} in {cache_dir}, which cannot be written "
-            f"({error.strerror or error}); free some space, or name another folder with --cache-dir."
+            f"({error.strerror or error}); free some space, raise --cache-gb, or name another folder with --cache-dir."
         ) from None
 
 

@@ -132,8 +132,8 @@ def own_images(
     opened = "all" if num_images >= 500 else "stage5"
     augmentation = "light" if num_images / num_classes >= 20 else "strong"
     reasons |= {
-        "frozen.epochs": f"Frozen phase of at most {frozen_epochs} epochs, ended early when validation stalls: the head "
-        "starts from a closed-form solution, and little is left to learn.",
+        "frozen.epochs": f"Frozen phase of at most {frozen_epochs} epochs, ended early when validation stalls: a linear "
+        "head starts from its closed-form solution, and little is left to learn.",
         "fine_tune.epochs": f"Fine-tuning for {fine_tune_epochs} epochs, at a low rate that falls to zero.",
         "fine_tune.open": f"Fine-tuning opens {opened}: "
         + ("there are images enough to move every layer." if opened == "all" else "few images would spoil lower layers."),

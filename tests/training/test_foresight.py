@@ -10,6 +10,7 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.sample import Sample, look_at_sample
+from transfer_learning.kept import KeptArrays
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.models.features import Activations
 from transfer_learning.training import foresight
@@ -134,21 +135,30 @@ def test_what_is_decoded_already_is_known_from_a_sample(small_config, tmp_path):
 
 def test_times_are_added_up_over_sessions_and_the_choice_stays(tmp_path):
     path = tmp_path / "foresight.json"
-    first = Foresight(path)
+    first = Foresight(path, tmp_path / "cache")
     first.foretell([foresight.Stage("decode", 2.0, 100), foresight.Stage("frozen", 3.0)], True)
     with pytest.raises(KeyboardInterrupt), first.stage("decode"):
         raise KeyboardInterrupt
     before = first.stages["decode"].seconds
-    second = Foresight(path)
+    second = Foresight(path, tmp_path / "cache")
     assert second.keeps_boundary and second.stages["decode"].estimated_bytes == 100
-    with second.stage("decode"):
-        pass
+    with second.stage("decode"), KeptArrays(tmp_path / "cache" / "pixels" / "some", (5,), np.float32) as arrays:
+        arrays.add(["key"], [np.zeros(5, np.float32)])
     with second.stage("unforeseen"):
         pass
     assert second.stages["decode"].seconds >= before >= 0
     kept = json.loads(path.read_text())["stages"]
     assert [stage["name"] for stage in kept] == ["decode", "frozen", "unforeseen"]
     assert kept[1]["seconds"] is None and kept[2]["estimated_seconds"] is None
+    assert [stage["num_bytes"] for stage in kept] == [20, 0, 0]
+
+
+@pytest.mark.parametrize("content", ["{ damaged", "[]", '{"stages": [{"name": "decode", "colour": 1}]}', '{"stages": 1}'])
+def test_a_damaged_file_is_made_again_and_costs_no_run(content, tmp_path):
+    (tmp_path / "foresight.json").write_text(content)
+    said = []
+    assert not Foresight(tmp_path / "foresight.json", tmp_path, said.append).stages
+    assert len(said) == 1 and "is damaged, and made again" in said[0]
 
 
 def test_a_rate_is_measured_again_where_work_is_left_and_remembered_where_not(small_config, tmp_path, monkeypatch):
@@ -160,6 +170,7 @@ def test_a_rate_is_measured_again_where_work_is_left_and_remembered_where_not(sm
     rates = foresight.Rates(tmp_path / "rates.json")
     assert [rates.of(activations, cut, anew) for anew in (False, False, True, False)] == [100.0, 100.0, 200.0, 200.0]
     assert foresight.Rates(tmp_path / "rates.json").of(other, cut, False) == 300.0
-    (tmp_path / "rates.json").write_text("{ damaged")
-    with pytest.raises(StopIteration):
-        rates.of(activations, cut, False)
+    for damaged in ("{ damaged", "[]", '{"one": 0}', '{"one": null}'):
+        (tmp_path / "rates.json").write_text(damaged)
+        monkeypatch.setattr(foresight, "rate", lambda *_: 400.0)
+        assert rates.of(activations, cut, False) == 400.0

@@ -1,6 +1,8 @@
 """What phases are fed: the head sees what the live frozen network would give it, and nothing is computed twice."""
 
 import dataclasses
+import errno
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from transfer_learning.datasets import augment
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import key_of
+from transfer_learning.kept import KeptArrays
 from transfer_learning.models import boundary
 from transfer_learning.models.classifier import build_classifier, probabilities
 from transfer_learning.run_dir import RunDir
@@ -150,7 +153,7 @@ def trained_head(config, with_cut, run_dir):
     cut = experiment.cut_of_phase("frozen", config, classifier) if with_cut else None
     experiment.open_layers(classifier, config.backbone, "none")
 
-    def make_phase(name):
+    def make_phase(name, **_):
         return experiment.prepare_phase(name, config, classifier, cut, True, data, identity, quiet)
 
     run_dir.path.mkdir()
@@ -160,13 +163,30 @@ def trained_head(config, with_cut, run_dir):
     return probabilities(classifier, val.inputs, val.rows)
 
 
-def test_a_head_trained_on_what_is_kept_agrees_with_one_trained_through_the_live_network(config, tmp_path):
+@pytest.mark.parametrize("head", [(16,), ()])
+def test_a_head_trained_on_what_is_kept_agrees_with_one_trained_through_the_live_network(head, config, tmp_path):
     config = dataclasses.replace(
-        config, dataset=str(draw_photos(tmp_path / "photos", num_per_class=120)), val_fraction=0.6,
-        test_fraction=0.0, frozen=Phase(epochs=4, learning_rate=5e-3, schedule="cosine"), fine_tune=Phase(),
+        config, dataset=str(draw_photos(tmp_path / "photos", num_per_class=120)), val_fraction=0.6, test_fraction=0.0,
+        head=head, head_start="random", frozen=Phase(epochs=4, learning_rate=5e-3, schedule="cosine"), fine_tune=Phase(),
     )  # fmt: skip
     kept = trained_head(config, True, RunDir(tmp_path / "kept"))
     live = trained_head(config, False, RunDir(tmp_path / "live"))
     assert len(kept) >= 150 and kept.max(axis=1).mean() > 0.5
     assert (kept.argmax(axis=1) == live.argmax(axis=1)).mean() >= 0.999
     np.testing.assert_allclose(kept, live, atol=1e-3)
+
+
+def test_without_room_anywhere_they_are_computed_in_every_epoch_to_the_same_bits(config, monkeypatch):
+    (expected, _), _, _ = inputs_of(config)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(KeptArrays, "_add_on_disk", full)
+    said, classifier, data = [], build_classifier(config, ("circle", "cross", "stripes")), load_data(config, quiet)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    changed = dataclasses.replace(config, cache_dir=f"{config.cache_dir} of its own")
+    cut = experiment.cut_of_phase("frozen", config, classifier)
+    train, _ = inputs_above(cut, config.frozen, True, changed, data, {}, said.append)
+    assert "need 1 MB in" in said[-1] and "computes them in every epoch" in said[-1]
+    np.testing.assert_array_equal(train.inputs[train.rows], expected.inputs[expected.rows])

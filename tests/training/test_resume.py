@@ -83,7 +83,7 @@ def data(config, mixed_float16):
     return load_data(config, say=lambda sentence: None)
 
 
-def session(config, data, run_dir, stop=None, callbacks=(), keep=True):
+def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callback=True):
     """One process' work on a run, from building the network to its end or to where `stop` stops it.
 
     Returns the results that must not depend on stops, or None where it was stopped.
@@ -92,13 +92,13 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True):
     identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, {})
     cuts = {name: experiment.cut_of_phase(name, config, classifier) for name in PHASES}
 
-    def make_phase(name):
-        arguments = config, classifier, cuts[name], keep, data, identity, lambda sentence: None
+    def make_phase(name, is_begun=False, is_over=False):
+        arguments = config, classifier, cuts[name], keep and not is_over, data, identity, lambda sentence: None, is_begun
         return experiment.prepare_phase(name, *arguments)
 
     run_dir.path.mkdir(exist_ok=True)
     # A callback sees every update; without one, many updates of the head come in one call.
-    all_callbacks = [*([stop] if stop else []), *callbacks]
+    all_callbacks = [*([stop] if stop and is_callback else []), *callbacks]
     stop = stop or StopAfter()
     try:
         state, arrays = restore(run_dir, identity, lambda sentence: None)
@@ -306,3 +306,33 @@ def test_a_cache_that_may_hold_nothing_changes_no_bit(keep, config_of_views, unb
     config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), cache_gb=0.0)
     data = load_data(config, lambda sentence: None)
     assert session(config, data, RunDir(tmp_path / "run"), keep=keep) == unbroken_with_views
+
+
+class StopAfterCalls(StopAfter):
+    """A signal that comes after a number of calls of updates; no callback, so that a call may hold several."""
+
+    @property
+    def is_received(self):
+        self.done += 1
+        return super().is_received
+
+
+@pytest.mark.parametrize("updates_in_a_call", [2, 3])
+def test_stopped_between_calls_of_several_updates(updates_in_a_call, config, data, unbroken, tmp_path, monkeypatch):
+    width = build_classifier(config, data.class_names).extractor.output_shape[-1]
+    monkeypatch.setattr(phases, "BYTES_AT_ONCE", updates_in_a_call * config.batch_size * width * 4)
+    run_dir, positions = RunDir(tmp_path / "run"), []
+    for _ in range(4):
+        assert session(config, data, run_dir, StopAfterCalls(1), is_callback=False) is None
+        positions.append(checkpoint.load(run_dir.checkpoint)[1]["state"]["update"])
+    assert positions[0] == updates_in_a_call
+    assert session(config, data, run_dir) == unbroken
+
+
+def test_images_that_are_kept_as_jpegs_are_resumed_as_well(config_of_views, tmp_path):
+    config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), decoded_gb=0.0)
+    data = load_data(config, lambda sentence: None)
+    expected = session(config, data, RunDir(tmp_path / "unbroken"))
+    assert session(config, data, RunDir(tmp_path / "run"), StopAfter(updates_in_an_epoch(config) * 3 + 2)) is None
+    delete(tmp_path / "cache")
+    assert session(config, load_data(config, lambda sentence: None), RunDir(tmp_path / "run")) == expected

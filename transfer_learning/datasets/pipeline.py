@@ -49,7 +49,7 @@ def examples_of_split(
     """The examples of the manifest in `split`, in its order.
 
     Args:
-        inputs: uint8 images (records, size, size, 3), or features (records, width).
+        inputs: uint8 images (records, size, size, 3).
         rows: int64 (rows of the manifest,), which of `inputs` is each one's.
     """
     positions = np.flatnonzero(manifest["split"] == split)

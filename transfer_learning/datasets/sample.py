@@ -1,6 +1,7 @@
 """A few images of a dataset, looked at before all of them: how many are decoded already, and how fast the others are."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,12 +9,13 @@ import numpy as np
 
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decode import content_hash, decode
-from transfer_learning.datasets.decode_worker import usable_cores
+from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
 from transfer_learning.datasets.store import POOLS, how_kept
 from transfer_learning.kept import share_kept
 
 NUM_IMAGES = 64
-SECONDS = 0.3  # of decoding; at least one image
+SECONDS = 0.3  # of decoding; at least one image a processor
+SECONDS_PER_IMAGE = 5  # one that takes longer is none to measure by
 
 
 class Sample(NamedTuple):
@@ -28,21 +30,31 @@ class Sample(NamedTuple):
 
 def look_at_sample(dataset: Dataset, size: int, resize: str, cache_dir: str | Path, decoded_gb: float) -> Sample:
     """Looks at images spread evenly over the dataset; decodes some of them only to measure how long that takes."""
-    step = max(1, len(dataset.examples) // NUM_IMAGES)
-    contents = [example.content for example in dataset.examples[::step]]
-    hashes = [hashed for hashed in map(content_hash, contents) if hashed]
+    contents = [example.content for example in dataset.examples[:: -(-len(dataset.examples) // NUM_IMAGES) or 1]]
+    readable = {hashed: content for content in contents if (hashed := content_hash(content))}
+    hashes = list(readable)
     kept = how_kept(len(dataset.examples), size, resize, decoded_gb)
     shape = None if kept.as_jpeg else (size, size, 3)
     missing = 1.0 - share_kept(Path(cache_dir) / POOLS / kept.decoding, shape, np.uint8, hashes)
-    rate = _rate(contents, size, resize) if missing else np.inf
+    rate = _rate(list(readable.values()), size, resize) if missing else np.inf
     return Sample(hashes, missing, rate, kept.record_bytes, kept.decoding)
 
 
 def _rate(contents: list[Path | np.ndarray], size: int, resize: str) -> float:
-    started, num_decoded = time.monotonic(), 0
-    for content in contents:
-        decode(content, size, resize)
-        num_decoded += 1
-        if time.monotonic() - started > SECONDS:
-            break
-    return num_decoded / (time.monotonic() - started) * usable_cores()
+    """Decodes as the store does: files in processes of their own, arrays in this one."""
+    cores, num_decoded = usable_cores(), 0
+    with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers, ThreadPoolExecutor(cores) as threads:
+
+        def decode_one(content: Path | np.ndarray) -> None:
+            if isinstance(content, Path):
+                workers.decode(content)
+            else:
+                decode(content, size, resize)
+
+        list(threads.map(decode_one, contents[:cores]))  # starts the processes
+        started = time.monotonic()
+        for start in range(0, len(contents), cores):
+            num_decoded += len(list(threads.map(decode_one, contents[start : start + cores])))
+            if time.monotonic() - started > SECONDS:
+                break
+        return max(1, num_decoded) / max(1e-9, time.monotonic() - started)

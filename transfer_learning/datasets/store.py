@@ -101,7 +101,8 @@ def open_store(
         say(
             f"Decoded, the {len(examples):,} images would take {len(examples) * size**2 * 3 / 1e9:,.2f} GB, more than "
             f"--decoded-gb {decoded_gb:g} allows; so they are kept as JPEGs of {size} x {size} pixels, quality "
-            f"{JPEG_QUALITY}, about {len(examples) * record_bytes / 1e9:,.2f} GB, which every access decodes."
+            f"{JPEG_QUALITY}, about {len(examples) * record_bytes / 1e9:,.2f} GB, which every access decodes; `predict`, "
+            "which reads the files themselves, may differ from the test in the last digits."
         )
     folder = Path(cache_dir) / POOLS / decoding
     about = f"images of {size} x {size} pixels{' as JPEGs' * as_jpeg} ({resize})"

@@ -108,7 +108,7 @@ def kept_activations(
         Activations, float32 (records, ...), read-only; and their positions, int64 (n,), in the order of `rows`.
 
     Raises:
-        UserError: there is no space for the activations, neither on disk nor in memory.
+        NoSpace: for the activations, neither on disk nor in memory; `ComputedActivations` need none.
     """
     kind, of_network = activations.kind, f"images ({activations.network})"
     row = dict(zip(reversed(names), np.asarray(rows)[::-1].tolist(), strict=True))  # of the first of equal names
@@ -150,9 +150,11 @@ def kept_activations(
 
 def _batch(compute, images: np.ndarray, names: list[str], change) -> np.ndarray:
     """What `compute` makes of at most BATCH images; an image's result hangs on nothing that stands beside it."""
-    filled = np.zeros((BATCH, *images.shape[1:]), np.float32)
-    filled[: len(images)] = images if change is None else change(images, names)
-    return compute(tf.constant(filled)).numpy()[: len(images)].astype(DTYPE)
+    filled = np.zeros((BATCH, *images.shape[1:]), images.dtype)
+    filled[: len(images)] = images
+    if change is not None:
+        filled = change(filled, names + names[-1:] * (BATCH - len(names)))
+    return compute(tf.cast(filled, tf.float32)).numpy()[: len(images)].astype(DTYPE)
 
 
 def frozen_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:

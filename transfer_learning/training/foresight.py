@@ -23,6 +23,7 @@ from transfer_learning.files import read_json, write_json
 from transfer_learning.models.boundary import Cut
 from transfer_learning.models.classifier import BATCH, Classifier
 from transfer_learning.models.features import Activations
+from transfer_learning.pools import RECORDS
 from transfer_learning.training.inputs import activations_of_cut, names_of_views
 from transfer_learning.units import duration, size
 
@@ -45,6 +46,7 @@ class Stage:
     estimated_seconds: float | None = None
     estimated_bytes: int = 0  # that it adds to the cache
     seconds: float | None = None
+    num_bytes: int = 0  # by which the cache grew; another run at the same time may have had a share in it
 
 
 class Work(NamedTuple):
@@ -64,21 +66,27 @@ class Kept(NamedTuple):
 
 
 class Foresight:
-    """The stages of a run in their order, kept in a file of the run directory."""
+    """The stages of a run in their order, kept in a file of the run directory; a damaged one counts as none."""
 
-    def __init__(self, path: Path):
-        self._path = path
-        kept = read_json(path) if path.exists() else {"stages": [], "keeps_boundary": False}
-        self.stages = {stage["name"]: Stage(**stage) for stage in kept["stages"]}
-        self.keeps_boundary: bool = kept["keeps_boundary"]
+    def __init__(self, path: Path, cache_dir: str | Path, say: Callable[[str], None] = print):
+        self._path, self._cache_dir = path, Path(cache_dir)
+        self.stages, self.keeps_boundary = {}, False
+        try:
+            kept = read_json(path) if path.exists() else {"stages": [], "keeps_boundary": False}
+            self.stages = {stage["name"]: Stage(**stage) for stage in kept["stages"]}
+            self.keeps_boundary = bool(kept["keeps_boundary"])
+        except (UserError, TypeError, KeyError):
+            say(f"{path} is damaged, and made again: no result depends on it.")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time inside to the stage, whatever ends it."""
         stage, started = self.stages.setdefault(name, Stage(name)), time.monotonic()
+        bytes_before = self._cache_bytes()
         try:
             yield
         finally:
+            stage.num_bytes += max(0, self._cache_bytes() - bytes_before)
             stage.seconds = round((stage.seconds or 0.0) + time.monotonic() - started, 3)
             self._write()
 
@@ -87,6 +95,13 @@ class Foresight:
         self.stages = {stage.name: stage for stage in stages}
         self.keeps_boundary = keeps_boundary
         self._write()
+
+    def _cache_bytes(self) -> int:
+        total = 0
+        for records in self._cache_dir.glob(f"*/*/{RECORDS}"):
+            with suppress(OSError):  # deleted at this moment
+                total += records.stat().st_size
+        return total
 
     def _write(self) -> None:
         stages = [asdict(stage) for stage in self.stages.values()]
@@ -203,8 +218,10 @@ class Rates:
         known = {}
         with suppress(OSError, UserError):
             known = read_json(self._path)
+        if not isinstance(known, dict):
+            known = {}
         name = activations.folder.name  # which names the network, its weights and the machine
-        if anew or name not in known:
+        if anew or not isinstance(known.get(name), float) or not known[name] > 0:
             known[name] = rate(cut.compute, cut.lower.input_shape[1:])
             with suppress(OSError):  # a cache that cannot be written
                 self._path.parent.mkdir(parents=True, exist_ok=True)

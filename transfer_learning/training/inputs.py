@@ -12,6 +12,7 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets import augment
 from transfer_learning.datasets.data import Data
 from transfer_learning.datasets.pipeline import Examples, key_of
+from transfer_learning.kept import NoSpace
 from transfer_learning.models.boundary import Cut
 from transfer_learning.models.features import Activations, ComputedActivations, activations_of, kept_activations
 
@@ -46,19 +47,14 @@ def inputs_above(
 
     Args:
         keep: whether they are computed once and kept, or in every epoch, to the same bits.
-
-    Raises:
-        UserError: there is no space for them, neither on disk nor in memory.
     """
     train, val = data.split("train"), data.split("val")
     train_hashes, val_hashes = data.hashes("train").tolist(), data.hashes("val").tolist()
     views = names_of_views(train_hashes, settings, config.flip)
-    seen = {hashed: (key_of(hashed), 0) for hashed in (*train_hashes, *val_hashes)}  # by name: what is drawn from
-    for view, names in enumerate(views):
-        seen |= {name: (seen[hashed][0], view) for name, hashed in zip(names, train_hashes, strict=True)}
 
     def draw_views(images: np.ndarray, names: list[str]) -> tf.Tensor:
-        keys, numbers = (np.array(column, np.uint64) for column in zip(*map(seen.get, names), strict=True))
+        keys = np.array([key_of(name.split()[0]) for name in names], np.uint64)  # of the content
+        numbers = np.array([int(name.split()[-1]) if " " in name else 0 for name in names])
         drawn = augment.draw(settings.augmentation, config.flip, VIEW_SEED, numbers, keys, images.shape[1])
         is_plain = (numbers == 0)[:, None, None, None]
         return tf.where(is_plain, tf.cast(images, tf.float32), augment.apply(tf.constant(images), *drawn))
@@ -70,14 +66,16 @@ def inputs_above(
     all_rows = np.concatenate([np.tile(train.rows, len(views)), val.rows])
     all_names = [name for names in views for name in names] + val_hashes
     change = draw_views if len(views) > 1 else None
+    inputs = ComputedActivations(activations, compute, data.store.pixels, all_rows, all_names, change)
+    positions = np.arange(len(all_names))
     if keep:
-        inputs, positions = kept_activations(
-            activations, compute, data.store.pixels, all_rows, all_names, config.cache_dir, config.cache_gb, change,
-            say, progress,
-        )  # fmt: skip
-    else:
-        inputs = ComputedActivations(activations, compute, data.store.pixels, all_rows, all_names, change)
-        positions = np.arange(len(all_names))
+        try:
+            inputs, positions = kept_activations(
+                activations, compute, data.store.pixels, all_rows, all_names, config.cache_dir, config.cache_gb, change,
+                say, progress,
+            )  # fmt: skip
+        except NoSpace as error:
+            say(f"{error} The run goes on and computes them in every epoch, to the same bits.")
     num_rows = len(views) * len(train)
     train_rows = positions[:num_rows].reshape(len(views), len(train))
     if len(views) == 1:

@@ -1,4 +1,4 @@
-"""The loop: phases, epochs, updates; each can be left after any update and entered again there, to the bit."""
+"""The loop: phases, epochs, updates; each can be left between two calls of updates and entered again there, to the bit."""
 
 import dataclasses
 import math
@@ -47,7 +47,7 @@ def train(
     identity: Identity,
     state: TrainingState,
     arrays: checkpoint.Arrays | None,
-    make_phase: Callable[[str], ActivePhase],
+    make_phase: Callable[..., ActivePhase],
     model: keras.Model,
     run_dir: RunDir,
     callbacks: Sequence[keras.callbacks.Callback],
@@ -58,7 +58,8 @@ def train(
 
     Args:
         state, arrays: what `restore` returned.
-        make_phase: builds a phase by its name, with the network as the phase before left it.
+        make_phase: builds a phase by its name, with the network as the phase before left it; `is_begun` says that its
+            arrays come from a checkpoint, `is_over` that nothing is left to train.
         model: what the callbacks see as their model.
         stop: asked after every call of updates.
         timed: called with a phase's name; what it returns is entered while the phase is made and trained.
@@ -79,14 +80,14 @@ def train(
 
 
 def _train_phases(
-    identity: Identity, state: TrainingState, arrays: checkpoint.Arrays | None, make_phase: Callable[[str], ActivePhase],
+    identity: Identity, state: TrainingState, arrays: checkpoint.Arrays | None, make_phase: Callable[..., ActivePhase],
     model: keras.Model, run_dir: RunDir, callbacks: keras.callbacks.CallbackList | None, stop: StopRequest,
     timed: Callable[[str], AbstractContextManager],
 ) -> TrainingState:  # fmt: skip
     names = [name for name in PHASES if identity.config.phase(name).epochs > 0]
     while state.phase < len(names):
         with timed(names[state.phase]):
-            active = make_phase(names[state.phase])
+            active = make_phase(names[state.phase], is_begun=arrays is not None)
             if arrays:
                 active.assign(arrays)
                 arrays = None
@@ -101,7 +102,7 @@ def _train_phases(
             if state.phase == len(names):
                 _save(run_dir, identity, state, active)
     if arrays:  # all was done before: only the weights are wanted, as the last phase kept them
-        make_phase(names[-1]).assign(arrays)
+        make_phase(names[-1], is_begun=True, is_over=True).assign(arrays)
     write_history(state.history, run_dir.history)
     return state
 
@@ -133,7 +134,7 @@ class _Epoch:
             self.callbacks.on_epoch_begin(number)
 
         # Updates: several in a call where nobody wants to look in between.
-        at_once = 1 if self.callbacks else active.updates_at_once
+        at_once = 1 if self.callbacks or config.checkpoint_seconds == 0 else active.updates_at_once
         for inputs, labels in training_batches(
             active.train, batch_size, config.seed, number, state.update, at_once, active.augmentation, config.flip
         ):
