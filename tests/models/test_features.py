@@ -218,7 +218,7 @@ def test_a_cache_without_room_is_told_and_stays_empty(extract, batches, tmp_path
 
 def test_the_network_sees_what_change_makes_of_the_images(extractor, extract, batches):
     def darker(images, names):
-        assert [HASHES.index(name) for name in names] == [number for number in ALL if HASHES[number] in names]
+        assert len(names) == len(images) == 2, "every batch is full"
         return images / 2
 
     values, _ = extract(change=darker)
