@@ -17,7 +17,7 @@ from transfer_learning.pools import make_room
 # Images that go through the network at a time. Not the batch size of the run: another one may change the last bits of
 # the activations, and those of an image must not depend on which run computed them first.
 BATCH = 32
-DTYPE = "float32"  # float16 halves the space and was no faster (README, "Speed")
+DTYPE = "float32"  # of what the network computes; 16 bits would halve the disk and change the last bits
 BYTES_KEPT_AT_ONCE = 32e6  # what a kill loses at most; each keeping waits for the disk
 
 
