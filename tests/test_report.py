@@ -45,7 +45,7 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     manifest.loc[11, ["split", "problem"]] = ["", "truncated after 17 bytes"]
     manifest.to_csv(run_dir.manifest, index=False, **text)
     pd.DataFrame({"file": ["readme.txt"], "reason": ["no image"]}).to_csv(run_dir.ignored, index=False)
-    stages = [{"name": "decode", "estimated_seconds": 1.5, "estimated_bytes": 92_160_000, "seconds": 2.0,
+    stages = [{"name": "frozen", "estimated_seconds": 74.0, "seconds": 75.4}, {"name": "decode", "estimated_seconds": 1.5, "estimated_bytes": 92_160_000, "seconds": 2.0,
                "num_bytes": 95_000_000},
               {"name": "evaluate", "estimated_seconds": 61.0, "estimated_bytes": 0, "seconds": None,
                "num_bytes": 0}]  # fmt: skip
@@ -85,8 +85,9 @@ def test_shows_every_result_of_the_run(tmp_path):
     page = Page(run_dir.report)
     for text in (
         "pets", "83.33 %", "95 % interval 55.20–95.30 %", "12 test images", "macro F1", "2 mistakes",
-        "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 0.2 s 412.2", "91.23 %", "1:02 h",
-        "Decoding 1.5 s 2.0 s 92 MB 95 MB", "Evaluation 1:01 min – – –",
+        "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 412.2", "91.23 %", "1:02 h",
+        "Decoding 1.5 s 2.0 s – 92 MB 95 MB",
+        "Frozen phase 1:14 min 1:15 min 0.2 s – –", "Evaluation 1:01 min – – – –",
         "cat dog 1 25.00 %", "cat/0.jpg cat dog 90.00 %",
         "cat 4 0 0 0 4", "owl 0 0 3 1 4", "all classes 4 4 3 1 12",
         "Skipped images: 1", "owl/11.jpg truncated after 17 bytes", "readme.txt no image",

@@ -101,6 +101,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             f"{run_dir.evaluation} is not what `run` writes (at {error}); restore it, or evaluate the run again."
         ) from None
     return content | {
+        "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
         "num_named": NUM_NAMED,
         "history": _history(run_dir),
@@ -155,7 +156,11 @@ def percent(fraction: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}"
 
 
 def four_places(value: float | None) -> str:
