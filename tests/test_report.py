@@ -45,7 +45,8 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     manifest.loc[11, ["split", "problem"]] = ["", "truncated after 17 bytes"]
     manifest.to_csv(run_dir.manifest, index=False, **text)
     pd.DataFrame({"file": ["readme.txt"], "reason": ["no image"]}).to_csv(run_dir.ignored, index=False)
-    stages = [{"name": "frozen", "estimated_seconds": 74.0, "seconds": 75.4}, {"name": "decode", "estimated_seconds": 1.5, "estimated_bytes": 92_160_000, "seconds": 2.0,
+    stages = [{"name": "frozen", "estimated_seconds": 74.0, "seconds": 75.4},
+              {"name": "decode", "estimated_seconds": 1.5, "estimated_bytes": 92_160_000, "seconds": 2.0,
                "num_bytes": 95_000_000},
               {"name": "evaluate", "estimated_seconds": 61.0, "estimated_bytes": 0, "seconds": None,
                "num_bytes": 0}]  # fmt: skip
