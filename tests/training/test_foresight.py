@@ -174,3 +174,18 @@ def test_a_rate_is_measured_again_where_work_is_left_and_remembered_where_not(sm
         (tmp_path / "rates.json").write_text(damaged)
         monkeypatch.setattr(foresight, "rate", lambda *_: 400.0)
         assert rates.of(activations, cut, False) == 400.0
+
+
+@pytest.mark.parametrize(
+    ("share", "num_views", "missing"),
+    [
+        (0.0, 1, 1.0), (0.8, 1, 0.0), (0.7, 1, 0.0), (0.4, 1, 0.5),  # 700 + 100 of 1,000 images are ever kept
+        (0.725, 4, 0.0), (0.3625, 4, 0.5), (1.0, 1, 0.0),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_told_from_a_sample_that_holds_test_images_too(share, num_views, missing):
+    assert foresight.share_missing(share, WORK, num_views) == pytest.approx(missing)
+
+
+def test_without_images_nothing_is_missing():
+    assert foresight.share_missing(0.0, Work(0, 0, 10), 1) == 0.0

@@ -28,6 +28,7 @@ from transfer_learning.training.inputs import activations_of_cut, names_of_views
 from transfer_learning.units import duration, size
 
 MEASURED_SECONDS = 0.3  # of passing images through a network, after a warm-up; at least one batch
+SAMPLE_ERROR = 0.2  # a sample of some 64 images cannot tell a smaller share from none
 DISK_SHARE = 0.5  # of the free space, that the activations of a fine-tune phase may take
 
 # What was measured on two cores without a GPU, float32: multiples of the time that the same layers take frozen.
@@ -118,19 +119,20 @@ def foresee(
         The stages, and whether a fine-tune phase shall start from kept activations; both are said, with the reason.
     """
     sample = look_at_sample(dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb)
+    work = work_in(dataset, config)
     rates, kept = Rates(Path(config.cache_dir) / "rates.json"), {}
     for name, cut in cuts.items():
         if cut:
             activations = activations_of_cut(cut, config, sample.decoding, surroundings)
-            names = [name for view in names_of_views(sample.hashes, config.phase(name), config.flip) for name in view]
-            missing = 1.0 - activations.share_kept(names)
+            views = names_of_views(sample.hashes, config.phase(name), config.flip)
+            share = activations.share_kept([name for view in views for name in view])
+            missing = share_missing(share, work, len(views))
             kept[name] = Kept(rates.of(activations, cut, bool(missing)), activations.num_bytes, missing)
     if "frozen" in kept:
         forward_rate = kept["frozen"].forward_rate
     else:  # as it predicts, which is needed in the end
         forward_rate = rate(classifier.compiled, classifier.extractor.input_shape[1:]) * FORWARD
     free = shutil.disk_usage(_existing(Path(config.cache_dir))).free
-    work = work_in(dataset, config)
     keeps = "fine_tune" in kept and choose_kept(
         config.fine_tune, work, forward_rate, kept["fine_tune"], free, config.cache_gb * 1e9, say
     )
@@ -141,6 +143,16 @@ def foresee(
     total = sum(stage.estimated_seconds for stage in stages)
     say(f"Foreseen, from a moment of each kind of work: {', '.join(map(in_words, stages))}; {duration(total)} in all.")
     return stages, keeps
+
+
+def share_missing(share_kept: float, work: Work, num_views: int) -> float:
+    """Which share of what a phase keeps is missing, if `share_kept` of a sample's views is there.
+
+    The sample is of all images, and a phase keeps nothing of the test, and of val the plain view alone.
+    """
+    most = (num_views * work.train + work.val) / max(1, num_views * sum(work))
+    missing = 1.0 - share_kept / most if most else 0.0
+    return missing if missing > SAMPLE_ERROR else 0.0
 
 
 def work_in(dataset: Dataset, config: RunConfig) -> Work:

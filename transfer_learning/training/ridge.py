@@ -13,8 +13,8 @@ import scipy.special
 
 from transfer_learning.datasets.pipeline import Examples
 
-CHUNK = 4096  # examples in memory at a time
-MOST_SCORES = 1 << 20  # of the examples, times classes, by which penalty and factor are chosen
+CHUNK = 512  # examples in memory at a time
+MOST_LEFT_OUT = 1024  # examples by which penalty and factor are chosen
 PENALTIES = np.logspace(-4, 2, 19)  # in units of the features' mean variance, summed over the examples
 FACTORS = np.logspace(-0.5, 2.5, 31)
 
@@ -53,7 +53,7 @@ def ridge_head(examples: Examples, num_classes: int, class_weights: list[float])
     variances, directions = scipy.linalg.eigh(covariance, driver="evd")
     rotated = directions.T @ correlation
 
-    num_left_out = min(len(examples), CHUNK, max(1, MOST_SCORES // num_classes))
+    num_left_out = min(len(examples), MOST_LEFT_OUT)
     left_out = np.linspace(0, len(examples) - 1, num_left_out).round().astype(int)  # spread over all of them
     labels, projected = examples.labels[left_out], (features(left_out) - mean) @ directions
     wanted = scores(labels) - mean_scores
