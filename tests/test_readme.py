@@ -57,8 +57,8 @@ def test_every_file_of_a_run_directory_has_a_row():
 
 def test_every_package_has_a_line_and_a_pinned_version():
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9.]+", line) for line in lines)
-    assert set(first_cells("### Dependencies")) == {line.split("==")[0] for line in lines}
+    assert all(re.fullmatch(r"[a-z0-9-]+(\[[a-z]+\])?==[0-9.]+", line) for line in lines)
+    assert set(first_cells("### Dependencies")) == {re.split(r"[\[=]", line)[0] for line in lines}
 
 
 @pytest.mark.parametrize("flag", sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z.-]+", README))))

@@ -7,7 +7,7 @@ from pathlib import Path
 from transfer_learning import recipes
 from transfer_learning.command_line import given_values
 from transfer_learning.config import PHASES, RunConfig, with_values
-from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.catalogue import load_dataset, scheme_of
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
@@ -26,8 +26,11 @@ def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     for name, known in (("dataset", recipes.RECIPES), ("weights", ("imagenet", "none"))):
         if name in values and values[name] not in known and Path(values[name]).exists():
             values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
-    if values["dataset"] in recipes.RECIPES:
-        config, reason_of = recipes.RECIPES[values["dataset"]](), {}
+    scheme, place = scheme_of(values["dataset"])
+    if scheme and Path(place).exists():
+        values["dataset"] = f"{scheme}:{os.path.abspath(place)}"
+    if recipe := recipes.RECIPES.get(scheme or values["dataset"]):
+        config, reason_of = recipe(), {}
     else:
         dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
         config, reason_of = recipes.own_images(values["dataset"], **survey(dataset)._asdict())

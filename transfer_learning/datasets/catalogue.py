@@ -1,7 +1,8 @@
 """The table of known datasets, and the one way to any dataset: by name, by folder, by table.
 
 A known dataset is a module with one function, ``load(data_dir: Path) -> Dataset``; adding one is a file here and a row
-in `DATASETS`.
+in `DATASETS`. A kind of dataset that lies at a place of the user's is a function ``read(place: str, data_dir: Path) ->
+Dataset`` and a row in `SCHEMES`: what is written ``SCHEME:PLACE``.
 """
 
 import importlib
@@ -18,15 +19,22 @@ DATASETS = {
     "fashion_mnist": "transfer_learning.datasets.fashion_mnist",
 }
 
+# "module:function" by the word ahead of the colon
+SCHEMES: dict[str, str] = {}
+
 
 def load_dataset(name: str, data_dir: str | Path) -> Dataset:
-    """Loads a known dataset by its name, or a folder of class folders, or a table ``path,label[,split]`` by its path.
+    """Loads a known dataset by its name, a folder or a table ``path,label[,split]`` by its path, or ``SCHEME:PLACE``.
 
     Raises:
         UserError: no such name, folder or table; or it holds fewer than two classes.
     """
+    scheme, place = scheme_of(name)
     if name in DATASETS:
         dataset = importlib.import_module(DATASETS[name]).load(Path(data_dir))
+    elif scheme:
+        module, function = SCHEMES[scheme].split(":")
+        dataset = getattr(importlib.import_module(module), function)(place, Path(data_dir))
     elif Path(name).is_dir():
         dataset = folder.read(Path(name))
     elif Path(name).is_file():
@@ -38,6 +46,12 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
         )
     check(dataset)
     return dataset
+
+
+def scheme_of(name: str) -> tuple[str, str]:
+    """``"hf:beans"`` -> ``("hf", "beans")``; two empty texts for any other name, and for a path that exists."""
+    scheme, _, place = name.partition(":")
+    return (scheme, place) if scheme in SCHEMES and place and not Path(name).exists() else ("", "")
 
 
 def check(dataset: Dataset) -> None:
