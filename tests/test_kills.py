@@ -23,7 +23,8 @@ KILLS = [
     (f"{KEPT}.add", "before", 2),  # they are kept, the features of their views are computed
     (f"{KEPT}._append", "after", 90),  # the features are being kept
     (f"{CHECKPOINT}:save", "before", 1),  # all is kept, nothing is trained
-    (f"{CHECKPOINT}:save", "after", 2),  # an epoch's checkpoint is there, its history is not
+    (f"{CHECKPOINT}:save", "after", 2),  # an epoch's checkpoint is there, its history may not be
+    (f"{CHECKPOINT}:Writer.save", "after", 3),  # while one is written beside the training
     (f"{CHECKPOINT}:np.savez", "after", 1),  # inside a save: the arrays alone
     (f"{CHECKPOINT}:os.rename", "before", 1),  # inside a save: complete, but for its name
     (f"{CHECKPOINT}:os.rename", "after", 1),  # inside a save: named, older ones not yet removed

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,40 @@ def test_the_leavings_of_a_killed_save_are_no_checkpoint(tmp_path):
     assert checkpoint.load(tmp_path)[1]["number"] == 1
     checkpoint.save(tmp_path, ARRAYS, {"number": 2})
     assert names(tmp_path) == ["000001", "000002"]
+
+
+def test_the_writer_returns_at_once_and_the_next_save_waits(tmp_path, monkeypatch):
+    may_write, events, original = threading.Event(), [], checkpoint.save
+
+    def slow(folder, arrays, state):
+        may_write.wait()
+        events.append(f"written {state['number']}")
+        return original(folder, arrays, state)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.save(ARRAYS, {"number": 1})
+        events.append("begun 1")
+        may_write.set()
+        writer.save(ARRAYS, {"number": 2})  # no second thread writes beside the first
+        assert events[:2] == ["begun 1", "written 1"]
+    assert checkpoint.load(tmp_path)[1]["number"] == 2
+
+
+@pytest.mark.parametrize("moment", ["wait", "save", "end"])
+def test_the_error_of_a_write_is_raised_in_the_run(tmp_path, monkeypatch, moment):
+    checkpoint.save(tmp_path, ARRAYS, {"number": 1})
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "sync_to_disk", full)
+    with pytest.raises(OSError, match="No space left"), checkpoint.Writer(tmp_path) as writer:
+        writer.save(ARRAYS, {"number": 2})
+        if moment == "wait":
+            writer.wait()
+        elif moment == "save":
+            writer.save(ARRAYS, {"number": 3})
+        if moment != "end":
+            pytest.fail("the error went by")
+    assert checkpoint.load(tmp_path)[1]["number"] == 1

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import threading
 from contextlib import nullcontext
 
 import keras
@@ -15,6 +16,7 @@ from transfer_learning import experiment
 from transfer_learning.config import PHASES, Phase
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.manifest import fingerprint
+from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import Stopped, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.models.classifier import build_classifier, probabilities
@@ -118,6 +120,10 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
     }
 
 
+def updates_per_epoch(config, data):
+    return -(-len(data.split("train")) // config.batch_size)
+
+
 @pytest.fixture(scope="module")
 def unbroken(config, data, tmp_path_factory):
     return session(config, data, RunDir(tmp_path_factory.mktemp("unbroken")))
@@ -128,17 +134,16 @@ def test_stopped_after_every_update(config, data, unbroken, tmp_path):
     while (result := session(config, data, run_dir, StopAfter(1))) is None:
         num_sessions += 1
     assert result == unbroken
-    updates_per_epoch = -(-len(data.split("train")) // config.batch_size)
-    assert num_sessions > updates_per_epoch * len(unbroken["phases"])
+    assert num_sessions > updates_per_epoch(config, data) * len(unbroken["phases"])
     assert set(unbroken["phases"]) == {"frozen", "fine_tune"}
 
 
 def test_stopped_in_validation(config, data, unbroken, tmp_path):
-    updates_per_epoch = -(-len(data.split("train")) // config.batch_size)
+    num_updates = updates_per_epoch(config, data)
     for epochs in (1, config.frozen.epochs, config.frozen.epochs + 2):
         run_dir = RunDir(tmp_path / str(epochs))
-        assert session(config, data, run_dir, StopAfter(epochs * updates_per_epoch, in_validation=True)) is None
-        assert checkpoint.load(run_dir.checkpoint)[1]["state"]["update"] == updates_per_epoch
+        assert session(config, data, run_dir, StopAfter(epochs * num_updates, in_validation=True)) is None
+        assert checkpoint.load(run_dir.checkpoint)[1]["state"]["update"] == num_updates
         assert session(config, data, run_dir) == unbroken
 
 
@@ -149,11 +154,10 @@ PARTS = ["weights", "seeds", "optimizer", "metrics", "best", *(field.name for fi
 @pytest.fixture(scope="module")
 def stopped(config, data, unbroken, tmp_path_factory):
     """The checkpoint of a run that was stopped in the middle of a late epoch, when it has memories of all kinds."""
-    updates_per_epoch = -(-len(data.split("train")) // config.batch_size)
     run_dir = RunDir(tmp_path_factory.mktemp("stopped"))
     epochs = len(unbroken["phases"])
     assert epochs < config.frozen.epochs + config.fine_tune.epochs, "early stopping has to act, else `wait` is idle"
-    assert session(config, data, run_dir, StopAfter((epochs - 2) * updates_per_epoch + 1)) is None
+    assert session(config, data, run_dir, StopAfter((epochs - 2) * updates_per_epoch(config, data) + 1)) is None
     return checkpoint.load(run_dir.checkpoint)
 
 
@@ -193,6 +197,38 @@ def test_without_any_part_of_the_state_the_run_is_another(part, config, data, un
     result = continued(config, data, arrays, values, tmp_path)
     assert result != unbroken
     assert (result is None) == (part == "phase"), "only what another phase kept is refused, by its shapes"
+
+
+def test_what_a_checkpoint_is_written_from_is_a_copy(config, data):
+    active = fresh_phase(config, data)
+    before = active.arrays()
+    kept = copy.deepcopy(before)
+    for inputs, labels in training_batches(active.train, config.batch_size, 0, 0, 0, 1, active.augmentation):
+        active.run_updates(inputs, labels, [0.01])  # several: the first ones lower the loss scale alone
+    after = active.arrays()
+    for group in ("weights", "seeds", "optimizer", "metrics"):
+        assert all(map(np.array_equal, before[group], kept[group])), group
+        assert not all(map(np.array_equal, after[group], kept[group])), group
+
+
+def test_checkpoints_that_are_written_late_change_no_bit(config, data, unbroken, tmp_path, monkeypatch):
+    """Each is written while the next updates run, as on a slow disk; the last one is waited for."""
+    updates, original = threading.Event(), checkpoint.save
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            updates.set()
+
+    def late(*arguments):
+        updates.clear()
+        updates.wait(0.2)  # there is none to wait for after the last
+        return original(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save", late)
+    run_dir, num_updates = RunDir(tmp_path / "run"), updates_per_epoch(config, data)
+    for stop in (StopAfter(num_updates + 1), StopAfter(3 * num_updates)):
+        assert session(config, data, run_dir, stop, [Count()]) is None
+    assert session(config, data, run_dir, callbacks=[Count()]) == unbroken
 
 
 @pytest.mark.parametrize("name", ["dynamic_scale", "step_counter", "momentum"])

@@ -122,8 +122,12 @@ CASES = (
         most_epochs=2,
     ),
     Case(
-        "checkpoints", "time spent saving checkpoints, recipe drawn_pills", "checkpoint_percent",
-        (Side("ours", "ours", "checkpoints"),), needs=("drawn",),
+        "checkpoints", "time that training waits for checkpoints, recipe drawn_pills", "checkpoint_percent",
+        (
+            Side("ours", "ours", "checkpoints"),
+            Side("ours, written before training goes on", "ours", "checkpoints", ("--wait-for-disk",)),
+        ),
+        needs=("drawn",),
     ),
 )  # fmt: skip
 JOBS = tuple(dict.fromkeys(case.job for case in CASES))

@@ -4,7 +4,8 @@
     checkpoint/000017/state.json     everything else
     checkpoint/000017/manifest.json  size and SHA-256 of both; written last
 
-A checkpoint is written into a folder with another name, synced to disk and renamed. The last two are kept.
+A checkpoint is written into a folder with another name, synced to disk and renamed, beside the training. The last two
+are kept.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,39 @@ NUM_KEPT = 2
 ARRAYS, STATE, MANIFEST = "arrays.npz", "state.json", "manifest.json"
 
 Arrays = dict[str, list[np.ndarray]]
+
+
+class Writer:
+    """Saves checkpoints in a thread of its own, one after the other; a context manager, left when the last is on disk."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future | None = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *error) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def save(self, arrays: Arrays, state: dict) -> None:
+        """Begins to save what nobody may change any more; returns once the checkpoint before it is on disk.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
+        self.wait()
+        self._writing = self._thread.submit(save, self._folder, arrays, state)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk, or raises the OSError that kept it from there."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
 
 
 def save(folder: Path, arrays: Arrays, state: dict) -> Path:

@@ -61,7 +61,7 @@ def train(
         make_phase: builds a phase by its name, with the network as the phase before left it; `is_begun` says that its
             arrays come from a checkpoint, `is_over` that nothing is left to train.
         model: what the callbacks see as their model.
-        stop: asked after every call of updates.
+        stop: asked after every call of updates; it takes effect once the state is on disk.
         timed: called with a phase's name; what it returns is entered while the phase is made and trained.
 
     Raises:
@@ -73,7 +73,10 @@ def train(
     if callback_list:
         callback_list.on_train_begin()
     try:
-        return _train_phases(identity, state, arrays, make_phase, model, run_dir, callback_list, stop, timed)
+        with checkpoint.Writer(run_dir.checkpoint) as writer:
+            return _train_phases(
+                identity, state, arrays, make_phase, model, run_dir, writer, callback_list, stop, timed
+            )  # fmt: skip
     finally:
         if callback_list:  # also after a stop: this is where Keras' own callbacks close their files
             callback_list.on_train_end()
@@ -81,8 +84,8 @@ def train(
 
 def _train_phases(
     identity: Identity, state: TrainingState, arrays: checkpoint.Arrays | None, make_phase: Callable[..., ActivePhase],
-    model: keras.Model, run_dir: RunDir, callbacks: keras.callbacks.CallbackList | None, stop: StopRequest,
-    timed: Callable[[str], AbstractContextManager],
+    model: keras.Model, run_dir: RunDir, writer: checkpoint.Writer, callbacks: keras.callbacks.CallbackList | None,
+    stop: StopRequest, timed: Callable[[str], AbstractContextManager],
 ) -> TrainingState:  # fmt: skip
     names = [name for name in PHASES if identity.config.phase(name).epochs > 0]
     while state.phase < len(names):
@@ -92,15 +95,15 @@ def _train_phases(
                 active.assign(arrays)
                 arrays = None
             else:
-                _save(run_dir, identity, state, active)
+                _save(writer, identity, state, active)
             model.stop_training, model.optimizer = False, active.optimizer  # what callbacks look at
             with stop.deferred(), EpochProgress() as progress:
                 while not state.phase_is_over(active.settings):
-                    _Epoch(identity, active, state, model, run_dir, callbacks, stop, progress).run()
+                    _Epoch(identity, active, state, model, run_dir, writer, callbacks, stop, progress).run()
             active.restore_best()
             state.end_phase()
             if state.phase == len(names):
-                _save(run_dir, identity, state, active)
+                _save(writer, identity, state, active)
     if arrays:  # all was done before: only the weights are wanted, as the last phase kept them
         make_phase(names[-1], is_begun=True, is_over=True).assign(arrays)
     write_history(state.history, run_dir.history)
@@ -116,6 +119,7 @@ class _Epoch:
     state: TrainingState
     model: keras.Model
     run_dir: RunDir
+    writer: checkpoint.Writer
     callbacks: keras.callbacks.CallbackList | None
     stop: StopRequest
     progress: EpochProgress
@@ -198,7 +202,7 @@ class _Epoch:
 
     def save(self) -> None:
         started = time.monotonic()
-        _save(self.run_dir, self.identity, self.state, self.active)
+        _save(self.writer, self.identity, self.state, self.active)
         self.checkpoint_seconds += time.monotonic() - started
 
     def check_is_number(self, figures: dict[str, float]) -> None:
@@ -211,6 +215,6 @@ class _Epoch:
                 )
 
 
-def _save(run_dir: RunDir, identity: Identity, state: TrainingState, active: ActivePhase) -> None:
-    values = {"identity": identity.to_values(), "state": dataclasses.asdict(state)}
-    checkpoint.save(run_dir.checkpoint, active.arrays(), values)
+def _save(writer: checkpoint.Writer, identity: Identity, state: TrainingState, active: ActivePhase) -> None:
+    """Takes a copy of everything, between two updates; what is written from it does not delay the next."""
+    writer.save(active.arrays(), {"identity": identity.to_values(), "state": dataclasses.asdict(state)})

@@ -39,17 +39,16 @@ class ActivePhase:
     best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
 
     def keep_best(self) -> None:
-        self.best = [variable.numpy() for variable in self.weights]
+        self.best = [np.array(variable) for variable in self.weights]
 
     def restore_best(self) -> None:
         for variable, array in zip(self.weights, self.best, strict=True):
             variable.assign(array)
 
     def arrays(self) -> Arrays:
-        """Every array that the next update, or the end of the phase, depends on."""
-        return {group: [np.asarray(variable) for variable in variables] for group, variables in self._groups().items()} | {
-            "best": self.best
-        }
+        """A copy of every array that the next update, or the end of the phase, depends on."""
+        copies = {group: [np.array(variable) for variable in variables] for group, variables in self._groups().items()}
+        return copies | {"best": self.best}  # which is replaced as a whole, and so needs none
 
     def assign(self, arrays: Arrays) -> None:
         """Takes the arrays back.
