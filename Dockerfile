@@ -1,0 +1,18 @@
+# Everything in requirements.txt and the code; data, runs and notebooks are folders of the host (see compose.yaml).
+FROM python:3.12-slim
+
+# EXTRA="tensorflow[and-cuda]" adds NVIDIA's libraries; the driver is the host's.
+ARG EXTRA=""
+
+WORKDIR /work
+COPY requirements.txt ./
+RUN pip install --no-cache-dir -r requirements.txt $EXTRA
+COPY pyproject.toml README.md ./
+COPY transfer_learning ./transfer_learning
+
+# What is downloaded stays in the data folder of the host, and any user may run this.
+ENV HOME=/work/data/home KERAS_HOME=/work/data/keras KAGGLEHUB_CACHE=/work/data/kagglehub HF_HOME=/work/data/huggingface
+RUN mkdir -p data runs notebooks && chmod 777 /work data runs notebooks
+
+ENTRYPOINT ["python", "-m"]
+CMD ["transfer_learning.run", "--help"]
