@@ -26,6 +26,13 @@ def draw_photos(folder, classes=("circle", "cross", "stripes"), num_per_class=14
     return folder
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory of its own, so that `runs/` and `data/` are seen to stay empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     return draw_photos(tmp_path_factory.mktemp("data") / "photos")

@@ -19,13 +19,6 @@ from transfer_learning.run_dir import RunDir
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A working directory of its own, so that `runs/` and `data/` are seen to stay empty."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def refused(here, capsys):
     """Calls `run` with flags that it has to refuse, and returns the one line that it says."""
 

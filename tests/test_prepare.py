@@ -20,13 +20,6 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A working directory of its own, so that `runs/` and `data/` are seen to stay empty."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def prepared(here, capsys):
     """Calls the verb with a cache of its own; returns exit code, output and errors."""
 

@@ -32,6 +32,10 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def at(self, positions: np.ndarray) -> "Examples":
+        """Those at these positions, in that order, with all of their views."""
+        return Examples(self.inputs, self.rows[..., positions], self.labels[positions], self.ids[positions])
+
     def in_epoch(self, epoch: int) -> "Examples":
         """What `epoch` sees; each example goes through all of its views in as many epochs, not all in step."""
         return self.in_view(epoch + np.arange(len(self)))

@@ -24,6 +24,8 @@ DOTS_PER_INCH = 150
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
 MISTAKES = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f6c9ad", VERMILION, "#6b2400"])
 RIGHT = LinearSegmentedColormap.from_list("right", ["#f1f6fa", "#a9cbe2"])  # pale: what is right must not outshine
+# What stands ahead of a caption, the frame and the colour of the caption, by whether a prediction is right
+MARKS = {True: ("✓ ", GREEN, "#00543d"), False: ("✗ ", VERMILION, "#8f3a00"), None: ("", "#bbbbbb", "#222222")}
 
 # The first is part of matplotlib; the others write other scripts, where the machine has them.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Sans Devanagari",
@@ -155,21 +157,24 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
     return figure
 
 
-def image_grid(images: Sequence[np.ndarray], captions: Sequence[str], correct: Sequence[bool]) -> Figure:
-    """Shows images with what was predicted, right ones with a green frame and ✓, wrong ones with a red frame and ✗.
+def image_grid(
+    images: Sequence[np.ndarray], captions: Sequence[str], correct: Sequence[bool] | None = None
+) -> Figure:  # fmt: skip
+    """Shows images, those that were predicted rightly with a green frame and ✓, the others with a red frame and ✗.
 
     Args:
         images: 1 to 25 or so, each uint8, shape (height, width, 3); small ones are enlarged without blur.
         captions: a text of one line or more for each image, such as `captions` makes.
-        correct: for each image whether the prediction is right.
+        correct: for each image whether the prediction is right; None where nothing was predicted.
 
     Raises:
         ValueError: no images, or not one caption and one mark for each.
     """
-    if not len(images) == len(captions) == len(correct) or len(images) == 0:
+    marks = [None] * len(images) if correct is None else correct
+    if not len(images) == len(captions) == len(marks) or len(images) == 0:
         raise ValueError(
             f"As many images as captions and marks, and one or more, were expected; "
-            f"got {len(images)}, {len(captions)} and {len(correct)}."
+            f"got {len(images)}, {len(captions)} and {len(marks)}."
         )
     num_columns = min(5, len(images))
     num_rows = -(-len(images) // num_columns)
@@ -179,13 +184,13 @@ def image_grid(images: Sequence[np.ndarray], captions: Sequence[str], correct: S
         figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
         grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
-        for axes, image, text, right in zip(grid, images, captions, correct, strict=False):  # the grid may be larger
+        for axes, image, text, right in zip(grid, images, captions, marks, strict=False):  # the grid may be larger
             axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 128 else "antialiased")
             axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(color=GREEN if right else VERMILION, linewidth=3)
+            mark, frame, colour = MARKS[None if right is None else bool(right)]
+            axes.spines[:].set(color=frame, linewidth=1 if right is None else 3)
             first, *others = [_shortened(line, 30) for line in text.split("\n")]
-            axes.set_title("\n".join([f"{'✓' if right else '✗'} {first}", *others]), fontsize=8.5, pad=5,
-                           color="#00543d" if right else "#8f3a00", parse_math=False)  # fmt: skip
+            axes.set_title("\n".join([f"{mark}{first}", *others]), fontsize=8.5, pad=5, color=colour, parse_math=False)
         for axes in list(figure.axes)[len(images) :]:
             axes.set_visible(False)
     return figure
