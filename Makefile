@@ -1,11 +1,12 @@
-# make setup   a virtual environment in .venv with everything in requirements.txt
-# make demo    setup, then train and evaluate a classifier on drawn images, without GPU or downloads
-# make test    setup, then the tests
+# make setup      a virtual environment in .venv with everything in requirements.txt
+# make demo       setup, then train and evaluate a classifier on drawn images, without GPU or downloads
+# make test       setup, then the tests
+# make test-long  the same tests many more times over: kills, damage, mutants
 
 VENV := .venv
 PYTHON ?=
 
-.PHONY: setup demo test
+.PHONY: setup demo test test-long
 
 setup: $(VENV)/installed
 
@@ -14,6 +15,9 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest -q
+
+test-long: setup
+	$(VENV)/bin/python -m pytest -q -m long
 
 # TensorFlow has wheels for these versions of Python only; pip would say it with a page of text.
 $(VENV)/installed: requirements.txt

@@ -112,7 +112,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(error):
 
 def test_a_verb_that_returns_nothing_is_done():
     assert run_main(lambda arguments: None) == 0
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 130, 143]
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 130, 138, 143]
 
 
 def test_a_name_too_long_for_the_system_is_a_users_error(capsys):

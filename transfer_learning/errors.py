@@ -7,12 +7,13 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every verb; 130 and 143 are what shells report for SIGINT and SIGTERM."""
+    """Exit codes of every verb; 130, 138 and 143 are what shells report for SIGINT, SIGUSR1 and SIGTERM."""
 
     DONE = 0
     FAILED = 1  # a fault of the program: a traceback is printed
     USER_ERROR = 2
     INTERRUPTED = 130
+    PREEMPTED = 138  # by a batch system that warns ahead of a time limit, as SLURM does
     TERMINATED = 143
 
 
@@ -28,7 +29,7 @@ class Stopped(Exception):
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = ExitCode.INTERRUPTED if signal_number == signal.SIGINT else ExitCode.TERMINATED
+        self.exit_code = ExitCode(128 + signal_number)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

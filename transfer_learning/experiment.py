@@ -1,6 +1,7 @@
 """The story of a run, top to bottom: machine, data, network, training, evaluation, report."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import keras
@@ -107,20 +108,20 @@ def run_experiment(
         write_beginning(run_dir, identity, data, devices)
 
         # Training: each phase starts from what its frozen layers make of the images, or from the images.
-        def make_phase(name: str, is_begun: bool = False, is_over: bool = False) -> ActivePhase:
+        def make_phase(name: str, parts: int = 0, is_begun: bool = False, is_over: bool = False) -> ActivePhase:
             keep = not is_over and (name == "frozen" or foresight.keeps_boundary)
-            return prepare_phase(name, config, classifier, cuts[name], keep, data, identity, say, is_begun)
+            settings = replace(config, micro_batches=parts or config.micro_batches)
+            return prepare_phase(name, settings, classifier, cuts[name], keep, data, identity, say, is_begun)
 
         all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
         try:
             state = train(
-                identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, foresight.stage
+                identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, foresight.stage, say
             )
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise UserError(
-                f"The memory is not enough for {config.batch_size // config.micro_batches} images of "
-                f"{config.image_size} x {config.image_size} at a time; start a new run with the same --batch-size and "
-                f"more --micro-batches (now {config.micro_batches}), or with a smaller --image-size."
+                f"The memory is not enough for images of {config.image_size} x {config.image_size}, even few at a time; "
+                "start a new run with a smaller --image-size or another --backbone, or end what else uses the memory."
             ) from None
         save_model(classifier, run_dir.model)
 

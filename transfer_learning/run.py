@@ -1,6 +1,7 @@
 """Train and evaluate a classifier: ``python -m transfer_learning.run --dataset NAME|FOLDER|TABLE.csv``, or ``--resume``."""
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -31,15 +32,22 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         config, reasons = chosen_config(flags)
         run_dir = new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
     print(f"Run directory: {run_dir.path}", flush=True)
+    continuing = f"{shlex.quote(sys.executable)} -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
+
+    def end_at_once(signal_number: int) -> None:
+        stopped = Stopped(signal_number)
+        print(f"Stopped by {stopped} in an update that takes long; continue before it with: {continuing}", flush=True)
+        os._exit(stopped.exit_code)
 
     try:
         with quiet_start():  # these import TensorFlow and scikit-learn, which takes seconds
             from transfer_learning.evaluation import metrics
             from transfer_learning.experiment import run_experiment
-        evaluation = run_experiment(config, run_dir, reasons=reasons)
+            from transfer_learning.training.stopping import Watchdog
+        with Watchdog(end_at_once):
+            evaluation = run_experiment(config, run_dir, reasons=reasons)
     except Stopped as stopped:
-        command = f"{shlex.quote(sys.executable)} -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
-        print(f"Stopped by {stopped}; continue with: {command}")
+        print(f"Stopped by {stopped}; continue with: {continuing}")
         return stopped.exit_code
     print(f"{metrics.in_words(evaluation)}\nReport: {run_dir.report}")
     return ExitCode.DONE

@@ -28,15 +28,16 @@ def updated(
     network, optimizer = linear_network(), keras.optimizers.SGD(1.0, momentum=momentum)
     optimizer.build(network.trainable_variables)
     metrics = keras.metrics.Mean(), keras.metrics.Mean()
+    finite_updates = keras.Variable(0, dtype="int64", trainable=False)
     run_updates = make_updates(
-        network, network.trainable_variables, optimizer, *metrics, label_smoothing, list(class_weights),
+        network, network.trainable_variables, optimizer, *metrics, finite_updates, label_smoothing, list(class_weights),
         batch_size, micro_batches, SIGNATURE,
     )  # fmt: skip
     at_once = at_once or len(rates)
     for first in range(0, len(rates), at_once):
         examples = slice(first * batch_size, (first + at_once) * batch_size)
         run_updates(inputs[examples], labels[examples], list(rates[first : first + at_once]))
-    return network.layers[-1].kernel.numpy(), *(float(metric.result()) for metric in metrics)
+    return network.layers[-1].kernel.numpy(), *(float(metric.result()) for metric in metrics), int(finite_updates)
 
 
 def expected_kernel(inputs, labels, label_smoothing, class_weights):
@@ -56,13 +57,13 @@ def test_an_update_is_a_step_down_the_mean_loss_whatever_the_parts(
     num_examples, batch_size, micro_batches, class_weights, label_smoothing
 ):
     inputs, labels = INPUTS[:num_examples], LABELS[:num_examples]
-    kernel, _, _ = updated(inputs, labels, micro_batches, label_smoothing, class_weights, batch_size)
+    kernel, *_ = updated(inputs, labels, micro_batches, label_smoothing, class_weights, batch_size)
     assert kernel == pytest.approx(expected_kernel(inputs, labels, label_smoothing, class_weights), abs=1e-5)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_loss_and_accuracy_are_means_over_examples_before_the_update(micro_batches):
-    _, loss, accuracy = updated(INPUTS, LABELS, micro_batches)
+    _, loss, accuracy, _ = updated(INPUTS, LABELS, micro_batches)
     logits = INPUTS @ linear_network().layers[-1].kernel.numpy()
     chosen = logits[np.arange(10), LABELS]
     assert loss == pytest.approx((np.log(np.exp(logits).sum(axis=1)) - chosen).mean(), abs=1e-5)
@@ -80,10 +81,21 @@ def test_updates_are_the_same_bits_however_many_come_in_a_call(at_once, micro_ba
 
 def test_each_update_has_its_own_rate_and_examples():
     first = expected_kernel(INPUTS[:6], LABELS[:6], 0.0, (1.0,) * NUM_CLASSES)
-    alone, _, _ = updated(INPUTS[:6], LABELS[:6], batch_size=6)
+    alone, *_ = updated(INPUTS[:6], LABELS[:6], batch_size=6)
     assert alone == pytest.approx(first, abs=1e-5)
-    still, _, _ = updated(INPUTS, LABELS, batch_size=6, rates=(1.0, 0.0))
+    still, *_ = updated(INPUTS, LABELS, batch_size=6, rates=(1.0, 0.0))
     assert still == pytest.approx(first, abs=1e-5)
-    skipped, _, _ = updated(INPUTS, LABELS, batch_size=6, rates=(0.0, 1.0))
+    skipped, *_ = updated(INPUTS, LABELS, batch_size=6, rates=(0.0, 1.0))
     expected = expected_kernel(INPUTS[6:], LABELS[6:], 0.0, (1.0,) * NUM_CLASSES)
     assert skipped == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize(("bad", "finite"), [(None, 5), (0, 0), (5, 2), (9, 4)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_updates_are_counted_up_to_the_first_that_is_no_number(bad, finite, value, at_once):
+    inputs = INPUTS.copy()
+    if bad is not None:
+        inputs[bad] = value
+    *_, counted = updated(inputs, LABELS, batch_size=2, rates=(0.1,) * 5, at_once=at_once)
+    assert counted == finite

@@ -8,7 +8,7 @@ Dataset`` and a row in `SCHEMES`: what is written ``SCHEME:PLACE``.
 import importlib
 from pathlib import Path
 
-from transfer_learning.datasets import csv_file, folder
+from transfer_learning.datasets import archive, csv_file, folder
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.errors import UserError, did_you_mean
 
@@ -24,10 +24,11 @@ SCHEMES: dict[str, str] = {}
 
 
 def load_dataset(name: str, data_dir: str | Path) -> Dataset:
-    """Loads a known dataset by its name, a folder or a table ``path,label[,split]`` by its path, or ``SCHEME:PLACE``.
+    """Loads a known dataset by its name, a folder, an archive of one or a table ``path,label[,split]`` by its path,
+    or ``SCHEME:PLACE``.
 
     Raises:
-        UserError: no such name, folder or table; or it holds fewer than two classes.
+        UserError: no such name or path; or it holds fewer than two classes.
     """
     scheme, place = scheme_of(name)
     if name in DATASETS:
@@ -37,6 +38,8 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
         dataset = getattr(importlib.import_module(module), function)(place, Path(data_dir))
     elif Path(name).is_dir():
         dataset = folder.read(Path(name))
+    elif archive.is_archive(Path(name)):
+        dataset = archive.read(Path(name), Path(data_dir))
     elif Path(name).is_file():
         dataset = csv_file.read(Path(name))
     else:

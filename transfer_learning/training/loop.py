@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import keras
+import numpy as np
+import tensorflow as tf
 
-from transfer_learning.config import PHASES, flag_name
+from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import UserError
 from transfer_learning.run_dir import RunDir
@@ -20,6 +22,8 @@ from transfer_learning.training.progress import EpochProgress
 from transfer_learning.training.schedules import learning_rate
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
+
+SECONDS_BETWEEN_LOOKS = 2.0  # at the loss, whether it is still a number
 
 
 def restore(
@@ -53,19 +57,24 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback],
     stop: StopRequest,
     timed: Callable[[str], AbstractContextManager] = nullcontext,
+    say: Callable[[str], None] = print,
 ) -> TrainingState:
     """Trains all phases from `state` on; the best weights of the last one are left in place.
 
     Args:
         state, arrays: what `restore` returned.
-        make_phase: builds a phase by its name, with the network as the phase before left it; `is_begun` says that its
-            arrays come from a checkpoint, `is_over` that nothing is left to train.
+        make_phase: builds a phase by its name and the parts of a batch (0: as the config has it), with the network as
+            the phase before left it; `is_begun` says that its arrays come from a checkpoint, `is_over` that nothing is
+            left to train.
         model: what the callbacks see as their model.
         stop: asked after every call of updates; it takes effect once the state is on disk.
         timed: called with a phase's name; what it returns is entered while the phase is made and trained.
+        say: takes a sentence about what is done when the device has too little memory: smaller parts of a batch, from
+            the last checkpoint on.
 
     Raises:
         UserError: the loss, or the monitored value, is no longer a number.
+        tf.errors.ResourceExhaustedError: the memory is too small for a single image at a time.
         Stopped: a signal came; the state is saved.
         OSError: a checkpoint cannot be written; the ones before are whole.
     """
@@ -75,7 +84,7 @@ def train(
     try:
         with checkpoint.Writer(run_dir.checkpoint) as writer:
             return _train_phases(
-                identity, state, arrays, make_phase, model, run_dir, writer, callback_list, stop, timed
+                identity, state, arrays, make_phase, model, run_dir, writer, callback_list, stop, timed, say
             )  # fmt: skip
     finally:
         if callback_list:  # also after a stop: this is where Keras' own callbacks close their files
@@ -85,29 +94,48 @@ def train(
 def _train_phases(
     identity: Identity, state: TrainingState, arrays: checkpoint.Arrays | None, make_phase: Callable[..., ActivePhase],
     model: keras.Model, run_dir: RunDir, writer: checkpoint.Writer, callbacks: keras.callbacks.CallbackList | None,
-    stop: StopRequest, timed: Callable[[str], AbstractContextManager],
+    stop: StopRequest, timed: Callable[[str], AbstractContextManager], say: Callable[[str], None],
 ) -> TrainingState:  # fmt: skip
     names = [name for name in PHASES if identity.config.phase(name).epochs > 0]
     while state.phase < len(names):
         with timed(names[state.phase]):
-            active = make_phase(names[state.phase], is_begun=arrays is not None)
+            active = make_phase(names[state.phase], state.micro_batches, is_begun=arrays is not None)
             if arrays:
                 active.assign(arrays)
                 arrays = None
             else:
-                _save(writer, identity, state, active)
+                _save(writer, identity, state, active.arrays())
             model.stop_training, model.optimizer = False, active.optimizer  # what callbacks look at
-            with stop.deferred(), EpochProgress() as progress:
-                while not state.phase_is_over(active.settings):
-                    _Epoch(identity, active, state, model, run_dir, writer, callbacks, stop, progress).run()
+            try:
+                with stop.deferred(), EpochProgress() as progress:
+                    while not state.phase_is_over(active.settings):
+                        _Epoch(identity, active, state, model, run_dir, writer, callbacks, stop, progress).run()
+            except tf.errors.ResourceExhaustedError:
+                if not (parts := _more_parts(identity.config, state)):
+                    raise
+                del active  # and its memory
+                writer.wait()
+                state, arrays = restore(run_dir, identity, say)
+                state.micro_batches = parts
+                say(
+                    f"Memory ran out, so from update {state.update + 1} of epoch {len(state.history) + 1} on each batch of "
+                    f"{identity.config.batch_size} is computed in {parts} parts, whose gradients are summed."
+                )
+                continue
             active.restore_best()
             state.end_phase()
             if state.phase == len(names):
-                _save(writer, identity, state, active)
+                _save(writer, identity, state, active.arrays())
     if arrays:  # all was done before: only the weights are wanted, as the last phase kept them
-        make_phase(names[-1], is_begun=True, is_over=True).assign(arrays)
+        make_phase(names[-1], state.micro_batches, is_begun=True, is_over=True).assign(arrays)
     write_history(state.history, run_dir.history)
     return state
+
+
+def _more_parts(config: RunConfig, state: TrainingState) -> int | None:
+    """The next larger number of parts that a batch can be cut into, at least twice as many; None when there is none."""
+    now = state.micro_batches or config.micro_batches
+    return next((parts for parts in range(2 * now, config.batch_size + 1) if config.batch_size % parts == 0), None)
 
 
 @dataclasses.dataclass
@@ -126,11 +154,10 @@ class _Epoch:
 
     def run(self) -> None:
         active, state, config, number = self.active, self.state, self.identity.config, len(self.state.history)
-        self.saved = self.started = time.monotonic()
+        self.saved = self.looked = self.started = time.monotonic()
         self.seconds_before, self.checkpoint_seconds = state.seconds, 0.0
         if state.update == 0:
-            for metric in active.metrics:
-                metric.reset_state()
+            active.start_epoch()
         batch_size, num_images = config.batch_size, len(active.train)
         title = f"{active.name} {state.epoch + 1}/{active.settings.epochs}"
         self.progress.start_epoch(title, num_images, min(state.update * batch_size, num_images))
@@ -151,13 +178,14 @@ class _Epoch:
             if self.callbacks:
                 self.callbacks.on_train_batch_end(state.update - 1, self.figures())
             self.save_if_due()
+        self.check_loss()
         figures, images_per_second = self.figures(), num_images / max(self.seconds(), 1e-9)
 
         # Validation, and what follows from it.
-        if math.isfinite(figures["loss"]):
-            val_loss, val_accuracy = measure(active, batch_size, self.save_if_due)
-            figures |= {"val_loss": val_loss, "val_accuracy": val_accuracy}
-        self.check_is_number(figures)
+        val_loss, val_accuracy = measure(active, self.save_if_due)
+        figures |= {"val_loss": val_loss, "val_accuracy": val_accuracy}
+        if math.isnan(value := figures[config.monitor]):
+            raise self.diverged(f"The {config.monitor} is {value} after update {self.updates_done():,}")
         row = {
             "phase": active.name, "epoch": number + 1, "updates": (state.epoch + 1) * active.updates_per_epoch,
             "learning_rate": self.rate(state.update - 1), **figures,
@@ -194,6 +222,9 @@ class _Epoch:
 
     def save_if_due(self) -> None:
         """Saves when a signal has come, which then takes effect, or when the last checkpoint is old enough."""
+        if time.monotonic() - self.looked >= SECONDS_BETWEEN_LOOKS:  # to look is to wait for a GPU
+            self.looked = time.monotonic()
+            self.check_loss()
         if self.stop.is_received or time.monotonic() - self.saved >= self.identity.config.checkpoint_seconds:
             self.state.seconds = self.seconds()
             self.save()
@@ -201,20 +232,33 @@ class _Epoch:
             self.stop.raise_if_received()
 
     def save(self) -> None:
+        self.check_loss()
         started = time.monotonic()
-        _save(self.writer, self.identity, self.state, self.active)
+        arrays = self.active.arrays()
+        if not all(np.isfinite(array).all() for array in arrays["weights"]):
+            raise self.diverged(f"A weight is no finite number after update {self.updates_done():,}")
+        _save(self.writer, self.identity, self.state, arrays)
         self.checkpoint_seconds += time.monotonic() - started
 
-    def check_is_number(self, figures: dict[str, float]) -> None:
-        for name in ("loss", self.identity.config.monitor):
-            if math.isnan(value := figures.get(name, 0.0)) or (name == "loss" and math.isinf(value)):
-                raise UserError(
-                    f"The {name} is {value} in epoch {self.state.epoch + 1} of phase {self.active.name}; a number was "
-                    f"expected, so start a new run with a lower --{flag_name(self.active.name)}.learning-rate (it was "
-                    f"{self.active.settings.learning_rate})."
-                )
+    def check_loss(self) -> None:
+        """Raises UserError where the loss has stopped being a finite number; nothing is saved from there on."""
+        if not math.isfinite(loss := self.figures()["loss"]):
+            first = self.updates_done() - self.state.update + int(self.active.finite_updates) + 1
+            raise self.diverged(f"The loss is {loss} from update {first:,} on")
+
+    def updates_done(self) -> int:
+        """Updates of the phase so far."""
+        return self.state.epoch * self.active.updates_per_epoch + self.state.update
+
+    def diverged(self, what: str) -> UserError:
+        name, settings = flag_name(self.active.name), self.active.settings
+        return UserError(
+            f"{what} of phase {self.active.name} (epoch {self.state.epoch + 1}); a finite number was expected, so start a "
+            f"new run with a lower --{name}.learning-rate (it was {settings.learning_rate}); the last checkpoint of this "
+            "one is from before."
+        )
 
 
-def _save(writer: checkpoint.Writer, identity: Identity, state: TrainingState, active: ActivePhase) -> None:
-    """Takes a copy of everything, between two updates; what is written from it does not delay the next."""
-    writer.save(active.arrays(), {"identity": identity.to_values(), "state": dataclasses.asdict(state)})
+def _save(writer: checkpoint.Writer, identity: Identity, state: TrainingState, arrays: checkpoint.Arrays) -> None:
+    """Begins to write a copy that was taken between two updates; the next one does not wait for it."""
+    writer.save(arrays, {"identity": identity.to_values(), "state": dataclasses.asdict(state)})

@@ -29,12 +29,14 @@ class ActivePhase:
     val: Examples
     optimizer: keras.optimizers.Optimizer
     metrics: tuple[keras.metrics.Mean, keras.metrics.Mean]  # loss and accuracy over the epoch so far
+    finite_updates: keras.Variable  # of the epoch so far, up to the first whose loss is no finite number
     weights: list[keras.Variable]  # all that the phase may change
     seeds: list[keras.Variable]  # states of Dropout and its like, which no weights file holds
     augmentation: str  # that is made anew in every epoch
     run_updates: Callable  # see make_updates
     updates_at_once: int
     measure: Callable  # see make_measure
+    measure_batch: int  # examples in a call of it, no more than training has in memory at once
     updates_per_epoch: int
     best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
 
@@ -69,8 +71,13 @@ class ActivePhase:
         self.best = arrays["best"]
 
     def _groups(self) -> dict[str, list]:
-        metrics = [variable for metric in self.metrics for variable in metric.variables]
+        metrics = [*(variable for metric in self.metrics for variable in metric.variables), self.finite_updates]
         return {"weights": self.weights, "seeds": self.seeds, "optimizer": self.optimizer.variables, "metrics": metrics}
+
+    def start_epoch(self) -> None:
+        for metric in self.metrics:
+            metric.reset_state()
+        self.finite_updates.assign(0)
 
 
 def start_phase(
@@ -91,6 +98,7 @@ def start_phase(
     optimizer = make_optimizer(settings)
     optimizer.build(variables)
     metrics = (keras.metrics.Mean("loss"), keras.metrics.Mean("accuracy"))
+    finite_updates = keras.Variable(0, dtype="int64", trainable=False, name="finite_updates")
     num_classes = len(classifier.class_names)
     augmentation = "none" if cut else settings.augmentation
     stored = tf.TensorSpec((None, *train.inputs.shape[1:]), train.inputs.dtype)
@@ -100,14 +108,15 @@ def start_phase(
     batch_bytes = config.batch_size * int(np.prod(stored.shape[1:])) * stored.dtype.size
     updates_at_once = max(1, int(BYTES_AT_ONCE // batch_bytes)) if len(stored.shape) == 2 else 1
     return ActivePhase(
-        name, settings, train, val, optimizer, metrics, weights, seeds, augmentation,
+        name, settings, train, val, optimizer, metrics, finite_updates, weights, seeds, augmentation,
         make_updates(
-            partial(logits, training=True), variables, optimizer, *metrics, config.label_smoothing,
+            partial(logits, training=True), variables, optimizer, *metrics, finite_updates, config.label_smoothing,
             class_weights(config.class_weights, train.labels, num_classes), config.batch_size, config.micro_batches,
             (stored if augmentation == "none" else changed, labels),
         ),
         updates_at_once,
         make_measure(logits, num_classes, config.label_smoothing, (stored, labels)),
+        measure_batch=config.batch_size // config.micro_batches * updates_at_once,
         updates_per_epoch=-(-len(train) // config.batch_size),
     )  # fmt: skip
 
@@ -134,10 +143,10 @@ def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float
     return [float(len(labels) / (num_classes * max(1, count))) for count in counts]
 
 
-def measure(active: ActivePhase, batch_size: int, after_batch: Callable[[], None] = lambda: None) -> tuple[float, float]:
+def measure(active: ActivePhase, after_batch: Callable[[], None] = lambda: None) -> tuple[float, float]:
     """Returns mean loss and accuracy over the phase's validation images, without dropout; NaN where there are none."""
     results = []
-    for inputs, labels in batches_in_order(active.val, batch_size * active.updates_at_once):
+    for inputs, labels in batches_in_order(active.val, active.measure_batch):
         results.append([np.asarray(values, np.float64) for values in active.measure(inputs, labels)])
         after_batch()
     if not results:

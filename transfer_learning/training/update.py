@@ -12,6 +12,7 @@ def make_updates(
     optimizer: keras.optimizers.Optimizer,
     loss_metric: keras.metrics.Mean,
     accuracy_metric: keras.metrics.Mean,
+    finite_updates: keras.Variable,
     label_smoothing: float,
     class_weights: list[float],
     batch_size: int,
@@ -27,6 +28,7 @@ def make_updates(
     the number of micro-batches. The metrics take every example before the update.
 
     Args:
+        finite_updates: int64, counts the updates up to the first whose loss is no finite number.
         training_logits: float32 inputs -> float32 logits (batch, classes), with dropout; a BatchNorm that learns takes
             its statistics from micro-batches.
         class_weights: one weight a class.
@@ -65,6 +67,7 @@ def make_updates(
             batch = slice(number * batch_size, (number + 1) * batch_size)
             optimizer.learning_rate.assign(rates[number])
             optimizer.apply(sum_over_parts(inputs[batch], labels[batch]), variables)
+            finite_updates.assign_add(tf.cast(tf.math.is_finite(loss_metric.total), tf.int64))  # once not, never again
             return (number + 1,)
 
         tf.while_loop(lambda number: number < tf.size(rates), update, (0,), parallel_iterations=1)

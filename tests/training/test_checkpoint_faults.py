@@ -1,0 +1,143 @@
+"""Whatever goes wrong while a checkpoint is written or lies on the disk: the newest or an older whole state, and it is said."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import around_calls, number_of, state_of
+
+from transfer_learning.errors import UserError
+from transfer_learning.training import checkpoint
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def saved(folder, count):
+    for number in range(1, count + 1):
+        checkpoint.save(folder, *state_of(number))
+    return folder
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_calls_of_a_save_are_seen(tmp_path):
+    with around_calls(lambda number, is_done: None) as names:
+        saved(tmp_path / "checkpoint", 3)
+    assert {"open", "write", "fsync", "mkdir", "rename", "unlink", "rmdir"} <= set(names)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_failing_call_loses_nothing(code, before, tmp_path):
+    """Each call of a save fails in turn; a save that says nothing has saved."""
+    number, at, folder = before + 1, 0, tmp_path / "checkpoint"
+    while True:
+        at += 1
+        shutil.rmtree(folder, ignore_errors=True)
+        saved(folder, before)
+
+        def fail(call, is_done, at=at):
+            if call == at and not is_done:
+                raise OSError(code, os.strerror(code))
+
+        failed = False
+        with around_calls(fail) as names:
+            try:
+                checkpoint.save(folder, *state_of(number))
+            except OSError as error:
+                assert error.errno == code
+                failed = True
+        said = []
+        loaded = number_of(checkpoint.load(folder, said.append))
+        assert not said
+        assert loaded == number or (failed and loaded == before), (at, names[-1], loaded)
+        checkpoint.save(folder, *state_of(number + 1))
+        assert number_of(checkpoint.load(folder)) == number + 1
+        if len(names) < at:
+            break
+    assert at > 15
+
+
+def damaged(folder, kind, random):
+    """Damages the newest checkpoint of three by chance; returns what was done, for the message."""
+    path = folder / "000003" / str(random.choice([checkpoint.ARRAYS, checkpoint.STATE, checkpoint.MANIFEST]))
+    content = bytearray(path.read_bytes())
+    if kind == "flipped bit":
+        bit = int(random.integers(8 * len(content)))
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        return path.name, bit
+    length = int(random.integers(len(content)))
+    os.truncate(path, length)
+    return path.name, length
+
+
+def check_damage(tmp_path, kind, times):
+    random = np.random.default_rng(0)
+    whole = contents(saved(tmp_path / "whole", 3))
+    for time in range(times):
+        folder = tmp_path / "damaged"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", folder)
+        what = damaged(folder, kind, random)
+        said = []
+        assert number_of(checkpoint.load(folder, said.append)) == 2, (time, what)
+        assert len(said) == 1 and "000003 is damaged" in said[0] and what[0] in said[0], (time, what, said)
+        left = contents(folder)
+        assert all(left[name] == content for name, content in whole.items() if name.parts[0] == "000002")
+
+
+@pytest.mark.parametrize(("kind", "times"), [("flipped bit", 100), ("cut", 40)])
+def test_damage_is_always_seen_and_said(kind, times, tmp_path):
+    check_damage(tmp_path, kind, times)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "times"), [("flipped bit", 1000), ("cut", 200)])
+def test_damage_is_always_seen_and_said_at_length(kind, times, tmp_path):
+    check_damage(tmp_path, kind, times)
+
+
+@pytest.mark.parametrize("name", [checkpoint.ARRAYS, checkpoint.STATE, checkpoint.MANIFEST, ""])
+@pytest.mark.parametrize("newest", ["000002", "000003"])
+def test_a_deleted_file_is_said_or_was_the_older_one(name, newest, tmp_path):
+    folder = saved(tmp_path / "checkpoint", 3)
+    target = folder / newest / name
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    said = []
+    assert number_of(checkpoint.load(folder, said.append)) == (2 if newest == "000003" else 3)
+    assert len(said) == (newest == "000003" and name != "")
+
+
+def test_when_nothing_whole_is_left_it_is_an_error(tmp_path):
+    folder = saved(tmp_path / "checkpoint", 3)
+    for path in folder.glob("*/*"):
+        os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(UserError, match="Every checkpoint"):
+        checkpoint.load(folder, lambda sentence: None)
+
+
+def killed(folder, saves):
+    command = [sys.executable, "-m", "tests.faults", str(folder), "--saves", str(saves)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def test_killed_at_the_calls_of_a_save(tmp_path):
+    found = killed(tmp_path / "checkpoint", saves=1)
+    assert found["kills"] == found.get("newest", 0) + found["older"] > 30
+
+
+@pytest.mark.long
+def test_killed_at_every_call_of_many_saves(tmp_path):
+    found = killed(tmp_path / "checkpoint", saves=8)
+    assert found["kills"] >= 500

@@ -1,0 +1,135 @@
+"""What the loop does when training goes wrong: a loss that is no number, a device without enough memory."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+
+from transfer_learning.config import Phase
+from transfer_learning.errors import UserError
+from transfer_learning.experiment import run_experiment
+from transfer_learning.files import read_json
+from transfer_learning.run_dir import RunDir
+from transfer_learning.training import checkpoint, loop, phases
+from transfer_learning.training.state import TrainingState
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    """Both phases train on images or activations, four updates an epoch, each saved."""
+    return dataclasses.replace(
+        small_config,
+        dropout=0.0,  # which would draw anew for each part of a batch
+        checkpoint_seconds=0.0,
+        frozen=Phase(epochs=1, learning_rate=1e-2),
+        fine_tune=Phase(epochs=2, learning_rate=1e-3, open="block4", augmentation="light"),
+    )
+
+
+def updates_per_epoch(run_dir):
+    return int(pd.read_csv(run_dir.history)["updates"].iloc[0])
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+@pytest.mark.parametrize(("phase", "update"), [("frozen", 1), ("fine_tune", 0), ("fine_tune", 6)])
+def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(phase, update, seconds, config, tmp_path, monkeypatch):
+    """The rate of one update is no number, so its weights are none, and nor is the loss of the next."""
+    config = dataclasses.replace(config, checkpoint_seconds=seconds)
+    run_dir, original = RunDir(tmp_path / "run"), loop.learning_rate
+
+    def spoilt(settings, in_phase, *others):
+        is_it = settings == config.phase(phase) and in_phase == update
+        return math.nan if is_it else original(settings, in_phase, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "learning_rate", spoilt)
+        patch.setattr(phases, "BYTES_AT_ONCE", 1)
+        what = f"The loss is nan from update {update + 2} on" if seconds else f"A weight .* after update {update + 1}"
+        with pytest.raises(UserError, match=f"{what} of phase {phase} .*lower --.*learning-rate"):
+            run_experiment(config, run_dir)
+    arrays, values = checkpoint.load(run_dir.checkpoint)
+    assert all(np.isfinite(array).all() for group in ("weights", "metrics", "best") for array in arrays[group])
+    assert all(math.isfinite(row["val_loss"]) for row in values["state"]["history"])
+    assert values["state"]["best_value"] is None or math.isfinite(values["state"]["best_value"])
+    assert run_experiment(config, run_dir), "with the cause mended, the last good state goes on"
+
+
+def test_a_validation_that_is_no_number_is_never_the_best():
+    state = TrainingState()
+    assert not state.is_better(math.nan, "val_loss")
+    assert state.is_better(1.0, "val_loss")
+
+
+def short_of_memory(monkeypatch, most, after_calls=0):
+    """A device that holds no more than `most` images of a training update, from a certain call on."""
+    original, calls = phases.make_updates, 0
+
+    def make_updates(*arguments):
+        batch_size, micro_batches = arguments[-3:-1]
+        run_updates = original(*arguments)
+
+        def limited(inputs, labels, rates):
+            nonlocal calls
+            calls += 1
+            if calls > after_calls and batch_size // micro_batches > most:
+                raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+            return run_updates(inputs, labels, rates)
+
+        return limited
+
+    monkeypatch.setattr(phases, "make_updates", make_updates)
+
+
+@pytest.mark.parametrize(("most", "parts"), [(4, 2), (3, 4), (1, 8)])
+def test_smaller_parts_of_the_same_batch_answer_a_lack_of_memory(most, parts, config, tmp_path, monkeypatch, capsys):
+    run_dir, limited = RunDir(tmp_path / "run"), tmp_path / "limited"
+    run_experiment(config, run_dir)
+    with monkeypatch.context() as patch:
+        short_of_memory(patch, most, after_calls=updates_per_epoch(run_dir) + 2)
+        evaluation = run_experiment(config, RunDir(limited))
+    said = [note for note in read_json(RunDir(limited).notes) if "Memory ran out" in note]
+    assert len(said) == int(math.log2(parts)), "each halving is said, and kept for the report"
+    assert f"each batch of 8 is computed in {parts} parts" in said[-1]
+    assert "from update 3 of epoch 2 on" in said[0], "the last checkpoint is where it goes on"
+    state = checkpoint.load(RunDir(limited).checkpoint)[1]["state"]
+    assert state["micro_batches"] == parts
+    history, expected = (pd.read_csv(path.history) for path in (RunDir(limited), run_dir))
+    assert history["updates"].tolist() == expected["updates"].tolist()
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-3)
+    assert evaluation["num_examples"]
+
+
+def test_a_run_that_ran_out_of_memory_is_resumed_to_the_bit(config, tmp_path, monkeypatch):
+    results = []
+    for name, stops in (("unbroken", False), ("stopped", True)):
+        run_dir = RunDir(tmp_path / name)
+        short_of_memory(monkeypatch, 4)
+        if stops:
+            stop_after(monkeypatch, 6)
+            with pytest.raises(UserError, match="stopped here"):
+                run_experiment(config, run_dir)
+            stop_after(monkeypatch, None)
+        results.append((run_experiment(config, run_dir)["weights_sha256"], run_dir.history.read_bytes()))
+    assert results[0] == results[1]
+
+
+def stop_after(monkeypatch, num_saves):
+    original, saves = checkpoint.save, 0
+
+    def save(*arguments):
+        nonlocal saves
+        saves += 1
+        original(*arguments)
+        if saves == num_saves:
+            raise UserError("stopped here")
+
+    monkeypatch.setattr(checkpoint, "save", save)
+
+
+def test_when_not_even_one_image_fits_it_says_so(config, tmp_path, monkeypatch):
+    short_of_memory(monkeypatch, 0)
+    with pytest.raises(UserError, match="The memory is not enough .* smaller --image-size"):
+        run_experiment(config, RunDir(tmp_path / "run"))

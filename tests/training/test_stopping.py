@@ -1,0 +1,58 @@
+"""Signals: noted within an update, taken outside; and a process that cannot stop in time is ended."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from transfer_learning.errors import ExitCode, Stopped
+from transfer_learning.training.stopping import STOPS, StopRequest, Watchdog
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_waits_for_the_end_of_an_update(number):
+    with StopRequest() as stop:
+        with pytest.raises(Stopped) as stopped, stop.deferred():
+            os.kill(os.getpid(), number)
+            done = "the update"
+            assert stop.is_received
+        assert done and stopped.value.exit_code == ExitCode(128 + number)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_outside_of_updates_it_acts_at_once(number):
+    with StopRequest(), pytest.raises(Stopped):
+        os.kill(os.getpid(), number)
+        pytest.fail("it went on")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_process_that_does_not_stop_is_ended(number):
+    ended, numbers = threading.Event(), []
+
+    def end(number):
+        numbers.append(number)
+        ended.set()
+
+    with StopRequest() as stop, pytest.raises(Stopped), Watchdog(end, seconds=0.0), stop.deferred():
+        os.kill(os.getpid(), number)
+        assert ended.wait(60), "the update goes on for ever"
+    assert numbers == [number]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_stops_is_not(number):
+    numbers = []
+    with StopRequest() as stop, pytest.raises(Stopped), Watchdog(numbers.append, seconds=60.0), stop.deferred():
+        os.kill(os.getpid(), number)
+    [watchdog] = [thread for thread in threading.enumerate() if thread.name == "watchdog"] or [None]
+    if watchdog:
+        watchdog.join(60)
+    assert numbers == []
+
+
+def test_the_wakeup_of_others_is_put_back():
+    with Watchdog(lambda number: None):
+        pass
+    assert signal.set_wakeup_fd(-1) == -1
