@@ -99,10 +99,10 @@ def test_the_packages_for_a_gpu_are_an_extra_of_the_pinned_tensorflow():
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_what_is_written_lands_in_folders_of_the_host(name):
+    folders = ("data", "runs", "notebooks")
     volumes = dict(volume.split(":") for volume in SERVICES[name]["volumes"])
-    assert volumes == {f"./{folder}": f"/work/{folder}" for folder in ("data", "runs", "notebooks")}
-    ignored = (ROOT / ".gitignore").read_text()
-    assert all((ROOT / folder).is_dir() or f"/{folder}/" in ignored for folder in volumes)
+    assert volumes == {f"./{folder}": f"/work/{folder}" for folder in folders}
+    assert all((ROOT / folder).is_dir() or f"/{folder}/" in (ROOT / ".gitignore").read_text() for folder in folders)
     [variables] = step("ENV")
     assert all(value.startswith("/work/data/") for value in re.findall(r"=(\S+)", variables))
 

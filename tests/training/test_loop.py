@@ -1,6 +1,7 @@
 """What the loop does when training goes wrong: a loss that is no number, a device without enough memory."""
 
 import dataclasses
+import errno
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase
 from transfer_learning.errors import UserError
 from transfer_learning.experiment import run_experiment
@@ -133,3 +135,30 @@ def test_when_not_even_one_image_fits_it_says_so(config, tmp_path, monkeypatch):
     short_of_memory(monkeypatch, 0)
     with pytest.raises(UserError, match="The memory is not enough .* smaller --image-size"):
         run_experiment(config, RunDir(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("failing", [1, 8, 21])
+def test_a_full_disk_beside_the_training_ends_it_with_a_sentence_and_is_resumed_to_the_bit(
+    failing, config, tmp_path, monkeypatch, capsys
+):
+    unbroken, run_dir = RunDir(tmp_path / "unbroken"), RunDir(tmp_path / "run")
+    expected = run_experiment(config, unbroken)["weights_sha256"]
+    original, calls = checkpoint.sync_to_disk, 0
+
+    def full(path):
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        original(path)
+
+    def begin(_):
+        run_experiment(config, run_dir)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sync_to_disk", full)
+        assert run_main(begin, []) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: The disk is full (") and line.endswith("continue the run with --resume.")
+    assert run_experiment(config, run_dir)["weights_sha256"] == expected
+    assert run_dir.history.read_bytes() == unbroken.history.read_bytes()

@@ -13,6 +13,8 @@ import pandas as pd
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.errors import UserError
 
+pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
+
 COLUMNS = ("id", "file", "sha256", "label", "split", "width", "height", "problem")
 
 

@@ -22,6 +22,8 @@ import pandas as pd
 from transfer_learning.errors import UserError
 from transfer_learning.files import written_atomically
 
+pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
+
 FIRST_COLUMNS = ("id", "label", "predicted", "confidence")
 _TAKEN = re.compile(f"({'|'.join(FIRST_COLUMNS)})_*")
 _NUMBER = "%.9g"  # nine digits tell any two float32 apart, and are never near enough to a third to be read as it
