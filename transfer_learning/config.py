@@ -15,7 +15,7 @@ from transfer_learning.errors import UserError, did_you_mean
 PHASES = ("frozen", "fine_tune")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "plateau", "triangular2", "one_cycle")
-AUGMENTATIONS = ("none", "light", "strong")
+AUGMENTATIONS = ("none", "light", "strong", "rotation", "padded_crop", "resized_crop")
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 RESIZES = ("squash", "crop", "pad")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -249,7 +249,7 @@ def _check_phase(flag: str, phase: Phase) -> None:
         (
             phase.views == 0 or (phase.views >= 2 and phase.augmentation != "none"),
             f"--{flag}.views {phase.views} with --{flag}.augmentation {phase.augmentation} makes no views; give 2 or more "
-            f"with light or strong (the first one is the plain image), or 0.",
+            "with an augmentation (the first one is the plain image), or 0.",
         ),
         (
             phase.schedule != "triangular2" or 0 <= phase.lowest_rate < phase.learning_rate,

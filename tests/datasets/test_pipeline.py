@@ -8,6 +8,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transfer_learning.config import AUGMENTATIONS
 from transfer_learning.datasets import augment
 from transfer_learning.datasets.pipeline import Examples, batches_in_order, examples_of_split, order, training_batches
 
@@ -48,7 +49,7 @@ def test_seeds_and_epochs_have_orders_of_their_own():
     assert len(set(drawn)) == 16
 
 
-@pytest.mark.parametrize("augmentation", ["none", "light", "strong"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_an_epoch_holds_every_example_once_with_its_own_label(augmentation):
     examples = make_examples(23)
     batches = arrays(training_batches(examples, 5, seed=3, epoch=1, augmentation=augmentation))
@@ -60,7 +61,7 @@ def test_an_epoch_holds_every_example_once_with_its_own_label(augmentation):
         np.testing.assert_array_equal(images, examples.inputs[examples.rows[labels]])
 
 
-@pytest.mark.parametrize("augmentation", ["none", "light", "strong"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_resumed_at_any_update_it_gives_the_remaining_batches_to_the_bit(augmentation):
     def epoch_from(first_update):
         return arrays(training_batches(examples, 4, 7, 2, first_update, augmentation=augmentation))
@@ -71,7 +72,7 @@ def test_resumed_at_any_update_it_gives_the_remaining_batches_to_the_bit(augment
         assert_same(epoch_from(first_update), whole[first_update:])
 
 
-@pytest.mark.parametrize("augmentation", ["light", "strong"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS[1:])
 def test_an_image_is_changed_alike_whatever_stands_beside_it(augmentation):
     def by_label(examples, batch_size):
         batches = arrays(training_batches(examples, batch_size, 7, 2, augmentation=augmentation))
@@ -97,7 +98,7 @@ def test_epochs_seeds_and_images_are_changed_each_in_its_own_way():
     assert len(seen) == 2 * 3 * 8
 
 
-@pytest.mark.parametrize("augmentation", ["light", "strong"])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS[1:])
 def test_images_stay_images(augmentation):
     inputs = np.concatenate([np.zeros((8, SIZE, SIZE, 3)), np.full((8, SIZE, SIZE, 3), 255)]).astype(np.uint8)
     examples = Examples(inputs, np.arange(16), np.arange(16, dtype=np.int32), make_examples(16).ids)
@@ -121,6 +122,7 @@ def test_what_is_drawn_stays_in_its_range_and_mirrors_only_if_asked(strength, fl
     low, high = (1 / (1 + sign * spread["zoom"]) ** 2 for sign in (1, -1))
     assert ((low * 0.999 <= abs(area)) & (abs(area) <= high * 1.001)).all()
     assert flip or (area > 0).all()
+    assert (abs(np.rad2deg(np.arcsin(b / np.sqrt(abs(area))))) <= spread["rotation"] + 1e-3).all()
     middle = (SIZE - 1) / 2
     for shift in (a * middle + b * middle + c - middle, d * middle + e * middle + f - middle):
         assert (abs(shift) <= SIZE * spread["shift"] + 1e-3).all()
@@ -138,8 +140,9 @@ def test_keys_seeds_and_epochs_count_to_their_last_digit(key):
     assert len(drawn) == 8
 
 
-def test_half_of_the_images_are_mirrored():
-    transforms, _ = augment.draw("light", True, 0, 0, np.arange(2000, dtype=np.uint64), SIZE)
+@pytest.mark.parametrize("kind", AUGMENTATIONS[1:])
+def test_half_of_the_images_are_mirrored(kind):
+    transforms, _ = augment.draw(kind, True, 0, 0, np.arange(2000, dtype=np.uint64), SIZE)
     mirrored = transforms[:, 0] * transforms[:, 4] - transforms[:, 1] * transforms[:, 3] < 0
     assert 0.45 < mirrored.mean() < 0.55
 
@@ -148,7 +151,7 @@ def apply_with(spread, flip, images):
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(augment.STRENGTHS, "test", {**dict.fromkeys(augment.STRENGTHS["light"], 0.0), **spread})
         transforms, colours = augment.draw("test", flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1])
-    changed = augment.apply(tf.constant(images), tf.constant(transforms), tf.constant(colours))
+    changed = augment.apply("test", tf.constant(images), tf.constant(transforms), tf.constant(colours))
     return changed.numpy(), transforms, colours
 
 
@@ -173,6 +176,94 @@ def test_brightness_is_added_and_contrast_is_taken_about_the_mean():
     changed, _, colours = apply_with({"brightness": 0.1, "contrast": 0.3}, False, images)
     expected = (images - 110.0) * colours[:, 1, None, None, None] + 110 + colours[:, 0, None, None, None]
     np.testing.assert_allclose(changed, expected, atol=1e-3)
+
+
+def change(kind, images, flip=True):
+    """Each image drawn by its number: the transforms, and the changed images."""
+    transforms, colours = augment.draw(kind, flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1])
+    return transforms, augment.apply(kind, tf.constant(images), tf.constant(transforms), tf.constant(colours)).numpy()
+
+
+def shifted(image, left, top, is_mirrored):
+    """The image seen `left` and `top` pixels further on, in black."""
+    size = len(image)
+    wide = np.pad(image, ((size, size), (size, size), (0, 0)))
+    part = wide[size + top : 2 * size + top, size + left : 2 * size + left]
+    return part[:, ::-1] if is_mirrored else part
+
+
+def test_a_padded_crop_is_a_shift_by_whole_pixels_in_black():
+    images = np.random.default_rng(0).integers(1, 256, (400, 32, 32, 3)).astype(np.uint8)
+    transforms, changed = change("padded_crop", images)
+    shifts = set()
+    for image, (a, b, c, d, e, f, *_), result in zip(images, transforms, changed, strict=True):
+        left, top = c - (31 if a < 0 else 0), f
+        np.testing.assert_array_equal(result, shifted(image, int(left), int(top), a < 0))
+        assert (abs(a), b, d, e) == (1, 0, 0, 1)
+        shifts.add((left, top))
+    for axis in (0, 1):
+        assert {shift[axis] for shift in shifts} == set(range(-4, 5)), "4 of 32 pixels to each side, as CIFAR's recipe has it"
+    assert len(shifts) > 75, "one axis knows nothing of the other"
+
+
+def parts(transforms, size):
+    """Left, top, width and height of what each transform enlarges, in pixels."""
+    a, _, c, _, e, f = transforms[:, :6].T.astype(np.float64)
+    width, height = abs(a) * size, e * size
+    return np.round(np.stack([np.minimum(c, c + a * (size - 1)) + 0.5 - abs(a) / 2, f + 0.5 - e / 2, width, height]), 3)
+
+
+def torchvision_draws(rng, size):
+    """Width and height as the documentation of RandomResizedCrop tells it."""
+    for _ in range(10):
+        area = rng.uniform(0.08, 1.0) * size**2
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        width, height = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if 0 < width <= size and 0 < height <= size:
+            return width, height
+    return size, size
+
+
+def test_a_resized_crop_takes_parts_as_torchvision_does():
+    size, count = 64, 20_000
+    transforms, colours = augment.draw("resized_crop", True, 0, 0, np.arange(count, dtype=np.uint64), size)
+    left, top, width, height = parts(transforms, size)
+    assert (colours == [0, 1]).all() and (transforms[:, [1, 3, 6, 7]] == 0).all(), "nothing but a part and a flip"
+    for sides in (left, top, width, height):
+        assert (sides == np.round(sides)).all(), "whole pixels"
+    assert (left >= 0).all() and (top >= 0).all() and (left + width <= size).all() and (top + height <= size).all()
+    share, aspect = width * height / size**2, width / height
+    assert 0.07 < share.min() < 0.1 and 0.97 < share.max() <= 1
+    assert 0.7 < aspect.min() < 0.78 and 1.28 < aspect.max() < 1.43
+    rng = np.random.default_rng(0)
+    expected = np.array([torchvision_draws(rng, size) for _ in range(count)]).T
+    for ours, theirs in ((share, expected.prod(axis=0) / size**2), (aspect, expected[0] / expected[1])):
+        quantiles = np.linspace(0.05, 0.95, 19)
+        np.testing.assert_allclose(np.quantile(ours, quantiles), np.quantile(theirs, quantiles), atol=0.02)
+    room = width < size
+    place = left[room] / (size - width[room])
+    assert abs(place.mean() - 0.5) < 0.01 and place.min() == 0 and place.max() == 1
+
+
+def test_a_resized_crop_is_its_part_enlarged():
+    images = np.random.default_rng(0).integers(0, 256, (12, 24, 24, 3)).astype(np.uint8)
+    transforms, changed = change("resized_crop", images)
+    for image, (left, top, width, height), result, is_mirrored in zip(
+        images, parts(transforms, 24).T.astype(int), changed, transforms[:, 0] < 0, strict=True
+    ):
+        expected = tf.image.resize(image[top : top + height, left : left + width], (24, 24)).numpy()
+        result = result[:, ::-1] if is_mirrored else result
+        # Beyond the middles of its outermost pixels, a part is continued by the image, and torchvision's by itself.
+        x, y = (int(np.ceil(12 / sides)) for sides in (width, height))
+        np.testing.assert_allclose(result[y:-y, x:-x], expected[y:-y, x:-x], atol=0.02)
+
+
+def test_an_image_in_which_no_part_lies_is_taken_whole(monkeypatch):
+    monkeypatch.setattr(augment, "CROP_AREA", (1.0, 1.0))
+    monkeypatch.setattr(augment, "CROP_ASPECT", (1.3, 1.4))
+    images = make_examples(8).inputs[:8]
+    _, changed = change("resized_crop", images, flip=False)
+    np.testing.assert_array_equal(changed, images)
 
 
 def test_prediction_sees_all_examples_once_in_their_order():
@@ -236,10 +327,20 @@ def test_every_example_is_seen_in_each_of_its_views_in_as_many_epochs():
     assert sorted(seen) == list(range(num_views * 10))
 
 
-def test_kept_views_are_still_those_of_their_version():
-    transforms, colours = augment.draw("light", True, 0, np.array([1, 2]), np.array([3, 2**64 - 1], np.uint64), 100)
-    expected = [[0.968, 0.048, 0.590, -0.048, 0.968, 7.562, 0, 0], [-1.062, 0.082, 101.045, 0.082, 1.062, -2.141, 0, 0]]
-    assert augment.VERSION == 1 and transforms == pytest.approx(np.array(expected), abs=1e-3), (
+VIEWS = {  # the transforms of two images that are to come out
+    "light": [[0.968, 0.048, 0.590, -0.048, 0.968, 7.562, 0, 0], [-1.062, 0.082, 101.045, 0.082, 1.062, -2.141, 0, 0]],
+    "strong": [[0.919, 0.113, 1.105, -0.113, 0.919, 16.852, 0, 0], [-1.158, 0.226, 101.731, 0.226, 1.158, -9.054, 0, 0]],
+    "rotation": [[1.0, 0.025, -1.199, -0.025, 1.0, 1.229, 0, 0], [-0.999, 0.039, 97.056, 0.039, 0.999, -1.871, 0, 0]],
+    "padded_crop": [[-1, 0, 103, 0, 1, 3, 0, 0], [-1, 0, 91, 0, 1, 8, 0, 0]],
+    "resized_crop": [[-0.94, 0, 97.03, 0, 0.93, 4.965, 0, 0], [-0.69, 0, 74.155, 0, 0.58, 33.79, 0, 0]],
+}
+
+
+@pytest.mark.parametrize("kind", AUGMENTATIONS[1:])
+def test_kept_views_are_still_those_of_their_version(kind):
+    transforms, colours = augment.draw(kind, True, 0, np.array([1, 2]), np.array([3, 2**64 - 1], np.uint64), 100)
+    assert augment.VERSION == 1 and transforms == pytest.approx(np.array(VIEWS[kind]), abs=1e-3), (
         "views come out otherwise: raise augment.VERSION, else runs would take old ones for new ones"
     )
-    assert colours == pytest.approx(np.array([[-3.168, 1.041], [-6.298, 1.059]]), abs=1e-3)
+    if kind == "light":
+        assert colours == pytest.approx(np.array([[-3.168, 1.041], [-6.298, 1.059]]), abs=1e-3)

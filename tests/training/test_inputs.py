@@ -114,7 +114,7 @@ def test_a_view_is_drawn_from_the_image_alone(config):
         changed = pixels.astype(np.float32)
         if view:
             drawn = augment.draw("strong", config.flip, VIEW_SEED, view, keys, pixels.shape[1])
-            changed = augment.apply(tf.constant(pixels), *drawn)
+            changed = augment.apply("strong", tf.constant(pixels), *drawn)
         live = cut.lower(changed, training=False)
         np.testing.assert_allclose(train.inputs[train.rows[view]], live, rtol=1e-4, atol=1e-4)
     assert val.rows.shape == (len(data.split("val")),), "validation sees the plain image"

@@ -100,7 +100,7 @@ def training_batches(
         transforms.set_shape((None, 8))
         colours.set_shape((None, 2))
         labels.set_shape((None,))
-        return augment.apply(images, transforms, colours), labels
+        return augment.apply(augmentation, images, transforms, colours), labels
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size * batches_at_once)
     return batches.map(augmented, num_parallel_calls=2).prefetch(tf.data.AUTOTUNE)

@@ -6,6 +6,7 @@ import statistics
 import sys
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from transfer_learning.peers import job
 from transfer_learning.peers.networks import extractor
 from transfer_learning.training import checkpoint
 
-STRENGTH = "light"
+KIND = "light"
 
 
 def frozen(flags: Namespace) -> dict[str, Any]:
@@ -92,10 +93,10 @@ def input_first(flags: Namespace) -> dict[str, Any]:
 def augmentation(flags: Namespace) -> dict[str, Any]:
     """Drawing and applying the changes of a batch: flip, rotation, zoom, shift, brightness and contrast."""
     images, keys = tf.constant(random_images(flags)), np.arange(flags.batch_size, dtype=np.uint64)
-    apply = tf.function(augment.apply, autograph=False)
+    apply = tf.function(partial(augment.apply, KIND), autograph=False)
 
     def step():
-        apply(images, *augment.draw(STRENGTH, True, 0, 0, keys, flags.size)).numpy()
+        apply(images, *augment.draw(KIND, True, 0, 0, keys, flags.size)).numpy()
 
     figures = job.images_per_second(step, flags.batch_size, flags.seconds)
     return figures | {"milliseconds": 1000 * flags.batch_size / figures["images_per_second"]}

@@ -57,7 +57,8 @@ def inputs_above(
         numbers = np.array([int(name.split()[-1]) if " " in name else 0 for name in names])
         drawn = augment.draw(settings.augmentation, config.flip, VIEW_SEED, numbers, keys, images.shape[1])
         is_plain = (numbers == 0)[:, None, None, None]
-        return tf.where(is_plain, tf.cast(images, tf.float32), augment.apply(tf.constant(images), *drawn))
+        changed = augment.apply(settings.augmentation, tf.constant(images), *drawn)
+        return tf.where(is_plain, tf.cast(images, tf.float32), changed)
 
     def compute(images: tf.Tensor) -> tf.Tensor:  # built when the first image is missing, not before
         return cut.compute(images)
