@@ -1,5 +1,6 @@
 """Workers that die, hang or lose their parent: one image pays, every other one is unharmed, and no process stays."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from transfer_learning.datasets import decode_worker
+from transfer_learning.datasets.dataset import FilePart
 from transfer_learning.datasets.decode import content_hash, decode, from_jpeg
 from transfer_learning.datasets.decode_worker import DecodeWorkers
 
@@ -98,6 +100,18 @@ def test_a_worker_returns_what_the_decoder_returns(image, tmp_path, monkeypatch)
         assert digest == content_hash(broken) and decoded.pixels is None and "cannot be decoded" in decoded.problem
         monkeypatch.chdir(tmp_path)
         assert_decoded(workers.decode(Path(good.name)), good)
+
+
+def test_a_part_of_a_file_is_decoded_like_a_file(image, tmp_path):
+    good, many = image(), tmp_path / os.fsdecode(b"many \xff")  # no UTF-8
+    content = good.read_bytes()
+    many.write_bytes(bytes(1000) + content + bytes(10))
+    with DecodeWorkers(SIZE, "squash") as workers:
+        assert_decoded(workers.decode(FilePart(many, 1000, len(content))), good)
+        digest, decoded = workers.decode(FilePart(many, 1011, len(content)))
+        assert digest == "" and "ends before byte" in decoded.problem
+        digest, decoded = workers.decode(FilePart(many, 0, 1000))
+        assert digest == content_hash(bytes(1000)) and "cannot be decoded" in decoded.problem
         assert len(processes()) == 1
     assert processes() == []
     with pytest.raises(RuntimeError, match="closed"):
@@ -239,10 +253,10 @@ def test_workers_end_when_their_parent_is_killed_whatever_they_do(is_idle, pipe,
 
 def test_a_worker_in_whose_loop_no_python_runs_is_ended_by_the_kernel(image):
     """Its parent is alive and patient: it is the limit of its own processor time that ends it."""
-    path = os.fsencode(image(behind=b"burn"))
+    request = json.dumps([str(image(behind=b"burn"))]).encode()
     arguments = [*FAULTY_COMMAND, "8", "squash", "pixels", "0.1"]
     with subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
-        worker.stdin.write(decode_worker.LENGTH.pack(len(path)) + path)
+        worker.stdin.write(decode_worker.LENGTH.pack(len(request)) + request)
         worker.stdin.flush()
         try:
             assert worker.wait(DEADLINE) == -signal.SIGPROF

@@ -1,8 +1,11 @@
 """What a dataset is: examples, and the names of their classes.
 
-Nothing is decoded yet: an example holds its file, or its pixels where the source has arrays.
+Nothing is decoded yet: an example holds its file, or where in a larger file its bytes lie, or its pixels where the source
+has arrays.
 """
 
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +16,37 @@ import numpy as np
 SPLITS = ("train", "val", "test")
 
 
+class FilePart(NamedTuple):
+    """An image file that lies inside of a larger file, such as a table of encoded images; nothing of it is in memory."""
+
+    file: Path
+    offset: int  # in bytes
+    length: int
+
+    def read_bytes(self) -> bytes:
+        """Reads it by a plain read, for pages of a memory map would count as memory of this process.
+
+        Raises:
+            OSError: the file is gone, or ends too early.
+        """
+        with open(self.file, "rb", buffering=0) as file:
+            content = os.pread(file.fileno(), self.length, self.offset)
+        if len(content) < self.length:
+            raise OSError(errno.EIO, f"{self.file} ends before byte {self.offset + self.length:,}")
+        return content
+
+
+# an image file, a part of a file, or uint8 pixels (height, width) or (height, width, 3)
+Content = Path | FilePart | np.ndarray
+
+
 class Example(NamedTuple):
     """One labelled image."""
 
     id: str  # unique in its dataset, the same on every machine: the path below the dataset's folder
     label: str
     split: str  # "train", "val", "test", or "" where the dataset leaves it to us
-    content: Path | np.ndarray  # an image file, or uint8 pixels (height, width) or (height, width, 3)
+    content: Content
 
 
 @dataclass(frozen=True)

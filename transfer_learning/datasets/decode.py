@@ -4,11 +4,12 @@ import hashlib
 import io
 import math
 import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from transfer_learning.datasets.dataset import Content, FilePart
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # an allow-list: Pillow knows 40 more, some of them old
@@ -31,13 +32,15 @@ class Decoded(NamedTuple):
     problem: str  # "" where it could be decoded
 
 
-def content_hash(content: Path | bytes | np.ndarray) -> str:
+def content_hash(content: Content | bytes) -> str:
     """Returns the SHA-256 of the file's bytes, or of the array's shape and bytes, in hexadecimal; "" if unreadable."""
     if isinstance(content, bytes):
         return hashlib.sha256(content).hexdigest()
     if isinstance(content, np.ndarray):
         return hashlib.sha256(repr(content.shape).encode() + np.ascontiguousarray(content).tobytes()).hexdigest()
     try:
+        if isinstance(content, FilePart):
+            return hashlib.sha256(content.read_bytes()).hexdigest()
         if not content.is_file():  # to read a pipe would wait for ever
             return ""
         with open(content, "rb", buffering=0) as file:  # by parts: a file may be larger than memory
@@ -46,11 +49,11 @@ def content_hash(content: Path | bytes | np.ndarray) -> str:
         return ""
 
 
-def decode(content: Path | bytes | np.ndarray, size: int, resize: str) -> Decoded:
+def decode(content: Content | bytes, size: int, resize: str) -> Decoded:
     """Decodes to RGB, turns upright by EXIF, makes square by `resize` and scales with antialiasing.
 
     Args:
-        content: an image file, the bytes of one, or uint8 pixels (height, width) or (height, width, 3).
+        content: an image file, a part of a file, the bytes of either, or uint8 pixels (height, width) or (height, width, 3).
         size: side of the result in pixels.
         resize: "squash" changes the aspect ratio, "crop" takes the middle, "pad" adds black bars.
 

@@ -1,6 +1,6 @@
 """Decodes image files in processes that may die: a file that crashes or hangs its decoder costs itself alone.
 
-`DecodeWorkers` is what a run uses. Each of its processes runs this file as a program, takes one path at a time from its
+`DecodeWorkers` is what a run uses. Each of its processes runs this file as a program, takes one image at a time from its
 standard input and answers with hash and pixels, so it is known which image a process was at when it ended. They are
 new processes and no forks, because TensorFlow's threads would not survive one, and no `multiprocessing`, whose new
 processes would run a user's script again unless that guards itself by ``__name__``.
@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from transfer_learning.datasets.dataset import FilePart
 from transfer_learning.datasets.decode import Decoded, content_hash, decode, to_jpeg
 
 SECONDS_PER_IMAGE = 60
@@ -70,8 +71,8 @@ class DecodeWorkers:
         for worker in self._idle:
             worker.close()
 
-    def decode(self, path: Path) -> tuple[str, Decoded]:
-        """Reads a file once; returns the SHA-256 of its bytes ("" if unreadable) and what `decode` makes of them.
+    def decode(self, content: Path | FilePart) -> tuple[str, Decoded]:
+        """Reads an image once; returns the SHA-256 of its bytes ("" if unreadable) and what `decode` makes of them.
 
         Returns:
             The hash and Decoded; its pixels are `bytes` where `as_jpeg` is set. Of a file on which the process died or
@@ -80,12 +81,14 @@ class DecodeWorkers:
         Raises:
             RuntimeError: the workers are closed, or a process does not even start.
         """
+        path, *part = content if isinstance(content, FilePart) else (content,)
+        request = json.dumps([os.path.abspath(path), *part]).encode()  # names that are no UTF-8 are carried along
         while True:
             worker = self._take()
             try:
-                worker.send(os.fsencode(os.path.abspath(path)))
+                worker.send(request)
                 digest, width, height, problem = json.loads(worker.receive(self._seconds))
-                content = worker.receive(self._seconds)
+                pixels = worker.receive(self._seconds)
             except BrokenPipeError:  # it ended before it was given the image: another one gets it
                 self._discard(worker)
             except EOFError:
@@ -102,8 +105,8 @@ class DecodeWorkers:
                 if problem:
                     return digest, Decoded(None, 0, 0, problem)
                 if self._as_jpeg:
-                    return digest, Decoded(bytes(content), width, height, "")
-                pixels = np.frombuffer(content, np.uint8).reshape(self._size, self._size, 3)
+                    return digest, Decoded(bytes(pixels), width, height, "")
+                pixels = np.frombuffer(pixels, np.uint8).reshape(self._size, self._size, 3)
                 return digest, Decoded(pixels, width, height, "")
 
     def _take(self) -> "_Worker":
@@ -218,10 +221,11 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints must not come between two frames
     _write(answers, b"ready")
     while len(length := requests.read(LENGTH.size)) == LENGTH.size:
-        path = Path(os.fsdecode(requests.read(*LENGTH.unpack(length))))
+        path, *part = json.loads(requests.read(*LENGTH.unpack(length)))
+        asked = FilePart(Path(path), *part) if part else Path(path)
         # Processor time, after which the kernel ends this process: for a decoder in whose loop no thread of Python runs.
         signal.setitimer(signal.ITIMER_PROF, 2 * seconds)
-        digest, image = _read_and_decode(path, size, resize)
+        digest, image = _read_and_decode(asked, size, resize)
         content = b""
         if not image.problem:
             content = to_jpeg(image.pixels) if kind == "jpeg" else image.pixels.tobytes()
@@ -236,12 +240,12 @@ def _end_with_the_parent() -> None:
     os._exit(0)
 
 
-def _read_and_decode(path: Path, size: int, resize: str) -> tuple[str, Decoded]:
+def _read_and_decode(asked: Path | FilePart, size: int, resize: str) -> tuple[str, Decoded]:
     """The pixels are of the very bytes that the hash is of, whatever happens to the file."""
     try:
-        content = path.read_bytes()
+        content = asked.read_bytes()
     except (OSError, MemoryError):
-        return "", decode(path, size, resize)  # which says why
+        return "", decode(asked, size, resize)  # which says why
     return content_hash(content), decode(content, size, resize)
 
 

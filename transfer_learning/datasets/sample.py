@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.dataset import Content, Dataset
 from transfer_learning.datasets.decode import content_hash, decode
 from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
 from transfer_learning.datasets.store import POOLS, how_kept
@@ -40,16 +40,16 @@ def look_at_sample(dataset: Dataset, size: int, resize: str, cache_dir: str | Pa
     return Sample(hashes, missing, rate, kept.record_bytes, kept.decoding)
 
 
-def _rate(contents: list[Path | np.ndarray], size: int, resize: str) -> float:
+def _rate(contents: list[Content], size: int, resize: str) -> float:
     """Decodes as the store does: files in processes of their own, arrays in this one."""
     cores, num_decoded = usable_cores(), 0
     with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers, ThreadPoolExecutor(cores) as threads:
 
-        def decode_one(content: Path | np.ndarray) -> None:
-            if isinstance(content, Path):
-                workers.decode(content)
-            else:
+        def decode_one(content: Content) -> None:
+            if isinstance(content, np.ndarray):
                 decode(content, size, resize)
+            else:
+                workers.decode(content)
 
         list(threads.map(decode_one, contents[:cores]))  # starts the processes
         started = time.monotonic()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import PIL
 
-from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.datasets.dataset import Content, Dataset, Example
 from transfer_learning.datasets.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
 from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
 from transfer_learning.kept import KeptArrays, KeptRows, space_told
@@ -230,12 +230,12 @@ class _Decoders:
         """Begins to hash; returns the hashes in their order, waiting for each."""
         return self._threads.map(content_hash, [example.content for example in examples])
 
-    def decode(self, contents: Mapping[str, Path | np.ndarray]) -> dict[str, Future[Decoded]]:
+    def decode(self, contents: Mapping[str, Content]) -> dict[str, Future[Decoded]]:
         """Begins to decode `contents`, which their hashes name."""
         return {name: self._threads.submit(self._decode, name, content) for name, content in contents.items()}
 
-    def _decode(self, name: str, content: Path | np.ndarray) -> Decoded:
-        if isinstance(content, Path):
+    def _decode(self, name: str, content: Content) -> Decoded:
+        if not isinstance(content, np.ndarray):
             digest, image = self._workers.decode(content)
             if not image.problem and digest != name:
                 return Decoded(None, 0, 0, "the file changed while it was read")  # and has another hash now

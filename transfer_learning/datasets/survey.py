@@ -1,13 +1,13 @@
 """A first look at a dataset, from file headers alone: what the choice of good defaults rests on."""
 
+import io
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.dataset import Content, Dataset, FilePart
 from transfer_learning.datasets.decode import FORMATS
 
 NUM_HEADERS = 200  # enough for a median, quick on any disk
@@ -38,11 +38,12 @@ def survey(dataset: Dataset) -> Survey:
     )
 
 
-def _short_side(content: Path | np.ndarray) -> int:
+def _short_side(content: Content) -> int:
     if isinstance(content, np.ndarray):
         return min(content.shape[:2])
     try:
-        with Image.open(content, formats=FORMATS) as image:
+        file = io.BytesIO(content.read_bytes()) if isinstance(content, FilePart) else content
+        with Image.open(file, formats=FORMATS) as image:
             return min(image.size)
     except Exception:  # as in decode: the manifest names the file and its problem
         return 0
