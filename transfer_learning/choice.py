@@ -27,8 +27,9 @@ def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
         if name in values and values[name] not in known and Path(values[name]).exists():
             values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
     scheme, place = scheme_of(values["dataset"])
-    if scheme and Path(place).exists():
-        values["dataset"] = f"{scheme}:{os.path.abspath(place)}"
+    path, *options = [place] if Path(place).exists() else place.split(",")
+    if scheme and Path(path).exists():
+        values["dataset"] = f"{scheme}:{','.join([os.path.abspath(path), *options])}"
     if recipe := recipes.RECIPES.get(scheme or values["dataset"]):
         config, reason_of = recipe(), {}
     else:

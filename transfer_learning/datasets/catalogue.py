@@ -20,7 +20,7 @@ DATASETS = {
 }
 
 # "module:function" by the word ahead of the colon
-SCHEMES: dict[str, str] = {}
+SCHEMES: dict[str, str] = {"hf": "transfer_learning.datasets.huggingface:read"}
 
 
 def load_dataset(name: str, data_dir: str | Path) -> Dataset:
