@@ -116,7 +116,8 @@ def _say_processor(threads: int, say: Callable[[str], None]) -> str:
 
 def _choose_precision(precision: str, gpus: list, say: Callable[[str], None]) -> str:
     if precision != "auto":
-        say(f"Precision {precision}, as asked for.")
+        slower = "; without a GPU it is slower than float32 (--precision float32)" * (precision != "float32" and not gpus)
+        say(f"Precision {precision}, as asked for{slower}.")
         return precision
     if not gpus:
         say("Precision float32: 16-bit arithmetic is slower on most processors.")

@@ -17,6 +17,7 @@ DATASETS = {
     "drawn_pills": "transfer_learning.datasets.drawn_pills",
     "digits": "transfer_learning.datasets.digits",
     "fashion_mnist": "transfer_learning.datasets.fashion_mnist",
+    "imagenet": "transfer_learning.datasets.imagenet",
 }
 
 # "module:function" by the word ahead of the colon
