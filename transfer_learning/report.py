@@ -89,6 +89,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             "num_examples": evaluation["num_examples"],
             "macro_f1": evaluation["macro_f1"],
             "top_5_accuracy": evaluation.get("top_5_accuracy"),
+            "top_5_interval": evaluation.get("top_5_interval"),
             "log_loss": evaluation.get("log_loss"),
             "weights_sha256": evaluation.get("weights_sha256"),
             "phases": [(title, evaluation.get(name)) for name, title in PHASES.items()],
