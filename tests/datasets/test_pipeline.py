@@ -1,5 +1,6 @@
 """Order and augmentation of training images: pure in (seed, epoch, image), so that a resumed epoch is the same."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,14 @@ from hypothesis import strategies as st
 
 from transfer_learning.config import AUGMENTATIONS
 from transfer_learning.datasets import augment
-from transfer_learning.datasets.pipeline import Examples, batches_in_order, examples_of_split, order, training_batches
+from transfer_learning.datasets.pipeline import (
+    BATCHES_AHEAD,
+    Examples,
+    batches_in_order,
+    examples_of_split,
+    order,
+    training_batches,
+)
 
 SIZE = 12
 
@@ -344,3 +352,28 @@ def test_kept_views_are_still_those_of_their_version(kind):
     )
     if kind == "light":
         assert colours == pytest.approx(np.array([[-3.168, 1.041], [-6.298, 1.059]]), abs=1e-3)
+
+
+class CountedImages:
+    """Images that count how many batches of them were asked for."""
+
+    def __init__(self, images):
+        self.images, self.shape, self.dtype, self.num_asked = images, images.shape, images.dtype, 0
+
+    def __getitem__(self, positions):
+        self.num_asked += 1
+        return self.images[positions]
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light"])
+def test_only_a_few_batches_are_in_memory_however_long_the_epoch(augmentation):
+    examples = make_examples(400)
+    images = CountedImages(examples.inputs)
+    taken = 0
+    for _ in training_batches(replace(examples, inputs=images), 4, 0, 0, augmentation=augmentation):
+        taken += 1
+        if taken in (1, 2, 50):
+            time.sleep(0.2)  # whoever would read on does so now
+        # in use, ahead, and for augmentation two at work and one that is handed over
+        assert images.num_asked <= taken + BATCHES_AHEAD + (1 if augmentation == "none" else 3)
+    assert images.num_asked == taken == 100

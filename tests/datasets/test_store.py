@@ -2,12 +2,14 @@
 
 import dataclasses
 import errno
+import io
 import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,9 +21,10 @@ from PIL import Image
 
 from transfer_learning import kept as kept_module
 from transfer_learning.datasets import folder, store
-from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.datasets.dataset import Dataset, Example, FilePart
 from transfer_learning.datasets.decode import Decoded, decode
 from transfer_learning.datasets.decode_worker import DecodeWorkers
+from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.datasets.store import JpegPixels, open_store
 from transfer_learning.errors import UserError
 from transfer_learning.kept import KeptArrays
@@ -431,3 +434,37 @@ def test_arrays_are_kept_as_jpegs_too(opened):
     kept, _ = opened(Dataset("arrays", ("a", "b"), tuple(examples)), decoded_gb=0.0)
     for example, pixels in zip(examples, kept.pixels[kept.rows], strict=True):
         assert np.abs(pixels.astype(int) - decode(example.content, 8, "squash").pixels).mean() < 3
+
+
+def peak_memory(num_images, tmp_path):
+    """Most bytes that Python and NumPy held while a set of 100 times the limit was kept, and read; beside them, what
+    the set would take decoded."""
+    size, table = 64, tmp_path / f"{num_images} images"
+    parts, offset, rng = [], 0, np.random.default_rng(0)
+    with open(table, "wb") as file:
+        for _ in range(num_images):
+            stream = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).resize((size, size)).save(stream, "JPEG")
+            parts.append(FilePart(table, offset, file.write(stream.getvalue())))
+            offset += parts[-1].length
+    examples = [Example(str(number), "ab"[number % 2], "", part) for number, part in enumerate(parts)]
+    dataset, decoded_bytes = Dataset("table", ("a", "b"), tuple(examples)), num_images * size**2 * 3
+    tracemalloc.start()
+    opened = open_store(
+        dataset, size, "squash", tmp_path / "cache", lambda sentence: None, decoded_gb=decoded_bytes / 1e9 / 100
+    )
+    assert isinstance(opened.pixels, JpegPixels)
+    ids = np.array([example.id for example in examples], object)
+    images = Examples(opened.pixels, opened.rows, np.zeros(num_images, np.int32), ids)
+    assert sum(len(labels) for _, labels in training_batches(images, 32, 0, 0)) == num_images
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak, decoded_bytes
+
+
+def test_memory_does_not_grow_with_the_images_of_a_set_of_100_times_the_limit(tmp_path):
+    """Three times the images take as much: a few batches and chunks, and of each image the facts alone."""
+    peak_memory(20, tmp_path)  # what is imported and cached once
+    (few, _), (many, decoded_bytes) = peak_memory(270, tmp_path), peak_memory(810, tmp_path)
+    assert (many - few) / 540 < 2_000 < 64 * 64 * 3
+    assert many < decoded_bytes / 3

@@ -62,8 +62,9 @@ def make_manifest(
                 "become it."
             )
     _say_two_labels(manifest, say)
+    trained = set(manifest.loc[manifest["split"] == "train", "label"])
     for label in dataset.class_names:
-        if not ((manifest["label"] == label) & (manifest["split"] == "train")).any():
+        if label not in trained:
             raise UserError(f"The class {label} has no readable training image; add some, or take the class out.")
     return manifest
 

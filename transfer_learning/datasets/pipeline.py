@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,11 @@ class Examples:
     def at(self, positions: np.ndarray) -> "Examples":
         """Those at these positions, in that order, with all of their views."""
         return Examples(self.inputs, self.rows[..., positions], self.labels[positions], self.ids[positions])
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """uint64 (n,), `key_of` each id."""
+        return np.fromiter(map(key_of, self.ids), np.uint64, len(self))
 
     def in_epoch(self, epoch: int) -> "Examples":
         """What `epoch` sees; each example goes through all of its views in as many epochs, not all in step."""
@@ -86,7 +92,7 @@ def training_batches(
     chosen = order(len(examples), seed, epoch)[first_update * batch_size :]
     if augmentation == "none":
         return _batches(examples, chosen, batch_size * batches_at_once)
-    keys = np.array([key_of(id) for id in examples.ids], np.uint64)
+    keys = examples.keys
     size = examples.inputs.shape[1]
 
     def gather_and_draw(positions: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -103,7 +109,7 @@ def training_batches(
         return augment.apply(augmentation, images, transforms, colours), labels
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size * batches_at_once)
-    return batches.map(augmented, num_parallel_calls=2).prefetch(tf.data.AUTOTUNE)
+    return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)  # a number of them, whatever their size
 
 
 def batches_in_order(examples: Examples, batch_size: int) -> Iterable[Batch]:
