@@ -122,6 +122,16 @@ CASES = (
         most_epochs=2,
     ),
     Case(
+        "memory", "peak memory of our run on 100 times what --decoded-gb allows, opened anew in every epoch", "peak_mb",
+        (
+            Side("ours, what it allows", "ours", "memory_limited", ("--size", "96", "--times-limit", "1"),
+                 needs=("few_small_images",)),
+            Side("ours, 100 times that", "ours", "memory_limited", ("--size", "96", "--times-limit", "100"),
+                 needs=("many_small_images",)),
+        ),
+        most_epochs=2,
+    ),
+    Case(
         "checkpoints", "time that training waits for checkpoints, recipe drawn_pills", "checkpoint_percent",
         (
             Side("ours", "ours", "checkpoints"),

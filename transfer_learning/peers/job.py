@@ -32,6 +32,7 @@ def run_job(jobs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]) -> 
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to measure a rate")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--number", type=int, help="images to make")
+    parser.add_argument("--times-limit", type=float, help="size of the decoded set, in multiples of --decoded-gb")
     parser.add_argument("--keep-decoded", action="store_true", help="use the peer's own cache of decoded images")
     parser.add_argument("--wait-for-disk", action="store_true", help="train on only when a checkpoint is written")
     flags = parser.parse_args()

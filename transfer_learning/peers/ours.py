@@ -53,6 +53,14 @@ def memory(flags: Namespace) -> dict[str, Any]:
     return run(flags, *frozen_phase(flags))
 
 
+def memory_limited(flags: Namespace) -> dict[str, Any]:
+    """The same on a set that takes `--times-limit` times as much as `--decoded-gb` allows, and changed in every epoch."""
+    num_images = sum(1 for _ in flags.images.rglob("*.jpg"))
+    limit = num_images * flags.size**2 * 3 / 1e9 / flags.times_limit
+    more = ("--frozen.augmentation", "light", "--decoded-gb", f"{limit:.9f}")
+    return run(flags, *frozen_phase(flags), *more) | {"images": num_images, "decoded_gb": limit}
+
+
 def checkpoints(flags: Namespace) -> dict[str, Any]:
     """The recipe drawn_pills with default settings: the share of its time that training waited for checkpoints."""
     if flags.wait_for_disk:
@@ -176,7 +184,7 @@ def random_images(flags: Namespace) -> np.ndarray:
 
 if __name__ == "__main__":
     job.run_job({
-        "frozen": frozen, "fine_tune": fine_tune, "memory": memory, "checkpoints": checkpoints, "extraction": extraction,
-        "input_epochs": input_epochs, "input_first": input_first, "augmentation": augmentation,
-        "random_weights": random_weights, "drawn": drawn,
+        "frozen": frozen, "fine_tune": fine_tune, "memory": memory, "memory_limited": memory_limited,
+        "checkpoints": checkpoints, "extraction": extraction, "input_epochs": input_epochs, "input_first": input_first,
+        "augmentation": augmentation, "random_weights": random_weights, "drawn": drawn,
     })  # fmt: skip
