@@ -12,12 +12,13 @@ PACKAGE = ROOT.name
 
 # From the lowest to the highest: the files and folders right inside the package. What is not named is a verb.
 LAYERS = (
-    ("errors", "config", "recipes", "command_line", "files", "kept", "pools", "run_dir", "units"),
+    ("errors", "config", "recipes", "command_line", "files", "kept", "pools", "run_dir", "comparison_dir", "units"),
     ("devices", "monitor"),
     ("datasets", "models", "evaluation"),
     ("training", "choice"),
     ("report",),  # a verb that reads a run directory alone, so that the story can end with it
-    ("experiment",),
+    ("experiment", "sides"),
+    ("comparison_report",),
     ("peers",),  # programs that the verb `benchmark` runs
 )
 VERBS = len(LAYERS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer_learning import benchmark, cache, evaluate, predict, prepare, report, run
+from transfer_learning import benchmark, cache, compare, evaluate, predict, prepare, report, run
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
 from transfer_learning.datasets.catalogue import DATASETS
 from transfer_learning.models.backbones import BACKBONES
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 PACKAGE = ROOT / "transfer_learning"
 VERBS = {
     "run": run, "prepare": prepare, "evaluate": evaluate, "predict": predict, "report": report, "cache": cache,
-    "benchmark": benchmark,
+    "benchmark": benchmark, "compare": compare,
 }  # fmt: skip
 
 
@@ -67,11 +67,12 @@ def test_every_flag_that_is_named_is_one(flag):
     fields += [f"{phase}.{item.name}" for phase in PHASES for item in dataclasses.fields(Phase)]
     others = {"--help", "--resume", "--run-dir", "--split", "--clear", "--keep-gb", "--devices", "--peers", "--signal"}
     others |= {"--peers-python", "--work-dir", "--seconds"}
+    others |= {"--config", "--seeds", "--epochs", "--learning-rates", "--reach"}
     assert flag in others | {f"--{flag_name(name)}" for name in fields} | {f"--no-{flag_name(name)}" for name in fields}
 
 
 def commands():
-    blocks = re.findall(r"`(?:python -m transfer_learning\.)?(run|evaluate|predict) ([^`]+)`", README)
+    blocks = re.findall(r"`(?:python -m transfer_learning\.)?(run|evaluate|predict|compare) ([^`]+)`", README)
     fences = re.findall(r"^python -m transfer_learning\.(\w+) (.+)$", README, re.MULTILINE)
     return sorted({(verb, arguments.replace("\\|", "|")) for verb, arguments in [*blocks, *fences]})
 
@@ -79,6 +80,12 @@ def commands():
 @pytest.mark.parametrize(("verb", "arguments"), [pair for pair in commands() if pair[0] == "run"])
 def test_every_run_command_parses_to_a_config_without_contradiction(verb, arguments):
     flags = run.parse([word.split("|")[0] for word in shlex.split(arguments)])
+    assert flags.resume or flags.dataset
+
+
+@pytest.mark.parametrize("arguments", [arguments for verb, arguments in commands() if verb == "compare"])
+def test_every_compare_command_parses_to_sides_or_goes_on(arguments):
+    flags = compare.parse([word.split("|")[0] for word in shlex.split(arguments)])
     assert flags.resume or flags.dataset
 
 

@@ -3,6 +3,7 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from transfer_learning import recipes
 from transfer_learning.command_line import given_values
@@ -15,7 +16,18 @@ from transfer_learning.models.backbones import find_backbone
 
 def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
-    values = given_values(flags)
+    config, reasons = config_for(given_values(flags))
+    for reason in reasons:
+        print(reason)
+    return config, reasons
+
+
+def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:
+    """The recipe of the dataset that `values` name, the reasons by field where there is none, and `values` with full paths.
+
+    values: given ones, by the names that `config.with_values` takes.
+    """
+    values = dict(values)
     if "backbone" in values:
         find_backbone(values["backbone"])  # before a look at the data, which may be slow
     if "dataset" not in values:
@@ -31,10 +43,14 @@ def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     if scheme and Path(path).exists():
         values["dataset"] = f"{scheme}:{','.join([os.path.abspath(path), *options])}"
     if recipe := recipes.RECIPES.get(scheme or values["dataset"]):
-        config, reason_of = recipe(), {}
-    else:
-        dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
-        config, reason_of = recipes.own_images(values["dataset"], **survey(dataset)._asdict())
+        return recipe(), {}, values
+    dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
+    return *recipes.own_images(values["dataset"], **survey(dataset)._asdict()), values
+
+
+def config_for(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
+    """The recipe of the dataset that `values` name with these values, and the reasons for what it was not told."""
+    config, reason_of, values = recipe_for(values)
     config = with_values(config, values)
     config.check()
     if "frozen.epochs" in reason_of and not config.starts_from_ridge and "frozen.epochs" not in values:
@@ -56,7 +72,4 @@ def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
         )
         config = with_values(config, {"fine_tune.open": "0.3"})
     left_out = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
-    reasons = [reason for name, reason in reason_of.items() if name not in values and not name.startswith(left_out)]
-    for reason in reasons:
-        print(reason)
-    return config, reasons
+    return config, [reason for name, reason in reason_of.items() if name not in values and not name.startswith(left_out)]

@@ -133,6 +133,7 @@ def run_experiment(
                     results[split] = evaluate_split(classifier, data, split, run_dir)
             evaluation = results[data.judged_split] | {
                 "weights_sha256": classifier.weights_sha256,
+                "num_parameters": classifier.model.count_params(),
                 **dict.fromkeys(PHASES),
                 **phase_results(state.history, run_dir.timings, config.monitor),
             }

@@ -43,6 +43,12 @@ def write_report(run_dir: RunDir) -> Path:
     Raises:
         UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
     """
+    write_page("report.html", page_content(run_dir), run_dir.report)
+    return run_dir.report
+
+
+def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
+    """Fills a template of `pages/`, and writes the page whole or not at all."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "pages"),
         autoescape=True,  # class and file names come from anywhere
@@ -52,10 +58,9 @@ def write_report(run_dir: RunDir) -> Path:
     )
     templates.filters |= {"percent": percent, "number": number, "four_places": four_places}
     templates.filters |= {"duration": duration, "size": size}
-    page = templates.get_template("report.html").render(page_content(run_dir))
-    with written_atomically(run_dir.report) as temporary:
+    page = templates.get_template(template).render(content)
+    with written_atomically(path) as temporary:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # names that are no UTF-8 get a question mark
-    return run_dir.report
 
 
 def page_content(run_dir: RunDir) -> dict[str, Any]:

@@ -22,6 +22,8 @@ DOTS_PER_INCH = 150
 
 # Colours that people with any kind of colour blindness tell apart (Okabe and Ito).
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"
+SIDES = (BLUE, VERMILION, GREEN, ORANGE, "#CC79A7", "#56B4E9")  # of a comparison, in their order
+MARKERS = "osD^vP"  # which tell them apart without colours
 MISTAKES = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f6c9ad", VERMILION, "#6b2400"])
 RIGHT = LinearSegmentedColormap.from_list("right", ["#f1f6fa", "#a9cbe2"])  # pale: what is right must not outshine
 # What stands ahead of a caption, the frame and the colour of the caption, by whether a prediction is right
@@ -154,6 +156,52 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
         panels[2].set_xlabel("epoch")
         panels[2].set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         panels[2].xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
+    return figure
+
+
+def comparison(curves: Mapping[str, pd.DataFrame], reach: Sequence[float] = ()) -> Figure:
+    """Draws the learning curves of several sides: the means over their runs, and bands from the lowest to the highest.
+
+    Args:
+        curves: by the name of the side a row an epoch, as `comparison.curves` returns it; values may be missing.
+        reach: validation accuracies to mark, 0..1.
+    """
+    panels_of = (
+        ("val_accuracy", "epoch", "validation accuracy", "epoch"),
+        ("val_accuracy", "seconds", "validation accuracy", "seconds of training"),
+        ("val_loss", "epoch", "validation loss", "epoch"),
+        ("accuracy", "epoch", "training accuracy", "epoch"),
+    )
+    names = readable(list(curves))
+    with _style():
+        figure = Figure(figsize=(10, 7.4), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        panels = figure.subplots(2, 2)
+        panels[0, 0].sharey(panels[0, 1])
+        for axes, (quantity, across, title, below) in zip(panels.flat, panels_of, strict=True):
+            for number, (name, table) in enumerate(zip(names, curves.values(), strict=True)):
+                colour = SIDES[number % len(SIDES)]
+                mean, low, high = (_finite(table[f"{quantity}{end}"]) for end in ("", "_low", "_high"))
+                axes.fill_between(table[across], low, high, color=colour, alpha=0.18, linewidth=0)
+                axes.plot(table[across], mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=3.5,
+                          markevery=max(1, len(table) // 20), label=name)  # fmt: skip
+            axes.set(ylabel=title, xlabel=below)
+            axes.grid(color="#e6e6e6", linewidth=0.7)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+            if quantity.endswith("accuracy"):
+                axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+            if quantity == "val_accuracy":
+                for accuracy in reach:
+                    axes.axhline(accuracy, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
+            if across == "epoch":
+                axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+            else:
+                axes.set_xlim(left=0)
+        losses = pd.concat([_finite(table["val_loss"]) for table in curves.values()])
+        if (losses > 0).all() and losses.max() > 20 * losses.min():
+            panels[1, 0].set_yscale("log")
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     return figure
 
 

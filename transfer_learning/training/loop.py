@@ -253,9 +253,9 @@ class _Epoch:
     def diverged(self, what: str) -> UserError:
         name, settings = flag_name(self.active.name), self.active.settings
         return UserError(
-            f"{what} of phase {self.active.name} (epoch {self.state.epoch + 1}); a finite number was expected, so start a "
-            f"new run with a lower --{name}.learning-rate (it was {settings.learning_rate}); the last checkpoint of this "
-            "one is from before."
+            f"{what} of phase {self.active.name} (epoch {self.state.epoch + 1}), so the training has diverged; start a new "
+            f"run with a lower --{name}.learning-rate (it was {settings.learning_rate}); the last checkpoint of this one is "
+            "from before."
         )
 
 

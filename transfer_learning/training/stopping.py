@@ -43,6 +43,10 @@ class StopRequest:
     def is_received(self) -> bool:
         return self._received is not None
 
+    @property
+    def signal_number(self) -> int | None:
+        return self._received
+
     def raise_if_received(self) -> None:
         if self._received is not None:
             raise Stopped(self._received)
