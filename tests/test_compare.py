@@ -10,34 +10,31 @@ import threading
 import time
 
 import keras
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import SIZE
 from test_report import Page
 
-from transfer_learning import compare
+from transfer_learning import compare, experiment
 from transfer_learning.command_line import run_main
 from transfer_learning.comparison_dir import ComparisonDir
 from transfer_learning.config import with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
-from transfer_learning.evaluation import comparison, predictions
+from transfer_learning.evaluation import predictions
 from transfer_learning.experiment import run_experiment
 from transfer_learning.run_dir import RunDir
 from transfer_learning.training.stopping import StopRequest
-
-# Searched with seed 0, in turns; then seed 1 with the best rates.
-SEARCHED = [
-    "warm-0.001-seed0", "cold-0.001-seed0", "cold-0.01-seed0", "warm-0.01-seed0", "warm-1e+30-seed0", "cold-1e+30-seed0",
-]  # fmt: skip
 
 
 def arguments(small_config, path, *more):
     return [
         "--dataset", small_config.dataset, "--cache-dir", small_config.cache_dir, "--image-size", str(SIZE),
         "--batch-size", "8", "--backbone", "small_cnn", "--head", "none", "--frozen.epochs", "0", "--fine-tune.open", "all",
-        "--epochs", "3", "--fine-tune.schedule", "constant", "--fine-tune.optimizer", "adam",
-        "--fine-tune.weight-decay", "0", "--fine-tune.warmup-epochs", "0", "--config", f"warm=--weights {small_config.weights}",
-        "--config", "cold=--weights none", "--run-dir", str(path), *more,
+        "--epochs", "2", "--fine-tune.schedule", "constant", "--fine-tune.optimizer", "adam",
+        "--fine-tune.weight-decay", "0", "--fine-tune.warmup-epochs", "0",
+        "--config", f"warm=--weights {small_config.weights}", "--config", "cold=--weights none",
+        "--run-dir", str(path), *more,
     ]  # fmt: skip
 
 
@@ -64,12 +61,13 @@ class Children:
 def finished(small_config, tmp_path_factory):
     """A comparison that was stopped between two runs, then inside one, and continued twice; with all that it printed."""
     directory = ComparisonDir(tmp_path_factory.mktemp("runs") / "finished")
-    given = arguments(small_config, directory.path, "--seeds", "2", "--learning-rates", "1e-3,1e-2,1e30", "--reach", "0.3,1")
+    given = arguments(small_config, directory.path, "--seeds", "2", "--reach", "0.3,1")
     children = Children()
     children.stop_before, children.stop_inside = 2, 3
     printed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "run_child", children)
+        patch.setattr(experiment, "draw_figures", lambda *_: None)  # which take longest
         patch.setattr("builtins.print", lambda *values, **_: printed.append(" ".join(map(str, values))))
         codes = [run_main(compare.main, words) for words in (given, ["--resume", str(directory.path)], given)]
     return directory, children.started, codes, "\n".join(printed)
@@ -79,67 +77,33 @@ def results(directory):
     return json.loads(directory.results.read_text())
 
 
-def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(finished, small_config, tmp_path):
+def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(finished, tmp_path, monkeypatch):
     directory, started, codes, printed = finished
     assert codes == [ExitCode.TERMINATED, ExitCode.INTERRUPTED, ExitCode.DONE]
     line = f"continue the comparison with: python -m transfer_learning.compare --resume {directory.path}"
     assert f"Stopped by SIGTERM; {line}" in printed and f"Stopped by SIGINT; {line}" in printed
-    begun = list(dict.fromkeys(started))
-    assert begun[: len(SEARCHED)] == SEARCHED
-    assert len(begun) == len(SEARCHED) + 2 and all(name.endswith("-seed1") for name in begun[-2:])
-    assert [name for name in begun if started.count(name) == 2] == ["cold-0.01-seed0"], "the one that was stopped inside"
-    broken = RunDir(directory.path / "cold-0.01-seed0")
-    unbroken = RunDir(tmp_path / "unbroken")
+    # In turns, and the one that was stopped inside a second time.
+    assert started == ["warm-seed0", "cold-seed0", "cold-seed1", "cold-seed1", "warm-seed1"]
+    monkeypatch.setattr(experiment, "draw_figures", lambda *_: None)
+    broken, unbroken = RunDir(directory.path / "cold-seed1"), RunDir(tmp_path / "unbroken")
     run_experiment(broken.read_config(), unbroken)
-    for file in ("history", "predictions"):
-        one, other = (getattr(run_dir, file) for run_dir in (broken, unbroken))
-        if file == "predictions":
-            one, other = one("test"), other("test")
-        assert one.read_bytes() == other.read_bytes()
+    for file in (lambda run_dir: run_dir.history, lambda run_dir: run_dir.predictions("test")):
+        assert file(broken).read_bytes() == file(unbroken).read_bytes()
 
 
-def test_the_rate_is_chosen_from_the_histories_alone(finished, tmp_path, monkeypatch):
+def test_a_finished_comparison_is_told_again_without_training(finished, monkeypatch, capsys):
     directory = finished[0]
-    for rows in results(directory)["search"].values():
-        histories = {
-            row["learning_rate"]: pd.read_csv(directory.path / row["run"] / "history.csv") for row in rows if not row["problem"]
-        }
-        chosen = [row["learning_rate"] for row in rows if row["is_chosen"]]
-        assert chosen == [comparison.chosen_rate(histories, "val_loss")]
-        assert [row["best"] for row in rows if not row["problem"]] == [table["val_loss"].min() for table in histories.values()]
-
-    # Where nothing is left that tells of test images, the same are chosen.
-    without_test = ComparisonDir(shutil.copytree(directory.path, tmp_path / "copy"))
-    for path in without_test.path.glob("*/*"):
-        if path.name in ("evaluation.json", "classification_report.txt", "predictions", "figures", "model.keras"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    monkeypatch.setattr(compare, "run_child", None)
-    _, search = compare.best_rates(without_test.read_plan(), without_test, StopRequest())
-    assert search == results(directory)["search"]
-
-
-def test_a_rate_that_diverges_is_set_aside_with_its_sentence_and_not_tried_again(finished, monkeypatch, capsys):
-    directory, started, _, printed = finished
-    for name in ("warm", "cold"):
-        assert started.count(f"{name}-1e+30-seed0") == 1
-        assert f"{name}, learning rate 1e+30, seed 0: The loss is" in printed
-        problem = results(directory)["search"][name][-1]["problem"]
-        assert "the training has diverged" in problem and problem in Page(directory.page).text
+    before = directory.results.read_bytes(), directory.page.read_bytes()
     monkeypatch.setattr(compare, "run_child", None)  # which nothing may call
     assert run_main(compare.main, ["--resume", str(directory.path)]) == 0
-    assert "warm, learning rate 1e+30, seed 0: it diverged before." in capsys.readouterr().out
-
-
-def test_the_run_of_the_chosen_rate_is_the_first_seeds_run(finished):
-    for name, rows in results(finished[0])["search"].items():
-        chosen = next(row["run"] for row in rows if row["is_chosen"])
-        assert results(finished[0])["sides"][name]["runs"][0]["directory"] == chosen
+    assert capsys.readouterr().out.count("trained before") == 4
+    assert (directory.results.read_bytes(), directory.page.read_bytes()) == before
 
 
 def test_the_results_are_those_of_the_runs(finished):
     directory = finished[0]
     found = results(directory)
-    assert found["seeds"] == [0, 1] and found["epochs"] == 3 and found["split"] == "test"
+    assert found["seeds"] == [0, 1] and found["epochs"] == 2 and found["split"] == "test"
     assert found["environment"]["device"] and found["environment"]["tensorflow"]
     right = {}
     for name, side in found["sides"].items():
@@ -150,9 +114,9 @@ def test_the_results_are_those_of_the_runs(finished):
         assert side["num_bytes"] == model.stat().st_size
         network = keras.models.load_model(model)
         assert side["num_parameters"] == network.count_params()
-        assert [row["epoch"] for row in side["curves"]] == [1, 2, 3]
+        assert [row["epoch"] for row in side["curves"]] == [1, 2]
         seconds = [row["seconds"] for row in side["curves"]]
-        assert 0 < seconds[0] < seconds[1] < seconds[2]
+        assert 0 < seconds[0] < seconds[1]
         timings = pd.read_csv(directory.path / side["runs"][1]["directory"] / "timings.csv")
         assert side["runs"][1]["seconds"] >= timings["seconds"].sum()
     (pair,) = found["pairs"]
@@ -165,7 +129,7 @@ def test_it_ends_with_a_table_that_stands_in_the_page_and_the_path_of_the_page(f
     assert printed.endswith(f"Page: {directory.page}")
     found, page = results(directory), Page(directory.page)
     for name, side in found["sides"].items():
-        assert re.search(rf"warm +cold\n-+\nnetwork +small_cnn +small_cnn", printed)
+        assert re.search(r"warm +cold\n-+\nnetwork +small_cnn +small_cnn", printed)
         percent = f"{100 * side['accuracy']:.1f} %"
         assert percent in printed and percent in page.text
         assert f"{side['num_parameters']:,}" in page.text and name in page.text
@@ -194,16 +158,16 @@ def test_the_table_has_a_row_a_run(finished):
         rows = list(csv.DictReader(file))
     assert [(row["side"], row["seed"]) for row in rows] == [("warm", "0"), ("warm", "1"), ("cold", "0"), ("cold", "1")]
     for row in rows:
-        assert float(row["test_accuracy"]) <= 1 and row["epochs"] == "3"
+        assert float(row["test_accuracy"]) <= 1 and row["epochs"] == "2"
         assert (row["epoch_of_0.3"] == "") == (row["seconds_to_0.3"] == "")
 
 
 def test_another_comparison_in_its_directory_is_refused_with_what_differs(finished, small_config, capsys):
     directory = finished[0]
     for more, words in (
-        (["--learning-rates", "1e-3", "--batch-size", "16"], ["batch_size of warm is 8, not 16", "--learning-rates is 0.001,0.01"]),
-        (["--learning-rates", "1e-3,1e-2,1e30", "--seed", "4"], ["--seed is 0, not 4"]),
-        (["--learning-rates", "1e-3,1e-2,1e30", "--config", "third=--dropout 0.5 --weights none"], ["warm, cold, not warm, cold, third"]),
+        (["--learning-rates", "1e-3", "--batch-size", "16"], ["batch_size of warm is 8, not 16", "is none, not 0.001"]),
+        (["--seed", "4"], ["--seed is 0, not 4"]),
+        (["--config", "third=--dropout 0.5 --weights none"], ["warm, cold, not warm, cold, third"]),
     ):
         assert run_main(compare.main, arguments(small_config, directory.path, *more)) == 2
         error = capsys.readouterr().err
@@ -265,10 +229,134 @@ def test_runs_on_other_images_are_not_compared(finished, tmp_path, monkeypatch, 
 
 
 def test_a_damaged_plan_is_named(tmp_path, capsys):
-    for content, message in (("{", "is damaged"), ("{}", "is not what `compare` writes"), ('{"sides": {"a": {}}}', "config of a in")):
+    contents = {"{": "is damaged", "{}": "is not what `compare` writes", '{"sides": {"a": {}}}': "the config of a in"}
+    for content, message in contents.items():
         (tmp_path / "plan.json").write_text(content)
         assert run_main(compare.main, ["--resume", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The search, with runs that come to what the test says
+
+RATES = ["--learning-rates", "1e-4,1e-3,1e-2"]
+# By rate: validation losses of two epochs and test accuracy. The best test stands where the validation is worst.
+COMES_TO = {1e-4: ([0.9, 0.8], 1.0), 1e-3: ([0.9, 0.3], 0.25), 1e-2: ([0.5, 0.7], 0.75)}
+
+
+class MadeUp:
+    """Leaves what a run leaves, without training; rate 1e-2 of the side whose weights are random diverges."""
+
+    def __init__(self):
+        self.started = []
+
+    def __call__(self, run_dir, stop):
+        self.started.append(run_dir.path.name)
+        config = run_dir.read_config()
+        if config.weights == "none" and config.fine_tune.learning_rate == 1e-2:
+            raise UserError("The loss is nan from update 3 on, so the training has diverged; start a new run.")
+        val_losses, accuracy = COMES_TO[config.fine_tune.learning_rate]
+        labels = np.arange(8) % 2
+        predicted = np.where(np.arange(8) < 8 * accuracy, labels, 1 - labels)
+        table = predictions.table([f"{number}.png" for number in range(8)], labels, np.eye(2)[predicted], ["a", "b"])
+        predictions.write(table, run_dir.predictions("test"))
+        epochs = {"phase": "fine_tune", "epoch": [1, 2]}
+        history = pd.DataFrame(epochs | {"loss": 1.0, "accuracy": 0.5, "val_loss": val_losses, "val_accuracy": 0.6})
+        history.to_csv(run_dir.history, index=False)
+        pd.DataFrame(epochs | {"seconds": 3.0, "images_per_second": 9.0, "checkpoint_seconds": 0.0}).to_csv(
+            run_dir.timings, index=False
+        )
+        run_dir.foresight.write_text(json.dumps({"stages": [{"name": "fine_tune", "seconds": 10.0}]}))
+        run_dir.environment.write_text(json.dumps({
+            "device": {"name": "Abacus 3000", "threads": 2, "precision": "float32"}, "git_commit": "", "versions": {},
+            "dataset": {"fingerprint": "ab" * 32}, "sessions": [{}],
+        }))  # fmt: skip
+        run_dir.evaluation.write_text(json.dumps({"split": "test", "num_parameters": 1234}))
+        run_dir.model.write_bytes(b"model")
+        run_dir.report.write_text("a page")
+
+
+@pytest.fixture
+def searched(small_config, tmp_path, monkeypatch, capsys):
+    """A finished comparison with a search, the runs that were started and what was printed."""
+    children, directory = MadeUp(), ComparisonDir(tmp_path / "searched")
+    monkeypatch.setattr(compare, "run_child", children)
+    assert run_main(compare.main, arguments(small_config, directory.path, *RATES, "--seeds", "2")) == 0
+    return directory, children, capsys.readouterr().out
+
+
+def test_each_rate_is_tried_once_and_the_best_one_is_the_first_seeds_run(searched):
+    directory, children, _ = searched
+    assert children.started == [
+        "warm-0.0001-seed0", "cold-0.0001-seed0", "cold-0.001-seed0", "warm-0.001-seed0", "warm-0.01-seed0",
+        "cold-0.01-seed0", "cold-0.001-seed1", "warm-0.001-seed1",
+    ]  # fmt: skip
+    for name, side in results(directory)["sides"].items():
+        assert [run["directory"] for run in side["runs"]] == [f"{name}-0.001-seed{seed}" for seed in (0, 1)]
+        assert side["learning_rates"] == {"fine_tune": 1e-3}
+
+
+def test_the_best_rate_is_that_of_the_validation_images_and_no_test_image_has_a_part_in_it(searched, monkeypatch):
+    directory, children, printed = searched
+    search = results(directory)["search"]
+    assert [row["best"] for row in search["warm"]] == [0.8, 0.3, 0.5]
+    assert [row["is_chosen"] for row in search["warm"]] == [False, True, False], "which has the lowest test accuracy"
+    assert "warm goes on with learning rate 0.001, the best by val_loss." in printed
+    # Where nothing is left but the histories, the same is chosen.
+    for run_dir in (RunDir(path) for path in directory.path.iterdir() if path.is_dir()):
+        for path in (run_dir.evaluation, run_dir.predictions("test"), run_dir.model):
+            path.unlink(missing_ok=True)
+    children.started.clear()
+    sides, again = compare.best_rates(directory.read_plan(), directory, StopRequest())
+    assert again == search and children.started == []
+    assert [config.fine_tune.learning_rate for config in sides.values()] == [1e-3, 1e-3]
+
+
+def test_a_rate_that_diverges_is_set_aside_with_its_sentence_and_not_tried_again(searched, capsys):
+    directory, children, printed = searched
+    assert "cold, learning rate 0.01, seed 0: The loss is nan" in printed
+    assert "The loss is nan from update 3 on" in Page(directory.page).text
+    assert results(directory)["search"]["cold"][2]["best"] is None
+    children.started.clear()
+    assert run_main(compare.main, ["--resume", str(directory.path)]) == 0
+    assert children.started == []
+    assert "cold, learning rate 0.01, seed 0: it diverged before." in capsys.readouterr().out
+
+
+def test_more_seeds_are_added_to_a_finished_comparison(searched):
+    directory, children, _ = searched
+    children.started.clear()
+    assert run_main(compare.main, ["--resume", str(directory.path), "--seeds", "3", "--reach", "0.6,0.7"]) == 0
+    assert children.started == ["warm-0.001-seed2", "cold-0.001-seed2"]
+    found = results(directory)
+    assert found["seeds"] == [0, 1, 2]
+    # 10 seconds for two epochs of 3, so 4 ahead of the first.
+    assert found["sides"]["warm"]["reached"] == [
+        {"accuracy": 0.6, "num_runs": 3, "epoch": 1.0, "epoch_range": [1, 1], "seconds": 7.0, "seconds_range": [7.0, 7.0]},
+        {"accuracy": 0.7, "num_runs": 0, "epoch": None, "epoch_range": None, "seconds": None, "seconds_range": None},
+    ]
+    text = Page(directory.page).text
+    assert "validation accuracy 60 % epoch 1, 7.0 s epoch 1, 7.0 s" in text
+    assert "validation accuracy 70 % not reached not reached" in text
+
+
+def test_a_rate_at_the_end_of_those_that_were_tried_is_said_to_be(small_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "run_child", MadeUp())
+    given = arguments(small_config, tmp_path / "a", "--learning-rates", "1e-4,1e-3", "--seeds", "1")
+    assert run_main(compare.main, given) == 0
+    assert "The best learning rate of warm, 0.001, is the highest that was tried" in capsys.readouterr().out
+
+
+def test_a_training_without_usable_probabilities_counts_as_diverged():
+    with pytest.raises(UserError, match=compare.DIVERGED):
+        predictions.table(["x"], np.array([0]), [[np.nan, np.nan]], ["a", "b"])
+
+
+def test_a_divergence_outside_of_the_search_ends_the_comparison(small_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "run_child", MadeUp())
+    given = arguments(small_config, tmp_path / "a", "--fine-tune.learning-rate", "1e-2")
+    assert run_main(compare.main, given) == 2
+    assert "error: The loss is nan from update 3 on" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -286,7 +374,8 @@ def test_the_sentence_of_a_real_process_comes_back_once(tmp_path, capfd):
 
 def test_ctrl_c_reaches_the_process_that_trains_which_saves_and_goes_on_later(small_config, tmp_path, capfd):
     run_dir = RunDir(tmp_path / "run")
-    config = with_values(small_config, {"checkpoint_seconds": 0.0, "fine_tune.epochs": 40, "cache_dir": str(tmp_path / "cache")})
+    more = {"checkpoint_seconds": 0.0, "fine_tune.epochs": 40, "cache_dir": str(tmp_path / "cache")}
+    config = with_values(small_config, more)
     run_dir.path.mkdir()
     run_dir.config.write_text(config.to_json())
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import SIZE, draw_photos
 
-from transfer_learning import evaluate, predict, run
+from transfer_learning import compare, evaluate, predict, run
 from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.evaluation import predictions
@@ -242,7 +242,9 @@ def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(small_config, tmp_p
         run_experiment(config, run_dir)
 
     assert run_main(main, []) == 2
-    assert "lower --frozen.learning-rate" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "lower --frozen.learning-rate" in error
+    assert compare.DIVERGED in error, "by which a search for a rate knows it"
     assert list(run_dir.checkpoint.iterdir()), "the last good state is kept"
 
 

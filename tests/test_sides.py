@@ -105,7 +105,7 @@ def test_a_file_may_name_the_dataset(tmp_path):
         ("--dataset digits --config a= --config 'b=--frozen.epochs 5'", "11 epochs and b 13, which is not the same budget"),
         ("--dataset digits --config a= --config 'b=--val-fraction 0.3'", "val_fraction of a is 0.15 and of b 0.3"),
         ("--dataset digits --config a= --config 'b=--seed 3'", "seed of a is 0 and of b 3"),
-        ("--dataset digits --config a= --config 'b=--dataset drawn_pills --image-size 96'", "dataset of a is digits"),
+        ("--config 'a=--dataset digits' --config 'b=--dataset drawn_pills'", "dataset of a is digits"),
         ("--dataset digits --epochs 3 --config a= --config 'b=--dropout 0.5'", "--epochs 3 leaves nothing"),
         ("--dataset digits --weights imagenet --fine-tune.open stage5", "no part of small_cnn"),
     ],

@@ -68,15 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m transfer_learning.compare", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--config", action="append", metavar="NAME=WHAT",
-                        help="a side: a JSON file with all fields of a config or some, or flags of run in quotes")  # fmt: skip
-    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each side, with seeds --seed and up (default: 3)")
+                        help="a side: a JSON file with all fields of a config or some, or flags in quotes")  # fmt: skip
+    parser.add_argument("--seeds", type=int, metavar="N",
+                        help=f"runs of each side, with seeds from --seed on (default: {Plan.num_seeds})")  # fmt: skip
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of each side, of both phases together")
     parser.add_argument("--learning-rates", type=numbers, metavar="RATES",
                         help="as 1e-4,1e-3,1e-2: each side is trained with each, and goes on with the one that is best on "
                         "the validation images; of a config with two phases it is the rate of the second")  # fmt: skip
     parser.add_argument("--reach", type=numbers, metavar="ACCURACIES",
-                        help="validation accuracies whose epoch and time are told (default: 0.5,0.8,0.9)")  # fmt: skip
-    parser.add_argument("--run-dir", metavar="DIR", help="directory of the comparison (default: one for each command, in runs/)")
+                        help="validation accuracies whose epoch and time are told (default: "
+                        f"{','.join(f'{accuracy:g}' for accuracy in Plan.reach)})")  # fmt: skip
+    parser.add_argument("--run-dir", metavar="DIR",
+                        help="directory of the comparison (default: one in runs/ that the same command finds)")  # fmt: skip
     parser.add_argument("--resume", metavar="DIR", help="continue the comparison in this directory")
     add_config_flags(parser)
     flags = parser.parse_args(arguments)
@@ -124,7 +127,8 @@ def begun(flags: argparse.Namespace) -> tuple[ComparisonDir, Plan]:
     if directory.plan.exists():
         if found := directory.read_plan().difference(plan):
             raise UserError(
-                f"{directory.path} holds another comparison ({'; '.join(found)}); restore the flags, or choose another --run-dir."
+                f"{directory.path} holds another comparison ({'; '.join(found)}); restore the flags, or choose another "
+                "--run-dir."
             )
     elif directory.path.exists() and not is_empty(directory.path):
         raise UserError(f"--run-dir {directory.path} holds something else; choose a new or an empty directory.")
@@ -296,12 +300,13 @@ def run_child(run_dir: RunDir, stop: StopRequest) -> None:
 
 def pass_on(errors, problems: list[str]) -> None:
     """Shows what a process writes to its standard error, but keeps the sentence of its error for ourselves."""
-    for line in errors:
-        if line.startswith("error: "):
-            problems.append(line.removeprefix("error: ").strip())
-        else:
-            sys.stderr.write(line)
-            sys.stderr.flush()
+    with errors:
+        for line in errors:
+            if line.startswith("error: "):
+                problems.append(line.removeprefix("error: ").strip())
+            else:
+                sys.stderr.write(line)
+                sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ def document(
     environments = {run_dir.path.name: read_json(run_dir.environment) for run_dir in all_dirs}
     first, *others = all_dirs
     for other in others:
-        if environments[first.path.name]["dataset"]["fingerprint"] != environments[other.path.name]["dataset"]["fingerprint"]:
+        one, two = (environments[run_dir.path.name]["dataset"]["fingerprint"] for run_dir in (first, other))
+        if one != two:
             raise UserError(
                 f"{first.path} and {other.path} were not trained on the same images, labels and splits; restore the images "
                 "and delete the run that is wrong, or compare anew with another --run-dir."
@@ -172,14 +173,16 @@ def conclusion(pair: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """``pretrained is right on 91.1 % and scratch on 72.8 % of the same 246 test images: ...``"""
     ours, theirs = (100 * results["sides"][pair[which]]["accuracy"] for which in ("first", "second"))
     low, high = (100 * end for end in pair["interval"])
-    seeds = len(results["seeds"])
-    of_seeds = f", mean of {seeds} seeds" if seeds > 1 else ""
+    of = f"{results['num_images']:,} {SPLITS[results['split']]}{over_seeds(results)}"
     return (
-        f"{pair['first']} is right on {ours:.1f} % and {pair['second']} on {theirs:.1f} % of the same "
-        f"{results['num_images']:,} {SPLITS[results['split']]}{of_seeds}: {100 * pair['difference']:+.1f} points (95 % interval "
-        f"{low:+.1f} to {high:+.1f}), {'that may be chance' if pair['p_value'] >= 0.05 else 'hardly by chance'} "
-        f"({p_in_words(pair['p_value'])})."
+        f"{pair['first']} is right on {ours:.1f} % and {pair['second']} on {theirs:.1f} % of the same {of}: "
+        f"{100 * pair['difference']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}), "
+        f"{'that may be chance' if pair['p_value'] >= 0.05 else 'hardly by chance'} ({p_in_words(pair['p_value'])})."
     )
+
+
+def over_seeds(results: Mapping[str, Any]) -> str:
+    return f", mean of {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
 
 
 def p_in_words(value: float) -> str:
@@ -193,9 +196,14 @@ def remarks(plan: Plan, search: Mapping[str, Any], results: Mapping[str, Any]) -
         chosen = next(row["learning_rate"] for row in tried if row["is_chosen"])
         for end, which in ((max, "highest"), (min, "lowest")):
             if len(tried) > 1 and chosen == end(plan.learning_rates):
-                found.append(f"The best learning rate of {name}, {chosen:g}, is the {which} that was tried; one beyond may be better.")
+                found.append(
+                    f"The best learning rate of {name}, {chosen:g}, is the {which} that was tried; one beyond may be better."
+                )
     if results["split"] != "test":
-        found.append("The dataset has no test images: all accuracies are of the validation images, by which epochs were chosen too.")
+        found.append(
+            "The dataset has no test images, so all accuracies are of the validation images, by which the best epochs were "
+            "chosen too: they flatter all sides."
+        )
     return found
 
 
@@ -210,8 +218,8 @@ def overview(results: Mapping[str, Any]) -> list[list[str]]:
     add("network", lambda side: side["backbone"])
     add("weights at the start", lambda side: {"none": "random", "imagenet": "ImageNet"}.get(side["weights"], side["weights"]))
     add("learning rate", lambda side: by_phase(side["learning_rates"], lambda rate: f"{rate:g}"))
-    of = f"{results['split']} accuracy, n = {results['num_images']:,}" + (f", mean of {seeds} seeds" if seeds > 1 else "")
-    add(of, lambda side: percent(side["accuracy"]))
+    of = f"n = {results['num_images']:,}{over_seeds(results)}"
+    add(f"{results['split']} accuracy, {of}", lambda side: percent(side["accuracy"]))
     add("  95 % interval", lambda side: range_of(side["accuracy_interval"], percent))
     if seeds > 1:
         add("  range over the seeds", lambda side: range_of(side["accuracy_range"], percent))

@@ -36,9 +36,8 @@ def table(right, num_classes=3):
     right = np.asarray(right, bool)
     labels = np.arange(len(right)) % num_classes
     predicted = np.where(right, labels, (labels + 1) % num_classes)
-    return predictions.table(
-        [f"{number}.png" for number in range(len(right))], labels, np.eye(num_classes)[predicted], list("abcdef")[:num_classes]
-    )
+    ids = [f"{number}.png" for number in range(len(right))]
+    return predictions.table(ids, labels, np.eye(num_classes)[predicted], list("abcdef")[:num_classes])
 
 
 def run(right, seed=0, val_accuracies=(0.4, 0.9)):

@@ -189,9 +189,55 @@ def test_captions_name_both_classes_and_never_round_up_to_certain():
     assert figures.captions(table) == ["wrong 99.9 %\ntrue: right", "class 2 100.0 %\ntrue: class 2"]
 
 
+def curves_of(num_epochs, start, **changes):
+    """Learning curves of one side, as `comparison.curves` makes them."""
+    epoch = np.arange(1, num_epochs + 1)
+    table = pd.DataFrame({"epoch": epoch, "num_runs": 3, "seconds": 7.0 * epoch})
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        mean = start / epoch if "loss" in name else 1 - (1 - start) / epoch
+        table[name], table[f"{name}_low"], table[f"{name}_high"] = mean, 0.9 * mean, 1.1 * mean
+    return table.assign(**changes)
+
+
+@pytest.mark.parametrize(
+    "sides",
+    [
+        {"pretrained": curves_of(10, 0.7), "scratch": curves_of(10, 0.1)},
+        {"a": curves_of(1, 0.7), LONG: curves_of(200, 0.1)},
+        {f"side {number}": curves_of(5, number / 10) for number in range(9)},
+        {"a": curves_of(3, 0.7, val_loss=np.nan, val_accuracy=np.nan), "b": curves_of(2, 0.2, val_loss=[np.inf, 1.0])},
+        {"a": curves_of(3, 0.5, val_loss=[3.0, 2e4, 1.0]), "$x^2$": curves_of(3, 0.0)},
+    ],
+    ids=lambda sides: f"{len(sides)} sides",
+)
+def test_learning_curves_of_every_kind_of_side_are_drawn_and_named(tmp_path, sides):
+    figure = drawn(figures.comparison(sides, reach=[0.5, 0.9]))
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "validation accuracy", "validation accuracy", "validation loss", "training accuracy",
+    ]  # fmt: skip
+    assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "seconds of training", "epoch", "epoch"]
+    texts = figure.legends[0].get_texts()
+    assert [text.get_text() for text in texts] == figures.readable(list(sides))
+    assert overlapping(figure, texts) == []
+    for axes in figure.axes[:2]:
+        marked = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+        assert marked == [0.5, 0.9]
+    figures.save(figure, tmp_path / "curves.png")
+
+
+def test_learning_curves_show_the_mean_within_the_range_of_the_seeds():
+    axes = figures.comparison({"one": curves_of(4, 0.2), "two": curves_of(4, 0.6)}).axes[0]
+    for table, line, band in zip((curves_of(4, 0.2), curves_of(4, 0.6)), axes.lines, axes.collections, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), table["val_accuracy"])
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.min() == pytest.approx(table["val_accuracy_low"].min())
+        assert heights.max() == pytest.approx(table["val_accuracy_high"].max())
+
+
 FIGURES = {
     "matrix": lambda: figures.confusion_matrix(matrix_of(10), [f"class {i}" for i in range(10)], True),
     "curves": lambda: figures.curves(history_of(3, 2), {"frozen": 2}),
+    "comparison": lambda: figures.comparison({"a": curves_of(3, 0.5), "b": curves_of(2, 0.1)}, [0.8]),
     "grid": lambda: figures.image_grid(np.full((5, 8, 8, 3), 99, np.uint8), list("abcde"), [True] * 5),
 }
 

@@ -284,7 +284,8 @@ def _over_runs(places: Sequence[tuple[int, float] | None]) -> dict[str, Any]:
     for column, name in enumerate(("epoch", "seconds")):
         values = [place[column] if place else np.inf for place in places]
         result[name] = _or_none(np.median(values))
-        result[f"{name}_range"] = [min(place[column] for place in there), max(place[column] for place in there)] if there else None
+        column_there = [place[column] for place in there]
+        result[f"{name}_range"] = [min(column_there), max(column_there)] if there else None
     return result
 
 
