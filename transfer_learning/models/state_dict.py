@@ -1,5 +1,6 @@
-"""State dicts of PyTorch, old and new format, read with NumPy alone: tensors come out, and nothing in the file is run."""
+"""State dicts of PyTorch in their three file formats, read without PyTorch: tensors come out, nothing in the file is run."""
 
+import json
 import math
 import os
 import pickle
@@ -63,6 +64,8 @@ STATE_DICT_OPCODES = frozenset(
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS""".split()
 )
 
+SAFETENSORS_TYPES = frozenset("F64 F32 F16 I64 I32 I16 I8 U8 BOOL".split())  # as STORAGE_TYPES
+
 OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_FORMAT_PROTOCOL = 1001
 
@@ -73,13 +76,20 @@ class _StateDictUnpickler(pickle.Unpickler):
     The callables handed out are bound methods: a pickle can call them, and can set nothing on them.
     """
 
+    num_tensors = 0  # built so far
+
     def find_class(self, module, name):
         if module == "torch" and name in STORAGE_TYPES:
             return _ScalarType(np.dtype(STORAGE_TYPES[name]))
+        if module == "torch" and name.endswith("Storage"):
+            raise pickle.UnpicklingError(f"it holds numbers as torch.{name}, a format that is not read")
         if (module, name) == ("collections", "OrderedDict"):
             return self._new_state_dict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return self._new_tensor
+        # What torchvision publishes of its ResNets of 2016 still holds parameters in place of their tensors.
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return self._tensor_of_parameter
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs")
 
     def persistent_load(self, persistent_id):
@@ -96,7 +106,13 @@ class _StateDictUnpickler(pickle.Unpickler):
     def _new_tensor(self, storage, offset, shape, strides, _requires_grad, _hooks, _metadata=None):
         if not isinstance(storage, _Storage):
             raise pickle.UnpicklingError("it describes a tensor without a storage")
+        self.num_tensors += 1
         return _Tensor(storage, _count(offset), tuple(map(_count, shape)), tuple(map(_count, strides)))
+
+    def _tensor_of_parameter(self, tensor, _requires_grad, _hooks):
+        if not isinstance(tensor, _Tensor):
+            raise pickle.UnpicklingError("it describes a parameter without a tensor")
+        return tensor
 
 
 def _count(value) -> int:
@@ -105,8 +121,8 @@ def _count(value) -> int:
     return value
 
 
-def _unpickle(file: BinaryIO, num_bytes: int):
-    """Reads one pickle at the position of `file`, after a look at its opcodes."""
+def _unpickler(file: BinaryIO, num_bytes: int) -> _StateDictUnpickler:
+    """Returns what reads the pickle at the position of `file`, after a look at its opcodes."""
     start = file.tell()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name not in STATE_DICT_OPCODES:
@@ -115,17 +131,20 @@ def _unpickle(file: BinaryIO, num_bytes: int):
         if opcode.name == "LONG_BINPUT" and argument > num_bytes:
             raise pickle.UnpicklingError("it numbers more objects than it has bytes")
     file.seek(start)
-    return _StateDictUnpickler(file, encoding="utf-8").load()
+    return _StateDictUnpickler(file, encoding="utf-8")
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Returns the arrays of a PyTorch state dict (both file formats: before and since PyTorch 1.6), without PyTorch.
+    """Returns the arrays of a PyTorch state dict, without PyTorch.
 
+    path: what ends in .safetensors is that format, everything else one of PyTorch's two, before and since version 1.6.
     The arrays are C-contiguous copies in the dtypes of the file. Raises UserError for a missing or damaged file and
     for anything but a flat dictionary of dense tensors (float64, float32, float16, integers, booleans).
     """
     path = Path(path)
     try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
         num_bytes = path.stat().st_size
         with open(path, "rb") as file:
             read = _read_zip_format if zipfile.is_zipfile(file) else _read_old_format
@@ -136,20 +155,44 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except Exception as problem:  # the file is a stranger's: whatever it makes the reader raise, the file is at fault
         reason = str(problem) or type(problem).__name__
         raise UserError(
-            f"{path} was given as PyTorch weights; expected a flat state dict of dense tensors, but {reason}; save it "
-            "again with torch.save(model.state_dict(), FILE), or use --weights none."
+            f"{path} was given as PyTorch weights; expected a flat state dict of dense tensors, but {reason}; save the "
+            "state dict alone with torch.save(model.state_dict(), FILE), or use --weights none."
         ) from problem
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """A header in JSON and the numbers behind it; the library checks that these are one tensor behind the other."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as tensors:
+        with open(path, "rb") as file:  # a second time, because of equal names the library reports the last alone
+            json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_without_doubles)
+        for name in tensors.keys():
+            if (number_format := tensors.get_slice(name).get_dtype()) not in SAFETENSORS_TYPES:
+                raise ValueError(f"it holds numbers as {number_format}, a format that is not read")
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}
+
+
+def _without_doubles(pairs: list[tuple]) -> dict:
+    """A JSON object of which no name is there twice."""
+    if len(unique := dict(pairs)) < len(pairs):
+        raise ValueError("it has several tensors of one name")
+    return unique
 
 
 def _read_old_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
     """Five pickles (magic number, protocol, platform, state dict, storage keys), then count and numbers of each key."""
-    if _unpickle(file, num_bytes) != OLD_FORMAT_MAGIC or _unpickle(file, num_bytes) != OLD_FORMAT_PROTOCOL:
-        raise ValueError("it does not begin like one")
-    if _unpickle(file, num_bytes)["little_endian"] is not True:
+    if file.read(262)[257:] == b"ustar":
+        raise ValueError("it is a tar archive, which PyTorch wrote before version 0.1.10")
+    file.seek(0)
+    for beginning in (OLD_FORMAT_MAGIC, OLD_FORMAT_PROTOCOL):
+        if _unpickler(file, num_bytes).load() != beginning:
+            raise ValueError("it does not begin like one")
+    if _unpickler(file, num_bytes).load()["little_endian"] is not True:
         raise ValueError("it comes from a big-endian machine")
-    tensors = _checked_tensors(_unpickle(file, num_bytes), num_bytes)
+    tensors = _read_tensors(file, num_bytes)
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    keys = _unpickle(file, num_bytes)
+    keys = _unpickler(file, num_bytes).load()
     if sorted(keys) != sorted(storages):
         raise ValueError("its list of storages is not the one its tensors need")
     numbers = {}
@@ -165,6 +208,8 @@ def _read_zip_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
     """An uncompressed zip archive: NAME/data.pkl is the state dict, NAME/data/KEY holds the numbers of each storage."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise ValueError("it has several members of one name")
         pickles = [name for name in members if re.fullmatch(r"[^/]+/data\.pkl", name)]
         if len(pickles) != 1:
             raise ValueError("it has no data.pkl")
@@ -181,12 +226,21 @@ def _read_zip_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
         with archive.open(pickles[0]) as pickled:
             if members[pickles[0]].compress_type != zipfile.ZIP_STORED:
                 raise ValueError("its data.pkl is compressed")
-            tensors = _checked_tensors(_unpickle(pickled, num_bytes), num_bytes)
+            tensors = _read_tensors(pickled, num_bytes)
         storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
         numbers = {
             key: np.frombuffer(read(f"{folder}data/{key}"), storage.dtype) for key, storage in storages.items()
         }
     return _arrays(tensors, numbers)
+
+
+def _read_tensors(file: BinaryIO, num_bytes: int) -> dict[str, _Tensor]:
+    """Reads the pickled state dict itself."""
+    unpickler = _unpickler(file, num_bytes)
+    tensors = _checked_tensors(unpickler.load(), num_bytes)
+    if unpickler.num_tensors > len(tensors):  # a later one of the same name takes the place of an earlier one
+        raise ValueError("it has several tensors of one name")
+    return tensors
 
 
 def _checked_tensors(state, num_bytes: int) -> dict[str, _Tensor]:
