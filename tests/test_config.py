@@ -89,7 +89,9 @@ def test_the_default_and_every_recipe_contradict_nothing():
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_phase_of_any_recipe_can_be_left_out_by_its_epochs_alone(recipe, phase):
     """What the recipe says of the phase, such as a warm-up longer than no epochs, contradicts nothing then."""
-    with_values(recipe(), {f"{phase}.epochs": 0}).check()
+    others = [name for name in PHASES if name != phase]
+    if any(recipe().phase(name).epochs for name in others):  # else nothing would be trained
+        with_values(recipe(), {f"{phase}.epochs": 0}).check()
 
 
 def test_training_from_scratch_works_as_the_sentence_says():
@@ -98,7 +100,8 @@ def test_training_from_scratch_works_as_the_sentence_says():
 
 
 def test_the_recipe_of_a_dataset_trains_on_that_dataset():
-    assert {name: recipe().dataset for name, recipe in RECIPES.items()} == {name: name for name in RECIPES}
+    for name, recipe in RECIPES.items():  # where it is a kind of dataset, at some place
+        assert recipe().dataset.partition(":")[0] == name
 
 
 def test_json_gives_back_the_same_config():

@@ -19,7 +19,7 @@ HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "a 
            "\udcff"]  # fmt: skip
 FIGURES = ("curves", "confusion_matrix", "confusion_matrix_normalised", "samples", "mistakes")
 PHASE = {"epochs": 3, "best_epoch": 2, "loss": 0.4491, "accuracy": 0.8442, "val_loss": 0.3968, "val_accuracy": 0.8662,
-         "seconds": 75.4, "checkpoint_seconds": 0.21, "images_per_second": 412.25}  # fmt: skip
+         "seconds": 75.4, "epoch_seconds": 25.1, "checkpoint_seconds": 0.21, "images_per_second": 412.25}  # fmt: skip
 
 
 def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="test", fine_tune=None):
@@ -86,7 +86,7 @@ def test_shows_every_result_of_the_run(tmp_path):
     page = Page(run_dir.report)
     for text in (
         "pets", "83.33 %", "95 % interval 55.20–95.30 %", "12 test images", "macro F1", "2 mistakes",
-        "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 412.2", "91.23 %", "1:02 h",
+        "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 25 s 412.2", "91.23 %", "1:02 h",
         "Decoding 1.5 s 2.0 s – 92 MB 95 MB",
         "Frozen phase 1:14 min 1:15 min 0.2 s – –", "Evaluation 1:01 min – – – –",
         "cat dog 1 25.00 %", "cat/0.jpg cat dog 90.00 %",

@@ -135,8 +135,11 @@ def run_experiment(
                 "weights_sha256": classifier.weights_sha256,
                 "num_parameters": classifier.model.count_params(),
                 **dict.fromkeys(PHASES),
-                **phase_results(state.history, run_dir.timings, config.monitor),
-            }
+                **phase_results(
+                    state.history, run_dir.timings, config.monitor,
+                    {name: stage.seconds for name, stage in foresight.stages.items()},
+                ),
+            }  # fmt: skip
             draw_figures(config, data, state.history, evaluation, run_dir)
             write_json(run_dir.evaluation, evaluation)
 

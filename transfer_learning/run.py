@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transfer_learning.choice import chosen_config
 from transfer_learning.command_line import Parser, add_config_flags, given_values, quiet_start, run_main
-from transfer_learning.config import RunConfig, difference, named, with_values
+from transfer_learning.config import PHASES, RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.run_dir import RunDir, existing_run_dir, new_run_dir
 
@@ -43,12 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         with quiet_start():  # these import TensorFlow and scikit-learn, which takes seconds
             from transfer_learning.evaluation import metrics
             from transfer_learning.experiment import run_experiment
+            from transfer_learning.training import history
             from transfer_learning.training.stopping import Watchdog
         with Watchdog(end_at_once):
             evaluation = run_experiment(config, run_dir, reasons=reasons)
     except Stopped as stopped:
         print(f"Stopped by {stopped}; continue with: {continuing}")
         return stopped.exit_code
+    for phase in PHASES:
+        if evaluation[phase]:
+            print(history.in_words(phase, evaluation[phase]))
     print(f"{metrics.in_words(evaluation)}\nReport: {run_dir.report}")
     return ExitCode.DONE
 

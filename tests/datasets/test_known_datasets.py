@@ -1,19 +1,29 @@
 """The datasets with a name: real ones that are installed, and those that lie in a folder or come from far away."""
 
 import gzip
+import importlib
 import struct
 
 import numpy as np
 import pytest
 
 from transfer_learning.datasets import digits, fashion_mnist, pharma
-from transfer_learning.datasets.catalogue import DATASETS, load_dataset
+from transfer_learning.datasets.catalogue import DATASETS, SCHEMES, load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.recipes import RECIPES
 
 
-def test_every_known_dataset_has_a_recipe():
-    assert set(DATASETS) == set(RECIPES)
+def test_every_known_dataset_has_a_recipe_and_every_recipe_a_dataset():
+    assert set(DATASETS) <= set(RECIPES) <= {*DATASETS, *SCHEMES}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scheme_names_a_function_and_is_suggested(scheme, tmp_path):
+    module, function = SCHEMES[scheme].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    for name in (scheme, f"{scheme}:"):
+        with pytest.raises(UserError, match=f" {scheme}:PLACE"):
+            load_dataset(name, tmp_path)
 
 
 def test_digits_are_real_images_of_ten_classes(tmp_path):

@@ -14,12 +14,14 @@ from transfer_learning.errors import UserError
 
 
 def manifest_of(rows, val=0.15, test=0.15, skip=False):
-    """The manifest of rows (label, content[, split[, problem]]), and what was said; a row's number is its id."""
-    rows = [(*row, "", "")[:4] for row in rows]
-    examples = [Example(f"{number:04d}", label, split, None) for number, (label, _, split, _) in enumerate(rows)]
+    """The manifest of rows (label, content[, split[, problem[, group]]]), and what was said; a row's number is its id."""
+    rows = [(*row, "", "", "")[:5] for row in rows]
+    examples = [
+        Example(f"{number:04d}", label, split, None, group) for number, (label, _, split, _, group) in enumerate(rows)
+    ]  # fmt: skip
     facts = pd.DataFrame({
-        "sha256": [hashlib.sha256(str(content).encode()).hexdigest() for _, content, _, _ in rows],
-        "width": 8, "height": 8, "problem": [problem for *_, problem in rows],
+        "sha256": [hashlib.sha256(str(content).encode()).hexdigest() for _, content, *_ in rows],
+        "width": 8, "height": 8, "problem": [problem for *_, problem, _ in rows],
     })  # fmt: skip
     said = []
     names = tuple(sorted({label for label, *_ in rows}))
@@ -177,3 +179,23 @@ def test_the_fingerprint_changes_with_id_content_label_and_split_and_with_nothin
     assert len(set(values)) == 6
     elsewhere = manifest.assign(file="another/place.png", width=1, height=1)
     assert fingerprint(elsewhere) == values[0]
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 60), st.sampled_from(["", *"xyz"])), max_size=60))
+def test_what_is_of_one_group_or_of_one_content_shares_a_split_in_any_chain(rows):
+    enough = images("a", 4, start=100) + images("b", 4, start=100)  # for every split
+    manifest, _ = manifest_of([*enough, *((label, content, "", "", group) for label, content, group in rows)], 0.3, 0.3)
+    splits = manifest["split"].iloc[len(enough) :]
+    for column in (1, 2):
+        together = {}
+        for row, split in zip(rows, splits, strict=True):
+            if row[column] != "":
+                assert together.setdefault(row[column], split) == split
+
+
+def test_an_example_that_is_alone_lies_where_it_lay_without_groups():
+    rows = images("a", 300) + images("b", 300)
+    alone, _ = manifest_of(rows)
+    grouped, _ = manifest_of([*rows, *(("a", f"c{number}", "", "", "x") for number in range(20))])
+    assert list(grouped["split"][:600]) == list(alone["split"])

@@ -14,6 +14,8 @@ from transfer_learning.errors import UserError, did_you_mean
 
 DATASETS = {
     "pharma": "transfer_learning.datasets.pharma",
+    "cifar10": "transfer_learning.datasets.cifar10",
+    "stop_signs": "transfer_learning.datasets.stop_signs",
     "drawn_pills": "transfer_learning.datasets.drawn_pills",
     "digits": "transfer_learning.datasets.digits",
     "fashion_mnist": "transfer_learning.datasets.fashion_mnist",
@@ -21,7 +23,11 @@ DATASETS = {
 }
 
 # "module:function" by the word ahead of the colon
-SCHEMES: dict[str, str] = {"hf": "transfer_learning.datasets.huggingface:read"}
+SCHEMES = {
+    "cv_studio": "transfer_learning.datasets.cv_studio:read",
+    "cv_studio_boxes": "transfer_learning.datasets.cv_studio:read_boxes",
+    "hf": "transfer_learning.datasets.huggingface:read",
+}
 
 
 def load_dataset(name: str, data_dir: str | Path) -> Dataset:
@@ -44,8 +50,9 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
     elif Path(name).is_file():
         dataset = csv_file.read(Path(name))
     else:
+        known = [*DATASETS, *(f"{scheme}:PLACE" for scheme in SCHEMES)]
         raise UserError(
-            f"--dataset {name} is no known dataset, no folder and no table.{did_you_mean(name, DATASETS)} "
+            f"--dataset {name} is no known dataset, no folder and no table.{did_you_mean(name, known)} "
             "A folder needs a folder of images for each class; a table needs the columns path,label."
         )
     check(dataset)

@@ -47,6 +47,7 @@ class Example(NamedTuple):
     label: str
     split: str  # "train", "val", "test", or "" where the dataset leaves it to us
     content: Content
+    group: str = ""  # examples of one group never straddle two splits that are drawn; "": it is alone
 
 
 @dataclass(frozen=True)

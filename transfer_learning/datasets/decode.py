@@ -79,6 +79,16 @@ def decode(content: Content | bytes, size: int, resize: str) -> Decoded:
         return Decoded(None, 0, 0, f"cannot be decoded ({str(error) or type(error).__name__})"[:200])
 
 
+def seen_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture as it is meant to be seen, turned upright by EXIF; reads no pixel."""
+    return image.size[::-1] if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else image.size
+
+
+def upright(content: bytes) -> Image.Image:
+    """The picture in RGB, turned upright by EXIF, at its full size; raises whatever the decoder does."""
+    return _to_rgb(_open(content))
+
+
 def to_jpeg(pixels: np.ndarray) -> bytes:
     """Encodes uint8 (height, width, 3) with the colours at full resolution: where detail matters, it is kept."""
     stream = io.BytesIO()
@@ -91,17 +101,17 @@ def from_jpeg(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)))
 
 
-def _open(content: bytes, size: int) -> Image.Image:
+def _open(content: bytes, size: int = 0) -> Image.Image:
+    """Opens and turns; at a reduced scale where that leaves enough for `size`, unless that is 0."""
     if not content:
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(content), formats=FORMATS)
-    full_size = image.size
-    if image.format in ("JPEG", "MPO"):  # MPO: the JPEGs of stereo and many telephone cameras
+    size_to_see = seen_size(image)
+    if size and image.format in ("JPEG", "MPO"):  # MPO: the JPEGs of stereo and many telephone cameras
         image.draft("RGB", (math.ceil(ROOM_TO_RESIZE * size),) * 2)
         image.decodermaxblock = len(content)  # all at once: Pillow's usual 64 KB cost libjpeg 4 % of its time
-    sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     image = ImageOps.exif_transpose(image)
-    image.seen_size = full_size[::-1] if sideways else full_size
+    image.seen_size = size_to_see
     return image
 
 

@@ -30,7 +30,7 @@ def make_manifest(
 
     The splits that the dataset names are kept. What it leaves open is drawn from the training images by content: an
     image's place depends on its bytes alone, so adding or renaming others moves it only where a class would
-    otherwise be empty in a split, and identical files always share a split.
+    otherwise be empty in a split, and identical files, like those of one group, always share a split.
 
     Args:
         facts: a row an example: sha256, width, height, problem.
@@ -54,7 +54,7 @@ def make_manifest(
         "test": 0.0 if (manifest["split"] == "test").any() else test_fraction,
         "val": 0.0 if (manifest["split"] == "val").any() else val_fraction,
     }
-    _draw_splits(manifest, fractions)
+    _draw_splits(manifest, fractions, [example.group for example in dataset.examples])
     for split, images in (("test", "its images"), ("val", "the training images")):
         if fractions[split]:
             say(
@@ -102,17 +102,18 @@ def _set_aside_leaks(manifest: pd.DataFrame, say: Callable[[str], None]) -> None
             say(f"Skipped {images} because the same file is in the dataset's own split {split}.")
 
 
-def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
+def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float], groups: list[str]) -> None:
     """Fills `split` in place for the rows that the dataset left to us, and takes val and test from its train."""
     pool = manifest[(manifest["problem"] == "") & manifest["split"].isin(("", "train"))]
-    place = {digest: int(digest[:12], 16) / 16**12 for digest in pool["sha256"]}  # uniform in [0, 1)
+    pool = pool.assign(unit=_units(pool["sha256"], pd.Series(groups, manifest.index)[pool.index]))
+    place = {digest: int(digest[:12], 16) / 16**12 for digest in pool["unit"]}  # uniform in [0, 1)
     test = fractions["test"]
     val = test + (1 - test) * fractions["val"]
     split = {digest: "test" if u < test else "val" if u < val else "train" for digest, u in place.items()}
     middle = {"test": test / 2, "val": (test + val) / 2, "train": (val + 1) / 2}
     wanted = [name for name in ("test", "val") if fractions[name] > 0] + ["train"]
     for label, group in pool.groupby("label", sort=True):
-        files = sorted(set(group["sha256"]), key=place.get)
+        files = sorted(set(group["unit"]), key=place.get)
         if len(files) < len(wanted):
             raise UserError(
                 f"The class {label} has {len(files)} different image{'s' * (len(files) > 1)}; at least {len(wanted)} "
@@ -124,7 +125,18 @@ def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
             if not held[name]:
                 rich = [digest for digest in files if held[split[digest]] > 1]
                 split[min(rich, key=lambda digest: abs(place[digest] - middle[name]))] = name
-    manifest.loc[pool.index, "split"] = pool["sha256"].map(split)
+    manifest.loc[pool.index, "split"] = pool["unit"].map(split)
+
+
+def _units(hashes: pd.Series, groups: pd.Series) -> pd.Series:
+    """What has to share a split bears one hash: files of the same content, those of a group, and both in any chain."""
+    groups, units = groups.where(groups != "", hashes), hashes
+    while True:
+        joined = units.groupby(groups).transform("min")
+        joined = joined.groupby(hashes).transform("min")
+        if joined.equals(units):
+            return units
+        units = joined
 
 
 def _say_two_labels(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
