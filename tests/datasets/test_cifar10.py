@@ -1,7 +1,9 @@
 """CIFAR-10 in each of its published forms, tiny: the layout is the real one, byte for byte, and the images are few."""
 
 import io
+import json
 import pickle
+import re
 import struct
 import tarfile
 
@@ -10,10 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transfer_learning import prepare, run
+from transfer_learning.command_line import run_main
 from transfer_learning.datasets import cifar10
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.decode import content_hash
 from transfer_learning.errors import UserError
+from transfer_learning.recipes import RECIPES
 
 COUNTS = {name: 20 for names in cifar10.BATCHES.values() for name in names}  # images; 10,000 in the real ones
 
@@ -284,3 +289,35 @@ def test_a_download_out_of_reach_says_what_to_put_where_and_what_works_now(tmp_p
                   "Name or service not known", "--dataset digits works now"):  # fmt: skip
         assert words in str(caught.value)
     assert not list((tmp_path / "cifar10").iterdir())
+
+
+# --------------------------------------------------------------------------------------------------------- the recipe
+
+
+def test_the_recipe_has_the_facts_of_the_system_that_it_follows():
+    config = RECIPES["cifar10"]()
+    assert (config.backbone, config.weights, config.head, config.dropout) == ("resnet18", "imagenet", (), 0.0)
+    assert (config.stored_size, config.image_size) == (32, 224)
+    assert (config.frozen.epochs, config.fine_tune.epochs, config.frozen.augmentation) == (3, 0, "none")
+
+
+@pytest.mark.parametrize("verb", [prepare, run])
+def test_the_recipe_runs_from_the_archive_to_the_report(verb, tmp_path, weights_file, capsys):
+    lay(tmp_path / "data" / "cifar10", PY)
+    arguments = ["--dataset", "cifar10", "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache", "--backbone",
+                 "small_cnn", "--weights", weights_file, "--image-size", 48]  # fmt: skip
+    if verb is run:
+        arguments += ["--run-dir", tmp_path / "run"]
+    assert run_main(verb.main, [str(argument) for argument in arguments]) == 0
+    output = capsys.readouterr().out
+    if verb is prepare:
+        assert re.search(r"120 images of 10 classes: \d+ train, \d+ val, 20 test, 0 skipped; 0 other files", output)
+        assert "images of 32 x 32 pixels" in output
+        return
+    assert re.search(r"\nPhase frozen: 3 epochs of \d+\.\d s on average, after \d+.\d+ .* of preparation", output)
+    assert re.search(r"\ntest accuracy .* n = 20", output)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (evaluation["split"], evaluation["num_examples"], evaluation["fine_tune"]) == ("test", 20, None)
+    assert evaluation["frozen"]["epochs"] == 3 and evaluation["frozen"]["epoch_seconds"] > 0
+    model = keras.models.load_model(tmp_path / "run" / "model.keras")
+    assert model.input_shape == (None, 32, 32, 3), "enlarged inside the model"

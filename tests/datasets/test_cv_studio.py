@@ -3,14 +3,19 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
+from transfer_learning import prepare, run
+from transfer_learning.command_line import run_main
 from transfer_learning.datasets import cv_studio
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.manifest import make_manifest
 from transfer_learning.datasets.store import open_store
 from transfer_learning.errors import UserError
+from transfer_learning.recipes import RECIPES
+from transfer_learning.training.schedules import learning_rate
 
 WIDTH, HEIGHT = 40, 20
 
@@ -302,3 +307,32 @@ def test_stop_signs_that_are_not_there_say_what_to_put_where_and_what_works_now(
         str(tmp_path / "stop_signs"), cv_studio.ANNOTATIONS, "cv_studio:s3://BUCKET/PREFIX", "--dataset drawn_pills",
     ):  # fmt: skip
         assert words in str(caught.value)
+
+
+def test_the_recipe_has_the_facts_of_the_system_that_it_follows():
+    config = RECIPES["stop_signs"]()
+    assert (config.backbone, config.weights, config.head, config.image_size) == ("resnet18", "imagenet", (), 224)
+    assert (config.val_fraction, config.test_fraction, config.batch_size) == (0.1, 0.0, 32)
+    phase = config.frozen
+    assert (phase.epochs, config.fine_tune.epochs, config.starts_from_ridge) == (10, 0, False)
+    assert (phase.optimizer, phase.momentum, phase.schedule) == ("sgd", 0.9, "triangular2")
+    assert (phase.lowest_rate, phase.learning_rate, phase.augmentation, config.flip) == (1e-6, 1e-2, "rotation", True)
+    rates = [learning_rate(phase, update, 4) for update in range(40)]
+    assert (rates[0], max(rates)) == (1e-6, 1e-2) and rates.index(1e-2) == 20, "up for five epochs, down for five"
+
+
+@pytest.mark.parametrize("dataset", ["stop_signs", "cv_studio:{}", "cv_studio_boxes:{}"])
+def test_the_recipe_runs_from_the_project_to_the_report(dataset, tmp_path, weights_file, capsys):
+    project = tmp_path / "data" / "stop_signs"
+    boxes = (label("stop", 0, 0, 0.5, 1), label("not_stop", 0, 0, 1, 1))
+    lay(project, {f"{number}.png": [boxes[number % 2]] for number in range(24)} | {"none.png": []}, ("stop", "not_stop"))
+    flags = ["--dataset", dataset.format(project), "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache",
+             "--backbone", "small_cnn", "--weights", weights_file, "--image-size", 16]  # fmt: skip
+    for main, more in ((prepare.main, []), (run.main, ["--run-dir", tmp_path / "run"])):
+        assert run_main(main, [str(flag) for flag in (*flags, *more)]) == 0
+    output = capsys.readouterr().out
+    assert "Ignored 1 other files:\n  1 has no label" in output
+    assert "The features of 240" not in output and "Phase frozen: 10 epochs of" in output and "\nval accuracy" in output
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert len(history) == 10 and history["learning_rate"].max() == pytest.approx(0.01, rel=0.2)
+    assert {path.name for path in (tmp_path / "run" / "figures").iterdir()} >= {"curves.png", "samples.png"}

@@ -1,6 +1,7 @@
 """CV Studio projects in a bucket, fetched from a local S3 server: once, whole, and nowhere else than they should."""
 
 import errno
+import io
 import json
 import os
 from urllib.request import Request, urlopen
@@ -8,7 +9,9 @@ from urllib.request import Request, urlopen
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from PIL import Image
 
+from transfer_learning import prepare
 from transfer_learning.command_line import run_main
 from transfer_learning.datasets import s3
 from transfer_learning.datasets.catalogue import load_dataset
@@ -81,6 +84,19 @@ def test_a_project_in_a_bucket_is_a_dataset(client, tmp_path, capsys):
     output = capsys.readouterr().out
     assert output.count("Fetching") == 1 and "Fetching 4 of 4 files from s3://signs/project" in output
     assert dataset.examples[0].content.read_bytes() == b"a.png"
+
+
+def test_a_project_in_a_bucket_is_prepared(client, tmp_path, capsys):
+    annotations = {f"{number}.png": [{"label": ("go", "stop")[number % 2]}] for number in range(8)}
+    client.put_object(Bucket="signs", Key="_annotations.json", Body=json.dumps({"annotations": annotations}))
+    for shade, name in enumerate(annotations):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(image := io.BytesIO(), "PNG")
+        client.put_object(Bucket="signs", Key=name, Body=image.getvalue())
+    flags = ["--dataset", "cv_studio:s3://signs", "--backbone", "small_cnn", "--image-size", "8"]
+    for name in ("data", "cache"):
+        flags += [f"--{name}-dir", str(tmp_path / name)]
+    assert run_main(prepare.main, flags) == 0
+    assert "8 images of 2 classes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("prefix", "place"), [("", "s3://signs"), ("", "s3://signs/"), ("x/y/", "s3://signs/x/y/")])
