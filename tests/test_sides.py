@@ -18,7 +18,7 @@ def sides(text, *more):
 
 def test_every_recipe_has_two_sides_that_differ_in_network_weights_and_rate_alone():
     for name in RECIPES:
-        found = sides(f"--dataset {name.replace('huggingface', 'hf')}")
+        found = sides(f"--dataset {name}")
         assert list(found) == ["pretrained", "scratch"]
         pretrained, scratch = found.values()
         assert set(difference(pretrained, scratch)) == {"backbone", "weights", "fine_tune.learning_rate"}

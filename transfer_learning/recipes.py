@@ -199,7 +199,7 @@ def pretrained_or_scratch(
     They differ in network, weights and learning rate alone. The rates are those that --learning-rates 1e-4,1e-3,1e-2
     chose on drawn_pills.
     """
-    training = Phase(epochs=epochs, learning_rate=pretrained_rate, open="all", augmentation="light")
+    training = Phase(epochs=epochs, learning_rate=pretrained_rate, open="all", augmentation="padded_crop")
     pretrained = dataclasses.replace(recipe, head=(), dropout=0.0, frozen=Phase(), fine_tune=training)
     scratch = dataclasses.replace(
         pretrained,
