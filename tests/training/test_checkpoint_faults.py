@@ -1,4 +1,4 @@
-"""Whatever goes wrong with a checkpoint, in its writing or on the disk: the newest or an older whole state, and it is said."""
+"""Whatever goes wrong with a checkpoint, written or on the disk: the newest or an older whole state, and it is said."""
 
 import errno
 import json
