@@ -1,5 +1,6 @@
 """A folder with a folder of images for each class, with or without train, val and test folders above them."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,11 +64,13 @@ def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     place = folder.resolve()
     if place in above:  # a link back to a folder that holds it, where its files are found anyway
         return
-    for entry in sorted(folder.iterdir()):
+    with os.scandir(folder) as entries:  # which knows what is a folder without asking for each
+        listed = sorted(entries, key=lambda entry: entry.name)
+    for entry in listed:
         if entry.is_dir():
-            yield from files_below(entry, (*above, place))
+            yield from files_below(folder / entry.name, (*above, place))
         else:
-            yield entry
+            yield folder / entry.name
 
 
 def _top_folder(root: Path) -> Path:
