@@ -199,3 +199,11 @@ def test_an_example_that_is_alone_lies_where_it_lay_without_groups():
     alone, _ = manifest_of(rows)
     grouped, _ = manifest_of([*rows, *(("a", f"c{number}", "", "", "x") for number in range(20))])
     assert list(grouped["split"][:600]) == list(alone["split"])
+
+
+@settings(deadline=None)
+@given(st.permutations(range(40)))
+def test_groups_lie_where_they_lie_in_any_order_of_the_rows(order):
+    rows = [("ab"[number % 2], f"c{number}", "", "", f"group {number // 3}") for number in range(40)]
+    ordered, shuffled = (split_of_content(manifest_of([rows[index] for index in ids])[0]) for ids in (range(40), order))
+    assert ordered == shuffled

@@ -130,12 +130,16 @@ def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float], groups: li
 
 def _units(hashes: pd.Series, groups: pd.Series) -> pd.Series:
     """What has to share a split bears one hash: files of the same content, those of a group, and both in any chain."""
-    groups, units = groups.where(groups != "", hashes), hashes
+    if not groups.any():
+        return hashes
+    contents, digests = pd.factorize(hashes, sort=True)  # so that their order decides nothing
+    units, parts = contents, (pd.factorize(groups.where(groups != "", hashes))[0], contents)
     while True:
-        joined = units.groupby(groups).transform("min")
-        joined = joined.groupby(hashes).transform("min")
-        if joined.equals(units):
-            return units
+        joined = units
+        for part in parts:
+            joined = pd.Series(joined).groupby(part).transform("min").to_numpy()
+        if (joined == units).all():
+            return pd.Series(digests[units], hashes.index)
         units = joined
 
 
