@@ -61,6 +61,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is damaged ({error}); restore it, or start a new run.") from None
 
 
+def existing_part(path: Path) -> Path:
+    """Returns `path`, or the nearest folder above it that exists: the disk that it is going to lie on."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def sync_to_disk(path: Path) -> None:
     """Returns when the file's contents, or the folder's entries, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -19,7 +19,7 @@ from transfer_learning.config import PHASES, Phase, RunConfig
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.sample import Sample, look_at_sample
 from transfer_learning.errors import UserError
-from transfer_learning.files import read_json, write_json
+from transfer_learning.files import existing_part, read_json, write_json
 from transfer_learning.models.boundary import Cut
 from transfer_learning.models.classifier import BATCH, Classifier
 from transfer_learning.models.features import Activations
@@ -132,7 +132,7 @@ def foresee(
         forward_rate = kept["frozen"].forward_rate
     else:  # as it predicts, which is needed in the end
         forward_rate = rate(classifier.compiled, classifier.extractor.input_shape[1:]) * FORWARD
-    free = shutil.disk_usage(_existing(Path(config.cache_dir))).free
+    free = shutil.disk_usage(existing_part(Path(config.cache_dir))).free
     keeps = "fine_tune" in kept and choose_kept(
         config.fine_tune, work, forward_rate, kept["fine_tune"], free, config.cache_gb * 1e9, say
     )
@@ -256,10 +256,3 @@ def in_words(stage: Stage) -> str:
     """``fine_tune 2:10 min (75 MB on disk)``."""
     disk = f" ({size(stage.estimated_bytes)} on disk)" if stage.estimated_bytes else ""
     return f"{stage.name} {duration(stage.estimated_seconds)}{disk}"
-
-
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

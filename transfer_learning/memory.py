@@ -1,0 +1,55 @@
+"""The memory that this process may use: the machine's, or less where a container or a batch system has cut it down."""
+
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+
+# Of both versions of Linux' control groups: the limit, what is in use, and the part of it that the kernel gives back
+VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+NO_LIMIT = 2**60  # version 1 has a number for it, somewhat below 2^63
+VERSION_2 = "memory.max", "memory.current", "inactive_file"
+
+
+def total_bytes() -> int:
+    """The memory of the machine, or the lowest limit of the control groups that this process is in."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
+
+
+def available_bytes() -> int:
+    """What can be taken without swapping and without meeting a limit; 0 at least."""
+    return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _limits())]))
+
+
+def _limits() -> list[tuple[int, int]]:
+    """Limit and bytes in use of each control group from this process's own up to the root, where there is a limit.
+
+    In a container the group's path may be that of the host, and only the root can be seen, which is then its own.
+    """
+    found = []
+    with suppress(OSError, ValueError):  # another system, another kernel
+        for line in OWN_CGROUPS.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                root, names = CGROUPS, VERSION_2
+            elif "memory" in controllers.split(","):
+                root, names = CGROUPS / "memory", VERSION_1
+            else:
+                continue
+            group = root / path.lstrip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(root):
+                    with suppress(OSError, ValueError):  # not there; or no limit, which version 2 calls "max"
+                        found.append(_limit(folder, *names))
+    return found
+
+
+def _limit(group: Path, limit: str, usage: str, reclaimable: str) -> tuple[int, int]:
+    most = int((group / limit).read_text())
+    if most > NO_LIMIT:
+        raise ValueError("no limit")
+    statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return most, int((group / usage).read_text()) - int(statistics.get(reclaimable, 0))
