@@ -371,7 +371,7 @@ def test_what_the_disk_is_not_to_blame_for_stays_an_error(number, pool, monkeypa
     [(96, 0, True), (95, 0, False), (200, 100, True), (199, 100, False), (200, 10, True), (0, 1, False)],
 )
 def test_half_of_the_available_memory_may_be_taken(available, needed, fits, pool, monkeypatch):
-    monkeypatch.setattr(kept.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     said = []
     with KeptArrays(pool, SHAPE, np.float32, said.append) as arrays:
         arrays.hold_in_memory("No space left on device")
@@ -386,7 +386,7 @@ def test_half_of_the_available_memory_may_be_taken(available, needed, fits, pool
 
 def test_what_is_in_memory_already_counts_where_nobody_says_how_much_will_come(pool, monkeypatch):
     available = [200]
-    monkeypatch.setattr(kept.psutil, "virtual_memory", lambda: SimpleNamespace(available=available[0]))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available[0]))
     with KeptArrays(pool, SHAPE, np.float32, lambda sentence: None) as arrays:
         arrays.hold_in_memory("No space left on device")
         for key in range(4):

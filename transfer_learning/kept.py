@@ -23,9 +23,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from transfer_learning.errors import UserError
+from transfer_learning.memory import available_bytes
 from transfer_learning.pools import INDEX, JOURNAL, RECORDS, VERSION, alone, looked_into
 from transfer_learning.units import megabytes
 
@@ -227,7 +227,7 @@ class KeptArrays:
         return np.array([positions[key] for key in keys], np.int64)
 
     def _check_memory(self, needed_bytes: int) -> None:
-        available = psutil.virtual_memory().available + self._held_bytes  # to this pool
+        available = available_bytes() + self._held_bytes  # to this pool
         reason = self._refused.strerror or str(self._refused)
         if self._held_bytes + needed_bytes > available / 2:
             reason += f", and they would take more than half of the {megabytes(available)} of memory that are available"

@@ -19,7 +19,6 @@ import pytest
 from conftest import draw_photos
 from PIL import Image
 
-from transfer_learning import kept as kept_module
 from transfer_learning.datasets import folder, store
 from transfer_learning.datasets.dataset import Dataset, Example, FilePart
 from transfer_learning.datasets.decode import Decoded, decode
@@ -254,7 +253,7 @@ def test_on_a_full_disk_the_rest_is_held_in_memory_and_what_was_kept_stays(
 
 
 def test_neither_disk_nor_memory_is_told_with_the_space_it_needs(photos_here, opened, monkeypatch):
-    monkeypatch.setattr(kept_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(UserError, match="The decoded images need 1 MB in .*--cache-gb 0 allows no more.*--cache-dir"):
         opened(photos_here, cache_gb=0.0)
 

@@ -7,7 +7,6 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import tensorflow as tf
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.devices import set_up_devices
+from transfer_learning.memory import available_bytes
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers
 from transfer_learning.models.features import BATCH, frozen_graph
 from transfer_learning.peers import job
@@ -104,7 +104,7 @@ def largest_batch(config: RunConfig, classifier: Classifier, num_gpus: int) -> t
         how = f"Largest batch on a GPU: doubled until its memory was exhausted, or up to {LARGEST_TRIED:,}."
         return fits, f"{fits:,}" if fits else "none", how
     # Without a GPU the system would kill the process, so one more batch tells what an image takes.
-    used, free, peak = psutil.Process().memory_info().rss, free_bytes(), peak_bytes(0)
+    used, free, peak = psutil.Process().memory_info().rss, available_bytes(), peak_bytes(0)
     trains(config, classifier, 2 * batch)
     an_image = max(peak_bytes(0) - peak, 1e6) / batch
     most = 2 * batch + (used + free - peak_bytes(0)) / an_image
@@ -135,15 +135,6 @@ def peak_bytes(num_gpus: int) -> int:
     if num_gpus:
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def free_bytes() -> int:
-    """What the system, or the container that this runs in, still gives."""
-    free = psutil.virtual_memory().available
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
 
 
 def random_images(number: int, size: int) -> np.ndarray:
