@@ -4,23 +4,27 @@ import csv
 import dataclasses
 import io
 import json
+import threading
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import SIZE, draw_photos
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from transfer_learning import compare, evaluate, predict, run
 from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase, RunConfig
+from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiment import run_experiment
+from transfer_learning.monitor import Monitor, read_hardware
 from transfer_learning.run_dir import RunDir
 
 FILES = {
     "config.json", "environment.json", "notes.json", "foresight.json", "manifest.csv", "ignored.csv", "history.csv",
-    "timings.csv",
+    "timings.csv", "hardware.csv", "figures/hardware.png",
     "model.keras", "evaluation.json", "classification_report.txt", "report.html", "csv_log.csv",
     "predictions/val.csv", "predictions/test.csv", "figures/curves.png", "figures/confusion_matrix.png",
     "figures/confusion_matrix_normalised.png", "figures/samples.png",
@@ -90,6 +94,58 @@ def test_the_environment_says_what_a_result_rests_on(finished):
     assert environment["versions"]["tensorflow"] and environment["device"]["precision"] == "float32"
     assert environment["dataset"]["num_images"] == 42 and len(environment["dataset"]["fingerprint"]) == 64
     assert len(environment["sessions"]) == 1
+
+
+def test_the_hardware_is_watched_and_shown_by_the_report_and_by_tensorboard(finished):
+    table = read_hardware(finished[0].hardware)
+    assert set(table["session"]) == {1} and (table["memory_available_mb"] > 0).all()
+    shown = EventAccumulator(str(finished[0].tensorboard / "hardware")).Reload()
+    assert len(shown.Scalars("hardware/memory_available_mb")) == len(table)
+    report = finished[0].report.read_text()
+    assert "<h2>Hardware</h2>" in report and "held by the run itself" in report and "hardware.png" not in report
+
+
+def test_watching_each_update_changes_no_bit(small_config, tmp_path, monkeypatch):
+    config = dataclasses.replace(
+        small_config, frozen=Phase(epochs=1), fine_tune=Phase(epochs=2, learning_rate=1e-4, open="block5")
+    )  # fmt: skip
+    stages, rows = [], []
+    enter, trained = Monitor.stage, Monitor.trained
+
+    def stage(self, name):
+        stages.append(name)
+        return enter(self, name)
+
+    def sampled(self, num_images, learning_rate=None):
+        trained(self, num_images, learning_rate)
+        rows.append({"num_images": num_images, **self.sample()})
+
+    results = []
+    for name in ("alone", "watched"):
+        monkeypatch.setattr(Monitor, "_watch", lambda self: None)
+        run_dir = RunDir(tmp_path / name)
+        evaluation = run_experiment(config, run_dir)
+        results.append((evaluation["weights_sha256"], run_dir.history.read_bytes(), run_dir.predictions("test").read_bytes()))
+        monkeypatch.setattr(Monitor, "stage", stage)
+        monkeypatch.setattr(Monitor, "trained", sampled)
+    assert results[0] == results[1]
+    assert stages == ["decode", "frozen", "fine_tune", "evaluate"]
+    for phase in ("frozen", "fine_tune"):
+        settings, of_phase = config.phase(phase), [row for row in rows if row["stage"] == phase]
+        num_train = (pd.read_csv(run_dir.manifest)["split"] == "train").sum()
+        assert sum(row["num_images"] for row in of_phase) == settings.epochs * num_train
+        for row in of_phase:  # the beginning of an epoch has neither
+            assert (row["images_per_second"] is None) == (row["num_images"] == 0)
+            assert row["learning_rate"] == (settings.learning_rate if row["num_images"] else None)
+    assert len(read_hardware(run_dir.hardware)) == 1 + len(rows)
+    assert "monitor" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_run_that_ends_ahead_of_its_first_checkpoint_leaves_nothing_of_what_was_watched(small_config, tmp_path, capsys):
+    config = dataclasses.replace(small_config, test_fraction=0.0, val_fraction=0.0, monitor="loss", tensorboard=True)
+    with pytest.raises(UserError, match="nothing could be judged"):
+        run_experiment(config, RunDir(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_better_than_chance_classifier_comes_out(finished):

@@ -1,6 +1,8 @@
 """The story of a run, top to bottom: machine, data, network, training, evaluation, report."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -21,6 +23,7 @@ from transfer_learning.files import read_json, write_json, write_text
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.boundary import Cut, cut_at_boundary
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers, probabilities, save_model
+from transfer_learning.monitor import Monitor, read_hardware
 from transfer_learning.report import write_report
 from transfer_learning.run_dir import RunDir
 from transfer_learning.training.foresight import Foresight, foresee
@@ -59,12 +62,14 @@ def run_experiment(
     """
     config.check()
     find_backbone(config.backbone).opened_part(config.fine_tune.open)  # not only once the frozen phase is over
-    with StopRequest() as stop, run_dir.begun(config):
+    with StopRequest() as stop, run_dir.begun(config), ExitStack() as watched:
         say = Notes(run_dir, reasons)
 
         # The machine; a resumed run computes as it was begun.
         begun_with = read_json(run_dir.environment)["device"] if run_dir.environment.exists() else {}
         devices = set_up_devices(config.precision, config.seed, say, begun_with)
+        scalars = run_dir.tensorboard / "hardware" if config.tensorboard else None
+        monitor = watched.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, say, scalars))
 
         # The network: preprocessing inside, the head new; and what each phase leaves frozen.
         dataset = load_dataset(config.dataset, config.data_dir)
@@ -87,8 +92,13 @@ def run_experiment(
         if not foresight.stages:
             foresight.foretell(*foresee(config, dataset, classifier, cuts, devices.fingerprint, say))
 
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            with foresight.stage(name), monitor.stage(name):
+                yield
+
         # The data: every file looked at once.
-        with foresight.stage("decode"):
+        with stage("decode"):
             data = open_data(dataset, config, say, count_progress("Looking at images:"))
         if config.monitor.startswith("val") and not len(data.split("val")):
             raise UserError(
@@ -116,7 +126,8 @@ def run_experiment(
         all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
         try:
             state = train(
-                identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, foresight.stage, say
+                identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, stage, say,
+                monitor.trained,
             )
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise UserError(
@@ -126,7 +137,7 @@ def run_experiment(
         save_model(classifier, run_dir.model)
 
         # Evaluation, on the images and through the whole model.
-        with foresight.stage("evaluate"):
+        with stage("evaluate"):
             results = {}
             for split in ("val", "test"):
                 if len(data.split(split)):
@@ -149,9 +160,10 @@ def run_experiment(
 
 
 class Notes:
-    """Prints a sentence and keeps it in the run directory, with those of earlier sessions."""
+    """Prints a sentence and keeps it in the run directory, with those of earlier sessions; any thread may call it."""
 
     def __init__(self, run_dir: RunDir, sentences: Sequence[str] = ()):
+        self._lock = threading.Lock()
         self._path = run_dir.notes
         self._sentences = read_json(self._path) if self._path.exists() else []
         self._keep(*sentences)
@@ -161,8 +173,9 @@ class Notes:
         self._keep(sentence)
 
     def _keep(self, *sentences: str) -> None:
-        self._sentences += [sentence for sentence in sentences if sentence not in self._sentences]
-        write_json(self._path, self._sentences)
+        with self._lock:
+            self._sentences += [sentence for sentence in sentences if sentence not in self._sentences]
+            write_json(self._path, self._sentences)
 
 
 def cut_of_phase(name: str, config: RunConfig, classifier: Classifier) -> Cut | None:
@@ -248,6 +261,8 @@ def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation:
     """Draws what the report shows, and writes the classification report."""
     split, class_names = evaluation["split"], data.class_names
     table = predictions.read(run_dir.predictions(split))
+    if len(hardware := read_hardware(run_dir.hardware)):
+        figures.save(figures.hardware(hardware), run_dir.figures / "hardware.png")
     write_text(run_dir.classification_report, metrics.classification_report(table, class_names))
     best = {phase: evaluation[phase]["best_epoch"] for phase in PHASES if evaluation[phase]}
     figures.save(figures.curves(pd.DataFrame(history), best), run_dir.figures / "curves.png")

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class RunDir:
     def timings(self) -> Path:
         """One row an epoch: seconds and images per second, which no two runs share."""
         return self.path / "timings.csv"
+
+    @property
+    def hardware(self) -> Path:
+        """One row a sample: what processors, memory, disks and GPUs did, images per second, learning rate."""
+        return self.path / "hardware.csv"
 
     @property
     def model(self) -> Path:
@@ -141,8 +147,9 @@ class RunDir:
             except UserError:
                 if is_new and not self.checkpoint.exists():
                     written = (self.notes, self.foresight, self.environment, self.manifest, self.ignored, self.config)
-                    for file in (*written, self.lock):
+                    for file in (*written, self.hardware, self.lock):
                         file.unlink(missing_ok=True)
+                    shutil.rmtree(self.tensorboard, ignore_errors=True)
                     with suppress(OSError):
                         self.path.rmdir()  # unless there is something else in it
                 raise

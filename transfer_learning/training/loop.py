@@ -58,6 +58,7 @@ def train(
     stop: StopRequest,
     timed: Callable[[str], AbstractContextManager] = nullcontext,
     say: Callable[[str], None] = print,
+    trained: Callable[[int, float | None], None] = lambda num_images, learning_rate: None,
 ) -> TrainingState:
     """Trains all phases from `state` on; the best weights of the last one are left in place.
 
@@ -71,6 +72,7 @@ def train(
         timed: called with a phase's name; what it returns is entered while the phase is made and trained.
         say: takes a sentence about what is done when the device has too little memory: smaller parts of a batch, from
             the last checkpoint on.
+        trained: told of updates, as by `EpochProgress`.
 
     Raises:
         UserError: the loss, or the monitored value, is no longer a number.
@@ -84,7 +86,7 @@ def train(
     try:
         with checkpoint.Writer(run_dir.checkpoint) as writer:
             return _train_phases(
-                identity, state, arrays, make_phase, model, run_dir, writer, callback_list, stop, timed, say
+                identity, state, arrays, make_phase, model, run_dir, writer, callback_list, stop, timed, say, trained
             )  # fmt: skip
     finally:
         if callback_list:  # also after a stop: this is where Keras' own callbacks close their files
@@ -95,6 +97,7 @@ def _train_phases(
     identity: Identity, state: TrainingState, arrays: checkpoint.Arrays | None, make_phase: Callable[..., ActivePhase],
     model: keras.Model, run_dir: RunDir, writer: checkpoint.Writer, callbacks: keras.callbacks.CallbackList | None,
     stop: StopRequest, timed: Callable[[str], AbstractContextManager], say: Callable[[str], None],
+    trained: Callable[[int, float | None], None],
 ) -> TrainingState:  # fmt: skip
     names = [name for name in PHASES if identity.config.phase(name).epochs > 0]
     while state.phase < len(names):
@@ -107,7 +110,7 @@ def _train_phases(
                 _save(writer, identity, state, active.arrays())
             model.stop_training, model.optimizer = False, active.optimizer  # what callbacks look at
             try:
-                with stop.deferred(), EpochProgress() as progress:
+                with stop.deferred(), EpochProgress(trained) as progress:
                     while not state.phase_is_over(active.settings):
                         _Epoch(identity, active, state, model, run_dir, writer, callbacks, stop, progress).run()
             except tf.errors.ResourceExhaustedError:
@@ -172,9 +175,10 @@ class _Epoch:
             updates = range(state.update, state.update - (-len(labels) // batch_size))
             if self.callbacks:
                 self.callbacks.on_train_batch_begin(state.update)
-            active.run_updates(inputs, labels, [self.rate(update) for update in updates])
+            rates = [self.rate(update) for update in updates]
+            active.run_updates(inputs, labels, rates)
             state.update = updates.stop
-            self.progress.add_images(len(labels), self.figures)
+            self.progress.add_images(len(labels), rates[-1], self.figures)
             if self.callbacks:
                 self.callbacks.on_train_batch_end(state.update - 1, self.figures())
             self.save_if_due()

@@ -16,9 +16,14 @@ class EpochProgress:
     """Shows the epochs of a run and measures their speed.
 
     On a terminal a bar moves while an epoch lasts; elsewhere (a file, a notebook, a log) there are lines only.
+
+    Args:
+        trained: called at the beginning of each epoch with 0 and None, and after updates with the number of their images
+            and the learning rate of the last one.
     """
 
-    def __init__(self):
+    def __init__(self, trained: Callable[[int, float | None], None] = lambda num_images, learning_rate: None):
+        self._trained = trained
         self._bar = None
         if sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(10), TextColumn("{task.fields[figures]}"))
@@ -39,12 +44,14 @@ class EpochProgress:
         """Begins an epoch of `num_images`, of which a stopped session may have done `num_done`."""
         self._title, self._num_images, self._first, self._done = title, num_images, num_done, num_done
         self._started = self._shown = time.monotonic()
+        self._trained(0, None)
         if self._bar:
             self._bar.update(self._task, description=title, total=num_images, completed=num_done, figures="")
 
-    def add_images(self, count: int, figures: Callable[[], dict[str, float]]) -> None:
+    def add_images(self, count: int, learning_rate: float, figures: Callable[[], dict[str, float]]) -> None:
         """Counts images; `figures`, loss and accuracy, is called only when it is time to show them."""
         self._done += count
+        self._trained(count, learning_rate)
         now = time.monotonic()
         if self._bar and now - self._shown >= REFRESH_SECONDS:
             self._shown = now
