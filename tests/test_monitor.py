@@ -169,7 +169,7 @@ def test_gpus_have_columns_of_their_own(watched, monkeypatch, tmp_path):
         ({}, {"celsius": 94}, 1, ["is at 94 °C and lowers its clock at 97 °C"]),
         ({}, {"celsius": 94, "slowdown": NOT_SUPPORTED}, 3, []),
         ({}, {"memory": (3.8e9, 4e9)}, 3, []),
-        ({}, {"memory": (3.9e9, 4e9)}, 3, ["has 3.9 GB of its 4.0 GB of memory in use", "--micro-batches"]),
+        ({}, {"memory": (3.9e9, 4e9)}, 3, ["has 3.9 GB of its 4.0 GB of memory in use", "smaller parts of a batch"]),
         ({}, {"memory": NOT_SUPPORTED, "milliwatts": NOT_SUPPORTED, "reasons": NOT_SUPPORTED}, 3, []),
     ],
 )

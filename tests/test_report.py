@@ -17,7 +17,7 @@ from transfer_learning.run_dir import RunDir
 
 HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "a & b", "{{ 7 * 7 }}", "nan", "錠剤",
            "\udcff"]  # fmt: skip
-FIGURES = ("curves", "confusion_matrix", "confusion_matrix_normalised", "samples", "mistakes")
+FIGURES = ("curves", "confusion_matrix", "confusion_matrix_normalised", "samples", "mistakes", "hardware")
 PHASE = {"epochs": 3, "best_epoch": 2, "loss": 0.4491, "accuracy": 0.8442, "val_loss": 0.3968, "val_accuracy": 0.8662,
          "seconds": 75.4, "epoch_seconds": 25.1, "checkpoint_seconds": 0.21, "images_per_second": 412.25}  # fmt: skip
 
@@ -51,7 +51,9 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
               {"name": "evaluate", "estimated_seconds": 61.0, "estimated_bytes": 0, "seconds": None,
                "num_bytes": 0}]  # fmt: skip
     run_dir.foresight.write_text(json.dumps({"stages": stages}))
-    run_dir.notes.write_text(json.dumps(["float32, because a CPU gains nothing from less"]))
+    run_dir.notes.write_text(json.dumps(["float32, because a CPU gains nothing from less", "Warning: it is hot"]))
+    hardware = {"time": ["2026-01-31T12:00:00+00:00", "2026-01-31T12:01:00+00:00"], "session": 1, "cpu_percent": ["", 80]}
+    pd.DataFrame(hardware).to_csv(run_dir.hardware, index=False)
     run_dir.config.write_text(json.dumps({"dataset": "pets", "head": [512, 256], "frozen": {"learning_rate": 1e-3}}))
     sessions = [{"started": "Monday", "end": "killed"}, {"started": "Tuesday"}]
     run_dir.environment.write_text(json.dumps({"device": {"model": "Abacus 3000"}, "sessions": sessions}))
@@ -92,6 +94,7 @@ def test_shows_every_result_of_the_run(tmp_path):
         "cat dog 1 25.00 %", "cat/0.jpg cat dog 90.00 %",
         "cat 4 0 0 0 4", "owl 0 0 3 1 4", "all classes 4 4 3 1 12",
         "Skipped images: 1", "owl/11.jpg truncated after 17 bytes", "readme.txt no image",
+        "2 samples in 1:00 min: processors 80 % busy on average. Warning: it is hot",
         "float32, because a CPU gains nothing from less", "head 512, 256", "frozen.learning_rate 0.001",
         "device.model Abacus 3000", "Monday killed", "ab" * 32,
         f"python -m transfer_learning.predict {run_dir.path} IMAGE_OR_FOLDER",
@@ -99,6 +102,7 @@ def test_shows_every_result_of_the_run(tmp_path):
     ):  # fmt: skip
         assert text in page.text, text
     assert "missing" not in page.text
+    assert page.text.count("it is hot") == 1
     contents = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.pictures()}
     assert contents == {(run_dir.figures / f"{name}.png").read_bytes() for name in FIGURES}
 
@@ -175,11 +179,13 @@ def test_a_missing_part_is_named_on_the_page(tmp_path, name):
     assert "83.33 %" in text
 
 
-@pytest.mark.parametrize("name", ["ignored.csv", "classification_report.txt"])
+@pytest.mark.parametrize("name", ["ignored.csv", "classification_report.txt", "hardware.csv"])
 def test_a_run_may_lack_what_says_nothing_more(tmp_path, name):
     run_dir = make_run(tmp_path / "run")
     (run_dir.path / name).unlink()
-    assert "missing" not in Page(report.write_report(run_dir)).text
+    page = Page(report.write_report(run_dir))
+    assert "missing" not in page.text
+    assert ("Hardware" in page.text) == (name != "hardware.csv") and page.text.count("it is hot") == 1
 
 
 def test_a_damaged_picture_is_named_not_shown(tmp_path):

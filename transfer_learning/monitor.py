@@ -266,8 +266,8 @@ class Monitor:
         if total:
             self._warn(
                 f"{title} memory", used > FULL_GPU * total,
-                f"{title} has {size(1e6 * used)} of its {size(1e6 * total)} of memory in use; if they are not enough, "
-                "start a new run with more --micro-batches.",
+                f"{title} has {size(1e6 * used)} of its {size(1e6 * total)} of memory in use; if it is not enough, "
+                "the run goes on with smaller parts of a batch, and slower.",
             )  # fmt: skip
         return {f"gpu{gpu.index}_{figure}": value for figure, value in now.items()}
 

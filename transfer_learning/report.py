@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 import pandas as pd
 
-from transfer_learning import units
+from transfer_learning import monitor, units
 from transfer_learning.command_line import Parser, run_main
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
@@ -106,6 +106,8 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         raise UserError(
             f"{run_dir.evaluation} is not what `run` writes (at {error}); restore it, or evaluate the run again."
         ) from None
+    notes = _read_json(run_dir.notes) if run_dir.notes.exists() else None
+    hardware = monitor.read_hardware(run_dir.hardware)
     return content | {
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
@@ -114,13 +116,15 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
         "figures": {
             name: _picture(run_dir.figures / f"{name}.png")
-            for name in ("curves", "confusion_matrix", "confusion_matrix_normalised", "samples", "mistakes")
+            for name in ("curves", "confusion_matrix", "confusion_matrix_normalised", "samples", "mistakes", "hardware")
         },
         "mistakes": _most_confident_mistakes(run_dir.predictions(content["split"])),
         "counts": _counts(run_dir.manifest, class_names),
         "skipped": _reasons(run_dir.manifest, "problem"),
         "ignored": _reasons(run_dir.ignored, "reason"),
-        "notes": _read_json(run_dir.notes) if run_dir.notes.exists() else None,
+        "notes": notes,
+        "hardware": monitor.in_words(hardware) if len(hardware) else None,
+        "warnings": [note for note in notes or () if str(note).startswith(monitor.WARNING)],
         "config": flat(config),
         "environment": _environment(run_dir.environment),
         "classification_report": run_dir.classification_report.read_text(encoding="utf-8", errors="replace")
