@@ -128,7 +128,7 @@ def run_experiment(
             state = train(
                 identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, stage, say,
                 monitor.trained,
-            )
+            )  # fmt: skip
         except (MemoryError, tf.errors.ResourceExhaustedError):
             raise UserError(
                 f"The memory is not enough for images of {config.image_size} x {config.image_size}, even few at a time; "
