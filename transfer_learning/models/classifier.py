@@ -138,19 +138,21 @@ def leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def probabilities(
-    classifier: Classifier, images: np.ndarray, rows: np.ndarray, after_batch: Callable[[int, int], None] | None = None
-) -> np.ndarray:
+    classifier: Classifier, images: np.ndarray, rows: np.ndarray, after_batch: Callable[[int, int], None] | None = None,
+    view: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+) -> np.ndarray:  # fmt: skip
     """Returns float32 (len(rows), classes), rows that sum to 1, for uint8 ``images[rows]`` of the stored size.
 
     Batches are always full, the last one filled up, so that every image meets the same computation whatever stands
-    beside it. `after_batch` is called with the images done and their number.
+    beside it. `after_batch` is called with the images done and their number; `view` makes what the network shall see of
+    a float32 batch, of the same shape.
     """
     results = np.empty((len(rows), len(classifier.class_names)), np.float32)
     for start in range(0, len(rows), BATCH):
         batch = images[rows[start : start + BATCH]]
         filled = np.zeros((BATCH, *batch.shape[1:]), np.float32)
         filled[: len(batch)] = batch
-        results[start : start + len(batch)] = classifier.compiled(tf.constant(filled)).numpy()[: len(batch)]
+        results[start : start + len(batch)] = classifier.compiled(view(tf.constant(filled))).numpy()[: len(batch)]
         if after_batch:
             after_batch(start + len(batch), len(rows))
     return results
