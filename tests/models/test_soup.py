@@ -1,0 +1,68 @@
+"""Mean weights, by numbers worked out with NumPy."""
+
+import numpy as np
+import pytest
+
+from transfer_learning.models.classifier import build_classifier
+from transfer_learning.models.soup import Step, greedy_soup, mean_weights
+
+NAMES = ("a", "b", "c")
+
+
+def weights_of(seed, dtype=np.float32):
+    random = np.random.default_rng(seed)
+    return [random.normal(size=shape).astype(dtype) for shape in ((3, 4), (4,), ())]
+
+
+def test_a_soup_of_three_is_their_mean():
+    members = [weights_of(seed) for seed in range(3)]
+    for value, parts in zip(mean_weights(members), zip(*members, strict=True), strict=True):
+        assert value.dtype == np.float32
+        assert np.array_equal(value, np.mean(np.array(parts, np.float64), axis=0).astype(np.float32))
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 7])
+def test_a_soup_of_a_network_with_itself_is_that_network_to_the_bit(small_config, times):
+    classifier = build_classifier(small_config, NAMES)
+    before = classifier.weights_sha256
+    classifier.model.set_weights(mean_weights([classifier.model.get_weights()] * times))
+    assert classifier.weights_sha256 == before
+
+
+@pytest.mark.parametrize("members", [[], [weights_of(0), weights_of(0)[:2]], [[np.zeros(2)], [np.zeros(3)]]])
+def test_what_has_no_mean_is_refused(members):
+    with pytest.raises(ValueError, match="no weights|differ"):
+        mean_weights(members)
+
+
+def test_nothing_that_was_given_is_changed():
+    members = [weights_of(0), weights_of(1)]
+    mean_weights(members)
+    assert all(np.array_equal(old, new) for old, new in zip(members[0], weights_of(0), strict=True))
+
+
+def test_a_greedy_soup_leaves_out_what_makes_it_worse():
+    """One weight; the nearer the soup is to 10 the better it is."""
+    asked = []
+
+    def one_by_one():
+        for value in (9.0, 30.0, 11.0, 10.0):
+            asked.append(value)
+            yield [np.float32([value])]
+
+    def accuracy_of(weights):
+        assert len(asked) == len(tasted) + 1, "a member is loaded when its turn comes"
+        tasted.append(float(weights[0][0]))
+        return 1 - abs(tasted[-1] - 10) / 100
+
+    tasted = []
+    weights, steps = greedy_soup(one_by_one(), accuracy_of)
+    assert tasted == [9.0, 19.5, 10.0, 10.0]
+    assert weights[0] == [10.0]
+    assert [step.is_taken for step in steps] == [True, False, True, True]
+    assert steps[0] == Step(0.99, True)
+
+
+def test_a_member_that_changes_nothing_is_stirred_in():
+    _, steps = greedy_soup([[np.float32([1.0])], [np.float32([2.0])]], lambda weights: 0.5)
+    assert [step.is_taken for step in steps] == [True, True]
