@@ -22,6 +22,7 @@ LAYERS = (
     ("report",),  # a verb that reads a run directory alone, so that the story can end with it
     ("experiment", "sides"),
     ("comparison_report",),
+    ("members",),  # the story of an evaluation of finished runs, as `experiment` is that of a run
     ("peers",),  # programs that the verb `benchmark` runs
 )
 VERBS = len(LAYERS)

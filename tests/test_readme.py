@@ -51,7 +51,9 @@ def test_every_file_of_a_run_directory_has_a_row():
     run_dir = RunDir(Path("run"))
     properties = [name for name, value in vars(RunDir).items() if isinstance(value, property) and name != "is_finished"]
     paths = [getattr(run_dir, name) for name in properties if name != "lock"]
-    paths += [named(split) for named in (run_dir.predictions, run_dir.evaluation_of) for split in ("val", "test")]
+    for split in ("val", "test"):
+        paths += [named(split, in_views) for named in (run_dir.predictions, run_dir.evaluation_of) for in_views in (0, 1)]
+        paths.append(run_dir.comparison_of(split))
     named = {name.rstrip("/") for name in first_cells("## What a run directory holds")}
     assert named == {path.relative_to("run").as_posix() for path in paths}
 
@@ -69,6 +71,7 @@ def test_every_flag_that_is_named_is_one(flag):
     others = {"--help", "--resume", "--run-dir", "--split", "--clear", "--keep-gb", "--devices", "--peers", "--signal"}
     others |= {"--peers-python", "--work-dir", "--seconds"}
     others |= {"--config", "--seeds", "--epochs", "--learning-rates", "--reach"}
+    others |= {"--views", "--soup", "--paired"}
     assert flag in others | {f"--{flag_name(name)}" for name in fields} | {f"--no-{flag_name(name)}" for name in fields}
 
 

@@ -265,7 +265,8 @@ def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation:
         figures.save(figures.hardware(hardware), run_dir.figures / "hardware.png")
     write_text(run_dir.classification_report, metrics.classification_report(table, class_names))
     best = {phase: evaluation[phase]["best_epoch"] for phase in PHASES if evaluation[phase]}
-    figures.save(figures.curves(pd.DataFrame(history), best), run_dir.figures / "curves.png")
+    if history:  # a soup was not trained
+        figures.save(figures.curves(pd.DataFrame(history), best), run_dir.figures / "curves.png")
     for normalised, name in ((False, "confusion_matrix.png"), (True, "confusion_matrix_normalised.png")):
         figure = figures.confusion_matrix(evaluation["confusion_matrix"], class_names, normalised)
         figures.save(figure, run_dir.figures / name)

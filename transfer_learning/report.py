@@ -98,6 +98,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             "log_loss": evaluation.get("log_loss"),
             "weights_sha256": evaluation.get("weights_sha256"),
             "phases": [(title, evaluation.get(name)) for name, title in PHASES.items()],
+            "soup": evaluation.get("soup"),
             "per_class": [(place, name, per_class[name]) for place, name in enumerate(class_names)],
             "confused": most_confused(matrix, class_names),
             "num_mistakes": int(matrix.sum() - np.trace(matrix)),

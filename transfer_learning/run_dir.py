@@ -101,13 +101,17 @@ class RunDir:
     def csv_log(self) -> Path:
         return self.path / "csv_log.csv"
 
-    def predictions(self, split: str) -> Path:
-        """id, label, predicted class, confidence and one column a class."""
-        return self.path / "predictions" / f"{split}.csv"
+    def predictions(self, split: str, in_views: bool = False) -> Path:
+        """id, label, predicted class, confidence and one column a class; of the plain images, or averaged over views."""
+        return self.path / "predictions" / f"{split}{'_views' * in_views}.csv"
 
-    def evaluation_of(self, split: str) -> Path:
-        """What the verb `evaluate` writes about a split."""
-        return self.path / f"evaluation_{split}.json"
+    def evaluation_of(self, split: str, in_views: bool = False) -> Path:
+        """What the verb `evaluate` writes about a split, of the plain images, or averaged over views."""
+        return self.path / f"evaluation_{split}{'_views' * in_views}.json"
+
+    def comparison_of(self, split: str) -> Path:
+        """What `evaluate --paired` writes about a split, in a directory of its own."""
+        return self.path / f"comparison_{split}.json"
 
     @property
     def lock(self) -> Path:

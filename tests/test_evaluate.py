@@ -1,0 +1,247 @@
+"""Finished runs evaluated again: in views, as an ensemble, as a soup, in pairs; through the verb that a user calls."""
+
+import dataclasses
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+
+from transfer_learning import evaluate, members, predict, report, run
+from transfer_learning.command_line import run_main
+from transfer_learning.config import Phase
+from transfer_learning.evaluation import ensemble, predictions
+from transfer_learning.experiment import run_experiment
+from transfer_learning.files import read_json
+from transfer_learning.models.classifier import load_model
+from transfer_learning.models.soup import mean_weights
+from transfer_learning.run_dir import RunDir
+
+SHORT = {"frozen": Phase(epochs=1, learning_rate=1e-2), "fine_tune": Phase()}
+OTHERS = {"seed 1": {"seed": 1}, "other": {"image_size": 24, "head": (), "flip": False}}
+
+
+@pytest.fixture(scope="module")
+def runs(small_config, tmp_path_factory):
+    """Two runs that differ in their seed, and one of another architecture and image size, by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    result = {}
+    for name, changes in {"seed 0": {}, **OTHERS}.items():
+        result[name] = RunDir(folder / name)
+        run_experiment(dataclasses.replace(small_config, **SHORT, **changes), result[name])
+    return result
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def paths(runs, *names):
+    return [str(runs[name].path) for name in names or ("seed 0", "seed 1")]
+
+
+def table(path):
+    return predictions.probabilities(predictions.read(path))
+
+
+def evaluated(*arguments):
+    assert run_main(evaluate.main, [str(argument) for argument in arguments]) == 0
+
+
+def test_views_are_averaged_into_the_run(runs, capsys):
+    run_dir = runs["seed 0"]
+    before = run_dir.predictions("test").read_bytes()
+    evaluated(run_dir.path, "--views", "flip,crops")
+    result, output = read_json(run_dir.evaluation_of("test", True)), capsys.readouterr().out
+    assert result["views"][:2] == ["plain", "centre"] and len(result["views"]) == 12
+    assert run_dir.predictions("test").read_bytes() == before, "the plain predictions are as they were"
+    plain, averaged = (predictions.read(run_dir.predictions("test", in_views)) for in_views in (False, True))
+    assert list(plain["id"]) == list(averaged["id"]) and not np.array_equal(plain["confidence"], averaged["confidence"])
+    assert result["accuracy"] == ensemble.right(averaged).mean() == result["gain"]["accuracy_after"]
+    assert result["gain"]["accuracy_before"] == ensemble.right(plain).mean()
+    low, high = result["gain"]["difference_interval"]
+    assert low <= result["gain"]["difference"] <= high
+    assert 0 < result["seconds"]["before"] < result["seconds"]["after"]
+    for words in ("Gain: the average of 12 views is right on", "12 forward passes an image", "times as long", "Careful"):
+        assert (words in output) == (words != "Careful"), words
+
+
+def test_a_run_that_was_trained_without_flips_is_mirrored_with_a_warning(runs, capsys):
+    evaluated(runs["other"].path, "--views", "flip", "--split", "val")
+    output = capsys.readouterr().out
+    assert "Careful" in output and "--no-flip" in output
+    assert read_json(runs["other"].evaluation_of("val", True))["views"] == ["plain", "plain_mirrored"]
+
+
+def test_an_ensemble_is_the_mean_of_its_members_whatever_their_kind(runs, here, capsys):
+    names = ("seed 0", "seed 1", "other")
+    evaluated(*paths(runs, *names), "--run-dir", "together")
+    together = RunDir(here / "together")
+    found = {str(path.relative_to(together.path)) for path in together.path.rglob("*") if path.is_file()}
+    assert found == {"evaluation_test.json", "predictions/test.csv", ".lock"}
+    of_members = [table(runs[name].predictions("test")) for name in names]
+    expected = np.mean(np.array(of_members, np.float64), axis=0).astype(np.float32)
+    assert np.array_equal(table(together.predictions("test")), expected)
+    result = read_json(together.evaluation_of("test"))
+    assert [row["run_dir"] for row in result["members"]] == paths(runs, *names)
+    assert [row["accuracy"] for row in result["members"]] == [
+        read_json(runs[name].evaluation)["accuracy"] for name in names
+    ]
+    best = max(result["members"], key=lambda row: row["val_accuracy"])
+    assert result["gain"]["before"] == best["run_dir"] and result["gain"]["accuracy_before"] == best["accuracy"]
+    output = capsys.readouterr().out
+    for words in ("The average of 3 members", "(the best on validation images)", "3 forward passes", *paths(runs, *names)):
+        assert words in output
+    assert run_main(predict.main, ["together", str(runs["other"].path)]) == 2
+    assert "no run directory" in capsys.readouterr().err
+
+
+def test_an_ensemble_in_views_has_a_new_directory_of_its_own(runs, here):
+    evaluated(*paths(runs), "--views", "flip", "--split", "val")
+    (made,) = (here / "runs").iterdir()
+    result = read_json(RunDir(made).evaluation_of("val"))
+    assert made.name.startswith("ensemble-") and result["views"] == ["plain", "plain_mirrored"]
+    assert result["seconds"]["after"] > result["seconds"]["before"]
+
+
+def test_two_runs_are_compared_image_by_image(runs, here, capsys):
+    evaluated(*paths(runs, "seed 0", "other"), "--paired", "--run-dir", "pair")
+    result = read_json(RunDir(here / "pair").comparison_of("test"))
+    first, second = (predictions.read(runs[name].predictions("test")) for name in ("seed 0", "other"))
+    expected = ensemble.paired_difference(first, second)
+    assert {name: result[name] for name in expected} == expected
+    assert result["only_before_right_ids"] == ensemble.only_right(first, second)
+    output = capsys.readouterr().out
+    assert "Difference: " in output and "McNemar" in output or "no image is judged otherwise" in output
+    assert [line for line in output.splitlines() if line.startswith(f"{runs['seed 0'].path} wrong")]
+
+
+def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):
+    evaluated(*paths(runs), "--soup", "--run-dir", "soup")
+    soup, output = RunDir(here / "soup"), capsys.readouterr().out
+    evaluation = read_json(soup.evaluation)
+    rows = evaluation["soup"]["members"]
+    assert [row["val_accuracy"] for row in rows] == sorted((row["val_accuracy"] for row in rows), reverse=True)
+    assert rows[0]["is_taken"] and rows[0]["soup_val_accuracy"] == rows[0]["val_accuracy"]
+    config = soup.read_config()
+    taken = [RunDir(soup.path.parent / row["run_dir"]) for row in rows if row["is_taken"]]
+    expected = mean_weights(load_model(config, run_dir.model).model.get_weights() for run_dir in taken)
+    network = load_model(config, soup.model, evaluation["weights_sha256"])
+    assert all(np.array_equal(one, other) for one, other in zip(network.model.get_weights(), expected, strict=True))
+    accuracy = ensemble.right(predictions.read(soup.predictions("val"))).mean()
+    assert accuracy == max(row["soup_val_accuracy"] for row in rows if row["is_taken"])
+    assert "Gain: the soup is right on" in output and "The mean weights of" in output
+
+    # Every verb takes it for a run.
+    assert soup.is_finished and "A soup: the mean weights of several runs" in soup.report.read_text()
+    assert "is missing" not in soup.report.read_text()
+    assert run_main(run.main, ["--resume", "soup"]) == 0 and "is finished" in capsys.readouterr().out
+    before = soup.predictions("test").read_bytes()
+    evaluated("soup")
+    assert soup.predictions("test").read_bytes() == before
+    capsys.readouterr()
+    image = photos / "circle" / "000.png"
+    assert run_main(predict.main, ["soup", str(image)]) == 0
+    assert f"{image}," in capsys.readouterr().out
+    assert run_main(report.main, ["soup"]) == 0
+
+
+def test_a_soup_of_copies_is_the_run_to_the_bit(runs, here):
+    for name in ("one", "two"):
+        shutil.copytree(runs["seed 1"].path, here / name)
+    evaluated("one", "two", "--soup", "--run-dir", "soup")
+    for read in (lambda run_dir: read_json(run_dir.evaluation)["weights_sha256"],
+                 lambda run_dir: run_dir.predictions("test").read_bytes()):  # fmt: skip
+        assert read(RunDir(here / "soup")) == read(runs["seed 1"])
+    assert all(row["is_taken"] for row in read_json(RunDir(here / "soup").evaluation)["soup"]["members"])
+
+
+@pytest.mark.parametrize("flags", [[], ["--soup"], ["--paired"]], ids=str)
+def test_one_network_is_in_memory_at_a_time(runs, monkeypatch, flags):
+    networks = []
+
+    def load(*arguments):
+        assert not [network for network in networks if network() is not None], "an earlier network is still there"
+        classifier = load_model(*arguments)
+        networks.append(weakref.ref(classifier.model))
+        return classifier
+
+    monkeypatch.setattr(members, "load_model", load)
+    evaluated(*paths(runs), *flags)
+    assert len(networks) == (3 if flags == ["--soup"] else 2)
+
+
+@pytest.fixture
+def refused(here, capsys):
+    def refuse(*arguments):
+        capsys.readouterr()
+        assert run_main(evaluate.main, [str(argument) for argument in arguments]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        assert not list(here.iterdir()), "something is left"
+        return lines[0]
+
+    return refuse
+
+
+def test_networks_of_another_kind_make_no_soup(runs, refused):
+    line = refused(*paths(runs, "seed 0", "other"), "--soup")
+    for words in (str(runs["other"].path), "image_size is 16, not 24", "head is (16,), not ()", "without --soup"):
+        assert words in line
+    assert "flip" not in line and "seed is" not in line, "what weights do not depend on is not named"
+
+
+@pytest.mark.parametrize("more", [[], ["--soup"], ["--paired"]], ids=str)
+def test_runs_on_other_images_are_not_put_together(runs, tmp_path_factory, refused, more):
+    """They are told apart by their manifests, before a network is loaded."""
+    other = RunDir(tmp_path_factory.mktemp("others") / "run")
+    shutil.copytree(runs["seed 1"].path, other.path)
+    text = other.manifest.read_text()
+    (image, _, digest, label, *_) = next(line for line in text.splitlines() if ",test," in line).split(",")
+    for old, new, words in (
+        (digest, "0" * 64, "has the sha256"), (f",{label},test,", ",stripes!,test,", "has the label"),
+        (f"{image},", "new.png,", "has the image"),
+    ):  # fmt: skip
+        other.manifest.write_text(text.replace(old, new))
+        assert words in refused(*paths(runs, "seed 0"), other.path, *more)
+
+
+def test_an_unfinished_run_is_no_member(runs, small_config, tmp_path_factory, refused):
+    path = tmp_path_factory.mktemp("unfinished")
+    (path / "config.json").write_text(small_config.to_json())
+    assert f"run --resume {path}" in refused(*paths(runs, "seed 0"), path)
+
+
+@pytest.mark.parametrize(
+    ("names", "flags", "words"),
+    [
+        (["seed 0"], ["--split", "train"], ["--split train", "val or test"]),
+        (["seed 0"], ["--views", "flop"], ["flop", "Did you mean flip"]),
+        (["seed 0"], ["--views", ""], ["nothing is no view", "crops, flip"]),
+        (["seed 0", "seed 0"], [], ["named twice"]),
+        (["seed 0"], ["--soup"], ["--soup", "several runs"]),
+        (["seed 0"], ["--paired"], ["--paired compares two", "1 are named"]),
+        (["seed 0", "seed 1", "other"], ["--paired"], ["3 are named"]),
+        (["seed 0", "seed 1"], ["--soup", "--paired"], ["one of them"]),
+        (["seed 0", "seed 1"], ["--soup", "--views", "flip"], ["make the soup, then"]),
+        (["seed 0", "seed 1"], ["--soup", "--split", "val"], ["leave --split val out"]),
+        (["seed 0"], ["--run-dir", "x"], ["--run-dir x", "leave it out"]),
+    ],
+)
+def test_flags_that_do_not_fit_together(runs, refused, names, flags, words):
+    line = refused(*paths(runs, *names), *flags)
+    assert all(word in line for word in words), line
+
+
+def test_a_directory_that_holds_something_is_refused(runs, refused):
+    line = refused(*paths(runs), "--run-dir", runs["other"].path)
+    assert "finished run" in line
+
+
+def test_a_soup_needs_validation_images(runs, tmp_path_factory, refused):
+    other = RunDir(tmp_path_factory.mktemp("others") / "run")
+    shutil.copytree(runs["seed 1"].path, other.path)
+    other.predictions("val").unlink()
+    assert "--val-fraction above 0" in refused(*paths(runs, "seed 0"), other.path, "--soup")

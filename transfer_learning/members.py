@@ -1,0 +1,396 @@
+"""Finished runs evaluated again: one, in several views, several as an ensemble or as one soup, two against each other.
+
+A run is read, and written into, as its directory. What several runs make together goes into a directory of its own.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from transfer_learning.config import RunConfig, difference, named
+from transfer_learning.datasets.data import Data, load_data
+from transfer_learning.datasets.manifest import fingerprint
+from transfer_learning.datasets.views import View
+from transfer_learning.devices import git_commit, set_up_devices, versions
+from transfer_learning.errors import UserError
+from transfer_learning.evaluation import ensemble, metrics, predictions
+from transfer_learning.experiment import draw_figures, evaluate_split
+from transfer_learning.files import read_json, write_json, write_text
+from transfer_learning.models import soup
+from transfer_learning.models.classifier import Classifier, load_model, probabilities, save_model
+from transfer_learning.report import write_report
+from transfer_learning.run_dir import RunDir
+from transfer_learning.training.progress import count_progress
+from transfer_learning.units import duration
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A finished run, as its directory tells it."""
+
+    run_dir: RunDir
+
+    @property
+    def name(self) -> str:
+        return str(self.run_dir.path)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return self.run_dir.read_config()
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return read_json(self.run_dir.environment)
+
+    @cached_property
+    def recorded(self) -> dict[str, Any]:
+        """The evaluation of its run."""
+        return read_json(self.run_dir.evaluation)
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.recorded["class_names"]
+
+    @cached_property
+    def val_accuracy(self) -> float | None:
+        """On its validation images, as its run predicted them; None where there are none."""
+        if not self.run_dir.predictions("val").exists():
+            return None
+        return float(ensemble.right(predictions.read(self.run_dir.predictions("val"))).mean())
+
+    def examples(self, split: str) -> pd.DataFrame:
+        """id, label and sha256 of the images of a split."""
+        try:
+            manifest = pd.read_csv(self.run_dir.manifest, dtype=str, na_filter=False, encoding="utf-8")
+            return manifest.loc[manifest["split"] == split, ["id", "label", "sha256"]]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.run_dir.manifest} cannot be read ({error}); restore it, or leave the run out.") from None
+
+    def network(self) -> Classifier:
+        """Its network, computing as when the run was begun."""
+        gc.collect()  # layers and variables refer to each other, so the network of another member may still lie about
+        device = self.environment["device"]
+        set_up_devices(self.config.precision, self.config.seed, say=lambda sentence: None, begun_with=device)
+        return load_model(self.config, self.run_dir.model, self.recorded["weights_sha256"])
+
+    def data(self, split: str, say: Say) -> Data:
+        """The images that it was trained on and judged by.
+
+        Raises:
+            UserError: they have changed since, or the split has none.
+        """
+        data = load_data(self.config, say)
+        if fingerprint(data.manifest) != self.environment["dataset"]["fingerprint"]:
+            raise UserError(
+                f"The images, labels or splits of {self.config.dataset} are not those that {self.name} was trained on; "
+                "restore them, or use predict on the new ones."
+            )
+        if not len(data.split(split)):
+            raise UserError(f"{self.config.dataset} has no {split} images; evaluate another --split.")
+        return data
+
+
+def evaluate_again(member: Member, split: str, say: Say = print) -> dict[str, Any]:
+    """Predicts a split once more, into the run's directory."""
+    run_dir, classifier, data = member.run_dir, member.network(), member.data(split, say)
+    with run_dir.locked():
+        evaluation = evaluate_split(classifier, data, split, run_dir)
+        write_json(run_dir.evaluation_of(split), evaluation | {"weights_sha256": classifier.weights_sha256})
+    say(f"{metrics.in_words(evaluation)}\nResults: {run_dir.evaluation_of(split)} and {run_dir.predictions(split)}")
+    return evaluation
+
+
+def evaluate_views(member: Member, split: str, views: Sequence[View], say: Say = print) -> dict[str, Any]:
+    """The average over views of each image against the plain one, into the run's directory."""
+    warn_of_mirrors([member], views, say)
+    with member.run_dir.locked():
+        tables, seconds = predict_in_views(member, split, views, say)
+        table = ensemble.average(tables)
+        gain = ensemble.paired_difference(tables["plain"], table)
+        evaluation = {
+            "split": split,
+            **metrics.evaluate(table, predictions.class_names(table)),
+            "weights_sha256": member.recorded["weights_sha256"],
+            "views": list(tables),
+            "gain": {"before": "plain", **gain},
+            "seconds": {"before": seconds["plain"], "after": sum(seconds.values())},
+        }
+        say(f"In {len(views)} views: {metrics.in_words(evaluation)}")
+        say(f"Gain: {ensemble.in_words(gain, 'the plain image', f'the average of {len(views)} views')}")
+        say(cost_in_words(evaluation, len(views), "the plain image"))
+        _write(evaluation, table, member.run_dir, say, in_views=True)
+    return evaluation
+
+
+def evaluate_ensemble(
+    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = print
+) -> dict[str, Any]:
+    """The average over members, each of it over views, against the member that validation images tell to be the best."""
+    check_same_images(members, [split])
+    warn_of_mirrors(members, views, say)
+    say = _once(say)
+    best = by_validation(members)[0]
+    tables, plain, seconds = {}, {}, {}
+    for member in members:  # one network in memory at a time
+        of_views, seconds_of_views = predict_in_views(member, split, views, say)
+        plain[member], tables[member] = of_views["plain"], ensemble.average(of_views)
+        seconds[member] = seconds_of_views
+    table = ensemble.average({member.name: tables[member] for member in members})
+    gain = ensemble.paired_difference(plain[best], table)
+    rows = [
+        {
+            "run_dir": member.name,
+            "weights_sha256": member.recorded["weights_sha256"],
+            "accuracy": float(ensemble.right(tables[member]).mean()),
+            "val_accuracy": member.val_accuracy,
+            "seconds": sum(seconds[member].values()),
+        }
+        for member in members
+    ]
+    evaluation = {
+        "split": split,
+        **metrics.evaluate(table, predictions.class_names(table)),
+        "members": rows,
+        "views": [view.name for view in views],
+        "gain": {"before": best.name, **gain},
+        "seconds": {"before": seconds[best]["plain"], "after": sum(row["seconds"] for row in rows)},
+    }
+    for row in rows:
+        say(f"{row['run_dir']}: {split} accuracy {row['accuracy']:.2%}{_validation_in_words(row['val_accuracy'])}")
+    say(f"The average of {len(members)} members: {metrics.in_words(evaluation)}")
+    in_views = f" in {len(views)} views" if len(views) > 1 else ""
+    why = "the first given" if best.val_accuracy is None else "the best on validation images"
+    say(f"Gain: {ensemble.in_words(gain, f'{best.name} ({why}) alone', f'the average of {len(members)} members{in_views}')}")
+    say(cost_in_words(evaluation, len(members) * len(views), f"{best.name} alone"))
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    with run_dir.locked():
+        _write(evaluation, table, run_dir, say)
+    return evaluation
+
+
+def compare_pair(
+    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = print
+) -> dict[str, Any]:
+    """Two runs on the same images, judged image by image; nothing is averaged over the two."""
+    check_same_images(members, [split])
+    warn_of_mirrors(members, views, say)
+    say, tables, seconds = _once(say), {}, {}
+    for member in members:
+        of_views, seconds_of_views = predict_in_views(member, split, views, say)
+        tables[member], seconds[member] = ensemble.average(of_views), sum(seconds_of_views.values())
+    (first, first_table), (second, second_table) = tables.items()
+    difference = ensemble.paired_difference(first_table, second_table)
+    comparison = {
+        "split": split,
+        "views": [view.name for view in views],
+        "before": first.name,
+        "after": second.name,
+        **difference,
+        "seconds": {"before": seconds[first], "after": seconds[second]},
+        "only_before_right_ids": ensemble.only_right(first_table, second_table),
+        "only_after_right_ids": ensemble.only_right(second_table, first_table),
+    }
+    say(f"Difference: {ensemble.in_words(difference, first.name, second.name)}")
+    say(ensemble.table_in_words(difference, first.name, second.name))
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    with run_dir.locked():
+        write_json(run_dir.comparison_of(split), comparison)
+    say(f"Results: {run_dir.comparison_of(split)}")
+    return comparison
+
+
+def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = print) -> dict[str, Any]:
+    """Averages the best weights of runs into one network, whose directory is that of a finished run.
+
+    The greedy soup of Wortsman et al., 2022: in the order of their accuracy on validation images, each member is stirred
+    in unless that lowers the soup's accuracy there. The judged images have no say.
+
+    Raises:
+        UserError: the members differ in what their weights mean, or there are no validation images.
+    """
+    first, *others = members
+    for other in others:
+        fields = {name: pair for name, pair in difference(first.config, other.config).items() if name in soup.ALIKE}
+        if fields:
+            raise UserError(
+                f"{other.name} is another kind of network than {first.name} ({named(fields)}), so their weights have no "
+                "mean; leave it out, or evaluate them as an ensemble, without --soup."
+            )
+        if first.class_names != other.class_names:
+            raise UserError(
+                f"The outputs of {other.name} are the classes {', '.join(other.class_names[:3])}..., those of {first.name} "
+                f"{', '.join(first.class_names[:3])}...; the same ones in the same order were expected, so leave it out."
+            )
+    judged = first.recorded["split"]
+    check_same_images(members, ["val", judged])
+    if any(member.val_accuracy is None for member in members):
+        raise UserError(
+            "A soup is chosen by validation images, and there are none; train the members with a --val-fraction above 0, "
+            "or evaluate them as an ensemble, without --soup."
+        )
+    say, ordered = _once(say), by_validation(members)
+    best = ordered[0]
+    data = best.data("val", say)
+    weights, steps = soup.greedy_soup(*_tasted(ordered, data))
+    rows = [
+        {
+            "run_dir": member.name,
+            "weights_sha256": member.recorded["weights_sha256"],
+            "val_accuracy": member.val_accuracy,
+            "soup_val_accuracy": step.accuracy,
+            "is_taken": step.is_taken,
+        }
+        for member, step in zip(ordered, steps, strict=True)
+    ]
+    classifier = best.network()
+    classifier.model.set_weights(weights)
+
+    # A directory like that of any finished run: the config last but the page, so that a half-made one is no run.
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    with run_dir.locked():
+        save_model(classifier, run_dir.model)
+        splits = [split for split in ("val", "test") if len(data.split(split))]
+        results = {split: evaluate_split(classifier, data, split, run_dir) for split in splits}
+        gain = ensemble.paired_difference(
+            predictions.read(best.run_dir.predictions(judged)), predictions.read(run_dir.predictions(judged))
+        )
+        evaluation = results[judged] | {
+            "weights_sha256": classifier.weights_sha256,
+            "num_parameters": classifier.model.count_params(),
+            "frozen": None,
+            "fine_tune": None,
+            "soup": {"members": rows, "gain": {"before": best.name, **gain}},
+        }
+        draw_figures(best.config, data, [], evaluation, run_dir)
+        write_json(run_dir.evaluation, evaluation)
+        for row in rows:
+            did = "stirred in" if row["is_taken"] else "left out"
+            say(
+                f"{row['run_dir']}: validation accuracy {row['val_accuracy']:.2%}; {did}, with it the soup has "
+                f"{row['soup_val_accuracy']:.2%}."
+            )
+        num_taken = sum(row["is_taken"] for row in rows)
+        say(f"The mean weights of {num_taken} of {len(rows)} runs: {metrics.in_words(evaluation)}")
+        told = f"Gain: {ensemble.in_words(gain, f'{best.name} (the best on validation images)', 'the soup')}"
+        say(f"{told} It costs no more time than one network.")
+        write_json(
+            run_dir.notes,
+            [
+                f"Nothing was trained here: the weights are the mean of those of {num_taken} of {len(rows)} finished runs; "
+                f"the config is that of {best.name}.",
+                told,
+            ],
+        )
+        kept = {name: best.environment[name] for name in ("device", "dataset")}
+        write_json(run_dir.environment, {"versions": versions(), "git_commit": git_commit(), **kept})
+        for source, copy in ((best.run_dir.manifest, run_dir.manifest), (best.run_dir.ignored, run_dir.ignored)):
+            if source.exists():
+                write_text(copy, source.read_text(encoding="utf-8"))
+        write_text(run_dir.config, best.config.to_json())
+        say(f"Report: {write_report(run_dir)}")
+    return evaluation
+
+
+def predict_in_views(
+    member: Member, split: str, views: Sequence[View], say: Say
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """The predictions of a split by the name of each view, and the seconds that each took, without loading and compiling.
+
+    The network is dropped on return.
+    """
+    classifier, data = member.network(), member.data(split, say)
+    examples = data.split(split)
+    probabilities(classifier, examples.inputs, examples.rows[:1])  # compiles
+    tables, seconds = {}, {}
+    for view in views:
+        progress = count_progress(f"{member.name}, {view.name} {split} images:")
+        started = perf_counter()
+        predicted = probabilities(classifier, examples.inputs, examples.rows, progress, view)
+        seconds[view.name] = perf_counter() - started
+        tables[view.name] = predictions.table(examples.ids, examples.labels, predicted, data.class_names)
+    return tables, seconds
+
+
+def warn_of_mirrors(members: Sequence[Member], views: Sequence[View], say: Say) -> None:
+    unflipped = [member.name for member in members if not member.config.flip]
+    if unflipped and any(view.mirrored for view in views):
+        say(
+            f"Careful: {', '.join(unflipped)} {'was' if len(unflipped) == 1 else 'were'} trained with --no-flip, as if a "
+            "mirrored image meant something else; --views flip may lower the accuracy."
+        )
+
+
+def check_same_images(members: Sequence[Member], splits: Sequence[str]) -> None:
+    """Raises UserError where the runs' images, labels, splits or classes differ, before anything is computed."""
+    class_names = {member.name: member.class_names for member in members}
+    for split in splits:
+        ensemble.check_same_examples({member.name: member.examples(split) for member in members}, class_names)
+
+
+def by_validation(members: Sequence[Member]) -> list[Member]:
+    """The members with the highest accuracy on validation images first; as they are where one of them has none."""
+    if any(member.val_accuracy is None for member in members):
+        return list(members)
+    return sorted(members, key=lambda member: -member.val_accuracy)
+
+
+def cost_in_words(evaluation: dict[str, Any], num_passes: int, before: str) -> str:
+    """``Cost: 12 forward passes an image took 36 s for 246 images, 11.8 times as long as the plain image (3.1 s).``"""
+    seconds = evaluation["seconds"]
+    return (
+        f"Cost: {num_passes} forward passes an image took {duration(seconds['after'])} for "
+        f"{evaluation['num_examples']:,} images, {seconds['after'] / seconds['before']:.1f} times as long as {before} "
+        f"({duration(seconds['before'])})."
+    )
+
+
+def _tasted(
+    members: Sequence[Member], data: Data
+) -> tuple[Iterator[list[np.ndarray]], Callable[[list[np.ndarray]], float]]:
+    """The weights of the members, one network in memory at a time, and the accuracy of such weights on validation."""
+    examples = data.split("val")
+    loaded: list[Classifier] = []
+
+    def weights() -> Iterator[list[np.ndarray]]:
+        for member in members:
+            loaded.clear()
+            loaded.append(member.network())
+            yield loaded[0].model.get_weights()
+
+    def accuracy_of(values: list[np.ndarray]) -> float:
+        loaded[0].model.set_weights(values)
+        predicted = probabilities(loaded[0], examples.inputs, examples.rows, count_progress("Tasting the soup:"))
+        return float((predicted.argmax(axis=1) == examples.labels).mean())
+
+    return weights(), accuracy_of
+
+
+def _write(evaluation: dict, table: pd.DataFrame, run_dir: RunDir, say: Say, in_views: bool = False) -> None:
+    split = evaluation["split"]
+    predictions.write(table, run_dir.predictions(split, in_views))
+    write_json(run_dir.evaluation_of(split, in_views), evaluation)
+    say(f"Results: {run_dir.evaluation_of(split, in_views)} and {run_dir.predictions(split, in_views)}")
+
+
+def _once(say: Say) -> Say:
+    """Members of one dataset would say the same of it."""
+    said = set()
+
+    def say_once(sentence: str) -> None:
+        if sentence not in said:
+            said.add(sentence)
+            say(sentence)
+
+    return say_once
+
+
+def _validation_in_words(accuracy: float | None) -> str:
+    return "" if accuracy is None else f" (validation {accuracy:.2%})"
