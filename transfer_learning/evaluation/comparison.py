@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, binomtest, bootstrap, norm
+from scipy.stats import binom, binomtest, norm
 
 from transfer_learning.errors import UserError
+from transfer_learning.evaluation.intervals import resampled_interval
 
 QUANTITIES = ("loss", "accuracy", "val_loss", "val_accuracy")
-NUM_RESAMPLES = 9999
-SEED = 0  # of the bootstrap: the same predictions give the same interval
-NUMBERS_AT_ONCE = 4_000_000  # in memory, while images are drawn again
 
 
 class Run(NamedTuple):
@@ -149,17 +147,6 @@ def wilson_interval(share: float, num_images: int) -> tuple[float, float]:
     return max(0.0, float(low)), min(1.0, float(high))
 
 
-def resampled_interval(differences: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of a mean over images that are drawn again with replacement (Efron, 1979)."""
-    if len(differences) < 2:
-        return -1.0, 1.0  # one image says nothing of others
-    interval = bootstrap(
-        (differences,), np.mean, n_resamples=NUM_RESAMPLES, vectorized=True, axis=-1, method="percentile",
-        batch=max(1, NUMBERS_AT_ONCE // len(differences)), rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    return float(interval.low), float(interval.high)
-
-
 def sign_flip_p(differences: np.ndarray) -> float:
     """Exact two-sided p-value of Fisher's randomisation test for pairs (The Design of Experiments, 1935, section 21).
 
@@ -203,7 +190,7 @@ def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
         seeds.append({"seed": run.seed, "only_first": only_first, "only_second": only_second, "p_value": p_value})
     return {
         "difference": float(differences.mean()) / len(first),
-        "interval": list(resampled_interval(differences / len(first))),
+        "interval": [float(end) for end in resampled_interval(differences / len(first), np.mean, widest=(-1.0, 1.0))],
         "p_value": sign_flip_p(differences),
         "seeds": seeds,
     }
