@@ -15,7 +15,7 @@ from transfer_learning.errors import ExitCode, UserError
 
 # What the machine refuses for reasons that the user can mend; any other OSError is a fault of the program.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP)
 
 REMARKS = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()", "To enable the following instructions")
 

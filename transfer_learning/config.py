@@ -21,6 +21,7 @@ RESIZES = ("squash", "crop", "pad")
 CLASS_WEIGHTS = ("none", "balanced")
 HEAD_STARTS = ("auto", "random")
 MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
+LARGEST_SIZE = 8192  # pixels a side: an image of them decoded takes 0.2 GB
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = (), changes_result: bool = True) -> Any:
@@ -111,6 +112,11 @@ class RunConfig:
             _check_phase(flag_name(name), self.phase(name))
         for holds, sentence in (
             (self.image_size >= 8, f"--image-size {self.image_size} is too small; give 8 pixels or more."),
+            (
+                max(self.image_size, self.input_size) <= LARGEST_SIZE,
+                f"--image-size {self.image_size} with --input-size {self.input_size} is too large; give {LARGEST_SIZE} "
+                "pixels or less.",
+            ),
             (0 <= self.input_size, f"--input-size {self.input_size} is negative; give pixels, or 0 for the image size."),
             (self.batch_size >= 1, f"--batch-size {self.batch_size} is not positive; give 1 or more."),
             (

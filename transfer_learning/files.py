@@ -47,17 +47,22 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *fields: str) -> Any:
     """Reads what `write_json` wrote.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing or damaged, or is no table that has these `fields`.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if fields and not isinstance(values, dict):
+            raise ValueError("it is no table of fields")
+        if missing := [name for name in fields if name not in values]:
+            raise ValueError(f"it has no field {missing[0]}")
+        return values
     except FileNotFoundError:
         raise UserError(f"{path} is missing; restore it, or start a new run.") from None
-    except ValueError as error:  # JSON's and UTF-8's errors are ValueErrors
+    except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
         raise UserError(f"{path} is damaged ({error}); restore it, or start a new run.") from None
 
 

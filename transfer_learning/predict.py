@@ -1,7 +1,6 @@
 """Predict images with a finished run: ``python -m transfer_learning.predict RUN_DIR IMAGE|FOLDER... > predictions.csv``."""
 
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     run_dir = evaluated_run_dir(flags.run_dir)
     config = run_dir.read_config()
-    begun_with, recorded = read_json(run_dir.environment)["device"], read_json(run_dir.evaluation)
+    begun_with = read_json(run_dir.environment, "device")["device"]
+    recorded = read_json(run_dir.evaluation, "weights_sha256")
     files = [file for argument in flags.images for file in image_files(Path(argument))]
 
     import numpy as np
 
     with quiet_start():
-        from transfer_learning.datasets.decode import decode
+        from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
         from transfer_learning.devices import set_up_devices
         from transfer_learning.models.classifier import load_model, probabilities
 
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("file", "class", "confidence"))
     skipped = 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    workers = DecodeWorkers(config.stored_size, config.resize)
+    with workers, ThreadPoolExecutor(usable_cores()) as threads:
         for start in range(0, len(files), IMAGES_AT_A_TIME):
             chunk = files[start : start + IMAGES_AT_A_TIME]
-            decoded = list(pool.map(lambda file: decode(file, config.stored_size, config.resize), chunk))
             readable = []
-            for file, image in zip(chunk, decoded, strict=True):
+            for file, (_, image) in zip(chunk, threads.map(workers.decode, chunk), strict=True):
                 if not image.problem:
                     readable.append((file, image.pixels))
                 elif flags.skip_unreadable:

@@ -122,8 +122,10 @@ class RunDir:
         return self.report.exists()
 
     def read_config(self) -> RunConfig:
-        """The config of the run; UserError where the file is missing or damaged."""
-        return RunConfig.from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
+        """The config of the run; UserError where the file is missing or damaged, or says what no `run` accepts."""
+        config = RunConfig.from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
+        config.check()
+        return config
 
     @contextmanager
     def begun(self, config: RunConfig) -> Iterator[None]:
@@ -165,7 +167,8 @@ class RunDir:
         Raises:
             UserError: another process has it.
         """
-        with open(self.lock, "w") as lock:
+        # A link would be followed, and what it points to emptied: a run directory may be a stranger's.
+        with open(os.open(self.lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -206,13 +209,22 @@ def existing_run_dir(path: str | os.PathLike) -> RunDir:
     """Opens a run directory that some `run` made.
 
     Raises:
-        UserError: there is no such directory, or it holds no `config.json`.
+        UserError: there is no such directory, it holds no `config.json`, or a link in it leads out of it: what is read
+            and written there, a stranger may have chosen.
     """
     run_dir = RunDir(Path(path))
     if not run_dir.path.is_dir():
         raise UserError(f"There is no run directory {path}; give the directory that `run` printed, such as runs/NAME.")
     if not run_dir.config.exists():
         raise UserError(f"{path} is no run directory: it has no config.json; give the directory that `run` printed.")
+    inside = run_dir.path.resolve()
+    for folder, folders, files in os.walk(run_dir.path):
+        for entry in (Path(folder, name) for name in (*folders, *files)):
+            if entry.is_symlink() and not entry.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"The run directory {path} holds the link {entry.relative_to(run_dir.path)}, which leads out of it; put "
+                    "what it points to in its place, if you trust it."
+                )
     return run_dir
 
 

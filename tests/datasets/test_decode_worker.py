@@ -41,6 +41,10 @@ def decode_with_faults(content, size, resize):
         time.sleep(1000)
     if content.endswith(b"burn"):
         sum(range(10**12))  # not for a moment is Python's lock free
+    if content.endswith(b"abort"):
+        os.abort()
+    if content.endswith(b"raise"):
+        raise SystemExit("a decoder's last words")
     if content.endswith(b"print"):
         print("a library's remark", flush=True)
         os.write(1, b"another one")
@@ -50,6 +54,15 @@ decode_worker.decode = decode_with_faults
 decode_worker.main()
 """
 FAULTY_COMMAND = (sys.executable, "-c", FAULTY_WORKER)
+
+# A worker that reads pipes, too, and so waits as long as a test wants; the real one refuses them.
+PATIENT_WORKER = """
+from transfer_learning.datasets import decode_worker
+
+decode_worker.read_file = lambda path: path.read_bytes()
+decode_worker.main()
+"""
+PATIENT_COMMAND = (sys.executable, "-c", PATIENT_WORKER)
 
 
 @pytest.fixture
@@ -140,6 +153,8 @@ def test_names_that_are_no_text_and_folders_with_modules_of_known_names_do_no_ha
     [
         (b"exit", 60, "the decoder died (exit code 3)"),
         (b"crash", 60, "the decoder died (SIGSEGV)"),
+        (b"abort", 60, "the decoder died (SIGABRT)"),
+        (b"raise", 60, "the decoder died (exit code 1)"),
         (b"hang", 2, "decoding it took longer than 2 s"),
         (b"burn", 2, "decoding it took longer than 2 s"),
     ],
@@ -162,9 +177,31 @@ def test_what_a_library_prints_comes_not_between_the_answers(image, faulty, capf
     assert capfd.readouterr() == ("", "a library's remark\nanother one" * 2)
 
 
+def test_an_image_that_takes_more_memory_than_a_worker_may_have_costs_itself_alone(image, tmp_path, monkeypatch):
+    worker = "from transfer_learning.datasets import decode_worker as d; d.MEMORY_PER_IMAGE = 500 << 20; d.main()"
+    monkeypatch.setattr(decode_worker, "COMMAND", (sys.executable, "-c", worker))
+    large, good = tmp_path / "large.png", image()
+    Image.new("RGBA", (9000, 9000)).save(large, compress_level=1)
+    with DecodeWorkers(SIZE, "squash") as workers:
+        assert_decoded(workers.decode(good), good)
+        before = processes()
+        assert workers.decode(large) == (content_hash(large), (None, 0, 0, "decoding it takes too much memory"))
+        assert_decoded(workers.decode(good), good)
+        assert processes() == before
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(make, tmp_path):
+    make(tmp_path / "x.png")
+    with DecodeWorkers(SIZE, "squash") as workers:
+        digest, decoded = workers.decode(tmp_path / "x.png")
+    assert (digest, decoded.problem) == ("", "cannot be decoded (it is a folder, a pipe or a device)")
+
+
 @pytest.fixture
-def pipe(tmp_path):
-    """A file on which a worker waits for ever; `opened` returns when one does."""
+def pipe(tmp_path, monkeypatch):
+    """A file on which a patient worker waits for ever; `opened` returns when one does."""
+    monkeypatch.setattr(decode_worker, "COMMAND", PATIENT_COMMAND)
     path = tmp_path / "pipe.png"
     os.mkfifo(path)
     return path
@@ -226,10 +263,11 @@ PARENT = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from transfer_learning.datasets.decode_worker import DecodeWorkers
+from transfer_learning.datasets import decode_worker
 
-workers = DecodeWorkers(8, "squash")
-ThreadPoolExecutor(1).submit(workers.decode, Path(sys.argv[1])).result()
+decode_worker.COMMAND = (sys.executable, "-c", sys.argv[1])
+workers = decode_worker.DecodeWorkers(8, "squash")
+ThreadPoolExecutor(1).submit(workers.decode, Path(sys.argv[2])).result()
 print("decoded", flush=True)
 sys.stdin.read()
 """
@@ -237,7 +275,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("is_idle", [False, True])
 def test_workers_end_when_their_parent_is_killed_whatever_they_do(is_idle, pipe, image):
-    command = [sys.executable, "-c", PARENT, pipe]
+    command = [sys.executable, "-c", PARENT, PATIENT_WORKER, pipe]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         writer = opened(pipe)
         (worker,) = psutil.Process(parent.pid).children()
@@ -267,17 +305,19 @@ def test_a_worker_in_whose_loop_no_python_runs_is_ended_by_the_kernel(image):
 INTERRUPTED = """
 import sys
 from pathlib import Path
+from transfer_learning.datasets import decode_worker
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.store import open_store
 
-examples = tuple(Example(str(number), "a", "", Path(path)) for number, path in enumerate(sys.argv[2:]))
-open_store(Dataset("some", ("a",), examples), 8, "squash", sys.argv[1])
+decode_worker.COMMAND = (sys.executable, "-c", sys.argv[1])
+examples = tuple(Example(str(number), "a", "", Path(path)) for number, path in enumerate(sys.argv[3:]))
+open_store(Dataset("some", ("a",), examples), 8, "squash", sys.argv[2])
 """
 
 
 def test_ctrl_c_ends_the_decoding_at_once_and_leaves_no_process(pipe, image, tmp_path):
     paths = [pipe, *(image(str(number)) for number in range(20))]
-    command = [sys.executable, "-c", INTERRUPTED, tmp_path / "cache", *paths]
+    command = [sys.executable, "-c", INTERRUPTED, PATIENT_WORKER, tmp_path / "cache", *paths]
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as parent:

@@ -1,9 +1,15 @@
 """An archive of class folders (.zip, .tar, .tar.gz ...), unpacked once into the data folder, if nothing in it is hostile.
 
 All entries are checked before the first is written: a path that leads out of the folder, a link, a device, two names
-that some systems take for one, or sizes that no archive of images has, refuse the whole archive.
+that some systems take for one, or sizes that no archive of images has, refuse the whole archive. Nothing in it is
+believed before it was checked, its list of entries neither: that could be made to fill the memory by itself.
 """
 
+import bz2
+import gzip
+import hashlib
+import itertools
+import lzma
 import shutil
 import tarfile
 import tempfile
@@ -12,19 +18,32 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from transfer_learning.datasets import folder
 from transfer_learning.datasets.dataset import Dataset
-from transfer_learning.datasets.decode import content_hash
 from transfer_learning.errors import UserError
 from transfer_learning.units import size
 
-SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-MOST_ENTRIES = 2_000_000  # ImageNet-1K has 1.4 million
+OPENERS = {
+    ".tar": open,
+    ".tar.gz": gzip.open, ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tar.xz": lzma.open,
+}  # fmt: skip
+SUFFIXES = (".zip", *OPENERS)
+MOST_ENTRIES = 500_000  # each takes memory while the archive is read, and a place in a folder
 MOST_EXPANSION = 100  # times the archive; JPEGs and PNGs do not shrink, uncompressed drawings shrink by some tens
 ALWAYS_ALLOWED = 100e6  # bytes
+MOST_LISTED_BYTES = 300 * MOST_ENTRIES  # of the list of entries in a .zip
+MOST_HEADER_BYTES = 1 << 20  # of what stands ahead of an entry in a .tar, names and all
+LONGEST_PATH, DEEPEST_PATH = 1000, 30  # in bytes, and in folders
+BLOCK = 4096  # bytes of disk that a file takes at least
+
+DAMAGED = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError,
+)  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -46,9 +65,12 @@ def read(path: Path, data_dir: Path) -> Dataset:
     Raises:
         UserError: it is damaged, hostile or encrypted, does not fit on the disk, or holds no classes.
     """
-    place = data_dir / "archives" / f"{path.name.split('.')[0]}-{content_hash(path)[:12]}"
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    place = data_dir / "archives" / f"{path.name.split('.')[0][:100]}-{digest[:16]}"
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
+        print(f"Unpacking {path} ({size(path.stat().st_size)}) into {place}.", flush=True)
         with tempfile.TemporaryDirectory(prefix="unpacking-", dir=place.parent) as unfinished:
             _unpack(path, Path(unfinished) / "images")
             try:
@@ -61,44 +83,78 @@ def read(path: Path, data_dir: Path) -> Dataset:
 
 
 def _unpack(path: Path, target: Path) -> None:
+    """Goes through the archive twice, to check it and to write it: a list of all entries is never in memory."""
     try:
-        with _entries(path) as entries:
-            files = list(_checked(path, entries))
-            needed, free = sum(entry.num_bytes for entry in files), shutil.disk_usage(target.parent).free
-            if needed > free:
-                raise UserError(
-                    f"{path} unpacks to {size(needed)}, and {target.parent.parent} has {size(free)} left; free some space, or "
-                    "name another --data-dir."
-                )
-            target.mkdir()
-            for entry in files:
-                file = target / entry.name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                with entry.open() as source, open(file, "xb") as copy:
-                    shutil.copyfileobj(source, copy)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        needed = sum(-(-entry.num_bytes // BLOCK) * BLOCK for entry in _checked(path))
+        free = shutil.disk_usage(target.parent).free
+        if needed > free:
+            raise UserError(
+                f"{path} unpacks to {size(needed)}, and {target.parent.parent} has {size(free)} left; free some space, or "
+                "name another --data-dir."
+            )
+        target.mkdir()
+        for entry in _checked(path):
+            file = target / entry.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with entry.open() as source, open(file, "xb") as copy:
+                shutil.copyfileobj(source, copy, MOST_HEADER_BYTES)
+    except DAMAGED as error:
+        if getattr(error, "errno", None):  # the system's complaint, and no decoder's
+            raise
         raise UserError(f"{path} cannot be unpacked ({error}); fetch it again, or unpack it yourself.") from None
+
+
+class _Guarded:
+    """An archive opened for reading that does not let its reader fill the memory.
+
+    The modules `zipfile` and `tarfile` read the list of entries, or what stands ahead of one, in one piece, as long as the
+    archive says that it is.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, most: int):
+        self._path, self._file, self._most, self.last_read = path, file, most, b""
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, num_bytes: int = -1) -> bytes:
+        """Reads up to `num_bytes`, or the rest.
+
+        Raises:
+            UserError: that is more than there are good reasons for.
+        """
+        self.last_read = self._file.read(num_bytes if 0 <= num_bytes <= self._most else self._most + 1)
+        if len(self.last_read) > self._most:
+            raise _refusal(self._path, f"a list of its files takes more than {size(self._most)}")
+        if self.last_read.count(b"PK\x01\x02") > MOST_ENTRIES:
+            raise _refusal(self._path, f"it lists more than {MOST_ENTRIES:,} files")
+        return self.last_read
 
 
 @contextmanager
 def _entries(path: Path) -> Iterator[Iterator[Entry]]:
-    if path.suffix.lower() == ".zip":
-        with zipfile.ZipFile(path) as archive:
+    name = path.name.lower()
+    if name.endswith(".zip"):
+        with open(path, "rb") as file, zipfile.ZipFile(_Guarded(path, file, MOST_LISTED_BYTES)) as archive:
             yield (
                 Entry(info.filename, info.file_size, _problem_in_zip(info), lambda info=info: archive.open(info))
                 for info in archive.infolist()
                 if not info.is_dir()
             )
     else:
-        with tarfile.open(path) as archive:
-            yield (
-                Entry(
-                    info.name, info.size, "" if info.isreg() else "is a link or a device",
-                    lambda info=info: archive.extractfile(info),
-                )
-                for info in archive
-                if not info.isdir()
-            )  # fmt: skip
+        opener = next(opener for suffix, opener in OPENERS.items() if name.endswith(suffix))
+        with opener(path, "rb") as file:
+            guarded = _Guarded(path, file, MOST_HEADER_BYTES)
+            with tarfile.open(fileobj=guarded, mode="r:") as archive:
+                yield _entries_of_tar(archive, guarded)
+
+
+def _entries_of_tar(archive: tarfile.TarFile, file: _Guarded) -> Iterator[Entry]:
+    while info := archive.next():
+        archive.members = []  # it would keep them all
+        if not info.isdir():
+            problem = "" if info.isreg() and not info.issparse() else "is a link or a device"
+            yield Entry(info.name, info.size, problem, lambda info=info: archive.extractfile(info))
+    if file.last_read.strip(b"\0"):  # the module takes damage for the end
+        raise tarfile.ReadError("after its last entry come bytes that are none")
 
 
 def _problem_in_zip(info: zipfile.ZipInfo) -> str:
@@ -108,32 +164,53 @@ def _problem_in_zip(info: zipfile.ZipInfo) -> str:
     return "is a link or a device" if kind not in (0, 8) else ""
 
 
-def _checked(path: Path, entries: Iterator[Entry]) -> Iterator[Entry]:
-    """The entries, if all of them may be unpacked.
+def _checked(path: Path) -> Iterator[Entry]:
+    """The files in an archive, one after the other, up to the first that may not be unpacked.
 
     Raises:
-        UserError: the first that may not, and why.
+        UserError: there is such a one; it says why.
     """
-    most = max(ALWAYS_ALLOWED, MOST_EXPANSION * path.stat().st_size)
-    seen: dict[str, str] = {}
-    total = 0
-    for number, entry in enumerate(entries, 1):
-        parts = PurePosixPath(entry.name).parts
-        folded = unicodedata.normalize("NFC", "/".join(parts)).casefold()
-        total += entry.num_bytes
-        for holds, reason in (
-            (not entry.problem, entry.problem),
-            (parts and not entry.name.startswith("/") and ".." not in parts, "leads out of the folder"),
-            ("\\" not in entry.name and ":" not in entry.name and entry.name.isprintable(), "is no name that every system takes"),
-            (all(len(part.encode(errors="replace")) <= 255 for part in parts), "is longer than a file name may be"),
-            (folded not in seen, f"is the same as {seen.get(folded)!r} on some systems"),
-            (total <= most, f"makes more than {size(most)} of an archive of {size(path.stat().st_size)}, as no images do"),
-            (number <= MOST_ENTRIES, f"is entry {number:,}, and no more than {MOST_ENTRIES:,} are unpacked"),
-        ):
-            if not holds:
-                raise UserError(
-                    f"{path} is not unpacked, because its entry {ascii(entry.name[:200])} {reason}; unpack it yourself if you "
-                    "trust it, and give the folder to --dataset."
-                )
-        seen[folded] = entry.name
-        yield entry
+    packed = path.stat().st_size
+    most, total = max(ALWAYS_ALLOWED, MOST_EXPANSION * packed), 0
+    files: dict[str, str] = {}
+    folders: set[str] = set()
+    with _entries(path) as entries:
+        for number, entry in enumerate(entries, 1):
+            total += entry.num_bytes
+            reason = entry.problem or _problem_of_name(entry.name, files, folders)
+            if number > MOST_ENTRIES:
+                reason = f"is number {number:,}, and no more than {MOST_ENTRIES:,} files are unpacked"
+            if total > most:
+                reason = f"makes more than {size(most)} of an archive of {size(packed)}, as no images do"
+            if reason:
+                raise _refusal(path, f"its entry {ascii(entry.name[:200])} {reason}")
+            yield entry
+
+
+def _problem_of_name(name: str, files: dict[str, str], folders: set[str]) -> str:
+    """Why a file may not have this name, or nothing; then it is added to `files` (by the name that all systems take for
+    the same) and what it lies in to `folders`."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts or not parts:
+        return "leads out of the folder"
+    if "\\" in name or ":" in name or not name.isprintable():
+        return "is no name that every system takes"
+    if len(name) > LONGEST_PATH or len(parts) > DEEPEST_PATH:
+        return "lies deeper than images do"
+    if any(len(part.encode()) > 255 for part in parts):
+        return "is longer than a file name may be"
+    folded = unicodedata.normalize("NFC", "/".join(parts)).casefold()
+    above = list(itertools.accumulate(folded.split("/")[:-1], "{}/{}".format))
+    if folded in files:
+        return f"is the same as {files[folded]!r} on some systems"
+    if folded in folders or any(folder in files for folder in above):
+        return "is a file and a folder at once"
+    files[folded] = name
+    folders.update(above)
+    return ""
+
+
+def _refusal(path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{path} is not unpacked, because {reason}; unpack it yourself if you trust it, and give the folder to --dataset."
+    )

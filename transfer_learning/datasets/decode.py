@@ -2,13 +2,15 @@
 
 import hashlib
 import io
+import logging
 import math
 import warnings
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from transfer_learning import units
 from transfer_learning.datasets.dataset import Content, FilePart
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
@@ -18,9 +20,13 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # an allow-list: Pillow
 # the time of 12 megapixels.
 ROOM_TO_RESIZE = 1.5
 JPEG_QUALITY = 95  # of images that are kept as JPEGs
+MOST_BYTES = 10**9  # of a file: Pillow's 89 million pixels with 16 bits in each of four channels take 0.7 GB uncompressed
 
 # A header may promise more pixels than memory holds. Pillow refuses above twice its limit and warns below; both refuse.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# Pillow remarks on damage without naming the file. What cannot be decoded is named by the manifest.
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class Decoded(NamedTuple):
@@ -32,6 +38,30 @@ class Decoded(NamedTuple):
     problem: str  # "" where it could be decoded
 
 
+def open_file(content: Path | FilePart) -> BinaryIO:
+    """Opens an image file, or the part of a file that is one, if it has a size that an image can have.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is a folder, a pipe, where one would wait for ever, or a device, which may have no end; or it is
+            too large.
+    """
+    num_bytes = content.length if isinstance(content, FilePart) else content.stat().st_size
+    if num_bytes > MOST_BYTES:
+        raise ValueError(f"it has {units.size(num_bytes)}, and images of more than {units.size(MOST_BYTES)} are not read")
+    if isinstance(content, FilePart):
+        return io.BytesIO(content.read_bytes())
+    if not content.is_file():
+        raise ValueError("it is a folder, a pipe or a device")
+    return open(content, "rb")
+
+
+def read_file(content: Path | FilePart) -> bytes:
+    """Returns the bytes of an image file; raises what `open_file` does."""
+    with open_file(content) as file:
+        return file.read()
+
+
 def content_hash(content: Content | bytes) -> str:
     """Returns the SHA-256 of the file's bytes, or of the array's shape and bytes, in hexadecimal; "" if unreadable."""
     if isinstance(content, bytes):
@@ -39,13 +69,9 @@ def content_hash(content: Content | bytes) -> str:
     if isinstance(content, np.ndarray):
         return hashlib.sha256(repr(content.shape).encode() + np.ascontiguousarray(content).tobytes()).hexdigest()
     try:
-        if isinstance(content, FilePart):
-            return hashlib.sha256(content.read_bytes()).hexdigest()
-        if not content.is_file():  # to read a pipe would wait for ever
-            return ""
-        with open(content, "rb", buffering=0) as file:  # by parts: a file may be larger than memory
+        with open_file(content) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 
@@ -64,7 +90,7 @@ def decode(content: Content | bytes, size: int, resize: str) -> Decoded:
         if isinstance(content, np.ndarray):
             image = Image.fromarray(content)
         else:
-            image = _open(content if isinstance(content, bytes) else content.read_bytes(), size)
+            image = _open(content if isinstance(content, bytes) else read_file(content), size)
         width, height = getattr(image, "seen_size", image.size)
         return Decoded(np.asarray(_square(_to_rgb(image), size, resize)), width, height, "")
     except FileNotFoundError:
@@ -74,7 +100,7 @@ def decode(content: Content | bytes, size: int, resize: str) -> Decoded:
     except UnidentifiedImageError:
         return Decoded(None, 0, 0, f"cannot be decoded (it is none of {', '.join(FORMATS)})")
     except MemoryError:
-        return Decoded(None, 0, 0, "decoding it takes more memory than there is")
+        return Decoded(None, 0, 0, "decoding it takes too much memory")
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
         return Decoded(None, 0, 0, f"cannot be decoded ({str(error) or type(error).__name__})"[:200])
 
@@ -118,7 +144,7 @@ def _open(content: bytes, size: int = 0) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB: 16 and 32 bits scaled down, transparency laid over white, palettes and CMYK converted."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
+        values = np.asarray(image).clip(0, 65535).astype(np.uint16)
         in_16_bits = image.mode != "I" or values.max() > 255  # 32 bits may hold either
         image = Image.fromarray((values >> 8 if in_16_bits else values).astype(np.uint8))
     elif image.mode == "F":

@@ -8,6 +8,7 @@ processes would run a user's script again unless that guards itself by ``__name_
 
 import json
 import os
+import resource
 import select
 import signal
 import struct
@@ -21,10 +22,11 @@ from typing import BinaryIO
 import numpy as np
 
 from transfer_learning.datasets.dataset import FilePart
-from transfer_learning.datasets.decode import Decoded, content_hash, decode, to_jpeg
+from transfer_learning.datasets.decode import Decoded, content_hash, decode, read_file, to_jpeg
 
 SECONDS_PER_IMAGE = 60
 SECONDS_TO_START = 60
+MEMORY_PER_IMAGE = 4 << 30  # bytes of address space: 89 million pixels of 16 bits take 2, with what the libraries take
 SLICES = 20  # of such a time: one that passes while Ctrl-Z stops everything costs one slice, and blames no image
 LENGTH = struct.Struct(">Q")  # ahead of each frame
 COMMAND = (sys.executable, "-P", "-m", "transfer_learning.datasets.decode_worker")  # -P: no modules out of the folder
@@ -217,6 +219,8 @@ def main() -> None:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     with suppress(OSError):  # where memory runs out, this process is taken and not the run
         Path("/proc/self/oom_score_adj").write_text("500")
+    with suppress(OSError, ValueError):  # a file whose header is modest may still grow; macOS refuses such a limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_PER_IMAGE, MEMORY_PER_IMAGE))
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not come between two frames
     _write(answers, b"ready")
@@ -243,8 +247,8 @@ def _end_with_the_parent() -> None:
 def _read_and_decode(asked: Path | FilePart, size: int, resize: str) -> tuple[str, Decoded]:
     """The pixels are of the very bytes that the hash is of, whatever happens to the file."""
     try:
-        content = asked.read_bytes()
-    except (OSError, MemoryError):
+        content = read_file(asked)
+    except (OSError, ValueError, MemoryError):
         return "", decode(asked, size, resize)  # which says why
     return content_hash(content), decode(content, size, resize)
 

@@ -17,6 +17,7 @@ CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist lays the files
+MOST_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
 FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -42,12 +43,15 @@ def read_idx(path: Path) -> np.ndarray:
         UserError: the file is no such file, or is cut off.
     """
     try:
-        content = gzip.decompress(path.read_bytes())
-        zeros, kind, axes = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{axes}I", content, 4)
-        if zeros != 0 or kind != 8:
-            raise ValueError("it does not start as an IDX file of bytes")
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * axes).reshape(shape)
+        with gzip.open(path) as file:
+            zeros, kind, axes = struct.unpack(">HBB", file.read(4))
+            if zeros != 0 or kind != 8:
+                raise ValueError("it does not start as an IDX file of bytes")
+            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+            content = file.read(MOST_BYTES + 1)  # and no more, however small it was packed
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+        return np.frombuffer(content, np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}); fetch it again, or delete it to have it downloaded.") from None
 

@@ -1,14 +1,13 @@
 """A first look at a dataset, from file headers alone: what the choice of good defaults rests on."""
 
-import io
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from transfer_learning.datasets.dataset import Content, Dataset, FilePart
-from transfer_learning.datasets.decode import FORMATS
+from transfer_learning.datasets.dataset import Content, Dataset
+from transfer_learning.datasets.decode import FORMATS, open_file
 
 NUM_HEADERS = 200  # enough for a median, quick on any disk
 
@@ -42,8 +41,7 @@ def _short_side(content: Content) -> int:
     if isinstance(content, np.ndarray):
         return min(content.shape[:2])
     try:
-        file = io.BytesIO(content.read_bytes()) if isinstance(content, FilePart) else content
-        with Image.open(file, formats=FORMATS) as image:
+        with open_file(content) as file, Image.open(file, formats=FORMATS) as image:
             return min(image.size)
     except Exception:  # as in decode: the manifest names the file and its problem
         return 0

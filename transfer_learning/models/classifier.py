@@ -5,25 +5,29 @@
       -> head: (Dense, ReLU, Dropout) for each width -> Dense -> logits float32 (n, classes)
 """
 
+import itertools
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import keras
 import numpy as np
+import psutil
 import tensorflow as tf
 
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.files import written_atomically
 from transfer_learning.models.backbones import build_backbone, find_backbone
-from transfer_learning.models.weights import weights_digest
+from transfer_learning.models.weights import check_hdf5, weights_digest
+from transfer_learning.units import size
 
 BATCH = 32  # images predicted at a time; no option, because another number could change the last bits
 CLASS_NAMES_MEMBER = "class_names.json"  # in the .keras archive, where Keras itself does not look
+WEIGHTS_MEMBER = "model.weights.h5"  # where Keras looks for the arrays
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,24 @@ class Classifier:
         return weights_digest(self.model.weights)
 
 
-def build_classifier(config: RunConfig, class_names: tuple[str, ...], weights: str | None = None) -> Classifier:
+def build_classifier(
+    config: RunConfig, class_names: tuple[str, ...], weights: str | None = None, most_weights: int | None = None
+) -> Classifier:
     """Builds the network that `config` describes; its initial values are a pure function of weights and seed.
 
     Args:
         weights: in place of ``config.weights``; "none" where a trained model's values are going to be loaded.
+        most_weights: how many the head may have; None: as many as the memory has room for.
 
     Raises:
-        UserError: an unknown backbone, or weights that cannot be had.
+        UserError: an unknown backbone, weights that cannot be had, or a head that does not fit into the memory.
+        ValueError: the head has more than `most_weights`.
     """
     # Layers: each with a name and a seed of its own, so that two builds are alike in both.
     backbone = build_backbone(config.backbone, config.image_size, weights or config.weights, config.seed)
     resizing = keras.layers.Resizing(config.image_size, config.image_size, dtype="float32", name="resize")
     pooling = keras.layers.GlobalAveragePooling2D(name="pool")
+    _check_head((backbone.output_shape[-1], *config.head, len(class_names)), most_weights)
     head_layers = []
     for number, width in enumerate(config.head):
         head_layers.append(_dense(width, config.seed, number, activation="relu"))
@@ -173,6 +182,9 @@ def save_model(classifier: Classifier, path: Path) -> None:
 def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None) -> Classifier:
     """Builds the network anew from `config` and reads arrays alone from what `save_model` wrote: no code is loaded.
 
+    The file may be a stranger's. Of its members only the names of the classes and the arrays are opened, and these are
+    checked before Keras sees them, and before a network of their size is made.
+
     Args:
         weights_sha256: what the weights have to be, as the run's evaluation recorded it.
 
@@ -181,12 +193,20 @@ def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None)
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            class_names = tuple(json.loads(archive.read(CLASS_NAMES_MEMBER)))
-        classifier = build_classifier(config, class_names, weights="none")
+            for name in (CLASS_NAMES_MEMBER, WEIGHTS_MEMBER):
+                if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # so nothing is longer than the file
+                    raise ValueError(f"its {name} is compressed")
+            class_names = json.loads(archive.read(CLASS_NAMES_MEMBER))
+            if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
+                raise ValueError(f"its {CLASS_NAMES_MEMBER} is no list of names")
+            with archive.open(WEIGHTS_MEMBER) as arrays:
+                _, num_weights = check_hdf5(arrays, archive.getinfo(WEIGHTS_MEMBER).file_size)
+        classifier = build_classifier(config, tuple(class_names), weights="none", most_weights=num_weights)
         classifier.model.load_weights(path)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"The model {path} cannot be read ({error}); if its run has a checkpoint, delete report.html beside it and "
+            f"The model {path} cannot be read ({reason}); if its run has a checkpoint, delete report.html beside it and "
             "continue the run with --resume, which writes the model again."
         ) from None
     if weights_sha256 not in (None, classifier.weights_sha256):
@@ -195,6 +215,18 @@ def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None)
             "run with --resume, which writes the model again."
         )
     return classifier
+
+
+def _check_head(widths: Sequence[int], most_weights: int | None) -> None:
+    """Raises what `build_classifier` does for a head of these widths, from its features to its classes."""
+    num_weights = sum((before + 1) * after for before, after in itertools.pairwise(widths))
+    if most_weights is not None and num_weights > most_weights:
+        raise ValueError(f"its head would have {num_weights:,} weights, and the file holds {most_weights:,}")
+    if 4 * num_weights > max(10**9, available := psutil.virtual_memory().available):
+        raise UserError(
+            f"A head of {', '.join(map(str, widths[1:]))} outputs has {num_weights:,} weights, which take "
+            f"{size(4 * num_weights)}, and {size(available)} of memory are available; give a narrower --head."
+        )
 
 
 def _dense(width: int, seed: int, number: int, **options) -> keras.layers.Dense:

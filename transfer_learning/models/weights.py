@@ -7,11 +7,13 @@ Published files are downloaded once and known by their digest; HDF5 files are th
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -94,7 +96,14 @@ def load_keras_weights(model, path: Path, otherwise: str = "give weights of this
     published (arrays matched by position). otherwise: what the user can do, for the message. Raises UserError for
     anything that is not a complete set for this model; the model may then be half loaded.
     """
-    num_arrays = _check_hdf5(path)
+    refused = f"{path} was given as Keras weights; expected an HDF5 file (.weights.h5 or .h5) of plain arrays, but"
+    try:
+        with open(path, "rb") as file:
+            num_arrays, _ = check_hdf5(file, path.stat().st_size)
+    except FileNotFoundError as problem:
+        raise UserError(f"The weights file {path} does not exist; give a file, or --weights none.") from problem
+    except ValueError as problem:
+        raise UserError(f"{refused} {problem}; give a file of weights only, or use --weights none.") from problem
     num_expected = len(model.weights)
     try:
         if num_arrays != num_expected:
@@ -108,40 +117,43 @@ def load_keras_weights(model, path: Path, otherwise: str = "give weights of this
         ) from problem
 
 
-def _check_hdf5(path: Path) -> int:
-    """Returns the number of arrays in a file that is safe to read: plain numbers, all of them inside this one file."""
+def check_hdf5(file: BinaryIO, file_size: int) -> tuple[int, int]:
+    """Looks at everything in an HDF5 file, which `file` reads, ahead of Keras.
+
+    Returns:
+        The number of arrays that are no optimizer's, and the number of their elements.
+
+    Raises:
+        ValueError: there is more in it than plain numbers that lie in this file; it says what.
+    """
     import h5py
 
-    refused = f"{path} was given as Keras weights; expected an HDF5 file (.weights.h5 or .h5) of plain arrays, but"
+    num_arrays, num_elements, num_bytes, seen = 0, 0, 0, set()
     try:
-        file_size = path.stat().st_size
-        num_arrays, num_bytes, seen = 0, 0, set()
-        with h5py.File(path, "r") as file:
-            groups = [file]
+        with h5py.File(file, "r") as opened:
+            groups = [opened]
             while groups:
                 group = groups.pop()
                 for name in group:
                     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                        raise UserError(f"{refused} {name!r} points elsewhere; give a file of weights only.")
+                        raise ValueError(f"{name!r} points elsewhere")
                     item = group[name]
                     if (address := h5py.h5o.get_info(item.id).addr) in seen:  # hard links can make a circle
-                        raise UserError(f"{refused} {name!r} is there twice; give a file of weights only.")
+                        raise ValueError(f"{name!r} is there twice")
                     seen.add(address)
                     if isinstance(item, h5py.Group):
-                        if not (group == file and name in ("optimizer", "optimizer_weights")):
-                            groups.append(item)
+                        groups.append(item)
                         continue
                     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiub":
-                        raise UserError(f"{refused} {name!r} holds no numbers; give a file of weights only.")
+                        raise ValueError(f"{name!r} holds no numbers")
                     if item.external or item.is_virtual:
-                        raise UserError(f"{refused} {name!r} lies in another file; give a file of weights only.")
-                    num_arrays += 1
+                        raise ValueError(f"{name!r} lies in another file")
                     num_bytes += item.nbytes
-        # Keras writes arrays uncompressed. A few bytes that declare a terabyte would be allocated before they fail.
-        if num_bytes > file_size:
-            raise UserError(f"{refused} it declares {num_bytes} bytes of arrays in {file_size} bytes; fetch it again.")
-        return num_arrays
-    except FileNotFoundError as problem:
-        raise UserError(f"The weights file {path} does not exist; give a file, or --weights none.") from problem
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as problem:  # what h5py raises for damage
-        raise UserError(f"{refused} it cannot be read ({problem}); fetch it again, or use --weights none.") from problem
+                    if not re.match("/(optimizer|optimizer_weights)/", item.name):
+                        num_arrays, num_elements = num_arrays + 1, num_elements + (item.size or 0)
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as problem:  # what h5py raises for damage
+        raise ValueError(f"it cannot be read ({problem})") from None
+    # Keras writes arrays uncompressed. A few bytes that declare a terabyte would be allocated before they fail.
+    if num_bytes > file_size:
+        raise ValueError(f"it declares {num_bytes} bytes of arrays in {file_size} bytes")
+    return num_arrays, num_elements

@@ -10,8 +10,10 @@ are kept.
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -140,9 +142,34 @@ def _problem(path: Path) -> str:
                 return f"{name} has other bytes than were written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read: {error}"
+    try:
+        _check_arrays(path / ARRAYS, json.loads((path / STATE).read_text())["groups"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
+        return f"its digests are right, but {error}"
     return ""
+
+
+def _check_arrays(path: Path, groups: dict[str, int]) -> None:
+    """Raises ValueError unless an .npz file, which may be a stranger's, holds arrays of numbers, as many as `groups` says,
+    and all the bytes that they declare: NumPy would make room for any size before it reads."""
+    with zipfile.ZipFile(path) as archive:
+        members, counts = archive.infolist(), groups.values()
+        if min(counts, default=0) < 0 or sum(counts) != len(members):  # ahead of names for so many
+            raise ValueError(f"{path.name} holds another number of arrays than {STATE} says")
+        expected = {f"{group}/{index}.npy" for group, count in groups.items() for index in range(count)}
+        if {info.filename for info in members} != expected:
+            raise ValueError(f"{path.name} holds other arrays than {STATE} names")
+        for info in members:
+            with archive.open(info) as member:
+                if np.lib.format.read_magic(member) != (1, 0):
+                    raise ValueError(f"{info.filename} is no array of numbers")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+                if dtype.hasobject or info.compress_type != zipfile.ZIP_STORED:
+                    raise ValueError(f"{info.filename} holds no plain numbers")
+                if member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
+                    raise ValueError(f"{info.filename} declares another size than it has")
 
 
 def _size_and_hash(path: Path) -> dict:

@@ -38,10 +38,10 @@ def restore(
     if found is None:
         return TrainingState(), None
     arrays, values = found
-    identity.check(values["identity"], run_dir, say)
     try:
+        identity.check(values["identity"], run_dir, say)
         state = TrainingState(**values["state"])
-    except TypeError:
+    except (KeyError, TypeError, AttributeError):
         raise UserError(f"{run_dir.path} was begun by another version, which kept another state; start a new run.") from None
     say(f"Continuing after epoch {len(state.history)}" + (f" and {state.update} updates." if state.update else "."))
     return state, arrays
