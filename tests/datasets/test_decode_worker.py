@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import zoo
 from PIL import Image
 
 from transfer_learning.datasets import decode_worker
@@ -188,6 +189,16 @@ def test_an_image_that_takes_more_memory_than_a_worker_may_have_costs_itself_alo
         assert workers.decode(large) == (content_hash(large), (None, 0, 0, "decoding it takes too much memory"))
         assert_decoded(workers.decode(good), good)
         assert processes() == before
+
+
+def test_a_small_file_that_would_be_decoded_for_minutes_has_its_time(image, tmp_path):
+    """240 KB; each of its scans is a walk over 81 million pixels."""
+    bomb, good = tmp_path / "bomb.jpg", image()
+    bomb.write_bytes(zoo.jpeg_of_many_scans(0, 1500, (9000, 9000)))
+    with DecodeWorkers(SIZE, "squash", seconds=1) as workers:
+        assert workers.decode(bomb) == ("", (None, 0, 0, "decoding it took longer than 1 s"))
+    with DecodeWorkers(SIZE, "squash") as workers:
+        assert_decoded(workers.decode(good), good)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
