@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import warnings
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
