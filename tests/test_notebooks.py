@@ -17,7 +17,7 @@ def smaller(small_config, tmp_path):
         "--dataset", small_config.dataset, "--backbone", small_config.backbone, "--weights", small_config.weights,
         "--image-size", "16", "--cache-dir", str(tmp_path / "cache"), "--frozen.epochs", "2", "--fine-tune.epochs", "1",
     ]  # fmt: skip
-    return f"FLAGS = {flags!r}\nRUN = {str(tmp_path / 'run')!r}"
+    return f"FLAGS = {flags!r}\nBUDGET = ['--seeds', '1']\nRUN = {str(tmp_path / 'run')!r}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
