@@ -1,11 +1,16 @@
 """The learning rate is an exact function of the update."""
 
 import math
+from types import SimpleNamespace
 
+import keras
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from transfer_learning.config import Phase
 from transfer_learning.training.schedules import learning_rate
+from transfer_learning.training.state import TrainingState
 
 UPDATES_PER_EPOCH = 10
 
@@ -23,6 +28,7 @@ def test_plateau_is_lowered_by_its_scale_alone():
 
 
 def test_warm_up_rises_linearly_to_the_full_rate():
+    """Goyal and others, "Accurate, Large Minibatch SGD", 2017, section 2.2."""
     found = rates(Phase(epochs=2, learning_rate=1.0, warmup_epochs=0.5))
     assert found[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert set(found[5:]) == {1.0}
@@ -30,6 +36,7 @@ def test_warm_up_rises_linearly_to_the_full_rate():
 
 @pytest.mark.parametrize("warmup_epochs", [0.0, 1.0, 2.5])
 def test_cosine_falls_from_the_full_rate_towards_zero_behind_the_end(warmup_epochs):
+    """Loshchilov and Hutter, "SGDR", 2017, equation 5, with a lowest rate of zero."""
     phase = Phase(epochs=4, learning_rate=2.0, schedule="cosine", warmup_epochs=warmup_epochs)
     found = rates(phase)[round(warmup_epochs * UPDATES_PER_EPOCH) :]
     length = len(found)
@@ -80,3 +87,57 @@ def test_one_cycle_at_its_edges_stays_between_its_ends(warmup_epochs, updates_pe
     phase = Phase(epochs=1, learning_rate=1.0, schedule="one_cycle", warmup_epochs=warmup_epochs)
     found = [learning_rate(phase, update, updates_per_epoch) for update in range(updates_per_epoch)]
     assert max(found) == 1.0 and min(found) >= 1 / 25 / 1e4
+
+
+@given(
+    update=st.integers(0, 5000), updates_per_epoch=st.integers(1, 300), cycle_epochs=st.floats(0.1, 20),
+    lowest=st.floats(0, 1e-3), highest=st.floats(2e-3, 1),
+)  # fmt: skip
+def test_triangular2_is_the_published_formula(update, updates_per_epoch, cycle_epochs, lowest, highest):
+    """Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.1; the height is halved by cycle."""
+    step_size = cycle_epochs * updates_per_epoch / 2
+    cycle = math.floor(1 + update / (2 * step_size))
+    x = abs(update / step_size - 2 * cycle + 1)
+    expected = lowest + (highest - lowest) * max(0.0, 1 - x) * 0.5 ** (cycle - 1)
+    phase = Phase(
+        epochs=1, learning_rate=highest, schedule="triangular2", lowest_rate=lowest, cycle_epochs=cycle_epochs
+    )  # fmt: skip
+    assert learning_rate(phase, update, updates_per_epoch) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@given(
+    epochs=st.integers(1, 30), updates_per_epoch=st.integers(2, 100), share=st.floats(0.05, 0.9),
+    highest=st.floats(1e-4, 1), start_divisor=st.floats(1, 100), end_divisor=st.floats(1, 1e5), place=st.floats(0, 1),
+)  # fmt: skip
+def test_one_cycle_is_the_published_formula(epochs, updates_per_epoch, share, highest, start_divisor, end_divisor, place):
+    """Smith and Topin, "Super-Convergence", 2018, with cosines in the place of lines, as PyTorch documents it."""
+    total = epochs * updates_per_epoch
+    update, top = round(place * (total - 1)), share * total - 1  # PyTorch's total_steps and pct_start
+    first = highest / start_divisor
+    if update < top:
+        start, end, part = first, highest, update / top
+    else:
+        start, end, part = highest, first / end_divisor, (update - max(top, 0)) / max(total - 1 - max(top, 0), 1)
+    expected = end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+    phase = Phase(
+        epochs=epochs, learning_rate=highest, schedule="one_cycle", warmup_epochs=share * epochs,
+        start_divisor=start_divisor, end_divisor=end_divisor,
+    )  # fmt: skip
+    assert learning_rate(phase, update, updates_per_epoch) == pytest.approx(expected, rel=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    losses=st.lists(st.integers(0, 5), min_size=1, max_size=30), patience=st.integers(1, 4), factor=st.floats(0.1, 0.9)
+)  # fmt: skip
+def test_plateau_is_that_of_keras(losses, patience, factor):
+    model = SimpleNamespace(optimizer=keras.optimizers.SGD(0.5))
+    keras_plateau = keras.callbacks.ReduceLROnPlateau("val_loss", factor, patience, min_delta=0.0)
+    keras_plateau.set_model(model)
+    keras_plateau.on_train_begin()
+    state = TrainingState()
+    phase = Phase(epochs=len(losses), learning_rate=0.5, schedule="plateau", plateau_patience=patience, plateau_factor=factor)
+    for epoch, loss in enumerate(map(float, losses)):
+        assert learning_rate(phase, epoch, 1, state.plateau_scale) == pytest.approx(float(model.optimizer.learning_rate))
+        keras_plateau.on_epoch_end(epoch, {"val_loss": loss})
+        state.end_epoch({"val_loss": loss}, phase, "val_loss")

@@ -23,7 +23,7 @@ def learning_rate(phase: Phase, update: int, updates_per_epoch: int, plateau_sca
     total = phase.epochs * updates_per_epoch
     if phase.schedule == "triangular2":
         triangle, position = divmod(update / (phase.cycle_epochs * updates_per_epoch), 1.0)
-        height = (1 - abs(2 * position - 1)) / 2**triangle
+        height = (1 - abs(2 * position - 1)) * 0.5**triangle
         return phase.lowest_rate + (phase.learning_rate - phase.lowest_rate) * height
     if phase.schedule == "one_cycle":
         first = phase.learning_rate / phase.start_divisor
