@@ -204,6 +204,19 @@ def test_a_hundred_classes_show_the_lowest_first_and_all_of_them(tmp_path):
     assert "99 class 99 – – – 0" in page.text
 
 
+def test_a_thousand_classes_are_no_matrix_and_have_their_mistakes_named(tmp_path):
+    run_dir = make_run(tmp_path / "run", class_names=[f"n{number:08d}" for number in range(1000)], num_mistakes=12)
+    for name in ("confusion_matrix", "confusion_matrix_normalised"):
+        (run_dir.figures / f"{name}.png").unlink()
+    page = Page(report.write_report(run_dir))
+    assert "missing" not in page.text
+    assert "A matrix of 1,000 classes has too many cells to be read" in page.text
+    assert "n00000011 n00000012 1 100.00 %" in page.text, "the twelfth mistake: more than the ten beside a matrix"
+    assert " % top-5 accuracy: the true class is among the five most probable 95 % interval" in page.text
+    assert "The 10 lowest F1" in page.text and "All 1,000 classes" in page.text
+    assert len(page.text) < 300_000
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -24,7 +24,7 @@ from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.boundary import Cut, cut_at_boundary
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers, probabilities, save_model
 from transfer_learning.monitor import Monitor, read_hardware
-from transfer_learning.report import write_report
+from transfer_learning.report import MOST_CLASSES_DRAWN, write_report
 from transfer_learning.run_dir import RunDir
 from transfer_learning.training.foresight import Foresight, foresee
 from transfer_learning.training.history import phase_results
@@ -100,6 +100,7 @@ def run_experiment(
         # The data: every file looked at once.
         with stage("decode"):
             data = open_data(dataset, config, say, count_progress("Looking at images:"))
+        del dataset  # the paths of a million images take a gigabyte, and are needed no more
         if config.monitor.startswith("val") and not len(data.split("val")):
             raise UserError(
                 f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "
@@ -267,7 +268,8 @@ def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation:
     best = {phase: evaluation[phase]["best_epoch"] for phase in PHASES if evaluation[phase]}
     if history:  # a soup was not trained
         figures.save(figures.curves(pd.DataFrame(history), best), run_dir.figures / "curves.png")
-    for normalised, name in ((False, "confusion_matrix.png"), (True, "confusion_matrix_normalised.png")):
+    matrices = ((False, "confusion_matrix.png"), (True, "confusion_matrix_normalised.png"))
+    for normalised, name in matrices if len(class_names) <= MOST_CLASSES_DRAWN else ():
         figure = figures.confusion_matrix(evaluation["confusion_matrix"], class_names, normalised)
         figures.save(figure, run_dir.figures / name)
     right = (table["label"] == table["predicted"]).to_numpy()

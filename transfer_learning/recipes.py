@@ -103,7 +103,7 @@ def imagenet() -> RunConfig:
     """
     return RunConfig(
         dataset="imagenet",
-        backbone="resnet50",
+        backbone="resnet50v1_5",
         image_size=224,
         input_size=256,
         resize="crop",
@@ -114,7 +114,7 @@ def imagenet() -> RunConfig:
         frozen=Phase(epochs=0),
         fine_tune=Phase(
             epochs=30, learning_rate=0.002, optimizer="sgd", momentum=0.9, schedule="one_cycle", warmup_epochs=9,
-            start_divisor=25, end_divisor=1e4, open="all", augmentation="light",
+            start_divisor=25, end_divisor=1e4, open="all", augmentation="resized_crop",
         ),
     )  # fmt: skip
 

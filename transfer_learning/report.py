@@ -26,6 +26,7 @@ PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
 SPLITS = ("train", "val", "test")
 NUM_NAMED = 50  # files, pairs or mistakes; a page is read by a person
 NUM_WORST = 10
+MOST_CLASSES_DRAWN = 200  # in a confusion matrix: of 1,000 a cell would be four pixels wide, and most of them empty
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -113,6 +114,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
         "num_named": NUM_NAMED,
+        "most_classes_drawn": MOST_CLASSES_DRAWN,
         "history": _history(run_dir),
         "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
         "figures": {
@@ -138,7 +140,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
 def most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """The kinds of mistake, most frequent first: true and predicted class, count, share of the true class (0 to 1)."""
     mistakes = matrix * ~np.eye(len(matrix), dtype=bool)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:NUM_WORST]
+    order = np.argsort(-mistakes, axis=None, kind="stable")[: NUM_WORST if len(matrix) <= MOST_CLASSES_DRAWN else NUM_NAMED]
     return [
         {
             "true": class_names[row],

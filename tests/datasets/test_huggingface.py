@@ -1,6 +1,7 @@
 """Datasets of Hugging Face: every kind of folder, columns by their types, splits, what is left out, what is refused."""
 
 import io
+import json
 import pickle
 import tracemalloc
 from types import SimpleNamespace
@@ -383,3 +384,37 @@ def test_images_that_are_files_are_read_as_files(tmp_path):
     class_folders(tmp_path / "set")
     contents = {example.content for example in read(tmp_path / "set", tmp_path).examples}
     assert contents == set((tmp_path / "set").rglob("*.png"))
+
+
+# ---------------------------------------------------------------------------------------------------------- a whole run
+
+
+def test_a_run_goes_from_rows_to_a_report(tmp_path, weights_file):
+    """With the rule for one's own images, and flags that make it small."""
+    from transfer_learning import evaluate, run
+
+    stripes = [{"bytes": striped(row), "path": None} for row in range(60)]
+    rows = table(60, image=(Image(), stripes))
+    test = table(12, image=(Image(), stripes[:12]), label=(ClassLabel(names=NAMES), [-1] * 12))
+    DatasetDict({"train": rows, "test": test}).save_to_disk(tmp_path / "set")
+    run_dir = tmp_path / "run"
+    arguments = [
+        "--dataset", f"hf:{tmp_path / 'set'}", "--backbone", "small_cnn", "--weights", str(weights_file),
+        "--image-size", "16", "--input-size", "0", "--frozen.epochs", "1", "--fine-tune.epochs", "1",
+        "--fine-tune.open", "block4", "--cache-dir", str(tmp_path / "cache"), "--run-dir", str(run_dir),
+    ]  # fmt: skip
+    assert run_main(run.main, arguments) == 0
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    assert evaluation["class_names"] == NAMES and evaluation["split"] == "test"
+    assert (run_dir / "ignored.csv").read_text().count("a row without a label") == 12
+    assert (run_dir / "report.html").exists()
+    assert run_main(evaluate.main, [str(run_dir), "--split", "val"]) == 0
+
+
+def striped(row):
+    """A picture that tells its class."""
+    pixels = np.random.default_rng(row).integers(0, 120, (16, 16, 3), np.uint8)
+    pixels[row % 3 * 5 : row % 3 * 5 + 5] += 100
+    stream = io.BytesIO()
+    Picture.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()

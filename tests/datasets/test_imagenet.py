@@ -1,14 +1,21 @@
 """ImageNet in every layout that its archives have, with the devkit's own numbers; and what is said where it is not there."""
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from transfer_learning import recipes
+from transfer_learning.command_line import run_main
+from transfer_learning.config import RunConfig
 from transfer_learning.datasets import huggingface, imagenet
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.errors import UserError
+from transfer_learning.training.schedules import learning_rate
 
 # The devkit numbers its classes in an order that is not that of the ids; rows behind the leaves are groups of classes.
 SYNSETS = [
@@ -241,3 +248,46 @@ def test_where_neither_is_there_it_says_what_to_do(tmp_path, monkeypatch):
         load_dataset("imagenet", tmp_path)
     for words in (str(tmp_path / "imagenet"), imagenet.GROUND_TRUTH, "is gated: log in by `hf auth login`"):
         assert words in str(caught.value)
+
+
+def test_the_recipe_runs_end_to_end_on_a_small_part(tmp_path, weights_file, capsys):
+    """The recipe's own batch, micro-batches, schedule, crop and precision; another backbone and fewer epochs."""
+    from transfer_learning import run
+
+    root = tmp_path / "data" / "imagenet"
+    lay_train(root, num_images=200)
+    lay_flat_val(root)
+    lay_devkit(root)
+    run_dir = tmp_path / "run"
+    arguments = [
+        "--dataset", "imagenet", "--data-dir", str(tmp_path / "data"), "--backbone", "small_cnn", "--weights",
+        str(weights_file), "--image-size", "16", "--input-size", "20", "--fine-tune.epochs", "3",
+        "--fine-tune.warmup-epochs", "0.9", "--cache-dir", str(tmp_path / "cache"), "--run-dir", str(run_dir),
+    ]  # fmt: skip
+    assert run_main(run.main, arguments) == 0
+    told = capsys.readouterr().out
+    assert "a part of it, 3 of 1,000 classes" in told
+    assert "Precision mixed_float16, as asked for; without a GPU it is slower than float32" in told
+    config = RunConfig.from_json((run_dir / "config.json").read_text())
+    assert (config.batch_size, config.micro_batches, config.stored_size, config.resize) == (512, 4, 20, "crop")
+    manifest = pd.read_csv(run_dir / "manifest.csv")
+    assert manifest["split"].value_counts()["test"] == 6 and 3 <= manifest["split"].value_counts()["val"] <= 20
+    evaluation = json.loads((run_dir / "evaluation.json").read_text())
+    assert evaluation["split"] == "test" and evaluation["class_names"] == list(NAMES)
+    rates = pd.read_csv(run_dir / "history.csv")["learning_rate"]
+    assert rates.iloc[0] > rates.iloc[-1] > 0 and rates.iloc[-1] == pytest.approx(0.002 / 25 / 1e4)
+
+
+def test_the_recipe_has_the_facts_of_the_system():
+    config = recipes.imagenet()
+    config.check()
+    training = config.fine_tune
+    assert (config.backbone, config.weights, config.head) == ("resnet50v1_5", "imagenet", ())
+    assert (config.batch_size // config.micro_batches, config.micro_batches) == (128, 4)
+    assert (training.epochs, training.schedule, training.open, config.frozen.epochs) == (30, "one_cycle", "all", 0)
+    assert (config.precision, training.augmentation, config.flip) == ("mixed_float16", "resized_crop", True)
+    # As PyTorch's OneCycleLR(max_lr=0.002, pct_start=0.3, div_factor=25, final_div_factor=1e4).
+    rates = [learning_rate(training, update, 100) for update in range(3000)]
+    assert rates[0] == pytest.approx(0.002 / 25) and rates[-1] == pytest.approx(0.002 / 25 / 1e4)
+    assert max(rates) == rates[899] == pytest.approx(0.002)
+    assert rates[449] == pytest.approx((0.002 + 0.002 / 25) / 2, rel=2e-2)

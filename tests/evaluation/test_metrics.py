@@ -72,7 +72,28 @@ def test_top_5_counts_the_five_most_probable():
     names = list("abcdefg")
     probabilities = np.tile([0.3, 0.2, 0.15, 0.14, 0.11, 0.06, 0.04], (7, 1))
     table = predictions.table(names, np.arange(7), probabilities, names)
-    assert metrics.evaluate(table, names)["top_5_accuracy"] == pytest.approx(5 / 7)
+    result = metrics.evaluate(table, names)
+    assert result["top_5_accuracy"] == pytest.approx(5 / 7)
+    assert result["top_5_interval"] == pytest.approx([0.3589, 0.9178], abs=1e-4), "Wilson's for 5 of 7"
+    told = metrics.in_words(result | {"split": "test"})
+    assert told.startswith("test accuracy 14.29% (") and "), top-5 71.43%, macro F1 " in told
+
+
+def test_top_5_is_not_told_of_five_classes():
+    result = metrics.evaluate(table_of([0, 1], [0, 1], list("abcde")), list("abcde"))
+    assert "top_5_interval" not in result and "top-5" not in metrics.in_words(result | {"split": "val"})
+
+
+def test_a_large_table_is_measured_in_parts_as_if_it_were_one(monkeypatch):
+    names = [f"class {number}" for number in range(40)]
+    random = np.random.default_rng(0)
+    chances = random.dirichlet(np.full(40, 0.3), 100)
+    table = predictions.table([str(i) for i in range(100)], random.integers(40, size=100), chances, names)
+    whole = metrics.evaluate(table, names)
+    monkeypatch.setattr(metrics, "PART", 7)
+    in_parts = metrics.evaluate(table, names)
+    assert in_parts.pop("log_loss") == pytest.approx(whole.pop("log_loss"), rel=1e-6)
+    assert in_parts == whole and 0 < whole["top_5_accuracy"] < 1
 
 
 def test_rows_are_true_classes_in_the_order_given_not_the_alphabet():
