@@ -13,7 +13,7 @@ PACKAGE = ROOT.name
 # From the lowest to the highest: the files and folders right inside the package. What is not named is a verb.
 LAYERS = (
     (
-        "errors", "config", "recipes", "command_line", "files", "gpus", "kept", "memory", "pools", "run_dir",
+        "errors", "config", "recipes", "command_line", "files", "gpus", "kept", "memory", "pickled", "pools", "run_dir",
         "comparison_dir", "units",
     ),  # fmt: skip
     ("devices", "monitor"),

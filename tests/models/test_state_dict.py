@@ -188,7 +188,7 @@ TWICE = state_dict(a=Tensor(FLOATS, 0, (12,), (1,)), b=Tensor(Storage("LongStora
         (state_dict(a=Tensor(Storage("FloatStorage", "0", NUMBERS, 11), 0, (2,), (1,))), "storage|cut short"),
         (state_dict(a=Tensor(Storage("QInt8Storage", "0", NUMBERS), 0, (2,), (1,))), "torch.QInt8Storage"),
         (state_dict(a=Tensor(Storage("BFloat16Storage", "0", NUMBERS), 0, (2,), (1,))), "torch.BFloat16Storage"),
-        (state_dict(a=Parameter("no tensor")), "parameter without a tensor"),
+        (state_dict(a=Parameter("no tensor")), "'a' is no tensor"),
         (TWICE, "in two ways"),
         ({"state_dict": {"a": Tensor(FLOATS, 0, (2,), (1,))}}, "'state_dict' is no tensor"),
         ({"epoch": 3}, "'epoch' is no tensor"),
@@ -237,11 +237,16 @@ def test_state_dict_that_would_run_something_is_refused(write, protocol, make, t
     [
         b"\x80\x02}r\xff\xff\xff\x7f.",  # one operation that makes the unpickler's memo 32 GB long
         b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b".",  # a bytearray of a terabyte
-        b"\x80\x02ctorch\nFloatStorage\n}U\x05dtypeK\x01sb.",  # an attribute set on a stand-in
+        b"\x80\x02ctorch\nFloatStorage\n}U\x05dtypeK\x01sb.",  # an attribute set on a name
+        b"\x80\x02})" + b"\x85" * 150_000 + b"K\x01s.",  # a key so deep that its hash overflows the stack
+        b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (step, step) for step in range(60)) + b"K\x01s.",  # or never ends
+        b"\x80\x02" + b"}" * 600_000 + b".",  # any number of empty dictionaries
+        b"\x80\x02}(" + b"X\x01\0\0\0aK\x01" * 2 + b"u.",  # one name twice
+        b"\x80\x020.",  # more is taken than there is
         b"\x80\x02",
         b"",
     ],
-    ids=["memo", "bytearray", "set attribute", "no end", "empty"],
+    ids=["memo", "bytearray", "set attribute", "deep key", "wide key", "many", "twice", "underflow", "no end", "empty"],
 )
 def test_state_dict_of_hostile_operations_is_refused(write, data, tmp_path):
     path = tmp_path / "state.pth"
@@ -286,7 +291,7 @@ def test_two_tensors_of_one_name_are_refused(write, kind, tmp_path):
     body, _ = pickled(state)
     path = tmp_path / "state.pth"
     path.write_bytes(write(state, data=body.replace(b"ab", b"aa")))
-    assert "several tensors of one name" in refusal(path)
+    assert "several entries of one name, 'aa'" in refusal(path)
 
 
 def test_two_members_of_one_name_are_refused(tmp_path):

@@ -130,7 +130,13 @@ class _Guarded:
 
 
 @contextmanager
-def _entries(path: Path) -> Iterator[Iterator[Entry]]:
+def entries(path: Path) -> Iterator[Iterator[Entry]]:
+    """Opens an archive and goes through the files in it, unchecked; each can be opened until the next is asked for.
+
+    Raises:
+        UserError: a list in it would fill the memory.
+        Exceptions of `DAMAGED`: it is damaged.
+    """
     name = path.name.lower()
     if name.endswith(".zip"):
         with open(path, "rb") as file, zipfile.ZipFile(_Guarded(path, file, MOST_LISTED_BYTES)) as archive:
@@ -174,8 +180,8 @@ def _checked(path: Path) -> Iterator[Entry]:
     most, total = max(ALWAYS_ALLOWED, MOST_EXPANSION * packed), 0
     files: dict[str, str] = {}
     folders: set[str] = set()
-    with _entries(path) as entries:
-        for number, entry in enumerate(entries, 1):
+    with entries(path) as found:
+        for number, entry in enumerate(found, 1):
             total += entry.num_bytes
             reason = entry.problem or _problem_of_name(entry.name, files, folders)
             if number > MOST_ENTRIES:

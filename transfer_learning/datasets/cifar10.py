@@ -5,21 +5,21 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 200
 
 import io
 import os
-import pickle
-import pickletools
 import tarfile
 import tempfile
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from transfer_learning.datasets import folder
+from transfer_learning.datasets.archive import entries
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.errors import UserError
+from transfer_learning.pickled import read_pickle
 
 CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
@@ -32,7 +32,7 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # of that file, as Keras has it
 DAMAGE = (
     OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, zlib.error,
-    tarfile.TarError, pickle.UnpicklingError,
+    tarfile.TarError,
 )  # fmt: skip
 
 
@@ -73,34 +73,17 @@ def read_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 def read_python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """A batch of the python version: a dictionary with an array of images and a list of labels, pickled by Python 2."""
-    for opcode, argument, _ in pickletools.genops(content):
-        # The unpickler allocates its memo up to the highest index, so one operation could ask for gigabytes.
-        if opcode.name == "LONG_BINPUT" and argument > len(content):
-            raise ValueError("it numbers more objects than it has bytes")
-    batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    batch = read_pickle(io.BytesIO(content), _check_name)
     _, shape, kind, is_fortran, pixels = batch[b"data"].state
     if kind.arguments[0] != b"u1" or is_fortran or type(pixels) is not bytes or shape[1:] != (PIXEL_BYTES,):
         raise ValueError(f"it holds no bytes of images of {SIDE} x {SIDE} pixels")
     return np.frombuffer(pixels, np.uint8).reshape(shape), np.array(batch[b"labels"], np.uint8)
 
 
-class _Parts:
-    """Stands in for an array, and for its type: keeps what the file says of it, all of which NumPy would believe."""
-
-    def __init__(self, *arguments: Any):
-        self.arguments, self.state = arguments, ()
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Builds dictionaries, lists, numbers, bytes and `_Parts` of an array; any other name is refused, not imported."""
-
-    def find_class(self, module: str, name: str) -> type:
-        if (module, name) in (("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")):
-            return _Parts
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs")
+def _check_name(name: str) -> None:
+    """Raises ValueError for a name that is not one of those with which a batch describes its array."""
+    if name not in ("numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"):
+        raise ValueError(f"it asks for {name}, which no batch needs")
 
 
 PYTHON = Form("cifar-10-python.tar.gz", "cifar-10-batches-py", "", read_python)
@@ -145,12 +128,12 @@ def _files(source: Path, form: Form) -> Iterator[tuple[str, bytes]]:
 def _members(source: Path, form: Form) -> Iterator[tuple[str, bytes]]:
     """What an archive holds under the expected names; whatever else is in it is not looked at, and nothing written."""
     names = {f"{form.folder}/{name}{form.suffix}": name for name in (*BATCHES["train"], *BATCHES["test"])}
-    with tarfile.open(source, "r:gz") as archive:
-        for member in archive:
-            if name := names.get(member.name):
-                if not member.isreg() or member.size > MOST_BYTES:
-                    raise ValueError(f"{member.name} is no batch")
-                yield name, archive.extractfile(member).read()
+    with entries(source) as found:
+        for entry in found:
+            if name := names.get(entry.name):
+                if entry.problem or entry.num_bytes > MOST_BYTES:
+                    raise ValueError(f"{entry.name} is no batch")
+                yield name, entry.open().read()
 
 
 def _of_folders(root: Path) -> Dataset:

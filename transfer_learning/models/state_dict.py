@@ -3,22 +3,15 @@
 import json
 import math
 import os
-import pickle
-import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from transfer_learning.errors import UserError
-
-
-class _ScalarType(NamedTuple):
-    """Stands in for torch.FloatStorage and its like; a tuple, so that a pickle can change nothing in it."""
-
-    dtype: np.dtype
+from transfer_learning.pickled import Call, Name, Reference, read_pickle
 
 
 class _Storage(NamedTuple):
@@ -38,31 +31,21 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-class _StateDict(dict):
-    """Stands in for collections.OrderedDict; drops the attributes that PyTorch hangs on it (module versions)."""
-
-    def __setstate__(self, state):
-        pass
-
+ORDERED_DICT, TENSOR = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2"
+# What torchvision publishes of its ResNets of 2016 still holds parameters in place of their tensors.
+PARAMETER = "torch._utils._rebuild_parameter"
 
 STORAGE_TYPES = {
-    "DoubleStorage": "<f8",
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "<i1",
-    "ByteStorage": "<u1",
-    "BoolStorage": "|b1",
+    "torch.DoubleStorage": "<f8",
+    "torch.FloatStorage": "<f4",
+    "torch.HalfStorage": "<f2",
+    "torch.LongStorage": "<i8",
+    "torch.IntStorage": "<i4",
+    "torch.ShortStorage": "<i2",
+    "torch.CharStorage": "<i1",
+    "torch.ByteStorage": "<u1",
+    "torch.BoolStorage": "|b1",
 }
-
-# What pickling a state dict emits, and no more.
-STATE_DICT_OPCODES = frozenset(
-    """PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID MEMOIZE BINPUT LONG_BINPUT BINGET LONG_BINGET
-    NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS""".split()
-)
 
 SAFETENSORS_TYPES = frozenset("F64 F32 F16 I64 I32 I16 I8 U8 BOOL".split())  # as STORAGE_TYPES
 
@@ -70,68 +53,52 @@ OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C
 OLD_FORMAT_PROTOCOL = 1001
 
 
-class _StateDictUnpickler(pickle.Unpickler):
-    """Builds dictionaries of `_Tensor`; every name outside the short list below is refused before it is imported.
-
-    The callables handed out are bound methods: a pickle can call them, and can set nothing on them.
-    """
-
-    num_tensors = 0  # built so far
-
-    def find_class(self, module, name):
-        if module == "torch" and name in STORAGE_TYPES:
-            return _ScalarType(np.dtype(STORAGE_TYPES[name]))
-        if module == "torch" and name.endswith("Storage"):
-            raise pickle.UnpicklingError(f"it holds numbers as torch.{name}, a format that is not read")
-        if (module, name) == ("collections", "OrderedDict"):
-            return self._new_state_dict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self._new_tensor
-        # What torchvision publishes of its ResNets of 2016 still holds parameters in place of their tensors.
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self._tensor_of_parameter
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no state dict needs")
-
-    def persistent_load(self, persistent_id):
-        kind, scalar_type, key, _device, num_elements, *view = persistent_id
-        if kind != "storage" or not isinstance(scalar_type, _ScalarType) or not isinstance(key, str):
-            raise pickle.UnpicklingError("it describes a storage in an unknown way")
-        if view not in ([], [None]):
-            raise pickle.UnpicklingError("it holds a storage inside a storage")
-        return _Storage(key, scalar_type.dtype, _count(num_elements))
-
-    def _new_state_dict(self, items=()):
-        return _StateDict(items)
-
-    def _new_tensor(self, storage, offset, shape, strides, _requires_grad, _hooks, _metadata=None):
-        if not isinstance(storage, _Storage):
-            raise pickle.UnpicklingError("it describes a tensor without a storage")
-        self.num_tensors += 1
-        return _Tensor(storage, _count(offset), tuple(map(_count, shape)), tuple(map(_count, strides)))
-
-    def _tensor_of_parameter(self, tensor, _requires_grad, _hooks):
-        if not isinstance(tensor, _Tensor):
-            raise pickle.UnpicklingError("it describes a parameter without a tensor")
-        return tensor
+def _check_name(name: str) -> None:
+    """Raises ValueError for a name that no state dict contains."""
+    if name in (ORDERED_DICT, TENSOR, PARAMETER, *STORAGE_TYPES):
+        return
+    if re.fullmatch(r"torch\.\w+Storage", name):
+        raise ValueError(f"it holds numbers as {name}, a format that is not read")
+    raise ValueError(f"it asks for {name}, which no state dict needs")
 
 
-def _count(value) -> int:
-    if type(value) is not int or value < 0:
-        raise pickle.UnpicklingError(f"it gives {value!r} where a size belongs")
+def _dictionary(value: Any) -> dict:
+    """Returns a dictionary that was pickled as one, or as the call that makes an OrderedDict."""
+    if isinstance(value, Call) and value.function == ORDERED_DICT:
+        if value.arguments not in ((), ([],)):
+            raise ValueError("it makes its dictionary out of a list, as Python 2 did")
+        return value.items
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}")
     return value
 
 
-def _unpickler(file: BinaryIO, num_bytes: int) -> _StateDictUnpickler:
-    """Returns what reads the pickle at the position of `file`, after a look at its opcodes."""
-    start = file.tell()
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name not in STATE_DICT_OPCODES:
-            raise pickle.UnpicklingError(f"it uses the pickle operation {opcode.name}, which no state dict needs")
-        # The unpickler allocates its memo up to the highest index, so one operation could ask for gigabytes.
-        if opcode.name == "LONG_BINPUT" and argument > num_bytes:
-            raise pickle.UnpicklingError("it numbers more objects than it has bytes")
-    file.seek(start)
-    return _StateDictUnpickler(file, encoding="utf-8")
+def _tensor(value: Any) -> _Tensor | None:
+    """Returns what a pickle says of a tensor; None where it says something else."""
+    if isinstance(value, Call) and value.function == PARAMETER:
+        value = value.arguments[0]
+    if not isinstance(value, Call) or value.function != TENSOR:
+        return None
+    storage, offset, shape, strides, *_ = value.arguments
+    if not isinstance(storage, Reference):
+        raise ValueError("it describes a tensor without a storage")
+    kind, scalar_type, key, _device, num_elements, *view = storage.id
+    if kind != "storage" or not isinstance(scalar_type, Name) or not isinstance(key, str):
+        raise ValueError("it describes a storage in an unknown way")
+    if view not in ([], [None]):
+        raise ValueError("it holds a storage inside a storage")
+    return _Tensor(
+        _Storage(key, np.dtype(STORAGE_TYPES[scalar_type]), _count(num_elements)),
+        _count(offset),
+        tuple(map(_count, shape)),
+        tuple(map(_count, strides)),
+    )
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"it gives {value if type(value) is int else type(value).__name__} where a size belongs")
+    return value
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -186,14 +153,14 @@ def _read_old_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
         raise ValueError("it is a tar archive, which PyTorch wrote before version 0.1.10")
     file.seek(0)
     for beginning in (OLD_FORMAT_MAGIC, OLD_FORMAT_PROTOCOL):
-        if _unpickler(file, num_bytes).load() != beginning:
+        if read_pickle(file, _check_name) != beginning:
             raise ValueError("it does not begin like one")
-    if _unpickler(file, num_bytes).load()["little_endian"] is not True:
+    if _dictionary(read_pickle(file, _check_name))["little_endian"] is not True:
         raise ValueError("it comes from a big-endian machine")
-    tensors = _read_tensors(file, num_bytes)
+    tensors = _checked_tensors(_dictionary(read_pickle(file, _check_name)), num_bytes)
     storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    keys = _unpickler(file, num_bytes).load()
-    if sorted(keys) != sorted(storages):
+    keys = read_pickle(file, _check_name)
+    if not all(isinstance(key, str) for key in keys) or sorted(keys) != sorted(storages):
         raise ValueError("its list of storages is not the one its tensors need")
     numbers = {}
     for key in keys:
@@ -226,7 +193,7 @@ def _read_zip_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
         with archive.open(pickles[0]) as pickled:
             if members[pickles[0]].compress_type != zipfile.ZIP_STORED:
                 raise ValueError("its data.pkl is compressed")
-            tensors = _read_tensors(pickled, num_bytes)
+            tensors = _checked_tensors(_dictionary(read_pickle(pickled, _check_name)), num_bytes)
         storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
         numbers = {
             key: np.frombuffer(read(f"{folder}data/{key}"), storage.dtype) for key, storage in storages.items()
@@ -234,23 +201,15 @@ def _read_zip_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
     return _arrays(tensors, numbers)
 
 
-def _read_tensors(file: BinaryIO, num_bytes: int) -> dict[str, _Tensor]:
-    """Reads the pickled state dict itself."""
-    unpickler = _unpickler(file, num_bytes)
-    tensors = _checked_tensors(unpickler.load(), num_bytes)
-    if unpickler.num_tensors > len(tensors):  # a later one of the same name takes the place of an earlier one
-        raise ValueError("it has several tensors of one name")
-    return tensors
-
-
-def _checked_tensors(state, num_bytes: int) -> dict[str, _Tensor]:
-    """Returns the state dict itself once every tensor lies inside its storage and all storages inside the file."""
-    if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}")
-    storages: dict[str, _Storage] = {}
-    for name, tensor in state.items():
-        if not isinstance(name, str) or not isinstance(tensor, _Tensor):
+def _checked_tensors(state: dict, num_bytes: int) -> dict[str, _Tensor]:
+    """Returns the tensors of a state dict once each lies inside its storage and all storages inside the file."""
+    tensors = {}
+    for name, value in state.items():
+        tensors[name] = tensor = _tensor(value)
+        if not isinstance(name, str) or tensor is None:
             raise ValueError(f"its entry {name!r} is no tensor")
+    storages: dict[str, _Storage] = {}
+    for name, tensor in tensors.items():
         storage = tensor.storage
         if storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"it describes the storage {storage.key!r} in two ways")
@@ -263,7 +222,7 @@ def _checked_tensors(state, num_bytes: int) -> dict[str, _Tensor]:
             raise ValueError(f"the tensor {name!r} reaches beyond its storage")
     if sum(storage.num_elements * storage.dtype.itemsize for storage in storages.values()) > num_bytes:
         raise ValueError(f"its tensors need more than the {num_bytes} bytes of the file")
-    return dict(state)
+    return tensors
 
 
 def _arrays(tensors: dict[str, _Tensor], numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
