@@ -14,7 +14,7 @@ demo: setup
 	$(VENV)/bin/python -m transfer_learning.run --dataset drawn_pills
 
 test: setup
-	$(VENV)/bin/python -m pytest -q
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 test-long: setup
 	$(VENV)/bin/python -m pytest -q -m long
