@@ -104,6 +104,7 @@ def test_the_results_are_those_of_the_runs(finished):
     directory = finished[0]
     found = results(directory)
     assert found["seeds"] == [0, 1] and found["epochs"] == 2 and found["split"] == "test"
+    assert found["command"].startswith("python -m transfer_learning.compare --dataset ")
     assert found["environment"]["device"] and found["environment"]["tensorflow"]
     right = {}
     for name, side in found["sides"].items():
@@ -133,6 +134,8 @@ def test_it_ends_with_a_table_that_stands_in_the_page_and_the_path_of_the_page(f
         percent = f"{100 * side['accuracy']:.1f} %"
         assert percent in printed and percent in page.text
         assert f"{side['num_parameters']:,}" in page.text and name in page.text
+    assert found["command"] in page.text
+    assert found["reasons"] and all(reason in page.text for reason in found["reasons"])
     for words in (
         "test accuracy, n = ", "mean of 2 seeds", "95 % interval", "range over the seeds", "validation accuracy 30 %",
         "validation accuracy 100 %", "parameters", "size of model.keras", "time an epoch", "training images a second",

@@ -47,7 +47,8 @@ Flags of a config apply to all sides; `--config NAME=` is the recipe of the data
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     flags = parse(arguments)
-    directory, plan = begun(flags)
+    words = sys.argv[1:] if arguments is None else arguments
+    directory, plan = begun(flags, shlex.join(["python", "-m", "transfer_learning.compare", *words]))
     print(f"Comparison directory: {directory.path}", flush=True)
     directory.path.mkdir(parents=True, exist_ok=True)
     command = f"python -m transfer_learning.compare --resume {shlex.quote(str(directory.path))}"
@@ -105,7 +106,7 @@ def numbers(text: str) -> tuple[float, ...]:
 # What is to be done
 
 
-def begun(flags: argparse.Namespace) -> tuple[ComparisonDir, Plan]:
+def begun(flags: argparse.Namespace, command: str = "") -> tuple[ComparisonDir, Plan]:
     """The directory of the comparison, and its plan: that of --resume, or one from the flags.
 
     Raises:
@@ -121,7 +122,7 @@ def begun(flags: argparse.Namespace) -> tuple[ComparisonDir, Plan]:
         return directory, dataclasses.replace(directory.read_plan(), **more)
     sides, reasons = chosen_sides(flags)
     first_seed = next(iter(sides.values())).seed
-    plan = Plan(sides, flags.learning_rates or (), first_seed, reasons=tuple(reasons), **more)
+    plan = Plan(sides, flags.learning_rates or (), first_seed, reasons=tuple(reasons), command=command, **more)
     check(plan)
     directory = ComparisonDir(Path(flags.run_dir or default_path(plan)))
     if directory.plan.exists():

@@ -22,6 +22,7 @@ class Plan:
     num_seeds: int = 3
     reach: tuple[float, ...] = (0.5, 0.8, 0.9)  # validation accuracies, 0..1, whose time is asked for
     reasons: tuple[str, ...] = ()  # of what was chosen automatically
+    command: str = ""  # that began it
 
     @property
     def seeds(self) -> range:

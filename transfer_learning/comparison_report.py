@@ -118,12 +118,14 @@ def document(
                 "and delete the run that is wrong, or compare anew with another --run-dir."
             )
     results = {
+        "command": plan.command,
         "dataset": next(iter(sides.values())).dataset,
         "split": evaluations[first.path.name]["split"],
         "num_images": len(next(iter(runs.values()))[0].predictions),
         "epochs": num_epochs(next(iter(sides.values()))),
         "seeds": list(plan.seeds),
         "reach": list(plan.reach),
+        "reasons": list(plan.reasons),
         "environment": environment_in_words(list(environments.values())),
         "seconds_counted": f"{SECONDS_COUNTED} {SECONDS_IN_FULL}",
         "sides": {},
