@@ -171,7 +171,15 @@ def test_a_project_of_one_label_says_what_was_left_out(kind, tmp_path):
         assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("make", [lambda folder: None, lambda folder: folder.mkdir()], ids=["no folder", "an empty folder"])
+NO_PROJECTS = {
+    "no folder": lambda folder: None,
+    "an empty folder": lambda folder: folder.mkdir(),
+    "a file": lambda folder: folder.write_bytes(b""),
+    "a folder in the place of the file": lambda folder: (folder / "_annotations.json").mkdir(parents=True),
+}
+
+
+@pytest.mark.parametrize("make", NO_PROJECTS.values(), ids=NO_PROJECTS)
 def test_a_folder_that_is_no_project_is_one_sentence(make, tmp_path):
     make(tmp_path / "signs")
     with pytest.raises(UserError, match="signs/_annotations.json is not there"):
@@ -215,11 +223,11 @@ def test_a_box_is_cut_out_without_a_loss(box, expected, tmp_path):
 
 
 def test_each_box_of_an_image_is_an_example_of_its_own(tmp_path):
-    boxes = [label("stop", 0, 0, 0.5, 1), label("go", 0.5, 0, 1, 1), label("yield", 0, 0, 1, 1), label("stop")]
+    boxes = [label("stop", 0, 0, 0.5, 1), label("yield", 0, 0, 1, 1), label("go", 0.5, 0, 1, 1), label("stop")]
     examples, ignored, dataset = load(lay(tmp_path / "signs", {"a.png": boxes, "b.png": []}), "cv_studio_boxes")
-    assert examples == {"a.png#1": "stop", "a.png#2": "go"}
+    assert examples == {"a.png#1": "stop", "a.png#3": "go"}
     assert ignored == {
-        "a.png": "has the label yield, which the project does not list", "a.png#3": "has no box", "b.png": "has no label",
+        "a.png": "has the label yield, which the project does not list", "a.png#4": "has no box", "b.png": "has no label",
     }  # fmt: skip
     assert {example.group for example in dataset.examples} == {"a.png"}
 

@@ -7,8 +7,8 @@ Cloud Annotations, "Uploading images/labels via API".
 The rules. The images lie beside the file, or in the folder `images`, where CV Studio's client lays them. A whole image
 takes the one label that it has, in however many boxes; one with several labels, or with none, is ignored. A box takes its
 own label. Its sides are fractions of the image's, or pixels where one of them is above 2; what reaches beyond the image is
-cut off, and a box of which no pixel is left is ignored. So is a label that the project does not list. Whatever is ignored is
-named, with the reason.
+cut off, and a box of which no pixel is left is ignored, as is a label that the project does not list. All that is ignored
+is named, with the reason.
 """
 
 import io
@@ -41,7 +41,7 @@ class AnnotatedImage(NamedTuple):
 
     name: str  # the path below the project's folder
     path: Path
-    annotations: list[dict[str, Any]]  # each with a label that the project lists
+    annotations: dict[int, dict[str, Any]]  # by their numbers from 1 on; those whose label the project lists
 
 
 def read(place: str, data_dir: Path) -> Dataset:
@@ -56,7 +56,7 @@ def read(place: str, data_dir: Path) -> Dataset:
     images, ignored = _annotated_images(place, data_dir)
     examples = []
     for image in images:
-        labels = sorted({annotation["label"] for annotation in image.annotations})
+        labels = sorted({annotation["label"] for annotation in image.annotations.values()})
         if len(labels) == 1:
             examples.append(Example(image.name, labels[0], "", image.path))
         else:
@@ -75,7 +75,7 @@ def read_boxes(place: str, data_dir: Path) -> Dataset:
     try:
         cuts = threads.map(lambda image: _cut(image, data_dir / "cv_studio_boxes"), images)
         for image, crops in zip(images, cuts, strict=True):
-            for number, (annotation, crop) in enumerate(zip(image.annotations, crops, strict=True), start=1):
+            for (number, annotation), crop in zip(image.annotations.items(), crops, strict=True):
                 name = f"{image.name}#{number}"
                 if isinstance(crop, Path):
                     examples.append(Example(name, annotation["label"], "", crop, group=image.name))
@@ -119,11 +119,13 @@ def _annotated_images(place: str, data_dir: Path) -> tuple[list[AnnotatedImage],
         elif not annotations.get(key):
             ignored.append((name, "has no label"))
         else:
-            used |= {annotation["label"] for annotation in annotations[key]}
-            listed = [annotation for annotation in annotations[key] if annotation["label"] in labels]
-            unlisted = sorted({annotation["label"] for annotation in annotations[key]} - labels)
+            on_image = {annotation["label"] for annotation in annotations[key]}
+            used |= on_image
+            unlisted = sorted(on_image - labels)
             ignored += [(name, f"has the label {label}, which the project does not list") for label in unlisted]
-            if listed:
+            if on_image & labels:
+                numbered = enumerate(annotations[key], start=1)
+                listed = {number: annotation for number, annotation in numbered if annotation["label"] in labels}
                 images.append(AnnotatedImage(name, path, listed))
     ignored += [(name, "is annotated, but not there") for name in annotations if name not in found]
     ignored += [(ANNOTATIONS, f"lists the label {label}, which no image has") for label in sorted(labels - used)]
@@ -144,7 +146,7 @@ def _annotations(path: Path) -> tuple[set[str], dict[str, list[dict[str, Any]]]]
         labels = set(project.get("labels", used))
         if isinstance(project.get("labels"), str) or not all(isinstance(label, str) and label for label in used | labels):
             raise TypeError("labels that are no texts")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(
             f"{path} is not there; a folder with the {ANNOTATIONS} of a CV Studio project and its images was expected, so "
             "name that, or s3://BUCKET/PREFIX."
@@ -170,7 +172,7 @@ def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             size = seen_size(header)
-        for annotation in image.annotations:
+        for annotation in image.annotations.values():
             box = _pixels(annotation, *size)
             if isinstance(box, str):
                 crops.append(box)
