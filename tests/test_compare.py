@@ -266,15 +266,13 @@ class MadeUp:
         epochs = {"phase": "fine_tune", "epoch": [1, 2]}
         history = pd.DataFrame(epochs | {"loss": 1.0, "accuracy": 0.5, "val_loss": val_losses, "val_accuracy": 0.6})
         history.to_csv(run_dir.history, index=False)
-        pd.DataFrame(epochs | {"seconds": 3.0, "images_per_second": 9.0, "checkpoint_seconds": 0.0}).to_csv(
-            run_dir.timings, index=False
-        )
-        run_dir.foresight.write_text(json.dumps({"stages": [{"name": "fine_tune", "seconds": 10.0}]}))
+        pd.DataFrame(epochs | {"seconds": 3.0, "images_per_second": 9.0}).to_csv(run_dir.timings, index=False)
         run_dir.environment.write_text(json.dumps({
             "device": {"name": "Abacus 3000", "threads": 2, "precision": "float32"}, "git_commit": "", "versions": {},
             "dataset": {"fingerprint": "ab" * 32}, "sessions": [{}],
         }))  # fmt: skip
-        run_dir.evaluation.write_text(json.dumps({"split": "test", "num_parameters": 1234}))
+        evaluation = {"split": "test", "num_parameters": 1234, "frozen": None, "fine_tune": {"preparation_seconds": 4.0}}
+        run_dir.evaluation.write_text(json.dumps(evaluation))
         run_dir.model.write_bytes(b"model")
         run_dir.report.write_text("a page")
 
@@ -333,7 +331,7 @@ def test_more_seeds_are_added_to_a_finished_comparison(searched):
     assert children.started == ["warm-0.001-seed2", "cold-0.001-seed2"]
     found = results(directory)
     assert found["seeds"] == [0, 1, 2]
-    # 10 seconds for two epochs of 3, so 4 ahead of the first.
+    # 4 seconds ahead of the first epoch of 3
     assert found["sides"]["warm"]["reached"] == [
         {"accuracy": 0.6, "num_runs": 3, "epoch": 1.0, "epoch_range": [1, 1], "seconds": 7.0, "seconds_range": [7.0, 7.0]},
         {"accuracy": 0.7, "num_runs": 0, "epoch": None, "epoch_range": None, "seconds": None, "seconds_range": None},

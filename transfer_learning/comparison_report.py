@@ -12,7 +12,7 @@ import pandas as pd
 
 from transfer_learning import units
 from transfer_learning.comparison_dir import ComparisonDir, Plan
-from transfer_learning.config import RunConfig, flat
+from transfer_learning.config import PHASES, RunConfig, flat
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import comparison, figures, predictions
 from transfer_learning.files import read_json, write_json, write_text
@@ -28,7 +28,7 @@ SECONDS_COUNTED = (
 SECONDS_IN_FULL = (
     "The longest time that a run of the side took ahead of a phase counts for all its seeds, since later runs find features "
     "kept; what was kept from before the comparison, or is shared with another side, costs nothing (an empty --cache-dir "
-    "makes it count). Decoding, checkpoints between epochs and the final evaluation are left out."
+    "makes it count). Decoding and the final evaluation are left out."
 )
 
 
@@ -71,17 +71,16 @@ def side_runs(run_dirs: Sequence[RunDir], tried: Sequence[RunDir]) -> list[compa
     # What a run that was stopped did a second time belongs to no side.
     unbroken = [run_dir for run_dir in finished if len(read_json(run_dir.environment)["sessions"]) == 1]
     preparation: dict[str, float] = {}
-    for run_dir in unbroken or finished:
-        stages = {stage["name"]: stage["seconds"] for stage in read_json(run_dir.foresight)["stages"]}
-        for phase, seconds in comparison.preparation_seconds(read_table(run_dir.timings), stages).items():
+    for evaluation in (read_json(run_dir.evaluation) for run_dir in unbroken or finished):
+        for phase in PHASES:
+            seconds = (evaluation.get(phase) or {}).get("preparation_seconds", 0.0)
             preparation[phase] = max(seconds, preparation.get(phase, 0.0))
     runs = []
     for run_dir in run_dirs:
         timings = read_table(run_dir.timings)
         history = comparison.with_seconds(read_table(run_dir.history), timings, preparation)
-        split = read_json(run_dir.evaluation)["split"]
-        seed = run_dir.read_config().seed
-        runs.append(comparison.Run(seed, history, timings, predictions.read(run_dir.predictions(split))))
+        table = predictions.read(run_dir.predictions(read_json(run_dir.evaluation)["split"]))
+        runs.append(comparison.Run(run_dir.path.name, run_dir.read_config().seed, history, timings, table))
     return runs
 
 
@@ -141,8 +140,6 @@ def document(
             "num_bytes": of_side[0].model.stat().st_size,
             **comparison.summary(runs[name], plan.reach),
         }
-        for run, run_dir in zip(results["sides"][name]["runs"], of_side, strict=True):
-            run["directory"] = run_dir.path.name
     results["pairs"] = comparison.pairs(runs)
     results["conclusions"] = [conclusion(pair, results) for pair in results["pairs"]]
     results["remarks"] = remarks(plan, search, results)
@@ -150,7 +147,7 @@ def document(
 
 
 def phases(config: RunConfig) -> list[str]:
-    return [phase for phase in ("frozen", "fine_tune") if config.phase(phase).epochs]
+    return [phase for phase in PHASES if config.phase(phase).epochs]
 
 
 def environment_in_words(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -27,7 +27,7 @@ def history(*val_accuracies, phases=None, **columns):
 def timings(seconds, phases=None, epochs=None):
     return pd.DataFrame({
         "phase": phases or ["fine_tune"] * len(seconds), "epoch": epochs or range(1, len(seconds) + 1), "seconds": seconds,
-        "images_per_second": [100.0] * len(seconds), "checkpoint_seconds": [0.5] * len(seconds),
+        "images_per_second": [100.0] * len(seconds),
     })  # fmt: skip
 
 
@@ -40,23 +40,16 @@ def table(right, num_classes=3):
     return predictions.table(ids, labels, np.eye(num_classes)[predicted], list("abcdef")[:num_classes])
 
 
+number_of_run = itertools.count().__next__
+
+
 def run(right, seed=0, val_accuracies=(0.4, 0.9)):
-    return Run(seed, history(*val_accuracies), timings([10.0] * len(val_accuracies)), table(right))
+    name = f"{number_of_run()}-seed{seed}"
+    return Run(name, seed, history(*val_accuracies), timings([10.0] * len(val_accuracies)), table(right))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Time
-
-
-def test_what_comes_ahead_of_an_epoch_is_what_no_epoch_holds():
-    two_phases = timings([1.0, 1.0, 8.0], ["frozen", "frozen", "fine_tune"])
-    stages = {"decode": 99.0, "frozen": 33.0, "fine_tune": 10.0, "evaluate": 5.0}
-    assert comparison.preparation_seconds(two_phases, stages) == {"frozen": 30.0, "fine_tune": 1.5}
-
-
-@pytest.mark.parametrize("stage", [None, 2.0])
-def test_a_stage_that_is_unknown_or_shorter_than_its_epochs_had_no_preparation(stage):
-    assert comparison.preparation_seconds(timings([5.0]), {"fine_tune": stage}) == {"fine_tune": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +177,7 @@ def test_with_one_seed_the_test_is_mcnemars(only_first, only_second, same):
     assert comparison.sign_flip_p(differences) == pytest.approx(expected, rel=1e-9)
     first = table([1] * only_first + [0] * only_second + [1] * same)
     second = table([0] * only_first + [1] * only_second + [1] * same)
-    found = comparison.paired([Run(4, None, None, first)], [Run(4, None, None, second)])
+    found = comparison.paired([Run("a", 4, None, None, first)], [Run("b", 4, None, None, second)])
     assert found["seeds"] == [
         {"seed": 4, "only_first": only_first, "only_second": only_second, "p_value": pytest.approx(expected)}
     ]
@@ -229,8 +222,11 @@ def test_the_interval_of_a_constant_difference_or_of_one_image(first, second, in
 
 @pytest.mark.parametrize("other", [table([1, 1, 0]), table([1, 1], num_classes=2).assign(label=["b", "a"])])
 def test_runs_that_were_judged_on_different_images_are_refused(other):
-    with pytest.raises(UserError, match="judged on different images"):
-        comparison.right([table([1, 1], num_classes=2), other])
+    one, other = Run("one", 0, None, None, table([1, 1], num_classes=2)), Run("other", 0, None, None, other)
+    with pytest.raises(UserError, match="same images"):
+        comparison.paired([one], [other])
+    with pytest.raises(UserError, match="same images"):
+        comparison.summary([one, other], [])
 
 
 def test_every_two_sides_are_a_pair_and_many_pairs_cost_something():

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, norm
 
 from transfer_learning.errors import UserError
+from transfer_learning.evaluation.ensemble import aligned, paired_difference, right
 from transfer_learning.evaluation.intervals import resampled_interval
 
 QUANTITIES = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -20,6 +21,7 @@ QUANTITIES = ("loss", "accuracy", "val_loss", "val_accuracy")
 class Run(NamedTuple):
     """What is compared of one finished run."""
 
+    name: str
     seed: int
     history: pd.DataFrame  # a row an epoch, as `with_seconds` returns it
     timings: pd.DataFrame  # a row an epoch: phase, epoch, seconds, images_per_second
@@ -30,27 +32,14 @@ class Run(NamedTuple):
 # Time
 
 
-def preparation_seconds(timings: pd.DataFrame, stage_seconds: Mapping[str, float | None]) -> dict[str, float]:
-    """By phase the seconds that no epoch holds: what its frozen layers make of the images, and compiling.
-
-    Args:
-        timings: a row an epoch, with ``phase``, ``seconds`` and ``checkpoint_seconds``.
-        stage_seconds: by phase, what it took from its first preparation to its last epoch.
-    """
-    once = timings.drop_duplicates("epoch", keep="last")
-    inside = once.groupby("phase")[["seconds", "checkpoint_seconds"]].sum().sum(axis=1)
-    return {
-        phase: max(0.0, (stage_seconds.get(phase) or 0.0) - inside.get(phase, 0.0)) for phase in dict.fromkeys(once["phase"])
-    }
-
-
 def with_seconds(history: pd.DataFrame, timings: pd.DataFrame, preparation: Mapping[str, float]) -> pd.DataFrame:
     """The history with a column ``seconds``: the training time at the end of each epoch.
 
     Args:
         timings: an epoch that was begun again counts once; one whose row a kill has taken counts 0, because its time is
             in the `preparation` then.
-        preparation: by phase, the seconds ahead of its first epoch.
+        preparation: by phase, the seconds that none of its epochs holds: what its frozen layers make of the images, and
+            compiling.
     """
     took = timings.drop_duplicates("epoch", keep="last").set_index("epoch")["seconds"]
     seconds = history["epoch"].map(took).fillna(0.0)
@@ -118,22 +107,6 @@ def chosen_rate(histories: Mapping[float, pd.DataFrame], monitor: str) -> float:
 # Accuracy
 
 
-def right(tables: Sequence[pd.DataFrame]) -> np.ndarray:
-    """Which predictions are right: bool, shape (tables, images).
-
-    Raises:
-        UserError: the tables are not of the same images with the same labels in the same order.
-    """
-    for table in tables[1:]:
-        for column in ("id", "label"):
-            if table[column].tolist() != tables[0][column].tolist():
-                raise UserError(
-                    "The runs were judged on different images or labels, so they cannot be compared; restore the images "
-                    "that the first ones were trained on, or compare anew with another --run-dir."
-                )
-    return np.array([(table["label"] == table["predicted"]).to_numpy() for table in tables])
-
-
 def wilson_interval(share: float, num_images: int) -> tuple[float, float]:
     """The 95 % interval of a share of `num_images` (Wilson, 1927); the share may be a mean over several runs.
 
@@ -179,18 +152,18 @@ def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
     Raises:
         UserError: the runs were not judged on the same images.
     """
-    both = right([run.predictions for run in (*first, *second)]).astype(int)
-    ours, theirs = both[: len(first)], both[len(first) :]
-    differences = ours.sum(axis=0) - theirs.sum(axis=0)
+    tables = aligned({run.name: run.predictions for run in (*first, *second)})
+    both = np.array([right(table) for table in tables]).astype(int)
+    differences = both[: len(first)].sum(axis=0) - both[len(first) :].sum(axis=0)
+    interval = resampled_interval(differences / len(first), np.mean, widest=(-1.0, 1.0))
     seeds = []
-    for one, other, run in zip(ours, theirs, first, strict=True):
-        only_first, only_second = int(np.sum(one > other)), int(np.sum(one < other))
-        apart = only_first + only_second
-        p_value = float(binomtest(only_first, apart).pvalue) if apart else 1.0
-        seeds.append({"seed": run.seed, "only_first": only_first, "only_second": only_second, "p_value": p_value})
+    for one, other in zip(first, second, strict=True):
+        found = paired_difference(before=other.predictions, after=one.predictions)
+        only = {"only_first": found["only_after_right"], "only_second": found["only_before_right"]}
+        seeds.append({"seed": one.seed, **only, "p_value": found["mcnemar_p"]})
     return {
         "difference": float(differences.mean()) / len(first),
-        "interval": [float(end) for end in resampled_interval(differences / len(first), np.mean, widest=(-1.0, 1.0))],
+        "interval": [float(end) for end in interval],
         "p_value": sign_flip_p(differences),
         "seeds": seeds,
     }
@@ -224,7 +197,7 @@ def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
         of any epoch, as median and range; ``epoch_seconds`` and ``images_per_second``, medians by phase; ``curves``; and
         ``runs``, the same of each seed.
     """
-    rates = right([run.predictions for run in runs]).mean(axis=1)
+    rates = np.array([right(table).mean() for table in aligned({run.name: run.predictions for run in runs})])
     accuracy, num_images = float(rates.mean()), len(runs[0].predictions)
     highest = [float(run.history["val_accuracy"].max()) for run in runs]
     times = pd.concat([run.timings.drop_duplicates("epoch", keep="last") for run in runs])
@@ -249,6 +222,7 @@ def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
         ],
         "runs": [
             {
+                "directory": run.name,
                 "seed": run.seed,
                 "accuracy": float(rate),
                 "best_val_accuracy": _or_none(best),
