@@ -1,16 +1,20 @@
 """Finished runs evaluated again: in views, as an ensemble, as a soup, in pairs; through the verb that a user calls."""
 
 import dataclasses
+import io
 import shutil
 import weakref
 
+import keras
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
 from transfer_learning import evaluate, members, predict, report, run
 from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase
-from transfer_learning.evaluation import ensemble, predictions
+from transfer_learning.evaluation import calibration, ensemble, predictions
 from transfer_learning.experiment import run_experiment
 from transfer_learning.files import read_json
 from transfer_learning.models.classifier import load_model
@@ -26,15 +30,18 @@ def runs(small_config, tmp_path_factory):
     """Two runs that differ in their seed, and one of another architecture and image size, by name."""
     folder = tmp_path_factory.mktemp("runs")
     result = {}
-    for name, changes in {"seed 0": {}, **OTHERS}.items():
-        result[name] = RunDir(folder / name)
-        run_experiment(dataclasses.replace(small_config, **SHORT, **changes), result[name])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "MISTAKES_NEEDED", 0)  # six validation images would tell too little
+        for name, changes in {"seed 0": {}, **OTHERS}.items():
+            result[name] = RunDir(folder / name)
+            run_experiment(dataclasses.replace(small_config, **SHORT, **changes), result[name])
     return result
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "MISTAKES_NEEDED", 0)
     return tmp_path
 
 
@@ -48,6 +55,23 @@ def table(path):
 
 def evaluated(*arguments):
     assert run_main(evaluate.main, [str(argument) for argument in arguments]) == 0
+
+
+@pytest.mark.parametrize("name", ["seed 0", "seed 1"])
+def test_the_temperature_is_a_part_of_the_model_and_of_every_answer(runs, name, photos, capsys):
+    run_dir = runs[name]
+    temperature = read_json(run_dir.evaluation)["calibration"]["temperature"]
+    network = load_model(run_dir.read_config(), run_dir.model)
+    assert network.temperature == temperature != 1
+    assert any("Confidences are corrected by temperature" in note for note in read_json(run_dir.notes))
+    judged = predictions.read(run_dir.predictions("test"))
+    pixels = np.stack([np.asarray(Image.open(photos / id)) for id in judged["id"]])
+    alone = keras.models.load_model(run_dir.model)  # no code of ours
+    assert np.asarray(alone(pixels.astype(np.float32))) == pytest.approx(predictions.probabilities(judged), abs=1e-6)
+    assert run_main(predict.main, [str(run_dir.path), str(photos)]) == 0
+    answers = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("file")
+    for row in judged.itertuples():
+        assert np.float32(answers.loc[f"{photos}/{row.id}", "confidence"]) == row.confidence
 
 
 def test_views_are_averaged_into_the_run(runs, capsys):

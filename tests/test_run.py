@@ -28,6 +28,7 @@ FILES = {
     "model.keras", "evaluation.json", "classification_report.txt", "report.html", "csv_log.csv",
     "predictions/val.csv", "predictions/test.csv", "figures/curves.png", "figures/confusion_matrix.png",
     "figures/confusion_matrix_normalised.png", "figures/samples.png",
+    "figures/reliability.png",
 }  # fmt: skip
 
 

@@ -18,11 +18,18 @@ from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation import figures, metrics, predictions
+from transfer_learning.evaluation import calibration, figures, metrics, predictions
 from transfer_learning.files import read_json, write_json, write_text
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.boundary import Cut, cut_at_boundary
-from transfer_learning.models.classifier import Classifier, build_classifier, open_layers, probabilities, save_model
+from transfer_learning.models.classifier import (
+    Classifier,
+    build_classifier,
+    open_layers,
+    predicted_logits,
+    save_model,
+    softmax,
+)
 from transfer_learning.monitor import Monitor, read_hardware
 from transfer_learning.report import MOST_CLASSES_DRAWN, write_report
 from transfer_learning.run_dir import RunDir
@@ -135,14 +142,10 @@ def run_experiment(
                 f"The memory is not enough for images of {config.image_size} x {config.image_size}, even few at a time; "
                 "start a new run with a smaller --image-size or another --backbone, or end what else uses the memory."
             ) from None
-        save_model(classifier, run_dir.model)
 
-        # Evaluation, on the images and through the whole model.
+        # Evaluation, on the images and through the whole model, which is saved as it is judged.
         with stage("evaluate"):
-            results = {}
-            for split in ("val", "test"):
-                if len(data.split(split)):
-                    results[split] = evaluate_split(classifier, data, split, run_dir)
+            classifier, results = calibrate_and_judge(classifier, data, run_dir, say)
             evaluation = results[data.judged_split] | {
                 "weights_sha256": classifier.weights_sha256,
                 "num_parameters": classifier.model.count_params(),
@@ -249,13 +252,37 @@ def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: De
     write_text(run_dir.ignored, ignored.to_csv(index=False, lineterminator="\n"))
 
 
+def calibrate_and_judge(
+    classifier: Classifier, data: Data, run_dir: RunDir, say: Callable[[str], None]
+) -> tuple[Classifier, dict[str, dict]]:
+    """Gives the classifier its temperature, saves it, and judges it on each split that it was not trained on."""
+    logits = {split: logits_of_split(classifier, data, split) for split in ("val", "test") if len(data.split(split))}
+    if "val" in logits:
+        temperature, reason = calibration.fitted_temperature(logits["val"], data.split("val").labels)
+        classifier = replace(classifier, temperature=temperature)
+        say(reason)
+    save_model(classifier, run_dir.model)
+    return classifier, {split: judge(logits[split], classifier.temperature, data, split, run_dir) for split in logits}
+
+
 def evaluate_split(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict:
     """Predicts a split from its images, writes ``predictions/<split>.csv`` and returns the metrics."""
+    return judge(logits_of_split(classifier, data, split), classifier.temperature, data, split, run_dir)
+
+
+def logits_of_split(classifier: Classifier, data: Data, split: str) -> np.ndarray:
     examples = data.split(split)
-    predicted = probabilities(classifier, examples.inputs, examples.rows, count_progress(f"Predicting {split} images:"))
-    table = predictions.table(examples.ids, examples.labels, predicted, data.class_names)
+    progress = count_progress(f"Predicting {split} images:")
+    return predicted_logits(classifier, examples.inputs, examples.rows, progress)
+
+
+def judge(logits: np.ndarray, temperature: float, data: Data, split: str, run_dir: RunDir) -> dict:
+    """Writes the predictions of a split, and measures them."""
+    examples = data.split(split)
+    table = predictions.table(examples.ids, examples.labels, softmax(logits, temperature), data.class_names)
     predictions.write(table, run_dir.predictions(split))
-    return {"split": split} | metrics.evaluate(table, data.class_names)
+    measured = metrics.evaluate(table, data.class_names)
+    return {"split": split, **measured, "calibration": calibration.measure(table, temperature)}
 
 
 def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation: dict, run_dir: RunDir) -> None:
@@ -272,6 +299,7 @@ def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation:
     for normalised, name in matrices if len(class_names) <= MOST_CLASSES_DRAWN else ():
         figure = figures.confusion_matrix(evaluation["confusion_matrix"], class_names, normalised)
         figures.save(figure, run_dir.figures / name)
+    figures.save(figures.reliability(evaluation["calibration"]), run_dir.figures / "reliability.png")
     right = (table["label"] == table["predicted"]).to_numpy()
     by_chance = np.random.default_rng(config.seed).permutation(len(table))
     by_confidence = np.argsort(-table["confidence"].to_numpy(), kind="stable")

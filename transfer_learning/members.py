@@ -20,10 +20,10 @@ from transfer_learning.datasets.views import View
 from transfer_learning.devices import git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
-from transfer_learning.experiment import draw_figures, evaluate_split
+from transfer_learning.experiment import calibrate_and_judge, draw_figures, evaluate_split
 from transfer_learning.files import read_json, write_json, write_text
 from transfer_learning.models import soup
-from transfer_learning.models.classifier import Classifier, load_model, probabilities, save_model
+from transfer_learning.models.classifier import Classifier, load_model, probabilities
 from transfer_learning.report import write_report
 from transfer_learning.run_dir import RunDir
 from transfer_learning.training.progress import count_progress
@@ -256,9 +256,7 @@ def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = print) -> d
     # A directory like that of any finished run: the config last but the page, so that a half-made one is no run.
     run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
-        save_model(classifier, run_dir.model)
-        splits = [split for split in ("val", "test") if len(data.split(split))]
-        results = {split: evaluate_split(classifier, data, split, run_dir) for split in splits}
+        classifier, results = calibrate_and_judge(classifier, data, run_dir, say)
         gain = ensemble.paired_difference(
             predictions.read(best.run_dir.predictions(judged)), predictions.read(run_dir.predictions(judged))
         )

@@ -100,6 +100,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             "weights_sha256": evaluation.get("weights_sha256"),
             "phases": [(title, evaluation.get(name)) for name, title in PHASES.items()],
             "soup": evaluation.get("soup"),
+            "calibration": evaluation.get("calibration"),
             "per_class": [(place, name, per_class[name]) for place, name in enumerate(class_names)],
             "confused": most_confused(matrix, class_names),
             "num_mistakes": int(matrix.sum() - np.trace(matrix)),
@@ -119,7 +120,9 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
         "figures": {
             name: _picture(run_dir.figures / f"{name}.png")
-            for name in ("curves", "confusion_matrix", "confusion_matrix_normalised", "samples", "mistakes", "hardware")
+            for name in (
+                "curves", "confusion_matrix", "confusion_matrix_normalised", "reliability", "samples", "mistakes", "hardware"
+            )  # fmt: skip
         },
         "mistakes": _most_confident_mistakes(run_dir.predictions(content["split"])),
         "counts": _counts(run_dir.manifest, class_names),

@@ -111,7 +111,9 @@ def test_probabilities_of_an_image_do_not_depend_on_what_stands_beside_it(classi
     assert np.array_equal(together, alone)
 
 
-def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_config, tmp_path):
+@pytest.mark.parametrize("temperature", [1.0, 0.4, 3.0])
+def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_config, tmp_path, temperature):
+    classifier = dataclasses.replace(classifier, temperature=temperature)
     path = tmp_path / "model.keras"
     save_model(classifier, path)
     expected = probabilities(classifier, IMAGES, np.arange(5))
@@ -120,6 +122,39 @@ def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_conf
     assert json.loads(zipfile.ZipFile(path).read("class_names.json")) == list(CLASS_NAMES)
     loaded = load_model(small_config, path)
     assert loaded.class_names == CLASS_NAMES and loaded.weights_sha256 == classifier.weights_sha256
+    assert np.array_equal(probabilities(loaded, IMAGES, np.arange(5)), expected)
+
+
+def test_a_temperature_changes_confidences_and_no_class(classifier):
+    plain, divided = (
+        probabilities(dataclasses.replace(classifier, temperature=temperature), IMAGES, np.arange(5))
+        for temperature in (1.0, 5.0)
+    )
+    assert np.array_equal(plain.argmax(axis=1), divided.argmax(axis=1)) and np.all(plain.max(axis=1) > divided.max(axis=1))
+
+
+def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_config, tmp_path):
+    new, old = tmp_path / "new.keras", tmp_path / "old.keras"
+    save_model(dataclasses.replace(classifier, temperature=2.0), new)
+    with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as copy:
+        for name in source.namelist():
+            if name != "calibration.json":
+                copy.writestr(name, source.read(name))
+    assert (load_model(small_config, new).temperature, load_model(small_config, old).temperature) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"temperature": 0.0}', '{"temperature": NaN}', '{"temperature": Infinity}', '{"temperature": "2"}', "[]", "{"],
+)
+def test_a_temperature_that_is_none_is_a_sentence(classifier, small_config, tmp_path, content):
+    good, bad = tmp_path / "good.keras", tmp_path / "bad.keras"
+    save_model(classifier, good)
+    with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w") as copy:
+        for name in source.namelist():
+            copy.writestr(name, content if name == "calibration.json" else source.read(name))
+    with pytest.raises(UserError, match="bad.keras cannot be read"):
+        load_model(small_config, bad)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive"])

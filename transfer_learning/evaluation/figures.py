@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -292,6 +293,44 @@ def hardware(table: pd.DataFrame) -> Figure:
             marks.append(Line2D([], [], color=GREY, linestyle=":", label="stopped and resumed"))
         if marks:
             figure.legend(handles=marks, loc="outside upper left", ncols=len(marks), frameon=False, fontsize=9)
+    return figure
+
+
+def reliability(calibration: Mapping[str, Any]) -> Figure:
+    """Draws accuracy against confidence, as the network gives it and corrected, with the images of each bin below.
+
+    calibration: what `calibration.measure` returns.
+    """
+    panels = [("corrected", calibration)] if calibration["temperature"] != 1 else []
+    panels.insert(0, ("as the network gives it", calibration["uncorrected"]))
+    with _style():
+        figure = Figure(figsize=(4.2 * len(panels) + 0.3, 5.2), layout="constrained")
+        grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 1))
+        for (title, measured), (axes, counts) in zip(panels, grid.T, strict=True):
+            bins = measured["bins"]
+            confidence, accuracy = ([row[name] for row in bins] for name in ("confidence", "accuracy"))
+            reach = np.abs(np.array([row["interval"] for row in bins]).T - accuracy)
+            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.4, label="as it should be")
+            axes.errorbar(confidence, accuracy, reach, color=BLUE, marker="o", markersize=4, elinewidth=1, capsize=2,
+                          linewidth=1.4, label="measured, with 95 % interval")  # fmt: skip
+            axes.set_title(f"{title}: error {100 * measured['error']:.1f} %", fontsize=10.5)
+            axes.set(xlim=(0, 1), ylim=(0, 1.02))
+            widths = [row["high"] - row["low"] for row in bins]
+            counts.bar([row["low"] for row in bins], [row["num_examples"] for row in bins], widths, align="edge", color=BLUE,
+                       alpha=0.45, edgecolor="white")  # fmt: skip
+            counts.set_xlabel("confidence")
+            counts.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+            counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+            for each in (axes, counts):
+                each.grid(color="#e6e6e6", linewidth=0.7)
+                each.set_axisbelow(True)
+                each.spines[["top", "right"]].set_visible(False)
+        first, counts = grid[:, 0]
+        first.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+        first.set_ylabel("share of right answers")
+        figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+        figure.get_layout_engine().set(wspace=0.08)
+        counts.set_ylabel("images")
     return figure
 
 

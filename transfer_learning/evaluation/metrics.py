@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 from sklearn.metrics import classification_report as text_report
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
+from transfer_learning.evaluation.intervals import wilson_interval
 from transfer_learning.evaluation.predictions import class_names as names_of
 from transfer_learning.evaluation.predictions import probabilities
 
@@ -47,14 +47,14 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
 
     result = {
         "accuracy": num_right / len(true),
-        "accuracy_interval": _interval(num_right, len(true)),
+        "accuracy_interval": wilson_interval(num_right, len(true)),
         "macro_f1": float(f1_score(true, predicted, labels=present, average="macro", zero_division=0)),
         "num_examples": len(true),
         "log_loss": _sum_over_parts(total_loss, true, chances) / len(true),
     }
     if len(class_names) > 5:
         among_5 = round(_sum_over_parts(num_among_5, true, chances))
-        result |= {"top_5_accuracy": among_5 / len(true), "top_5_interval": _interval(among_5, len(true))}
+        result |= {"top_5_accuracy": among_5 / len(true), "top_5_interval": wilson_interval(among_5, len(true))}
     columns = precision_recall_fscore_support(true, predicted, labels=every, zero_division=0)
     result["per_class"] = {
         name: {
@@ -109,11 +109,6 @@ def _sum_over_parts(measure: Callable[..., float], true: np.ndarray, chances: np
     """scikit-learn makes several arrays of 64 bits out of the probabilities, which for 50,000 x 1,000 take 1.4 GB."""
     parts = [slice(start, start + PART) for start in range(0, len(true), PART)]
     return float(sum(measure(true[part], chances[part]) for part in parts))
-
-
-def _interval(num_right: int, num_examples: int) -> list[float]:
-    interval = binomtest(num_right, num_examples).proportion_ci(confidence_level=0.95, method="wilson")
-    return [float(interval.low), float(interval.high)]
 
 
 def in_words(evaluation: dict[str, Any]) -> str:

@@ -7,15 +7,17 @@
 
 import itertools
 import json
+import math
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import keras
 import numpy as np
 import psutil
+import scipy.special
 import tensorflow as tf
 
 from transfer_learning.config import RunConfig
@@ -26,8 +28,11 @@ from transfer_learning.models.weights import check_hdf5, weights_digest
 from transfer_learning.units import size
 
 BATCH = 32  # images predicted at a time; no option, because another number could change the last bits
-CLASS_NAMES_MEMBER = "class_names.json"  # in the .keras archive, where Keras itself does not look
-WEIGHTS_MEMBER = "model.weights.h5"  # where Keras looks for the arrays
+ROWS_AT_ONCE = 4096  # of logits, while they become probabilities
+# In the .keras archive: two that are ours, where Keras itself does not look, and the arrays, where it does
+CLASS_NAMES_MEMBER = "class_names.json"
+CALIBRATION_MEMBER = "calibration.json"
+WEIGHTS_MEMBER = "model.weights.h5"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Classifier:
     head: keras.Model  # features -> logits
     model: keras.Model  # images -> logits
     pretrained: bool
+    temperature: float = 1.0  # by which logits are divided for the probabilities
 
     def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits; while training, dropout in the head works, and BatchNorm of a pretrained backbone does not.
@@ -52,10 +58,10 @@ class Classifier:
 
     @cached_property
     def compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """float32 images (batch, stored, stored, 3) -> float32 probabilities, without dropout."""
+        """float32 images (batch, stored, stored, 3) -> float32 logits, without dropout."""
 
         def compute(images):
-            return tf.nn.softmax(tf.cast(self.model(images, training=False), tf.float32))
+            return tf.cast(self.model(images, training=False), tf.float32)
 
         return tf.function(compute, autograph=False)
 
@@ -146,11 +152,11 @@ def leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return leaves
 
 
-def probabilities(
+def predicted_logits(
     classifier: Classifier, images: np.ndarray, rows: np.ndarray, after_batch: Callable[[int, int], None] | None = None,
     view: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
 ) -> np.ndarray:  # fmt: skip
-    """Returns float32 (len(rows), classes), rows that sum to 1, for uint8 ``images[rows]`` of the stored size.
+    """Returns float32 (len(rows), classes) for uint8 ``images[rows]`` of the stored size.
 
     Batches are always full, the last one filled up, so that every image meets the same computation whatever stands
     beside it. `after_batch` is called with the images done and their number; `view` makes what the network shall see of
@@ -167,23 +173,45 @@ def probabilities(
     return results
 
 
+def probabilities(classifier: Classifier, images: np.ndarray, rows: np.ndarray, *options, **more_options) -> np.ndarray:
+    """Returns float32 (len(rows), classes), rows that sum to 1; arguments as `predicted_logits`."""
+    logits = predicted_logits(classifier, images, rows, *options, **more_options)
+    return softmax(logits, classifier.temperature)
+
+
+def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities float32 (n, classes) of float32 logits, as the saved model computes them."""
+    results = np.empty_like(logits)
+    for start in range(0, len(logits), ROWS_AT_ONCE):  # SciPy makes several arrays of that size
+        part = slice(start, start + ROWS_AT_ONCE)
+        results[part] = scipy.special.softmax(logits[part] * np.float32(1 / temperature), axis=1)
+    return results
+
+
 def save_model(classifier: Classifier, path: Path) -> None:
-    """Writes the whole model, images in and probabilities out, with its class names inside the archive.
+    """Writes the model that is shipped, with its class names and its temperature inside the archive.
 
     `keras.models.load_model` reads it without this package.
     """
-    probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(classifier.model.output)
     with written_atomically(path) as temporary:
-        keras.Model(classifier.model.input, probabilities, name="classifier").save(temporary)
+        shipped_model(classifier).save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(CLASS_NAMES_MEMBER, json.dumps(classifier.class_names))
+            archive.writestr(CALIBRATION_MEMBER, json.dumps({"temperature": classifier.temperature}))
+
+
+def shipped_model(classifier: Classifier) -> keras.Model:
+    """The whole model: images float32 (n, stored, stored, 3), 0..255, in, and the probabilities of `probabilities` out."""
+    divided = keras.layers.Rescaling(1 / classifier.temperature, dtype="float32", name="temperature")
+    softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
+    return keras.Model(classifier.model.input, softmax(divided(classifier.model.output)), name="classifier")
 
 
 def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None) -> Classifier:
     """Builds the network anew from `config` and reads arrays alone from what `save_model` wrote: no code is loaded.
 
-    The file may be a stranger's. Of its members only the names of the classes and the arrays are opened, and these are
-    checked before Keras sees them, and before a network of their size is made.
+    The file may be a stranger's. Of its members only the names of the classes, the temperature and the arrays are opened,
+    and these are checked before Keras sees them, and before a network of their size is made.
 
     Args:
         weights_sha256: what the weights have to be, as the run's evaluation recorded it.
@@ -193,15 +221,21 @@ def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None)
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in (CLASS_NAMES_MEMBER, WEIGHTS_MEMBER):
+            has_calibration = CALIBRATION_MEMBER in archive.namelist()  # of before there were temperatures: none
+            for name in (CLASS_NAMES_MEMBER, WEIGHTS_MEMBER, *[CALIBRATION_MEMBER] * has_calibration):
                 if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # so nothing is longer than the file
                     raise ValueError(f"its {name} is compressed")
             class_names = json.loads(archive.read(CLASS_NAMES_MEMBER))
             if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
                 raise ValueError(f"its {CLASS_NAMES_MEMBER} is no list of names")
+            calibration = json.loads(archive.read(CALIBRATION_MEMBER)) if has_calibration else {"temperature": 1.0}
+            temperature = calibration.get("temperature") if isinstance(calibration, dict) else None
+            if type(temperature) is not float or not 0 < temperature < math.inf:
+                raise ValueError(f"its {CALIBRATION_MEMBER} holds no temperature")
             with archive.open(WEIGHTS_MEMBER) as arrays:
                 _, num_weights = check_hdf5(arrays, archive.getinfo(WEIGHTS_MEMBER).file_size)
         classifier = build_classifier(config, tuple(class_names), weights="none", most_weights=num_weights)
+        classifier = replace(classifier, temperature=temperature)
         classifier.model.load_weights(path)
     except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]

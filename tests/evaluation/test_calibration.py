@@ -1,0 +1,116 @@
+"""Calibration, against numbers worked out by hand, scikit-learn's curve, and temperatures that are known."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from sklearn.calibration import calibration_curve
+
+from transfer_learning.evaluation import calibration, figures, predictions
+
+
+def table_of(confidences, right):
+    """Two classes; each image is judged with the given confidence of 0.5 or more, rightly or not."""
+    confidences, right = np.array(confidences), np.array(right, bool)
+    probabilities = np.stack([confidences, 1 - confidences], axis=1)
+    return predictions.table([str(i) for i in range(len(right))], (~right).astype(int), probabilities, ["a", "b"])
+
+
+def drawn(num_images, num_classes=5, seed=0):
+    """Logits that are right as often as they say, and labels drawn by them."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(scale=2.0, size=(num_images, num_classes)).astype(np.float32)
+    chances = softmax(logits.astype(np.float64), axis=1)
+    labels = (random.random(num_images)[:, None] > chances.cumsum(axis=1)).sum(axis=1)
+    return logits, np.minimum(labels, num_classes - 1)
+
+
+def test_the_error_by_hand():
+    """Bins of 1/15: two images lie in 0.8-0.867, two in 0.933-1."""
+    measured = calibration.measure(table_of([0.82, 0.84, 0.96, 1.0], [1, 0, 1, 1]), 1.0)
+    assert measured["error"] == pytest.approx((abs(1 - 1.66) + abs(2 - 1.96)) / 4)
+    assert [row["num_examples"] for row in measured["bins"]] == [2, 2]
+    first, last = measured["bins"]
+    assert first["confidence"] == pytest.approx(0.83) and first["accuracy"] == 0.5
+    assert first["low"] == pytest.approx(0.8) and last["high"] == 1
+    assert 0 < first["interval"][0] < 0.5 < first["interval"][1] < 1 and last["interval"][1] == 1
+    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+
+
+@pytest.mark.parametrize(
+    ("confidences", "right", "error"),
+    [([1.0], [1], 0.0), ([1.0], [0], 1.0), ([0.51] * 100, [1] * 51 + [0] * 49, 0.0), ([0.75] * 4, [1, 1, 1, 0], 0.0),
+     ([0.9], [1], 0.1)],
+)  # fmt: skip
+def test_the_error_at_its_edges(confidences, right, error):
+    measured = calibration.measure(table_of(confidences, right), 1.0)
+    assert measured["error"] == pytest.approx(error, abs=1e-6)
+    assert sum(row["num_examples"] for row in measured["bins"]) == len(right)
+
+
+def test_the_bins_are_those_of_scikit_learn():
+    logits, labels = drawn(3000)
+    table = predictions.table([str(i) for i in range(3000)], labels, softmax(logits, axis=1), list("abcde"))
+    right = table["label"] == table["predicted"]
+    accuracy, confidence = calibration_curve(right, table["confidence"], n_bins=calibration.NUM_BINS)
+    bins = calibration.measure(table, 1.0)["bins"]
+    assert [row["accuracy"] for row in bins] == pytest.approx(accuracy)
+    assert [row["confidence"] for row in bins] == pytest.approx(confidence, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0, 7.0])
+def test_a_known_temperature_is_found_and_undone(temperature):
+    logits, labels = drawn(20_000)
+    found, sentence = calibration.fitted_temperature(logits * np.float32(temperature), labels)
+    assert found == pytest.approx(temperature, rel=0.03)
+    assert f"temperature {found:.3g}" in sentence
+    if temperature != 1:
+        assert ("too sure" in sentence) == (temperature > 1)
+
+
+def test_what_was_corrected_can_be_had_from_the_table():
+    logits, labels = drawn(500)
+    ids = [str(i) for i in range(500)]
+    before, after = (
+        calibration.measure(predictions.table(ids, labels, softmax(logits / divisor, axis=1), list("abcde")), temperature)
+        for divisor, temperature in ((1.0, 1.0), (2.5, 2.5))
+    )
+    assert after["uncorrected"]["error"] == pytest.approx(before["error"], abs=1e-5)
+    assert after["error"] > 0.1 > before["error"] and before["uncorrected"]["error"] == pytest.approx(before["error"])
+
+
+@pytest.mark.parametrize("num_mistakes", [0, 4, 5])
+def test_few_mistakes_tell_nothing(num_mistakes):
+    logits = np.tile(np.float32([[3.0, 0.0]]), (200, 1))
+    labels = (np.arange(200) < num_mistakes).astype(int)
+    temperature, sentence = calibration.fitted_temperature(logits, labels)
+    assert (temperature == 1) == (num_mistakes < calibration.MISTAKES_NEEDED)
+    assert (f"{num_mistakes} mistakes among 200" in sentence) == (temperature == 1)
+
+
+def test_many_images_are_measured_in_parts_and_one_number_needs_no_more(monkeypatch):
+    logits, labels = drawn(1000)
+    table = predictions.table([str(i) for i in range(1000)], labels, softmax(logits, axis=1), list("abcde"))
+    whole = calibration.measure(table, 2.0)
+    monkeypatch.setattr(calibration, "PART", 64)
+    assert calibration.measure(table, 2.0) == whole
+    monkeypatch.setattr(calibration, "IMAGES_NEEDED", 400)
+    assert calibration.fitted_temperature(logits, labels) == calibration.fitted_temperature(logits[::3], labels[::3])
+
+
+def test_the_temperature_stays_in_its_range_and_numbers_are_needed():
+    right = np.tile(np.float32([[1.0, 0.0]]), (100, 1))
+    wrong_half = np.arange(100) % 2
+    assert calibration.fitted_temperature(right * 1000, wrong_half)[0] <= calibration.RANGE[1]
+    assert calibration.fitted_temperature(right * np.float32(np.nan), wrong_half)[0] == 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_picture_shows_the_correction_where_there_is_one(tmp_path, temperature):
+    measured = calibration.measure(table_of([0.6, 0.82, 0.84, 0.96, 1.0], [0, 1, 0, 1, 1]), temperature)
+    figure = figures.reliability(measured)
+    assert len(figure.axes) == (2 if temperature == 1 else 4)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles[0].startswith("as the network gives it") and titles[-1].endswith(f"error {100 * measured['error']:.1f} %")
+    figures.save(figure, tmp_path / "reliability.png")
