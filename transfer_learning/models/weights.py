@@ -151,7 +151,9 @@ def check_hdf5(file: BinaryIO, file_size: int) -> tuple[int, int]:
                     num_bytes += item.nbytes
                     if not re.match("/(optimizer|optimizer_weights)/", item.name):
                         num_arrays, num_elements = num_arrays + 1, num_elements + (item.size or 0)
-    except (OSError, RuntimeError, KeyError, TypeError, AttributeError) as problem:  # what h5py raises for damage
+    except ValueError:
+        raise
+    except Exception as problem:  # for damage h5py raises anything
         raise ValueError(f"it cannot be read ({problem})") from None
     # Keras writes arrays uncompressed. A few bytes that declare a terabyte would be allocated before they fail.
     if num_bytes > file_size:
