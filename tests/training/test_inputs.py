@@ -153,7 +153,7 @@ def trained_head(config, with_cut, run_dir):
     cut = experiment.cut_of_phase("frozen", config, classifier) if with_cut else None
     experiment.open_layers(classifier, config.backbone, "none")
 
-    def make_phase(name, **_):
+    def make_phase(name, parts, **_):
         return experiment.prepare_phase(name, config, classifier, cut, True, data, identity, quiet)
 
     run_dir.path.mkdir()
