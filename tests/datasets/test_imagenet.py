@@ -239,6 +239,25 @@ def test_without_a_folder_it_comes_from_hugging_face_judged_by_the_official_vali
     assert [example.split for example in dataset.examples] == ["train", "train", "test"]
 
 
+def test_a_folder_of_hugging_face_is_judged_likewise(tmp_path):
+    import datasets
+
+    datasets.disable_progress_bars()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["tench", "kit fox"])})
+    rows = {}
+    for split, labels in {"train": [0, 1, 0, 1], "validation": [1, 0], "test": [-1]}.items():
+        images = []
+        for number in range(len(labels)):
+            write_image(tmp_path / split / f"{number}.jpg")
+            images.append({"bytes": (tmp_path / split / f"{number}.jpg").read_bytes(), "path": None})
+        rows[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
+    datasets.DatasetDict(rows).save_to_disk(tmp_path / "data" / "imagenet")
+    dataset = load_dataset("imagenet", tmp_path / "data")
+    assert dataset.name == "imagenet" and dataset.class_names == ("tench", "kit fox")
+    assert [example.split for example in dataset.examples] == ["train"] * 4 + ["test"] * 2
+    assert dataset.ignored == (("test/0000000", "a row without a label"),)
+
+
 def test_where_neither_is_there_it_says_what_to_do(tmp_path, monkeypatch):
     def read(name, data_dir):
         raise UserError("hf:ILSVRC/imagenet-1k is gated: log in by `hf auth login`.")

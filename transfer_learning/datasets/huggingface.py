@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 OPTIONS = ("config", "image", "label")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")  # of a column that is no ClassLabel
 LABEL_TYPES = ("string", "large_string", "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
-SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that `save_to_disk` wrote
 NETWORK_ERRORS = ("ConnectError", "ConnectTimeout", "ReadTimeout", "ProxyError", "OfflineModeIsEnabled",
                   "LocalEntryNotFoundError")  # fmt: skip
 
@@ -76,6 +75,11 @@ def read(place: str, data_dir: Path) -> Dataset:
     return Dataset(f"hf:{place}", class_names, tuple(examples), tuple(ignored))
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
+
+
 def _parsed(place: str) -> tuple[str, dict[str, str]]:
     """``"beans,label=labels"`` -> ``("beans", {"label": "labels"})``."""
     if Path(place).exists():
@@ -98,7 +102,7 @@ def _load(name: str, config: str | None) -> Mapping[str, "datasets.Dataset"]:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        if any((Path(name) / file).is_file() for file in SAVED):
+        if is_saved(Path(name)):
             loaded = datasets.load_from_disk(name, keep_in_memory=False)
         else:
             loaded = datasets.load_dataset(name, config, keep_in_memory=False)

@@ -21,9 +21,9 @@ KAGGLE_FOLDER = "ILSVRC/Data/CLS-LOC"
 PLACES_OF_LISTS = ("", "devkit", "devkit/data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data", "val")
 GROUND_TRUTH, SYNSETS = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 KAGGLE_SOLUTION, KAGGLE_WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
-EXPECTED = (
+LAYOUT = (
     "train/n01440764/*.JPEG and so on, and val/ likewise or with all images side by side and the devkit's "
-    f"{GROUND_TRUTH} and {SYNSETS} next to it, or Kaggle's archive as it is"
+    f"{GROUND_TRUTH} and {SYNSETS} next to it; or Kaggle's archive; or what save_to_disk of Hugging Face Datasets writes"
 )
 UNPACKING = (
     "mkdir train val; tar xf ILSVRC2012_img_train.tar -C train; tar xf ILSVRC2012_img_val.tar -C val; "
@@ -32,30 +32,35 @@ UNPACKING = (
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads the class folders in ``data_dir/imagenet``, or, where there is no such folder, the set from Hugging Face.
+    """Reads ``data_dir/imagenet``, class folders or Hugging Face's, or, where there is no such folder, the set of the hub.
 
     The official validation images become the split `test`, by which the run is judged, and they choose no epoch. What
     does, the split `val`, is drawn from the training images. Classes stand in the order of their WordNet ids, as in all
-    published weights, and bear the id and, where a list is there, the first of the words that say what it is.
+    published weights, and bear the id and, where a list is there, the first of the words that say what it is; or, from
+    Hugging Face, all of these words.
 
     Raises:
         UserError: neither is there, or the files do not lie as in one of the known archives.
     """
     root = data_dir / "imagenet"
-    dataset = _read(root) if root.is_dir() else _from_hub(root, data_dir)
+    if huggingface.is_saved(root):
+        dataset = _judged_by_validation(huggingface.read(str(root), data_dir))
+    elif root.is_dir():
+        dataset = _read(root)
+    else:
+        print(f"imagenet: {root} is not there, so {HUB_NAME} is asked for at Hugging Face.")
+        try:
+            dataset = _judged_by_validation(huggingface.read(HUB_NAME, data_dir))
+        except UserError as error:
+            raise UserError(f"The dataset imagenet is not in {root} ({LAYOUT}). {error}") from None
     if len(dataset.class_names) != NUM_CLASSES:
         print(f"imagenet: a part of it, {len(dataset.class_names):,} of {NUM_CLASSES:,} classes.")
     return replace(dataset, name="imagenet")
 
 
-def _from_hub(root: Path, data_dir: Path) -> Dataset:
-    print(f"imagenet: {root} is not there, so {HUB_NAME} is asked for at Hugging Face.")
-    try:
-        dataset = huggingface.read(HUB_NAME, data_dir)
-    except UserError as error:
-        raise UserError(f"The dataset imagenet is not in {root}, where {EXPECTED} was expected. {error}") from None
-    judged = (example._replace(split="test") if example.split == "val" else example for example in dataset.examples)
-    return replace(dataset, examples=tuple(judged))
+def _judged_by_validation(dataset: Dataset) -> Dataset:
+    examples = (example._replace(split="test") if example.split == "val" else example for example in dataset.examples)
+    return replace(dataset, examples=tuple(examples))
 
 
 def _read(root: Path) -> Dataset:
@@ -64,8 +69,8 @@ def _read(root: Path) -> Dataset:
     tars = [path.name for path in sorted((train if train.is_dir() else top).glob("*.tar"))]
     if not train.is_dir() or not val.is_dir() or tars:
         raise UserError(
-            f"{top} does not hold the unpacked images; {EXPECTED} was expected"
-            + (f", so unpack what is in it, {tars[0]} for one: {UNPACKING}" if tars else ", so put them there")
+            f"{top} does not hold the unpacked images ({LAYOUT}); "
+            + (f"unpack {tars[0]} and what else is there: {UNPACKING}" if tars else "put them there")
             + "; --dataset drawn_pills works now."
         )
     words = _words(root)
