@@ -94,6 +94,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             "accuracy_interval": evaluation["accuracy_interval"],
             "num_examples": evaluation["num_examples"],
             "macro_f1": evaluation["macro_f1"],
+            "macro_f1_interval": evaluation.get("macro_f1_interval"),
             "top_5_accuracy": evaluation.get("top_5_accuracy"),
             "top_5_interval": evaluation.get("top_5_interval"),
             "log_loss": evaluation.get("log_loss"),

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, f1_score
 
-from transfer_learning.evaluation import metrics, predictions
+from transfer_learning.evaluation import intervals, metrics, predictions
 
 
 def table_of(true, predicted, class_names, confidence=0.9):
@@ -16,14 +17,19 @@ def table_of(true, predicted, class_names, confidence=0.9):
     return predictions.table([str(i) for i in range(len(true))], np.array(true, int), probabilities, class_names)
 
 
+def numbers(result, class_name):
+    """What is measured of a class, without the intervals."""
+    return {name: value for name, value in result["per_class"][class_name].items() if not name.endswith("_interval")}
+
+
 def test_two_classes_by_hand():
     result = metrics.evaluate(table_of([0, 0, 0, 1, 1], [0, 0, 1, 1, 0], ["ok", "no"], confidence=0.8), ["ok", "no"])
     assert result["accuracy"] == 0.6
     assert result["num_examples"] == 5
     assert result["confusion_matrix"] == [[2, 1], [1, 1]]
     assert result["class_names"] == ["ok", "no"]
-    assert result["per_class"]["ok"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
-    assert result["per_class"]["no"] == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2})
+    assert numbers(result, "ok") == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "support": 3})
+    assert numbers(result, "no") == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2})
     assert result["macro_f1"] == pytest.approx((2 / 3 + 0.5) / 2)
     assert result["log_loss"] == pytest.approx(-(3 * np.log(0.8) + 2 * np.log(0.2)) / 5, rel=1e-6)
     assert result["accuracy_interval"] == pytest.approx([0.23072, 0.88238], abs=1e-5)
@@ -47,8 +53,10 @@ def test_a_class_without_examples_is_listed_and_spoils_no_mean():
     predictions_table = table_of([0, 0, 1], [0, 3, 1], names)
     result = metrics.evaluate(predictions_table, names)
     assert list(result["per_class"]) == names
-    assert result["per_class"]["absent"] == {"precision": None, "recall": None, "f1": None, "support": 0}
-    assert result["per_class"]["never right"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert numbers(result, "absent") == {"precision": None, "recall": None, "f1": None, "support": 0}
+    assert all(value is None for name, value in result["per_class"]["absent"].items() if name.endswith("_interval"))
+    assert numbers(result, "never right") == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert result["per_class"]["never right"]["recall_interval"] is None
     assert result["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
     text = metrics.classification_report(predictions_table, names)
     assert text.endswith("No example and no prediction of: absent\n")
@@ -120,3 +128,71 @@ def test_refuses_other_classes_and_an_empty_table(measure):
         measure(table_of([0], [0], ["a", "b"]), ["b", "a"])
     with pytest.raises(ValueError, match="no predictions"):
         measure(predictions.table([], [], np.zeros((0, 2)), ["a", "b"]), ["a", "b"])
+
+
+def random_result(num_images, num_classes, share_right, seed=0):
+    random = np.random.default_rng(seed)
+    true = random.integers(num_classes, size=num_images)
+    predicted = np.where(random.random(num_images) < share_right, true, random.integers(num_classes, size=num_images))
+    names = [f"class {i}" for i in range(num_classes)]
+    return true, predicted, metrics.evaluate(table_of(true, predicted, names), names)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_classes", "share_right"),
+    [(1, 2, 1.0), (1, 2, 0.0), (2, 3, 1.0), (9, 9, 0.5), (60, 3, 1.0), (60, 3, 0.0), (300, 10, 0.8), (500, 40, 0.3)],
+)
+def test_every_interval_holds_its_number_and_has_a_width(num_images, num_classes, share_right):
+    *_, result = random_result(num_images, num_classes, share_right)
+    rows = [(result["macro_f1"], result["macro_f1_interval"])]
+    for row in result["per_class"].values():
+        rows += [(row[name], row[f"{name}_interval"]) for name in ("precision", "recall", "f1")]
+    for value, interval in rows:
+        assert value is None or interval is None or 0 <= interval[0] <= value + 1e-9 <= interval[1] + 2e-9 <= 1 + 3e-9
+        assert interval is None or interval[0] < interval[1]
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_the_intervals_are_those_of_images_drawn_again_one_by_one():
+    """The same by scikit-learn on each of many draws, with other random numbers."""
+    true, predicted, result = random_result(200, 4, 0.7)
+    random, drawn = np.random.default_rng(1), []
+    for _ in range(1000):
+        rows = random.integers(200, size=200)
+        drawn.append([
+            f1_score(true[rows], predicted[rows], average="macro"), accuracy_score(true[rows], predicted[rows]),
+            *f1_score(true[rows], predicted[rows], average=None, labels=range(4)),
+        ])  # fmt: skip
+    expected = np.percentile(drawn, [2.5, 97.5], axis=0).T
+    found = [result["macro_f1_interval"], result["accuracy_resampled_interval"]]
+    found += [row["f1_interval"] for row in result["per_class"].values()]
+    assert np.array(found) == pytest.approx(expected, abs=0.02)
+    assert result["accuracy_resampled_interval"] == pytest.approx(result["accuracy_interval"], abs=0.01)
+
+
+def test_precision_and_recall_are_shares_with_wilsons_intervals():
+    row = metrics.evaluate(table_of([0] * 8 + [1] * 4, [0] * 6 + [1] * 6, ["a", "b"]), ["a", "b"])["per_class"]
+    assert row["a"]["recall_interval"] == intervals.wilson_interval(6, 8)
+    assert row["a"]["precision_interval"] == intervals.wilson_interval(6, 6)
+    assert row["b"]["precision_interval"] == intervals.wilson_interval(4, 6)
+
+
+@pytest.mark.parametrize(("num_right", "num_wrong", "low", "high"), [(10, 0, 0.8389, 1.0), (0, 10, 0.0, 0.4345)])
+def test_without_mistakes_the_interval_of_f1_comes_out_of_a_share(num_right, num_wrong, low, high):
+    """Of ten images that are of the class or are taken for it, Wilson's interval is 0.7225 to 1, or 0 to 0.2775."""
+    assert intervals.f1_interval(num_right, num_wrong) == pytest.approx([low, high], abs=1e-4)
+
+
+def test_the_same_predictions_have_the_same_intervals():
+    *_, first = random_result(100, 3, 0.8)
+    assert random_result(100, 3, 0.8)[-1] == first
+
+
+def test_a_single_draw_counts_each_image_once():
+    """No randomness: the statistic of the images themselves is what scikit-learn says of them."""
+    true, predicted, result = random_result(500, 7, 0.6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "resampled_interval", lambda pairs, measure: (measure(pairs, axis=-1),) * 2)
+        once = metrics.resampled_intervals(true, predicted, 7)
+    assert once["macro_f1"][0] == pytest.approx(result["macro_f1"]) and once["accuracy"][0] == result["accuracy"]
+    assert [low for low, _ in once["f1"]] == pytest.approx([row["f1"] for row in result["per_class"].values()])

@@ -23,7 +23,8 @@ def resampled_interval(
 
     Args:
         values: one number an image, shape (n,).
-        statistic: called as ``statistic(values, axis=-1)`` with values (resamples, n) or (n,).
+        statistic: called as ``statistic(values, axis=-1)`` with values (resamples, n) or (n,); returns (..., resamples) or
+            (...,).
         widest: the range of the statistic, which is the interval where there is one image: it says nothing of others.
 
     Returns:
@@ -43,3 +44,14 @@ def resampled_interval(
         rng=np.random.default_rng(SEED),
     )
     return result.confidence_interval.low, result.confidence_interval.high
+
+
+def f1_interval(num_right: int, num_wrong: int) -> list[float]:
+    """The 95 % interval ``[low, high]`` of an F1, out of that of a share (Lam et al., 2023, arXiv:2309.14621).
+
+    Among the images that are of a class or are taken for it, a share s is both: F1 = 2 s / (1 + s).
+
+    Args:
+        num_right: images that are of the class and are taken for it; `num_wrong`: that are one of the two.
+    """
+    return [2 * share / (1 + share) for share in wilson_interval(num_right, num_right + num_wrong)]

@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.metrics import classification_report as text_report
 from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
-from transfer_learning.evaluation.intervals import wilson_interval
+from transfer_learning.evaluation.intervals import f1_interval, resampled_interval, wilson_interval
 from transfer_learning.evaluation.predictions import class_names as names_of
 from transfer_learning.evaluation.predictions import probabilities
 
@@ -31,6 +31,11 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
         mean over the classes that have an f1. ``confusion_matrix`` counts: rows are true classes, columns predicted ones,
         in the order of ``class_names``.
 
+        Precision and recall have Wilson intervals too. What is no share of a number of images has an interval by drawing
+        the images again (`resampled_intervals`): ``macro_f1_interval``, the ``f1_interval`` of each class, and once more
+        the accuracy, as ``accuracy_resampled_interval``. Where all draws are alike, since nothing is mistaken or nothing
+        is right, they tell nothing, and the interval is that of `intervals.f1_interval`.
+
     Raises:
         ValueError: no rows, or other classes than the table's.
     """
@@ -38,6 +43,8 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
     every, present = range(len(class_names)), _present(true, predicted)
     num_right = int(np.sum(true == predicted))
     chances = probabilities(predictions)
+    resampled = resampled_intervals(true, predicted, len(class_names))
+    matrix = confusion_matrix(true, predicted, labels=every)
 
     def total_loss(true: np.ndarray, chances: np.ndarray) -> float:
         return log_loss(true, chances / chances.sum(axis=1, keepdims=True), normalize=False, labels=every)
@@ -48,7 +55,9 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
     result = {
         "accuracy": num_right / len(true),
         "accuracy_interval": wilson_interval(num_right, len(true)),
+        "accuracy_resampled_interval": resampled["accuracy"],
         "macro_f1": float(f1_score(true, predicted, labels=present, average="macro", zero_division=0)),
+        "macro_f1_interval": _unless_alike(resampled["macro_f1"], num_right, len(true) - num_right),
         "num_examples": len(true),
         "log_loss": _sum_over_parts(total_loss, true, chances) / len(true),
     }
@@ -62,12 +71,63 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
             "recall": float(recall) if position in present else None,
             "f1": float(f1) if position in present else None,
             "support": int(support),
+            **intervals,
         }
-        for position, (name, precision, recall, f1, support) in enumerate(zip(class_names, *columns, strict=True))
+        for position, (name, precision, recall, f1, support, intervals) in enumerate(
+            zip(class_names, *columns, _class_intervals(matrix, resampled["f1"]), strict=True)
+        )
     }
     result["class_names"] = list(class_names)
-    result["confusion_matrix"] = confusion_matrix(true, predicted, labels=every).tolist()
+    result["confusion_matrix"] = matrix.tolist()
     return result
+
+
+def resampled_intervals(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, list]:
+    """Intervals of what is no plain share, the images drawn again with replacement, see `resampled_interval`.
+
+    Args:
+        true: positions of the true classes, int (n,); `predicted`: of the predicted ones.
+
+    Returns:
+        ``accuracy`` and ``macro_f1``, each ``[low, high]``; and ``f1``, a list of such for each class. In a draw without an
+        image of a class, and none taken for it, its F1 is 0 and has no part in the macro F1.
+    """
+
+    def measure(pairs: np.ndarray, axis: int) -> np.ndarray:
+        true, predicted = np.divmod(pairs.reshape(-1, pairs.shape[axis]), num_classes)
+        draws = num_classes * np.arange(len(true))[:, None]
+
+        def count(classes: np.ndarray) -> np.ndarray:
+            return np.bincount(classes.ravel(), minlength=num_classes * len(true)).reshape(-1, num_classes)
+
+        right = count((draws + true)[true == predicted])
+        of_or_for = count(draws + true) + count(draws + predicted)
+        f1 = 2 * right / np.maximum(of_or_for, 1)
+        macro_f1 = f1.sum(axis=1) / (of_or_for > 0).sum(axis=1)
+        measured = np.column_stack([right.sum(axis=1) / true.shape[1], macro_f1, f1]).T
+        return measured if pairs.ndim > 1 else measured[:, 0]
+
+    low, high = resampled_interval(true * num_classes + predicted, measure)
+    accuracy, macro_f1, *f1 = np.stack([low, high], axis=1).tolist()
+    return {"accuracy": accuracy, "macro_f1": macro_f1, "f1": f1}
+
+
+def _class_intervals(matrix: np.ndarray, resampled_f1: list[list[float]]) -> list[dict[str, list[float] | None]]:
+    """For each class the intervals of its precision, recall and F1, None where there is nothing to measure."""
+    right, support, predicted = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist(), matrix.sum(axis=0).tolist()
+    rows = []
+    for num_right, num_of, num_for, f1 in zip(right, support, predicted, resampled_f1, strict=True):
+        num_wrong = num_of + num_for - 2 * num_right
+        rows.append({
+            "precision_interval": wilson_interval(num_right, num_for) if num_for else None,
+            "recall_interval": wilson_interval(num_right, num_of) if num_of else None,
+            "f1_interval": _unless_alike(f1, num_right, num_wrong) if num_of + num_for else None,
+        })  # fmt: skip
+    return rows
+
+
+def _unless_alike(interval: list[float], num_right: int, num_wrong: int) -> list[float]:
+    return interval if interval[0] < interval[1] else f1_interval(num_right, num_wrong)
 
 
 def classification_report(predictions: pd.DataFrame, class_names: Sequence[str]) -> str:
