@@ -243,10 +243,14 @@ def _most_confident_mistakes(path: Path) -> list[dict[str, Any]] | None:
 
 
 def _counts(path: Path, class_names: Sequence[str]) -> list[dict[str, Any]] | None:
-    """Examples by class and split, a row a class and a last one with the sums."""
     manifest = _read_csv(path)
     if manifest is None or not {"label", "split"} <= set(manifest.columns):
         return None
+    return counts_by_class(manifest, class_names)
+
+
+def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Examples by class and split, a row a class and a last one with the sums."""
     names = list(dict.fromkeys([*class_names, *manifest["label"]]))
     places = {split: split for split in SPLITS} | {"": "skipped"}
     counts = pd.crosstab(manifest["label"], manifest["split"].map(places))
