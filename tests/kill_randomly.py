@@ -118,7 +118,7 @@ def main() -> None:
             is_begun = (run_dir / "config.json").exists()
             arguments = ["--resume", run_dir] if is_begun else [*flags(config), "--run-dir", run_dir]
             is_last = num_kills >= given.kills
-            if session(arguments, log, None if is_last else chance.uniform(0, 1.1 * whole)):
+            if session(arguments, log, None if is_last else chance.uniform(0, whole)):
                 break
             num_kills += 1
             places[where(run_dir, 3)] += 1

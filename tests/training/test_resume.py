@@ -94,7 +94,7 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
     identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, {})
     cuts = {name: experiment.cut_of_phase(name, config, classifier) for name in PHASES}
 
-    def make_phase(name, is_begun=False, is_over=False):
+    def make_phase(name, parts=0, is_begun=False, is_over=False):
         arguments = config, classifier, cuts[name], keep and not is_over, data, identity, lambda sentence: None, is_begun
         return experiment.prepare_phase(name, *arguments)
 
@@ -183,8 +183,8 @@ def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stoppe
     assert continued(config, data, *stopped, tmp_path) == unbroken
 
 
-# The one that is tested below, and the time, which is no result.
-@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("stopped_by_callback", "seconds")])
+# The one that is tested below, the one that test_loop.py tests, and the time, which is no result.
+@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("stopped_by_callback", "micro_batches", "seconds")])
 def test_without_any_part_of_the_state_the_run_is_another(part, config, data, unbroken, stopped, tmp_path):
     arrays, values = stopped
     if part in arrays:
