@@ -68,7 +68,8 @@ def test_every_package_has_a_line_and_a_pinned_version():
 def test_every_flag_that_is_named_is_one(flag):
     fields = [item.name for item in dataclasses.fields(RunConfig)]
     fields += [f"{phase}.{item.name}" for phase in PHASES for item in dataclasses.fields(Phase)]
-    others = {"--help", "--resume", "--run-dir", "--split", "--clear", "--keep-gb", "--devices", "--peers", "--signal", "--rm", "--profile"}
+    others = {"--help", "--resume", "--run-dir", "--split", "--clear", "--keep-gb", "--devices", "--peers"}
+    others |= {"--signal", "--rm", "--profile"}  # of SLURM and of Docker
     others |= {"--peers-python", "--work-dir", "--seconds"}
     others |= {"--config", "--seeds", "--epochs", "--learning-rates", "--reach"}
     others |= {"--views", "--soup", "--paired"}

@@ -57,7 +57,7 @@ class RunConfig:
     """Everything that decides the result of a run, and the few things that do not (`changes_result` false)."""
 
     # A folder may move: whether it still holds the same images is decided by their fingerprint.
-    dataset: str = option("drawn_pills", "name, folder of class folders, archive, table path,label[,split], or such as hf:PLACE",
+    dataset: str = option("drawn_pills", "name, folder of class folders, archive, table path,label, or such as hf:PLACE",
                           changes_result=False)  # fmt: skip
     backbone: str = option("efficientnet_lite0", "pretrained network under the head")
     weights: str = option("imagenet", "where the backbone starts: imagenet, none (random) or a file")
