@@ -48,10 +48,17 @@ def test_a_folder_has_the_same_two_sides_and_their_reasons(photos):
 def test_flags_apply_to_all_sides():
     for side in sides("--dataset digits --image-size 64 --fine-tune.epochs 7 --seed 5").values():
         assert (side.image_size, side.fine_tune.epochs, side.seed) == (64, 7, 5)
-    same_network = sides("--dataset digits --backbone small_cnn --weights", __file__)  # whatever it holds
     with pytest.raises(UserError, match="have the same config"):
         sides("--dataset digits --backbone small_cnn --weights none --fine-tune.learning-rate 1e-3")
-    assert same_network["pretrained"].weights == __file__
+
+
+def test_given_weights_are_where_the_pretrained_side_starts():
+    found = sides("--dataset cifar10 --weights", __file__)  # whatever it holds
+    assert [side.weights for side in found.values()] == [__file__, "none"]
+    assert [side.backbone for side in found.values()] == ["resnet18", "small_cnn"]
+    same_network = sides("--dataset cifar10 --backbone resnet18")
+    assert [side.weights for side in same_network.values()] == ["imagenet", "none"]
+    assert {side.backbone for side in same_network.values()} == {"resnet18"}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +114,8 @@ def test_a_file_may_name_the_dataset(tmp_path):
         ("--dataset digits --config a= --config 'b=--seed 3'", "seed of a is 0 and of b 3"),
         ("--config 'a=--dataset digits' --config 'b=--dataset drawn_pills'", "dataset of a is digits"),
         ("--dataset digits --epochs 3 --config a= --config 'b=--dropout 0.5'", "--epochs 3 leaves nothing"),
-        ("--dataset digits --weights imagenet --fine-tune.open stage5", "no part of small_cnn"),
+        ("--dataset digits --fine-tune.open stage5", "would leave random layers untrained"),
+        ("--dataset digits --config a= --config 'b=--backbone small_cnn --fine-tune.open stage5'", "no part of small_cnn"),
     ],
 )
 def test_what_is_no_fair_comparison_is_one_sentence(text, message):

@@ -42,7 +42,8 @@ EXAMPLES = """examples:
   python -m transfer_learning.compare --dataset photos/ --seeds 5 --epochs 20
   python -m transfer_learning.compare --dataset photos/ --config narrow= --config 'wide=--head 512' --config other=a.json
 
-Flags of a config apply to all sides; `--config NAME=` is the recipe of the dataset as `run` takes it."""
+Flags of a config apply to all sides, but without --config --weights is where the pretrained one starts. `--config NAME=` is
+the recipe of the dataset as `run` takes it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:

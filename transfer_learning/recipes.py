@@ -214,9 +214,11 @@ def pretrained_or_scratch(
 def cifar10_sides(recipe: RunConfig) -> dict[str, RunConfig]:
     """``compare --dataset cifar10 --learning-rates 1e-4,1e-3,1e-2``: pretrained ResNet18 against a small CNN.
 
-    ResNet18 with timm's ImageNet weights (11 M parameters) and a small CNN with max-pooling from random weights (1.2 M),
-    each with a linear head; official split; 32 x 32 pixels, random crop of the padded image, random horizontal flip,
-    normalised; Adam, the rate searched by factors of 10; learning curves side by side: convergence speed, accuracy, size.
+    ResNet18 from ImageNet weights (11 M parameters) and a small CNN with max-pooling from random ones (1.2 M), each with
+    a linear head; official split; 32 x 32 pixels, random crop of the padded image, random horizontal flip, normalised;
+    Adam, the rate searched by factors of 10; learning curves side by side: convergence speed, accuracy, size. The weights
+    are PyTorch's, or timm's own with ``--weights model.safetensors``.
+
     Its author reports that the pretrained network converges faster and ends higher, and that the small one is smaller,
     slower and lower. Not measured here: neither the images nor the weights can be fetched; see `drawn_pills_sides`.
     """

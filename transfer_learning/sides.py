@@ -59,13 +59,15 @@ def num_epochs(config: RunConfig) -> int:
 
 
 def _suitable_sides(values: dict[str, Any]) -> tuple[dict[str, RunConfig], list[str]]:
-    """A pretrained network against a small one from scratch."""
+    """A pretrained network against a small one from scratch; a given --weights is where the former starts."""
     recipe, reason_of, values = recipe_for(values)
     sides_of = recipes.SIDES.get(scheme_of(values["dataset"])[0] or values["dataset"], recipes.pretrained_or_scratch)
     sides = sides_of(recipe)
     kept = {name for name, value in flat(recipe).items() if all(flat(side)[name] == value for side in sides.values())}
     reasons = [reason for name, reason in reason_of.items() if name in kept and name not in values]
-    return {name: with_values(side, values) for name, side in sides.items()}, reasons
+    from_scratch = {name: value for name, value in values.items() if name != "weights"}
+    sides = {name: with_values(side, from_scratch if side.weights == "none" else values) for name, side in sides.items()}
+    return sides, reasons
 
 
 def _named_sides(texts: list[str], values: dict[str, Any]) -> tuple[dict[str, RunConfig], list[str]]:
