@@ -30,6 +30,7 @@ from transfer_learning.models.classifier import (
     save_model,
     softmax,
 )
+from transfer_learning.models.grad_cam import attention
 from transfer_learning.monitor import Monitor, read_hardware
 from transfer_learning.report import MOST_CLASSES_DRAWN, write_report
 from transfer_learning.run_dir import RunDir
@@ -44,6 +45,7 @@ from transfer_learning.training.ridge import ridge_head
 from transfer_learning.training.stopping import StopRequest
 
 NUM_PICTURES = 20  # in the figures of random images and of mistakes
+NUM_LOOKED_AT = 4  # right ones, and as many wrong ones, of which it is shown where the network looked
 
 
 def run_experiment(
@@ -156,6 +158,7 @@ def run_experiment(
                 ),
             }  # fmt: skip
             draw_figures(config, data, state.history, evaluation, run_dir)
+            draw_attention(classifier, data, data.judged_split, run_dir)
             write_json(run_dir.evaluation, evaluation)
 
         # The report, from the files alone.
@@ -311,3 +314,22 @@ def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation:
             captions = figures.captions(table.iloc[rows])
             figure = figures.image_grid(examples.inputs[examples.rows[rows]], captions, right[rows])
             figures.save(figure, run_dir.figures / name)
+
+
+def draw_attention(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> None:
+    """Draws where the network looked in random right predictions and in its most confident mistakes."""
+    path = run_dir.figures / "attention.png"
+    path.unlink(missing_ok=True)
+    table, examples = predictions.read(run_dir.predictions(split)), data.split(split)
+    right = (table["label"] == table["predicted"]).to_numpy()
+    by_chance = np.random.default_rng(0).permutation(len(table))
+    by_confidence = np.argsort(-table["confidence"].to_numpy(), kind="stable")
+    ordered = by_chance[right[by_chance]], by_confidence[~right[by_confidence]]
+    rows = np.concatenate([kind[:NUM_LOOKED_AT] for kind in ordered])
+    images = examples.inputs[examples.rows[rows]]
+    predicted = [data.class_names.index(name) for name in table["predicted"].iloc[rows]]
+    maps = attention(classifier, images, predicted)
+    if maps[0].size == 1:  # one place is the whole image
+        return
+    pictures = [figures.beside_attention(image, places) for image, places in zip(images, maps, strict=True)]
+    figures.save(figures.image_grid(pictures, figures.captions(table.iloc[rows]), right[rows], wide=2), path)

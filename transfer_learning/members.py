@@ -20,7 +20,7 @@ from transfer_learning.datasets.views import View
 from transfer_learning.devices import git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
-from transfer_learning.experiment import calibrate_and_judge, draw_figures, evaluate_split
+from transfer_learning.experiment import calibrate_and_judge, draw_attention, draw_figures, evaluate_split
 from transfer_learning.files import read_json, write_json, write_text
 from transfer_learning.models import soup
 from transfer_learning.models.classifier import Classifier, load_model, probabilities
@@ -268,6 +268,7 @@ def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = print) -> d
             "soup": {"members": rows, "gain": {"before": best.name, **gain}},
         }
         draw_figures(best.config, data, [], evaluation, run_dir)
+        draw_attention(classifier, data, judged, run_dir)
         write_json(run_dir.evaluation, evaluation)
         for row in rows:
             did = "stirred in" if row["is_taken"] else "left out"

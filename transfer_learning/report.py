@@ -122,7 +122,8 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "figures": {
             name: _picture(run_dir.figures / f"{name}.png")
             for name in (
-                "curves", "confusion_matrix", "confusion_matrix_normalised", "reliability", "samples", "mistakes", "hardware"
+                "curves", "confusion_matrix", "confusion_matrix_normalised", "reliability", "samples", "mistakes", "hardware",
+                "attention",
             )  # fmt: skip
         },
         "mistakes": _most_confident_mistakes(run_dir.predictions(content["split"])),

@@ -184,6 +184,23 @@ def test_image_grid_wants_a_caption_and_a_mark_for_each_image(captions, correct)
         figures.image_grid(np.zeros((len(captions), 8, 8, 3), np.uint8), captions, correct)
 
 
+@pytest.mark.parametrize(("side", "shown"), [(8, 160), (28, 140), (160, 160), (224, 224)])
+def test_what_was_looked_at_is_coloured_beside_the_image(tmp_path, side, shown):
+    image = np.random.default_rng(0).integers(0, 100, (side, side, 3), np.uint8)
+    attention = np.zeros((4, 4), np.float32)
+    attention[0, 0] = 1
+    pair = figures.beside_attention(image, attention)
+    assert pair.shape == (shown, 2 * shown, 3) and pair.dtype == np.uint8
+    factor = shown // side
+    np.testing.assert_array_equal(pair[::factor, :shown:factor], image)
+    bright, dark = pair[: shown // 8, shown : shown + shown // 8], pair[-shown // 4 :, -shown // 4 :]
+    assert bright.mean() > dark.mean() + 50
+    assert np.ptp(dark.astype(int), axis=2).max() == 0, "what speaks for nothing is grey"
+    grid = figures.image_grid([pair] * 8, ["one\ntwo"] * 8, [True] * 8, wide=2)
+    assert len(grid.axes) == 8 and grid.axes[1].get_position().y0 == grid.axes[0].get_position().y0
+    figures.save(grid, tmp_path / "attention.png")
+
+
 def test_captions_name_both_classes_and_never_round_up_to_certain():
     names, probabilities = ["right", "wrong", "\udcff"], [[0, 0.9998, 0.0002], [0, 0, 1]]
     table = predictions.table(["x", "y"], np.array([0, 2]), probabilities, names)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
 from transfer_learning.evaluation import predictions
 from transfer_learning.files import written_atomically
@@ -334,8 +335,29 @@ def reliability(calibration: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def beside_attention(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
+    """An image, and beside it the same one in grey, coloured where the network looked.
+
+    Args:
+        image: uint8 (height, width, 3); a small one is enlarged by a whole factor, without blur.
+        attention: float32 (rows, columns), 0..1.
+
+    Returns:
+        uint8, of the height (height, 2 * width, 3).
+    """
+    factor = max(1, 160 // max(image.shape[:2]))
+    image = image.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = image.shape[:2]
+    places = Image.fromarray(attention.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    strength = np.clip(np.asarray(places), 0, 1)[:, :, None]
+    grey = image.mean(axis=2, keepdims=True) * 0.7 + 60
+    coloured = 255 * matplotlib.colormaps["inferno"](strength[:, :, 0])[:, :, :3]
+    share = 0.75 * strength
+    return np.concatenate([image, (grey * (1 - share) + coloured * share).astype(np.uint8)], axis=1)
+
+
 def image_grid(
-    images: Sequence[np.ndarray], captions: Sequence[str], correct: Sequence[bool] | None = None
+    images: Sequence[np.ndarray], captions: Sequence[str], correct: Sequence[bool] | None = None, wide: int = 1
 ) -> Figure:  # fmt: skip
     """Shows images, those that were predicted rightly with a green frame and ✓, the others with a red frame and ✗.
 
@@ -343,6 +365,7 @@ def image_grid(
         images: 1 to 25 or so, each uint8, shape (height, width, 3); small ones are enlarged without blur.
         captions: a text of one line or more for each image, such as `captions` makes.
         correct: for each image whether the prediction is right; None where nothing was predicted.
+        wide: how many times as wide as high the images are.
 
     Raises:
         ValueError: no images, or not one caption and one mark for each.
@@ -353,11 +376,11 @@ def image_grid(
             f"As many images as captions and marks, and one or more, were expected; "
             f"got {len(images)}, {len(captions)} and {len(marks)}."
         )
-    num_columns = min(5, len(images))
+    num_columns = min(5 // wide, len(images))
     num_rows = -(-len(images) // num_columns)
     num_lines = max(text.count("\n") + 1 for text in captions)
     with _style():
-        width, height = 2.1, 1.95 + 0.16 * num_lines
+        width, height = 2.1 * wide, 1.95 + 0.16 * num_lines
         figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
         grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
