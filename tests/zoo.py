@@ -271,7 +271,8 @@ def kinds() -> dict[str, Kind]:
     add("JPEG that says it is arithmetic", ".jpg", jpeg_with(good("JPEG"), marker=0xC9))
     add("JPEG of no height", ".jpg", jpeg_with(good("JPEG"), size=(40, 0)), "skipped: cannot be decoded")
     add("JPEG of no width", ".jpg", jpeg_with(good("JPEG"), size=(0, 30)), "skipped: cannot be decoded")
-    add("JPEG that promises 65,500 x 65,500", ".jpg", jpeg_with(good("JPEG"), size=(65500, 65500)), "skipped: too many pixels")
+    add("JPEG that promises 65,500 x 65,500", ".jpg", jpeg_with(good("JPEG"), size=(65500, 65500)),
+        "skipped: too many pixels")  # fmt: skip
     add("JPEG that promises 9,400 x 9,400", ".jpg", jpeg_with(good("JPEG"), size=(9400, 9400)))
     add("JPEG without tables", ".jpg", replaced(good("JPEG"), b"\xff\xdb", b"\xff\xee"), "skipped: cannot be decoded")
     add("JPEG of 300 scans", ".jpg", jpeg_of_many_scans(next(seeds), 300, (40, 30)))
@@ -322,7 +323,8 @@ def kinds() -> dict[str, Kind]:
     for mode in ("1", "L", "P", "RGBA"):
         add(f"BMP {mode}", ".bmp", good("BMP", mode))
     grey = b"".join(bytes((value, value, value, 0)) for value in range(256))
-    add("BMP packed by runs", ".bmp", bmp(8, 8, 8, 1, b"".join(bytes((8, 9 * row, 0, 0)) for row in range(8)) + b"\0\1", grey))
+    runs = b"".join(bytes((8, 9 * row, 0, 0)) for row in range(8)) + b"\0\1"
+    add("BMP packed by runs", ".bmp", bmp(8, 8, 8, 1, runs, grey))
     add("BMP packed by runs that never end", ".bmp", bmp(8, 8, 8, 1, b"\xff\1" * 4, grey), "skipped: cannot be decoded")
     add("BMP top down", ".bmp", bmp(8, -8, 24, 0, bytes(range(192))))
     add("BMP of 16 bits", ".bmp", bmp(8, 8, 16, 0, bytes(range(128))))
@@ -355,7 +357,8 @@ def kinds() -> dict[str, Kind]:
     add("WEBP with a canvas of 16,383 x 16,383", ".webp", webp_canvas(animated, 16383, 16383), "skipped: too many pixels")
     add("WEBP with a canvas of 2,000 x 2,000", ".webp", webp_canvas(animated, 2_000, 2_000))
     add("WEBP with a canvas of 2^24 x 2^24", ".webp", webp_canvas(animated, 2**24, 2**24), "skipped: too many pixels")
-    add("WEBP whose length is wrong", ".webp", (lambda content: content[:4] + b"\xff\xff\xff\x7f" + content[8:])(good("WEBP")),
+    add("WEBP whose length is wrong", ".webp",
+        (lambda content: content[:4] + b"\xff\xff\xff\x7f" + content[8:])(good("WEBP")),
         "skipped: cannot be decoded")  # fmt: skip
 
     # TIFF
@@ -384,7 +387,8 @@ def kinds() -> dict[str, Kind]:
     add("TIFF that promises 9,000 x 9,000", ".tif", grey_tiff(9_000, 9_000), "skipped: cannot be decoded")
     add("TIFF with a tile of 2^30 x 2^30", ".tif", tiled_tiff(2**30), "skipped: cannot be decoded")
     add("TIFF with a tile of 30,000 x 30,000", ".tif", tiled_tiff(30_000), "skipped: cannot be decoded")
-    add("TIFF with a compression that is none", ".tif", grey_tiff(16, 16, tag_259=("H", (9999,))), "skipped: cannot be decoded")
+    add("TIFF with a compression that is none", ".tif", grey_tiff(16, 16, tag_259=("H", (9999,))),
+        "skipped: cannot be decoded")  # fmt: skip
     add("TIFF with 60,000 samples a pixel", ".tif", grey_tiff(16, 16, tag_277=("H", (60_000,))), "skipped: cannot be decoded")
 
     # Other things under a name of images

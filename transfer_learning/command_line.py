@@ -47,7 +47,9 @@ def run_main(main: Callable[[Sequence[str] | None], ExitCode | None], arguments:
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    print(f"error: {' '.join(problem.splitlines())}", file=sys.stderr)
+    # Names and contents of files may hold what a terminal obeys.
+    problem = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(problem.splitlines()))
+    print(f"error: {problem}", file=sys.stderr)
     return ExitCode.USER_ERROR
 
 

@@ -184,7 +184,7 @@ class RunConfig:
         """
         try:
             return _from_fields(RunConfig, json.loads(text), "")
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{source} is not a config that this version reads ({error}); restore it, or start a new run."
             ) from None

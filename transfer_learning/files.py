@@ -47,18 +47,20 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, *fields: str) -> Any:
+def read_json(path: Path, **fields: type) -> Any:
     """Reads what `write_json` wrote.
 
+    Args:
+        fields: what it has to hold, each of this type.
+
     Raises:
-        UserError: the file is missing or damaged, or is no table that has these `fields`.
+        UserError: the file is missing or damaged, or does not hold the `fields`.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        if fields and not isinstance(values, dict):
-            raise ValueError("it is no table of fields")
-        if missing := [name for name in fields if name not in values]:
-            raise ValueError(f"it has no field {missing[0]}")
+        for name, kind in fields.items():
+            if not isinstance(values, dict) or not isinstance(values.get(name), kind):
+                raise ValueError(f"it has no field {name} of the type {kind.__name__}")
         return values
     except FileNotFoundError:
         raise UserError(f"{path} is missing; restore it, or start a new run.") from None

@@ -48,12 +48,12 @@ class Member:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        return read_json(self.run_dir.environment, "device", "dataset")
+        return read_json(self.run_dir.environment, device=dict, dataset=dict)
 
     @cached_property
     def recorded(self) -> dict[str, Any]:
         """The evaluation of its run."""
-        return read_json(self.run_dir.evaluation, "weights_sha256")
+        return read_json(self.run_dir.evaluation, weights_sha256=str, class_names=list)
 
     @property
     def class_names(self) -> list[str]:

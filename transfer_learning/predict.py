@@ -23,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     run_dir = evaluated_run_dir(flags.run_dir)
     config = run_dir.read_config()
-    begun_with = read_json(run_dir.environment, "device")["device"]
-    recorded = read_json(run_dir.evaluation, "weights_sha256")
+    begun_with = read_json(run_dir.environment, device=dict)["device"]
+    recorded = read_json(run_dir.evaluation, weights_sha256=str)
     files = [file for argument in flags.images for file in image_files(Path(argument))]
 
     import numpy as np

@@ -54,3 +54,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     config = RunConfig(dataset=str(tmp_path / "t.csv"), image_size=8, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"2\.png: there is no such file"):
         load_data(config, say=lambda sentence: None)
+
+
+def test_a_table_without_an_end_is_not_read(tmp_path):
+    with open(tmp_path / "table.csv", "wb") as file:
+        file.truncate(10**12)  # zeros, and no disk
+    with pytest.raises(UserError, match="table.csv has 1,000.0 GB; a folder, an archive, or a CSV file of at most 1.0 GB"):
+        csv_file.read(tmp_path / "table.csv")

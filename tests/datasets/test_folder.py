@@ -131,6 +131,21 @@ def test_a_link_back_is_not_followed_for_ever(tmp_path):
     assert {"cats/1.jpg", "dogs/1.jpg", "dogs/other/1.jpg"} == set(ids)
 
 
+def test_folders_may_be_nested_as_deep_as_the_system_allows(tmp_path):
+    root = lay(tmp_path / "root", "cats/1.jpg", "dogs/1.jpg", "dogs/z.jpg")
+    levels = [root / ("dogs" + "/f" * depth) for depth in range(1, 1100)]
+    for level in levels:
+        level.mkdir()
+    file = levels[-1] / "2.jpg"
+    file.write_bytes(b"x")
+    try:
+        assert [example.content for example in folder.read(root).examples][2] == file
+    finally:  # nobody else would get rid of them
+        file.unlink()
+        for level in reversed(levels):
+            level.rmdir()
+
+
 def test_a_link_to_nothing_is_an_example_that_the_manifest_will_name(tmp_path):
     root = lay(tmp_path, "a/1.jpg", "b/1.jpg")
     (root / "b" / "2.jpg").symlink_to(root / "gone.jpg")

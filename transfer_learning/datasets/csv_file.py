@@ -1,10 +1,14 @@
 """A table with the columns ``path,label`` and, where the split is given, ``split``; paths are relative to the table."""
 
 import csv
+import textwrap
 from pathlib import Path
 
 from transfer_learning.datasets.dataset import SPLITS, Dataset, Example, with_class_names
 from transfer_learning.errors import UserError
+from transfer_learning.units import size
+
+MOST_BYTES = 10**9  # a table of ImageNet's 1.3 million images has 0.1; a line without end would fill the memory
 
 
 def read(table: Path) -> Dataset:
@@ -15,15 +19,20 @@ def read(table: Path) -> Dataset:
             named twice, or a split has another name than train, val or test.
     """
     examples, seen = [], set()
+    if table.stat().st_size > MOST_BYTES:
+        raise UserError(
+            f"{table} has {size(table.stat().st_size)}; a folder, an archive, or a CSV file of at most {size(MOST_BYTES)} "
+            "with the columns path,label was expected."
+        )
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:  # Excel puts a mark ahead of UTF-8
             rows = csv.DictReader(file, skipinitialspace=True, strict=True)
             columns = [name.strip() for name in rows.fieldnames or ()]
             rows.fieldnames = columns
             if not {"path", "label"} <= set(columns):
+                found = textwrap.shorten(", ".join(columns), 200, placeholder=" ...") or "(none)"
                 raise UserError(
-                    f"{table} has the columns {', '.join(columns) or '(none)'}; path,label and, if wanted, split were "
-                    "expected in its first line."
+                    f"{table} has the columns {found}; path,label and, if wanted, split were expected in its first line."
                 )
             for row in rows:
                 path, label, split = (row.get(column) or "" for column in ("path", "label", "split"))

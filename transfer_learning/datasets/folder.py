@@ -59,18 +59,33 @@ def read(root: Path) -> Dataset:
     return with_class_names(str(root), examples, ignored)
 
 
-def files_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """All files below `folder`, in the order of their names; folders that are links are followed."""
-    place = folder.resolve()
-    if place in above:  # a link back to a folder that holds it, where its files are found anyway
-        return
-    with os.scandir(folder) as entries:  # which knows what is a folder without asking for each
-        listed = sorted(entries, key=lambda entry: entry.name)
-    for entry in listed:
-        if entry.is_dir():
-            yield from files_below(folder / entry.name, (*above, place))
-        else:
-            yield folder / entry.name
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below `folder`, however deep, in the order of their names; folders that are links are followed."""
+    folders, above, listings = [folder], [_place(folder)], [_entries(folder)]
+    while listings:
+        if (entry := next(listings[-1], None)) is None:
+            for levels in (folders, above, listings):
+                levels.pop()
+            continue
+        path = folders[-1] / entry.name
+        # A link to itself is no folder for Path, and an error for an entry of a listing, which else knows without asking.
+        if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
+            yield path
+        elif (place := _place(path)) not in above:  # else a link back to a folder whose files are found anyway
+            folders.append(path)
+            above.append(place)
+            listings.append(_entries(path))
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """What a folder is, by whatever links it was reached."""
+    facts = folder.stat()
+    return facts.st_dev, facts.st_ino
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry]:
+    with os.scandir(folder) as entries:
+        return iter(sorted(entries, key=lambda entry: entry.name))
 
 
 def _top_folder(root: Path) -> Path:

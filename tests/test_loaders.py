@@ -1,0 +1,123 @@
+"""What could run a stranger's code is called nowhere: the source of every module is searched for it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import transfer_learning
+
+ROOT = Path(transfer_learning.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+
+# Whatever stands ahead of them: names that belong to loaders, to what they make, and to programs.
+FORBIDDEN_NAMES = {
+    "load_model", "model_from_json", "deserialize_keras_object", "clone_model", "enable_unsafe_deserialization",
+    "TFSMLayer", "TorchModuleWrapper", "Unpickler", "read_pickle", "PackageImporter", "unsafe_load", "full_load",
+    "extractall", "unpack_archive", "__import__", "run_path", "run_module", "py_function", "numpy_function", "getoutput",
+}  # fmt: skip
+# With what stands ahead of them, since others bear the same name.
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "builtins.eval", "builtins.exec", "torch.load", "torch.jit.load", "torch.hub.load",
+    "torch.export.load", "yaml.load", "tensorflow.saved_model.load", "keras.layers.deserialize", "keras.layers.Lambda",
+    "os.system", "os.popen",
+}  # fmt: skip
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy", "code"}
+FORBIDDEN_OPTIONS = {
+    "allow_pickle": False, "trust_remote_code": False, "weights_only": True, "safe_mode": True, "shell": False,
+}  # and the one value that they may have  # fmt: skip
+
+ALLOWED = {  # (module, what): why
+    ("peers/ours.py", "runpy"): "measures a verb of ours as a program that was started",
+    ("peers/ours.py", "runpy.run_module"): "the same",
+    ("datasets/pipeline.py", "tensorflow.numpy_function"): "calls a function of the pipeline's own on its arrays",
+}  # fmt: skip
+
+
+def dotted(node):
+    """``keras.models.load_model`` of an expression; ``?`` in the place of what is no name, as in ``?.extractall``."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+def findings(source):
+    """What in a source could run code out of a file: (what, line)."""
+    tree = ast.parse(source)
+    full = {}  # by the name that an import gave it
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported = [name.name for name in node.names]
+            full |= {name.asname: name.name for name in node.names if name.asname}
+        elif isinstance(node, ast.ImportFrom):
+            imported = [node.module]
+            full |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+        else:
+            continue
+        yield from ((module, node.lineno) for module in imported if module.split(".")[0] in FORBIDDEN_MODULES)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            first, *rest = dotted(node).split(".")
+            meant = ".".join([full.get(first, first), *rest])
+            is_ours = meant.startswith(f"{ROOT.name}.")
+            if not is_ours and (meant in FORBIDDEN_CALLS or meant.split(".")[-1] in FORBIDDEN_NAMES):
+                yield meant, node.lineno
+        elif isinstance(node, ast.keyword) and node.arg in FORBIDDEN_OPTIONS:
+            if not isinstance(node.value, ast.Constant) or node.value.value is not FORBIDDEN_OPTIONS[node.arg]:
+                yield node.arg, node.value.lineno
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_module_calls_what_could_run_a_strangers_code(path):
+    name = path.relative_to(ROOT).as_posix()
+    assert not [(what, line) for what, line in findings(path.read_text()) if (name, what) not in ALLOWED]
+
+
+def test_what_is_allowed_is_there():
+    for name, what in ALLOWED:
+        assert what in {found for found, _ in findings((ROOT / name).read_text())}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import keras\nkeras.models.load_model(path)",
+        "from keras.models import load_model\nload_model(path)",
+        "from keras.saving import load_model as read\nread(path)",
+        "import tensorflow as tf\ntf.keras.models.load_model(path)",
+        "import tensorflow as tf\ntf.saved_model.load(path)",
+        "import pickle",
+        "from pickle import loads",
+        "import joblib",
+        "import torch\ntorch.load(path, weights_only=True)",
+        "import numpy as np\nnp.load(path, allow_pickle=True)",
+        "import numpy as np\nnp.load(path, allow_pickle=wanted)",
+        "import yaml\nyaml.load(text)",
+        "eval(text)",
+        "f = exec",
+        "import datasets\ndatasets.load_dataset(name, trust_remote_code=True)",
+        "import tarfile\ntarfile.open(path).extractall(folder)",
+        "import zipfile\nzipfile.ZipFile(path).extractall(folder)",
+        "from keras import layers\nlayers.Lambda(f)",
+        "import keras\nkeras.config.enable_unsafe_deserialization()",
+        "import subprocess\nsubprocess.run(text, shell=True)",
+        "model.load_model(path)",
+    ],
+)
+def test_each_way_is_found(source):
+    assert list(findings(source))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from transfer_learning.models.classifier import load_model\nload_model(config, path)",
+        "import numpy as np\nnp.load(path, allow_pickle=False)",
+        "import json\njson.loads(text)",
+        "import re\nre.compile(text)",
+        "import pickletools\npickletools.genops(file)",
+        "model.compile()",
+    ],
+)
+def test_what_is_harmless_is_not(source):
+    assert not list(findings(source))
