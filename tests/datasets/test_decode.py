@@ -264,3 +264,66 @@ def test_a_hash_belongs_to_content_and_shape(tmp_path):
     assert len(set(hashes)) == 4 and all(len(digest) == 64 for digest in hashes)
     grid = np.arange(16, dtype=np.uint8).reshape(4, 4)
     assert content_hash(grid.T) == content_hash(np.ascontiguousarray(grid.T))
+
+
+def sixteen_bits(width=20, height=10):
+    return Image.fromarray(np.full((height, width), 40_000, np.uint16))
+
+
+def sixteen_bits_in_colour():
+    """A PNG of three channels of 16 bits, which Pillow reads but does not write."""
+    rows = b"".join(b"\0" + b"\x80\0" * 3 * 4 for _ in range(4))
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "options", "remarks"),
+    [
+        (picture, "a.jpg", {}, "JPEG RGB"),
+        (picture, "a.png", {"format": "JPEG"}, "JPEG RGB"),
+        (lambda: picture().convert("CMYK"), "a.jpg", {"exif": turned(6)}, "JPEG CMYK turned-6"),
+        (lambda: picture().convert("L"), "a.jpg", {"exif": turned(1)}, "JPEG L"),
+        (lambda: picture().convert("P"), "a.png", {}, "PNG P"),
+        (lambda: picture().convert("P"), "a.png", {"transparency": 0}, "PNG P transparent"),
+        (lambda: Image.new("RGBA", (9, 9), (1, 2, 3, 99)), "a.webp", {}, "WEBP RGBA transparent"),
+        (lambda: picture().convert("1"), "a.tif", {"compression": "group4"}, "TIFF 1"),
+        (picture, "a.tif", {"exif": turned(3), "compression": "tiff_lzw"}, "TIFF RGB turned-3"),
+        (sixteen_bits, "a.png", {}, "PNG I;16 16-bit"),
+        (sixteen_bits, "a.tif", {}, "TIFF I;16 16-bit"),
+        (lambda: picture().convert("P"), "a.gif", {"save_all": True, "append_images": [Image.new("P", (48, 32))]},
+         "GIF P animated"),
+        (picture, "a.tif", {"save_all": True, "append_images": [picture(20, 20)]}, "TIFF RGB animated"),
+        (picture, "a.png", {"save_all": True, "append_images": [picture(40, 30)]}, "PNG RGB animated"),
+        (picture, "a.webp", {"save_all": True, "append_images": [Image.new("RGB", (48, 32))]}, "WEBP RGB animated"),
+    ],
+)  # fmt: skip
+def test_it_remarks_what_the_file_was(make, name, options, remarks, tmp_path):
+    make().save(tmp_path / name, **options)
+    assert decoded(tmp_path / name).remarks == remarks
+
+
+def test_sixteen_bits_in_colour_are_remarked_although_pillow_reads_eight():
+    assert decode(sixteen_bits_in_colour(), SIZE, "squash").remarks == "PNG RGB 16-bit"
+
+
+def test_a_damaged_second_picture_costs_a_remark_alone(tmp_path):
+    picture().convert("P").save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("P", (48, 32), 3)])
+    content = (tmp_path / "a.gif").read_bytes()
+    whole = decode(content, SIZE, "squash")
+    for length in range(len(content) - 60, len(content)):
+        cut = decode(content[:length], SIZE, "squash")
+        if not cut.problem:
+            np.testing.assert_array_equal(cut.pixels, whole.pixels)
+            assert cut.remarks in ("GIF P", "GIF P animated", "GIF RGB", "GIF RGB animated")
+
+
+def test_arrays_are_no_files_and_get_no_remark():
+    assert decode(np.zeros((4, 4, 3), np.uint8), SIZE, "squash").remarks == ""

@@ -5,6 +5,7 @@ import io
 import logging
 import math
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -37,6 +38,7 @@ class Decoded(NamedTuple):
     width: int  # of the picture as it is meant to be seen, in pixels; 0 where unknown
     height: int
     problem: str  # "" where it could be decoded
+    remarks: str = ""  # of a file: its format and Pillow's mode, and words for what is not so in most photos; see `_remarks`
 
 
 def open_file(content: Path | FilePart) -> BinaryIO:
@@ -93,7 +95,8 @@ def decode(content: Content | bytes, size: int, resize: str) -> Decoded:
         else:
             image = _open(content if isinstance(content, bytes) else read_file(content), size)
         width, height = getattr(image, "seen_size", image.size)
-        return Decoded(np.asarray(_square(_to_rgb(image), size, resize)), width, height, "")
+        remarks = getattr(image, "remarks", "")
+        return Decoded(np.asarray(_square(_to_rgb(image), size, resize)), width, height, "", remarks)
     except FileNotFoundError:
         return Decoded(None, 0, 0, "there is no such file")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -132,14 +135,37 @@ def _open(content: bytes, size: int = 0) -> Image.Image:
     """Opens and turns; at a reduced scale where that leaves enough for `size`, unless that is 0."""
     if not content:
         raise ValueError("the file is empty")
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
-    size_to_see = seen_size(image)
+    image = file = Image.open(io.BytesIO(content), formats=FORMATS)
+    stored_mode = _stored_mode(image)  # before EXIF is asked for, which loads a PNG
+    size_to_see, orientation = seen_size(image), image.getexif().get(0x0112, 1)
     if size and image.format in ("JPEG", "MPO"):  # MPO: the JPEGs of stereo and many telephone cameras
         image.draft("RGB", (math.ceil(ROOM_TO_RESIZE * size),) * 2)
         image.decodermaxblock = len(content)  # all at once: Pillow's usual 64 KB cost libjpeg 4 % of its time
     image = ImageOps.exif_transpose(image)
     image.seen_size = size_to_see
+    image.remarks = _remarks(file, stored_mode, orientation, image.has_transparency_data)
     return image
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """How the colours lie in the file, in Pillow's words; "" where it does not say, and once the image is loaded."""
+    arguments = image.tile[0].args if image.tile else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _remarks(file: Image.Image, stored_mode: str, orientation: int, is_transparent: bool) -> str:
+    """``JPEG RGB``, ``JPEG CMYK turned-6``, ``PNG RGBA 16-bit transparent``, ``GIF P animated``."""
+    words = [str(file.format), file.mode]
+    if "16" in stored_mode or file.mode.startswith("I"):
+        words.append("16-bit")
+    if is_transparent:
+        words.append("transparent")
+    if orientation in (2, 3, 4, 5, 6, 7, 8):
+        words.append(f"turned-{orientation}")
+    with suppress(Exception):  # what comes behind a sound first picture may be damaged
+        if getattr(file, "is_animated", False):
+            words.append("animated")
+    return " ".join(words)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -89,7 +89,7 @@ class DecodeWorkers:
             worker = self._take()
             try:
                 worker.send(request)
-                digest, width, height, problem = json.loads(worker.receive(self._seconds))
+                digest, width, height, problem, remarks = json.loads(worker.receive(self._seconds))
                 pixels = worker.receive(self._seconds)
             except BrokenPipeError:  # it ended before it was given the image: another one gets it
                 self._discard(worker)
@@ -107,9 +107,9 @@ class DecodeWorkers:
                 if problem:
                     return digest, Decoded(None, 0, 0, problem)
                 if self._as_jpeg:
-                    return digest, Decoded(bytes(pixels), width, height, "")
+                    return digest, Decoded(bytes(pixels), width, height, "", remarks)
                 pixels = np.frombuffer(pixels, np.uint8).reshape(self._size, self._size, 3)
-                return digest, Decoded(pixels, width, height, "")
+                return digest, Decoded(pixels, width, height, "", remarks)
 
     def _take(self) -> "_Worker":
         with self._lock:
@@ -233,7 +233,7 @@ def main() -> None:
         content = b""
         if not image.problem:
             content = to_jpeg(image.pixels) if kind == "jpeg" else image.pixels.tobytes()
-        _write(answers, json.dumps([digest, image.width, image.height, image.problem]).encode(), content)
+        _write(answers, json.dumps([digest, *image[1:]]).encode(), content)
 
 
 def _end_with_the_parent() -> None:

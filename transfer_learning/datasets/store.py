@@ -1,5 +1,6 @@
 """The decoded images of datasets: every content is decoded once, and its pixels are kept for every later run."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,10 +17,13 @@ from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
 from transfer_learning.kept import KeptArrays, KeptRows, space_told
 from transfer_learning.pools import make_room
 
-VERSION = 2  # a part of the pool's name: raise it when `decode` changes what it returns
+VERSION = 3  # a part of the pool's name: raise it when `decode` changes what it returns
 POOLS = "pixels"  # the folder of the cache
 UNREADABLE = "unreadable"  # no hash begins like this
 CHUNK = 128  # images that are kept at a time, while as many again are decoded: what a kill loses and memory holds
+# What is known of an example: the hash of its content; its size in pixels; why it cannot be decoded, or ""; the hash of its
+# decoded pixels, "" without any; and what `decode` remarks on its file.
+FACTS = ("sha256", "width", "height", "problem", "pixels", "remarks")
 JPEG_BYTES_PER_PIXEL = 0.7  # photos at 160 and 224 pixels take 0.5 to 0.7: to speak of, and to make room by
 
 
@@ -29,7 +33,7 @@ class Store:
 
     pixels: "KeptRows | JpegPixels"  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
     rows: np.ndarray  # int64 (examples,), which of `pixels` is an example's; -1 where `problem` says why there is none
-    facts: pd.DataFrame  # a row an example, in their order: sha256, width, height, problem
+    facts: pd.DataFrame  # a row an example, in their order; its columns are FACTS
     decoding: str  # what else than its content decides the pixels of an image: size, way of resizing, versions
     folder: Path  # where the pixels are kept
 
@@ -131,8 +135,29 @@ def open_store(
         say(f"Decoded {filling.num_added:,} images; {num_kept:,} were kept from earlier runs.")
     known = [filling.known[name] for name in names]
     facts = [("" if name.startswith(UNREADABLE) else name, *facts) for name, (_, *facts) in zip(names, known, strict=True)]
-    facts = pd.DataFrame(facts, columns=["sha256", "width", "height", "problem"])
+    facts = pd.DataFrame(facts, columns=list(FACTS))
     return Store(pixels, np.array([row for row, *_ in known], np.int64), facts, decoding, folder)
+
+
+class _Known(NamedTuple):
+    """What is known of a content."""
+
+    row: int = -1  # of its pixels, -1 where there are none
+    width: int = 0
+    height: int = 0
+    problem: str = "is being decoded"
+    pixels: str = ""
+    remarks: str = ""
+
+    @staticmethod
+    def from_note(row: int, note: str) -> "_Known":
+        width, height, pixels, *words = note.split()
+        return _Known(row, int(width), int(height), "", pixels, " ".join(words))
+
+    @property
+    def note(self) -> str:
+        """The text that is kept with the pixels."""
+        return f"{self.width} {self.height} {self.pixels} {self.remarks}"
 
 
 class HowKept(NamedTuple):
@@ -161,7 +186,7 @@ class _Filling:
         self._cache_dir, self._cache_gb, self._say = cache_dir, cache_gb, say
         self._num_looked_at = self._num_with_room = 0
         self.num_missing = self.num_added = 0
-        self.known: dict[str, tuple[int, int, int, str]] = {}  # row (-1 where there is none), width, height, problem
+        self.known: dict[str, _Known] = {}
         self.found: set[str] = set()  # those that an earlier run has kept
 
     def find_missing(self, names: Sequence[str]) -> list[str]:
@@ -170,10 +195,10 @@ class _Filling:
         fresh = [name for name in dict.fromkeys(names) if name not in self.known]
         with self._space_told():
             found = zip(fresh, self._kept.positions(fresh).tolist(), self._kept.notes(fresh), strict=True)
-        found = {name: (row, *map(int, note.split()), "") for name, row, note in found if row >= 0 and note}
+        found = {name: _Known.from_note(row, note) for name, row, note in found if row >= 0 and note}
         self.found |= found.keys()
         missing = [name for name in fresh if name not in found]
-        self.known |= found | dict.fromkeys(missing, (-1, 0, 0, "is being decoded"))
+        self.known |= found | dict.fromkeys(missing, _Known())
         if missing and not self.num_missing:
             self._say(f"Decoding those of {self._num_images:,} images that no earlier run has decoded.")
         self.num_missing += len(missing)
@@ -186,16 +211,18 @@ class _Filling:
 
     def keep(self, images: Mapping[str, Decoded]) -> None:
         """Keeps the images without a problem, and what is known of all."""
-        good = {name: image for name, image in images.items() if not image.problem}
-        rows: Sequence[int] = []
+        known = {
+            name: _Known(-1, image.width, image.height, image.problem, _hash_of_pixels(image.pixels), image.remarks)
+            for name, image in images.items()
+        }
+        good = [name for name, image in images.items() if not image.problem]
         if good:
-            sizes = [f"{image.width} {image.height}" for image in good.values()]
-            pixels = [image.pixels for image in good.values()]
+            pixels, notes = [images[name].pixels for name in good], [known[name].note for name in good]
             with self._space_told():
-                rows = self._kept.add(list(good), pixels, sizes, self._num_bytes_left()).tolist()
-        row = dict(zip(good, rows, strict=True))
+                rows = self._kept.add(good, pixels, notes, self._num_bytes_left()).tolist()
+            known |= {name: known[name]._replace(row=row) for name, row in zip(good, rows, strict=True)}
         self.num_added += len(good)
-        self.known |= {name: (row.get(name, -1), *image[1:]) for name, image in images.items()}
+        self.known |= known
 
     def _num_expected(self) -> int:
         """Missing ones among the images that are still to be looked at, if their share stays what it is."""
@@ -208,6 +235,11 @@ class _Filling:
 
     def _space_told(self):
         return space_told("The decoded images", self._num_bytes_left(), self._cache_dir)
+
+
+def _hash_of_pixels(pixels: np.ndarray | bytes | None) -> str:
+    """32 hexadecimal digits; "" without pixels. Equal pixels make equal JPEGs, so those stand for them."""
+    return "" if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
 
 
 class _Decoders:
