@@ -13,6 +13,7 @@ from transfer_learning.choice import chosen_config
 from transfer_learning.command_line import run_main
 from transfer_learning.datasets import csv_file
 from transfer_learning.datasets.data import load_data
+from transfer_learning.datasets.decode import content_hash
 from transfer_learning.errors import UserError
 from transfer_learning.kept import KeptArrays
 from transfer_learning.run_dir import RunDir
@@ -61,10 +62,13 @@ def one_class(folder):
     draw_photos(folder, classes=("circle",))
 
 
-def class_with_one_image(folder):
+def class_whose_one_image_is_for_the_test(folder):
     draw_photos(folder)
     (folder / "single").mkdir()
-    Image.new("RGB", (8, 8)).save(folder / "single" / "1.png")
+    for level in range(256):
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / "single" / "1.png")
+        if content_hash(folder / "single" / "1.png") < "26":  # the lowest 0.148 of all hashes
+            return
 
 
 def class_without_image(folder):
@@ -103,11 +107,11 @@ def name_that_is_no_text(folder):
         (only_texts, [], ["photos", "holds no images"]),
         (images_beside_class_folders, [], ["stray.png", "beside the class folders", "move it"]),
         (one_class, [], ["only one class", "circle", "add a folder"]),
-        (class_with_one_image, [], ["The class single has 1 different image", "at least 3", "add images"]),
+        (class_whose_one_image_is_for_the_test, [], ["The class single has no training image", "1 test", "add some"]),
         (class_without_image, [], ["birds", "holds no image", "add some"]),
         (splits_beside_others, [], ["annotations", "splits", "move"]),
         (unreadable_image, [], ["1 image of 43", "damaged.png", "--skip-unreadable"]),
-        (class_of_unreadable_images, ["--skip-unreadable"], ["The class damaged", "no readable", "add some"]),
+        (class_of_unreadable_images, ["--skip-unreadable"], ["The class damaged", "3 skipped", "add some"]),
         (name_that_is_no_text, [], ["UTF-8", "\\udcfc", "rename it"]),
     ],
 )

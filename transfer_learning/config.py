@@ -7,6 +7,7 @@ the training code, converted once.
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -72,6 +73,10 @@ class RunConfig:
     seed: int = option(0, "draws the initial head, the order, the augmentation and the dropout")
     val_fraction: float = option(0.15, "share of the training images kept for validation, where the dataset names none")
     test_fraction: float = option(0.15, "share of the images kept for the test, where the dataset names none")
+    group_by: str = option("", "regular expression; images in whose path it or its first group finds the same share a split")
+    # What it corrects decides the result, and is in the fingerprint of the images; where it lies does not.
+    corrections: str = option("", "table of images to relabel or to drop: the corrections.csv of `prepare`, edited",
+                              changes_result=False)  # fmt: skip
     flip: bool = option(True, "let augmentation mirror images left to right; not for text, digits and signs")
     label_smoothing: float = option(0.0, "share of each label spread evenly over all classes")
     class_weights: str = option("none", "balanced: each class counts alike however few its images", CLASS_WEIGHTS)
@@ -142,6 +147,10 @@ class RunConfig:
                 and self.val_fraction + self.test_fraction < 1,
                 f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave no training images; "
                 "give fractions whose sum is below 1.",
+            ),
+            (
+                _is_expression(self.group_by),
+                f"--group-by {self.group_by} is no regular expression; give such as '([^/]*)_' for what stands ahead of a _.",
             ),
             (
                 self.frozen.epochs + self.fine_tune.epochs > 0,
@@ -234,6 +243,14 @@ def _check_choices(prefix: str, values: RunConfig | Phase) -> None:
         choices, value = item.metadata.get("choices"), getattr(values, item.name)
         if choices and value not in choices:
             raise UserError(f"--{flag_name(prefix + item.name)} {value} is unknown.{did_you_mean(str(value), choices)}")
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
 
 
 def _check_phase(flag: str, phase: Phase) -> None:

@@ -9,8 +9,9 @@ import pandas as pd
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.corrections import apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import Dataset
-from transfer_learning.datasets.manifest import make_manifest
+from transfer_learning.datasets.manifest import check_classes, make_manifest
 from transfer_learning.datasets.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -75,10 +76,25 @@ def open_data(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Data:
     """`load_data` of a dataset whose files are listed already."""
+    data = look_at(dataset, config, say, progress)
+    check_classes(data.manifest, data.class_names)
+    return data
+
+
+def look_at(
+    dataset: Dataset,
+    config: RunConfig,
+    say: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Data:
+    """`open_data` of a dataset of which a class may have nothing to train on."""
+    dropped: dict[str, str] = {}
+    if config.corrections:
+        dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections), say)
     store = open_store(
         dataset, config.stored_size, config.resize, config.cache_dir, say, progress, config.decoded_gb, config.cache_gb
     )
     manifest = make_manifest(
-        dataset, store.facts, config.val_fraction, config.test_fraction, config.skip_unreadable, say
+        dataset, store.facts, config.val_fraction, config.test_fraction, config.skip_unreadable, say, config.group_by, dropped
     )  # fmt: skip
     return Data(dataset.class_names, dataset.ignored, store, manifest)

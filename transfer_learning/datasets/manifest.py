@@ -1,21 +1,38 @@
 """The manifest: one row an example, with its split or the reason why it has none.
 
-Columns: id, file ("" for arrays), sha256, label, split ("" where skipped), width, height (pixels), problem.
+Columns: id, file ("" for arrays), sha256, label, split ("" where skipped), width, height (pixels), group ("" where none is
+declared), problem.
+
+An image's split depends on that image alone: on what the dataset names, else on its group, else on its bytes. So adding,
+removing or renaming images moves no other one from a split to another, however few there are. What this costs: a class of
+a few images may have none in a split, which is said, and is an error where it is the training split.
+
+Of equal images, and of images of one group, that would lie in two splits, those in the lower one are skipped: the test
+keeps its own first, then the validation. So an image may lose its place to one that is added, but never changes it.
 """
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.dataset import SPLITS, Dataset
 from transfer_learning.errors import UserError
 
 pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
 
-COLUMNS = ("id", "file", "sha256", "label", "split", "width", "height", "problem")
+COLUMNS = ("id", "file", "sha256", "label", "split", "width", "height", "group", "problem")
+RANKS = {split: rank for rank, split in enumerate(SPLITS)}  # of two that may not be parted, the one in the higher split stays
+PARTED = {  # column: what is said of an image with the same value in a lower split
+    "sha256": "the same file is",
+    "pixels": "the same picture, in another file, is",
+    "group": "others of its group are",
+    "own_group": "others of its group are",
+}
+NAMED = 4  # ids or classes, in a sentence
 
 
 def make_manifest(
@@ -25,48 +42,70 @@ def make_manifest(
     test_fraction: float,
     skip_unreadable: bool = False,
     say: Callable[[str], None] = print,
+    group_by: str = "",
+    dropped: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Gives every readable example its split.
 
-    The splits that the dataset names are kept. What it leaves open is drawn from the training images by content: an
-    image's place depends on its bytes alone, so adding or renaming others moves it only where a class would
-    otherwise be empty in a split, and identical files, like those of one group, always share a split.
+    The splits that the dataset names are kept. What it leaves open is drawn, and a split that it does not name at all is
+    taken from its training images: an image whose group's name (or, without a group, whose content) hashes below a
+    fraction belongs to the test, and so on.
 
     Args:
-        facts: a row an example: sha256, width, height, problem.
-        val_fraction: share of the training images that becomes `val`, where the dataset names no `val`.
-        test_fraction: share of the images that becomes `test`, where the dataset names no `test`.
+        facts: a row an example: sha256, width, height, problem and pixels, the hash of the decoded ones.
+        val_fraction: share of the training images (or groups) that becomes `val`, where the dataset names no `val`.
+        test_fraction: share of the images (or groups) that becomes `test`, where the dataset names no `test`.
         say: takes a sentence for each thing that was left out.
+        group_by: regular expression; what its first group, or else the whole of it, matches in an id names the group
+            of the image. "" or no match: its group is the dataset's own, and where that has none, it stands alone.
+        dropped: the reason by the id of each image that is not to be used.
 
     Raises:
-        UserError: an image is unreadable (and `skip_unreadable` false), or a class cannot fill every split.
+        UserError: an image is unreadable (and `skip_unreadable` false), or `group_by` matches no id.
     """
     manifest = pd.DataFrame({
         "id": [example.id for example in dataset.examples],
         "file": [str(example.content) if isinstance(example.content, Path) else "" for example in dataset.examples],
         "label": [example.label for example in dataset.examples],
         "split": [example.split for example in dataset.examples],
+        "own_group": [example.group for example in dataset.examples],
     })  # fmt: skip
-    manifest = pd.concat([manifest, facts.reset_index(drop=True)], axis=1)[list(COLUMNS)]
+    manifest["group"] = groups(manifest["id"].tolist(), group_by, say)
+    manifest["group"] = manifest["group"].where(manifest["group"] != "", manifest["own_group"])
+    manifest = pd.concat([manifest, facts.reset_index(drop=True)], axis=1)
+    _set_aside_dropped(manifest, dropped or {}, say)
     _set_aside_unreadable(manifest, skip_unreadable, say)
-    _set_aside_leaks(manifest, say)
+    named = {example.split for example in dataset.examples}
     fractions = {
-        "test": 0.0 if (manifest["split"] == "test").any() else test_fraction,
-        "val": 0.0 if (manifest["split"] == "val").any() else val_fraction,
+        "test": 0.0 if "test" in named else test_fraction,
+        "val": 0.0 if "val" in named else val_fraction,
     }
-    _draw_splits(manifest, fractions, [example.group for example in dataset.examples])
+    _draw_splits(manifest, fractions)
     for split, images in (("test", "its images"), ("val", "the training images")):
         if fractions[split]:
             say(
-                f"The dataset names no {split} split: about {fractions[split]:.0%} of {images}, chosen by their content, "
-                "become it."
+                f"The dataset names no {split} split: about {fractions[split]:.0%} of {images}, chosen by their "
+                f"{'group' if group_by else 'content'}, become it."
             )
+    _set_aside_parted(manifest, say)
     _say_two_labels(manifest, say)
+    _say_empty(manifest, dataset.class_names, named | {split for split in fractions if fractions[split]}, say)
+    return manifest[list(COLUMNS)]
+
+
+def check_classes(manifest: pd.DataFrame, class_names: tuple[str, ...]) -> None:
+    """Raises UserError unless every class has an image to train on."""
     trained = set(manifest.loc[manifest["split"] == "train", "label"])
-    for label in dataset.class_names:
-        if label not in trained:
-            raise UserError(f"The class {label} has no readable training image; add some, or take the class out.")
-    return manifest
+    if missing := [name for name in class_names if name not in trained]:
+        rows = manifest[manifest["label"] == missing[0]]
+        counts = rows["split"].replace("", "skipped").value_counts()
+        where = ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+        others = len(missing) - 1
+        more = f", nor has {'another class' if others == 1 else f'any of {others:,} others'}" if others else ""
+        raise UserError(
+            f"The class {missing[0]} has no training image (its images: {where}){more}; add some, give the splits in a "
+            "table path,label,split, or take the class out."
+        )
 
 
 def fingerprint(manifest: pd.DataFrame) -> str:
@@ -75,8 +114,40 @@ def fingerprint(manifest: pd.DataFrame) -> str:
     return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
+def groups(ids: list[str], group_by: str, say: Callable[[str], None] = print) -> list[str]:
+    """Returns the group of each id, "" where it has none; see `make_manifest`.
+
+    Raises:
+        UserError: `group_by` matches none of them.
+    """
+    if not group_by:
+        return [""] * len(ids)
+    matches = [re.search(group_by, id) for id in ids]
+    names = ["" if match is None else match[1 if match.re.groups else 0] or match[0] for match in matches]
+    num_alone = names.count("")
+    if num_alone == len(ids):
+        raise UserError(
+            f"--group-by {group_by} matches none of the {len(ids):,} ids, such as {', '.join(ids[:2])}; give a regular "
+            "expression that finds the name of the object in them."
+        )
+    sizes = pd.Series(names)[lambda name: name != ""].value_counts()
+    alone = f"; {num_alone:,} that it does not match stand alone, such as {ids[names.index('')]}" if num_alone else ""
+    say(
+        f"--group-by puts {len(ids) - num_alone:,} images into {len(sizes):,} groups of {sizes.min():,} to "
+        f"{sizes.max():,}, the largest of them {sizes.index[0]}{alone}."
+    )
+    return names
+
+
+def _set_aside_dropped(manifest: pd.DataFrame, dropped: Mapping[str, str], say: Callable[[str], None]) -> None:
+    reasons = manifest["id"].map(dropped)
+    manifest["problem"] = manifest["problem"].where(reasons.isna(), reasons)
+    manifest.loc[reasons.notna(), "split"] = ""
+    manifest["is_dropped"] = reasons.notna()
+
+
 def _set_aside_unreadable(manifest: pd.DataFrame, skip_unreadable: bool, say: Callable[[str], None]) -> None:
-    bad = manifest[manifest["problem"] != ""]
+    bad = manifest[(manifest["problem"] != "") & ~manifest["is_dropped"]]
     if bad.empty:
         return
     named = "; ".join(f"{row.file or row.id}: {row.problem}" for row in bad.head(3).itertuples())
@@ -91,62 +162,58 @@ def _set_aside_unreadable(manifest: pd.DataFrame, skip_unreadable: bool, say: Ca
     manifest.loc[bad.index, "split"] = ""
 
 
-def _set_aside_leaks(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
-    """A training image that is also a test image would make the test say nothing: the test keeps it."""
-    for split, others in (("test", ("val", "train", "")), ("val", ("train", ""))):
-        kept = set(manifest.loc[(manifest["split"] == split) & (manifest["problem"] == ""), "sha256"])
-        leaks = manifest["sha256"].isin(kept) & manifest["split"].isin(others) & (manifest["problem"] == "")
-        if leaks.any():
-            manifest.loc[leaks, ["split", "problem"]] = ("", f"the same file is in the split {split}")
-            images = "1 image" if leaks.sum() == 1 else f"{leaks.sum()} images"
-            say(f"Skipped {images} because the same file is in the dataset's own split {split}.")
-
-
-def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float], groups: list[str]) -> None:
+def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
     """Fills `split` in place for the rows that the dataset left to us, and takes val and test from its train."""
     pool = manifest[(manifest["problem"] == "") & manifest["split"].isin(("", "train"))]
-    pool = pool.assign(unit=_units(pool["sha256"], pd.Series(groups, manifest.index)[pool.index]))
-    place = {digest: int(digest[:12], 16) / 16**12 for digest in pool["unit"]}  # uniform in [0, 1)
     test = fractions["test"]
     val = test + (1 - test) * fractions["val"]
-    split = {digest: "test" if u < test else "val" if u < val else "train" for digest, u in place.items()}
-    middle = {"test": test / 2, "val": (test + val) / 2, "train": (val + 1) / 2}
-    wanted = [name for name in ("test", "val") if fractions[name] > 0] + ["train"]
-    for label, group in pool.groupby("label", sort=True):
-        files = sorted(set(group["unit"]), key=place.get)
-        if len(files) < len(wanted):
-            raise UserError(
-                f"The class {label} has {len(files)} different image{'s' * (len(files) > 1)}; at least {len(wanted)} "
-                f"were expected, one for each of {', '.join(wanted)}, so add images, or take the class out."
-            )
-        # A small class may have drawn nothing for a split: the nearest image to that split moves over.
-        for name in wanted:
-            held = Counter(split[digest] for digest in files)
-            if not held[name]:
-                rich = [digest for digest in files if held[split[digest]] > 1]
-                split[min(rich, key=lambda digest: abs(place[digest] - middle[name]))] = name
-    manifest.loc[pool.index, "split"] = pool["unit"].map(split)
+    split_of = {}
+    for group, digest in set(zip(pool["group"], pool["sha256"], strict=True)):
+        key = hashlib.sha256(f"group {group}".encode()).hexdigest() if group else digest
+        place = int(key[:12], 16) / 16**12  # uniform in [0, 1)
+        split_of[group, digest] = "test" if place < test else "val" if place < val else "train"
+    manifest.loc[pool.index, "split"] = [split_of[key] for key in zip(pool["group"], pool["sha256"], strict=True)]
 
 
-def _units(hashes: pd.Series, groups: pd.Series) -> pd.Series:
-    """What has to share a split bears one hash: files of the same content, those of a group, and both in any chain."""
-    if not groups.any():
-        return hashes
-    contents, digests = pd.factorize(hashes, sort=True)  # so that their order decides nothing
-    units, parts = contents, (pd.factorize(groups.where(groups != "", hashes))[0], contents)
-    while True:
-        joined = units
-        for part in parts:
-            joined = pd.Series(joined).groupby(part).transform("min").to_numpy()
-        if (joined == units).all():
-            return pd.Series(digests[units], hashes.index)
-        units = joined
+def _set_aside_parted(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
+    """A training image that is also a test image would make the test say nothing: the test keeps it.
+
+    Whether an image is skipped hangs on its own split and that of those like it, and not on whether these are skipped.
+    """
+    used = manifest[manifest["problem"] == ""]
+    ranks = used["split"].map(RANKS).tolist()
+    reasons: dict[int, str] = {}
+    for column, is_parted in PARTED.items():
+        highest: dict[str, int] = {}
+        for key, rank in zip(used[column], ranks, strict=True):
+            highest[key] = max(rank, highest.get(key, 0))
+        for row, key, rank in zip(used.index, used[column], ranks, strict=True):
+            if key and highest[key] > rank:
+                reasons.setdefault(row, f"{is_parted} in the split {SPLITS[highest[key]]}")
+    manifest.loc[list(reasons), "split"] = ""
+    manifest.loc[list(reasons), "problem"] = list(reasons.values())
+    for reason, count in Counter(reasons.values()).items():
+        say(f"Skipped {'1 image' if count == 1 else f'{count:,} images'} because {reason}.")
 
 
 def _say_two_labels(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
-    """The same file under two labels is kept, since nobody but the user knows which is right; but it is said."""
+    """The same picture under two labels is kept, since nobody but the user knows which is right; but it is said."""
     used = manifest[manifest["split"] != ""]
-    doubtful = used[used.groupby("sha256")["label"].transform("nunique") > 1]
+    repeated = used[used["pixels"].duplicated(keep=False)]
+    doubtful = repeated[repeated.groupby("pixels")["label"].transform("nunique") > 1] if len(repeated) else repeated
     if len(doubtful):
-        named = ", ".join(doubtful["id"].head(4))
+        named = ", ".join(doubtful["id"].head(NAMED))
         say(f"{len(doubtful)} images are there under two labels, such as {named}; one of them is wrong.")
+
+
+def _say_empty(manifest: pd.DataFrame, class_names: tuple[str, ...], wanted: set[str], say: Callable[[str], None]) -> None:
+    counts = Counter(zip(manifest["label"], manifest["split"], strict=True))
+    for split in ("val", "test"):
+        empty = [name for name in class_names if not counts[name, split]]
+        if split in wanted and empty:
+            named = ", ".join(empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
+            have = f"The class {named} has" if len(empty) == 1 else f"{len(empty):,} classes ({named}) have"
+            say(
+                f"{have} no {split} image: an image's split hangs on that image alone, so that others never move it, and few "
+                "images may all fall elsewhere; add some, or give the splits in a table."
+            )

@@ -1,0 +1,89 @@
+"""Corrections: what a person wrote into the table is done, and what cannot be meant is refused by its line."""
+
+import pytest
+
+from transfer_learning.datasets.corrections import Corrections, apply_corrections, read_corrections
+from transfer_learning.datasets.dataset import Example, with_class_names
+from transfer_learning.errors import UserError
+
+
+def dataset():
+    examples = [Example(f"{label}/{number}.jpg", label, "", None) for label in "ab" for number in range(3)]
+    return with_class_names("photos", examples)
+
+
+def table(tmp_path, *rows, head="id,label,suggestion,probability,why,action"):
+    path = tmp_path / "some corrections.csv"
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_every_action_is_done_and_said(tmp_path):
+    path = table(
+        tmp_path, "a/0.jpg,a,b,0.9,likely label error,keep", "a/1.jpg,a,b,0.9,,relabel:b", "a/2.jpg,a,b,0.8,,Relabel",
+        "b/0.jpg,b,,,blurred, drop ", "b/1.jpg,b,a,0.7,,relabel: b",
+    )  # fmt: skip
+    read = read_corrections(path)
+    assert read == Corrections(
+        path, frozenset({"a/0.jpg"}), frozenset({"b/0.jpg"}), {"a/1.jpg": "b", "a/2.jpg": "b", "b/1.jpg": "b"}
+    )
+    said = []
+    corrected, dropped = apply_corrections(dataset(), read, said.append)
+    labels = {example.id: example.label for example in corrected.examples}
+    assert labels == {"a/0.jpg": "a", "a/1.jpg": "b", "a/2.jpg": "b", "b/0.jpg": "b", "b/1.jpg": "b", "b/2.jpg": "b"}
+    assert dropped == {"b/0.jpg": "dropped by some corrections.csv"} and corrected.class_names == ("a", "b")
+    assert said == [
+        "some corrections.csv: 2 of 6 images relabelled (a/1.jpg as b, a/2.jpg as b), 1 dropped (b/0.jpg), 1 kept as it is."
+    ]
+
+
+def test_a_table_of_two_columns_as_a_spreadsheet_saves_it_will_do(tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_bytes('\ufeffid,action\r\n"a/0.jpg",drop\r\n'.encode())
+    assert read_corrections(path).dropped == {"a/0.jpg"}
+    assert apply_corrections(dataset(), read_corrections(table(tmp_path)), lambda sentence: None) == (dataset(), {})
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["a/0.jpg,a,b,,,remove"], "line 2 has the action 'remove' for a/0.jpg; keep, drop, relabel:NAME"),
+        (["a/0.jpg,a,b,,,"], "line 2 has the action '' for a/0.jpg"),
+        (["a/0.jpg,a,b"], "line 2 has the action None for a/0.jpg"),
+        (["a/0.jpg,a,,,,relabel"], "line 2 has the action 'relabel'"),
+        (["a/0.jpg,a,,,,drop:it"], "line 2 has the action 'drop:it'"),
+        (["a/0.jpg,a,,,,keep", "a/0.jpg,a,,,,drop"], "line 3 names a/0.jpg for the second time"),
+        (["c/9.jpg,a,,,,drop"], "names c/9.jpg, and photos holds no such image; its images are named like a/0.jpg"),
+        (["c/9.jpg,a,,,,relabel:b"], "names c/9.jpg"),
+        (["a/0.jpg,a,,,,relabel:bb"], "gives a/0.jpg the label 'bb', and photos has no such class. Did you mean b?"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(rows, words, tmp_path):
+    with pytest.raises(UserError) as caught:
+        apply_corrections(dataset(), read_corrections(table(tmp_path, *rows)), lambda sentence: None)
+    assert words in str(caught.value) and "some corrections.csv" in str(caught.value)
+
+
+def test_a_kept_image_may_be_gone(tmp_path):
+    read = read_corrections(table(tmp_path, "c/9.jpg,c,,,,keep"))
+    assert apply_corrections(dataset(), read, lambda sentence: None) == (dataset(), {})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "There is no table .*; give the corrections.csv"),
+        (b"", r"has the columns \(none\); id and action"),
+        (b"path,label\n1.jpg,a\n", "has the columns path, label; id and action"),
+        (b"id,action\n\"a\n", "cannot be read as a table"),
+        (b"id,action\n\xff\xfe,drop\n", "cannot be read as a table"),
+    ],
+)  # fmt: skip
+def test_what_is_no_such_table_is_refused(content, words, tmp_path):
+    path = tmp_path / "c.csv"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=words):
+        read_corrections(path)
+    with pytest.raises(UserError, match="cannot be read as a table"):
+        read_corrections(tmp_path)

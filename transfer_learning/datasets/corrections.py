@@ -1,0 +1,115 @@
+"""What a person decided of doubtful images: a table that `prepare` writes, a person edits and `run` takes.
+
+Columns: id and action, and any others, which are for people (`prepare` writes label, suggestion, probability, why). An
+action is ``keep``, ``drop``, ``relabel:NAME``, or ``relabel`` for the suggestion. No file of the dataset is touched.
+"""
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.errors import UserError, did_you_mean
+
+COLUMNS = ("id", "label", "suggestion", "probability", "why", "action")
+NAMED = 4
+
+
+class Corrections(NamedTuple):
+    """The decisions of one file."""
+
+    path: Path
+    kept: frozenset[str]  # ids
+    dropped: frozenset[str]
+    labels: Mapping[str, str]  # the new label by id
+
+
+def read_corrections(path: str | Path) -> Corrections:
+    """Reads such a table, as `prepare` writes it or as a spreadsheet saves it.
+
+    Raises:
+        UserError: there is no such file, it is no table with these columns, an id stands there twice, or an action is none.
+    """
+    path = Path(path)
+    actions: dict[str, str] = {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            if not {"id", "action"} <= set(rows.fieldnames or ()):
+                raise UserError(
+                    f"{path} has the columns {', '.join(rows.fieldnames or ()) or '(none)'}; id and action were expected in "
+                    "its first line, as `prepare` writes them."
+                )
+            for row in rows:
+                id, action = row["id"] or "", _action(row)
+                if not action:
+                    raise UserError(
+                        f"{path} line {rows.line_num} has the action {row['action']!r} for {id}; keep, drop, relabel:NAME "
+                        "or, where there is a suggestion, relabel was expected, so correct it."
+                    )
+                if id in actions:
+                    raise UserError(f"{path} line {rows.line_num} names {id} for the second time; leave one of its rows.")
+                actions[id] = action
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no table {path}; give the corrections.csv that `prepare` wrote and you edited, or its new place."
+        ) from None
+    except (ValueError, csv.Error, IsADirectoryError) as error:
+        raise UserError(
+            f"{path} cannot be read as a table ({error}); a CSV file with the columns id and action was expected."
+        ) from None
+    return Corrections(
+        path,
+        frozenset(id for id, action in actions.items() if action == "keep"),
+        frozenset(id for id, action in actions.items() if action == "drop"),
+        {id: action.removeprefix("relabel:") for id, action in actions.items() if action.startswith("relabel:")},
+    )
+
+
+def apply_corrections(
+    dataset: Dataset, corrections: Corrections, say: Callable[[str], None] = print
+) -> tuple[Dataset, dict[str, str]]:
+    """Returns the dataset with the new labels, and the reason by the id of each image that is to be dropped.
+
+    Raises:
+        UserError: an image that is to be dropped or relabelled is not there, or a new label is no class.
+    """
+    path, labels = corrections.path, corrections.labels
+    old = {example.id: example.label for example in dataset.examples}
+    for id in sorted({*corrections.dropped, *labels} - old.keys()):
+        raise UserError(
+            f"{path} names {id}, and {dataset.name} holds no such image; its images are named like {next(iter(old))}, so "
+            "give the table that belongs to this dataset, or take the row out."
+        )
+    for id, label in labels.items():
+        if label not in dataset.class_names:
+            raise UserError(
+                f"{path} gives {id} the label {label!r}, and {dataset.name} has no such class."
+                f"{did_you_mean(label, dataset.class_names)}"
+            )
+    changed = [id for id, label in labels.items() if label != old[id]]
+    examples = tuple(example._replace(label=labels.get(example.id, example.label)) for example in dataset.examples)
+    relabelled, dropped = _named([f"{id} as {labels[id]}" for id in changed]), _named(sorted(corrections.dropped))
+    say(
+        f"{path.name}: {len(changed):,} of {len(examples):,} images relabelled{relabelled}, "
+        f"{len(corrections.dropped):,} dropped{dropped}, {len(corrections.kept):,} kept as "
+        f"{'it is' if len(corrections.kept) == 1 else 'they are'}."
+    )
+    return replace(dataset, examples=examples), dict.fromkeys(corrections.dropped, f"dropped by {path.name}")
+
+
+def _action(row: Mapping[str, str | None]) -> str:
+    """``keep``, ``drop`` or ``relabel:NAME``; "" for anything else."""
+    word, _, name = (row["action"] or "").strip().partition(":")
+    word, name = word.strip().lower(), name.strip()
+    if word == "relabel":
+        name = name or (row.get("suggestion") or "").strip()
+        return f"relabel:{name}" if name else ""
+    return word if word in ("keep", "drop") and not name else ""
+
+
+def _named(items: Sequence[str]) -> str:
+    more = ", ..." if len(items) > NAMED else ""
+    return f" ({', '.join(items[:NAMED])}{more})" if items else ""
