@@ -20,7 +20,7 @@ LAYERS = (
     ("datasets", "models", "evaluation"),
     ("training", "choice"),
     ("report",),  # a verb that reads a run directory alone, so that the story can end with it
-    ("experiment", "sides"),
+    ("experiment", "sides", "audit_page"),
     ("comparison_report",),
     ("members",),  # the story of an evaluation of finished runs, as `experiment` is that of a run
     ("peers",),  # programs that the verb `benchmark` runs

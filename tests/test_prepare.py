@@ -4,17 +4,25 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import draw_photos
 from PIL import Image
+from odd_photos import drawing, make_odd_photos
 
 from transfer_learning import prepare, run
 from transfer_learning.choice import chosen_config
 from transfer_learning.command_line import run_main
+from transfer_learning.config import difference
+from transfer_learning.datasets.corrections import COLUMNS
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.decode_worker import DecodeWorkers
+from transfer_learning.datasets.manifest import fingerprint
+from transfer_learning.kept import KeptArrays
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,7 +73,11 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
     (pool,) = pixels.iterdir()
     assert f"Kept in cache/pixels/{pool.name}, with those of other datasets: images of 16 x 16 pixels (squash)" in output
     assert re.search(r"42 images in \d+\.\d s: [\d,]+ images/s", output)
-    assert {path.name for path in here.iterdir()} == {"photos", "cache"}
+    assert {path.name for path in here.iterdir()} == {"photos", "cache", "runs"}
+    (audited,) = (here / "runs").iterdir()
+    assert re.fullmatch(r"audit-photos-\d{8}-\d{6}", audited.name)
+    assert {path.name for path in audited.iterdir()} == {"audit.html", "audit.csv", "corrections.csv"}
+    assert "45 files on disk = 42 used + 0 skipped + 3 ignored\n" in output
 
 
 @pytest.mark.parametrize(
@@ -155,6 +167,154 @@ def test_a_class_table_has_a_row_for_each_of_many_classes(prepared, here):
         folder.mkdir(parents=True)
         for index in range(3):
             Image.new("RGB", (8, 8), (number, index, 0)).save(folder / f"{index}.png")
-    code, output, _ = prepared("--dataset", "many")
+    code, output, errors = prepared("--dataset", "many")
     table = cells(output)
-    assert code == 0 and len(table) == 31 and all(table[f"{number:02d}"] == [1, 1, 1, 0, 3] for number in range(30))
+    assert len(table) == 31 and all(table[f"{number:02d}"][3:] == [0, 3] for number in range(30))
+    # Of thirty classes of three, chance leaves some with nothing to train on: everything is told before that is refused.
+    assert code == 2 and "has no training image" in errors and "Train on it" not in output
+    assert (here / "runs").is_dir()
+
+
+def rows_of(path):
+    return pd.read_csv(path, dtype=str, na_filter=False)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    place = tmp_path_factory.mktemp("zoo")
+    return make_odd_photos(place / "photos"), (place / "photos").resolve()
+
+
+def test_the_audit_is_a_page_and_a_table_of_every_file(zoo, prepared, here):
+    expected, photos = zoo
+    code, output, errors = prepared(photos, "--skip-unreadable", "--image-size", "48", "--resize", "crop", "--out", "seen")
+    assert (code, errors) == (0, "")
+    table = rows_of("seen/audit.csv")
+    parts = table["what"].value_counts()
+    named = " + ".join(f"{parts[what]} {what}" for what in ("used", "skipped", "ignored"))
+    assert f"{len(table)} files on disk = {named}\n" in output and parts.sum() == len(table)
+    found = dict(zip(table["id"], table["findings"].str.split("; "), strict=True))
+    assert all(kind in found[id] for id, kind in expected.items() if kind)
+    for kind, count in Counter(kind for kinds in found.values() for kind in kinds if kind).items():
+        assert re.search(rf"^ +{count} {kind}: ", output, re.MULTILINE), "a line a kind, with its count"
+    assert len(output.split("\n\n")[-1].splitlines()) < 40
+    assert re.search(r"--resize crop throws away 25.0% of the pixels of the median image, and 96.7% of the worst", output)
+    page = Path("seen/audit.html").read_text()
+    assert f"{len(table)} files on disk = {named}." in page and "96.67 % thrown away" in page
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page), "it needs no other file"
+    assert page.count('src="data:image/') > 24 and "laid over white" in page and "phone 0.heic" in page
+
+
+def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audit(zoo, prepared, here):
+    _, photos = zoo
+    flags = [photos, "--skip-unreadable", "--image-size", "32"]
+    code, output, _ = prepared(*flags, "--out", "first")
+    table = rows_of("first/corrections.csv")
+    assert code == 0 and tuple(table.columns) == COLUMNS and set(table["action"]) == {"keep"}
+    assert f"{len(table)} images are for you to decide on: edit first/corrections.csv" in output
+    assert "--corrections first/corrections.csv" in Path("first/audit.html").read_text()
+    assert set(table["id"]) == {
+        "circle/outside.png", "cross/linked/out.png", "circle/soft.jpg", "cross/plain 03.jpg", "circle/blank.png",
+    }  # fmt: skip
+    actions = table.set_index("id")["action"]
+    actions["cross/linked/out.png"], actions["circle/soft.jpg"] = "drop", "relabel:cross"
+    table.assign(action=actions.to_numpy()).to_csv("decided.csv", index=False)
+    code, output, _ = prepared(*flags, "--corrections", "decided.csv", "--out", "second")
+    told = "1 of 66 images relabelled (circle/soft.jpg as cross), 1 dropped (cross/linked/out.png), 3 kept as they are"
+    assert code == 0 and told in output
+    command = shlex.split(output.splitlines()[-1].removeprefix("Train on it with: "))
+    assert command[command.index("--corrections") + 1] == "decided.csv"
+    second = rows_of("second/corrections.csv").set_index("id")["action"]
+    assert second.to_dict() == actions.to_dict(), "what was decided stands, and nothing is asked again"
+    config, _ = chosen_config(run.parse(command[3:]))
+    rows = load_data(config).manifest.set_index("id")
+    assert rows.at["circle/soft.jpg", "label"] == "cross" and rows.at["circle/soft.jpg", "split"] != ""
+    assert rows.at["cross/linked/out.png", "split"] == ""
+    assert rows.at["cross/linked/out.png", "problem"] == "dropped by decided.csv"
+
+
+def test_only_what_corrections_decide_counts_for_a_resume_and_not_where_they_lie(photos, here):
+    def fingerprint_with(name, *rows):
+        Path(name).write_text("\n".join(["id,action", *rows]))
+        config, _ = chosen_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache", "--corrections", name]))
+        return config, fingerprint(load_data(config, lambda sentence: None).manifest)
+
+    one = fingerprint_with("one.csv", "circle/001.png,drop")
+    moved = fingerprint_with("moved.csv", "circle/001.png,drop", "circle/002.png,keep")
+    others = [fingerprint_with(*arguments) for arguments in (
+        ("drop.csv", "circle/003.png,drop"), ("label.csv", "circle/001.png,relabel:cross"), ("none.csv",),
+    )]  # fmt: skip
+    assert not difference(one[0], moved[0]) and one[1] == moved[1]
+    assert len({one[1], *(other for _, other in others)}) == 4
+    assert Path(one[0].corrections).is_absolute(), "a relative path would bind --resume to this folder"
+
+
+def test_groups_share_a_split_and_the_table_says_which(prepared, here):
+    photos = here / "photos"
+    for label, name in enumerate(("cat", "dog")):
+        (photos / name).mkdir(parents=True)
+        for number in range(60):
+            drawing(label, number).save(photos / name / f"animal{number // 4}_{number % 4}.jpg")
+    code, output, _ = prepared("photos", "--group-by", r"^([^/]*/animal\d+)_", "--image-size", "32")
+    assert code == 0 and "--group-by puts 120 images into 30 groups of 4 to 4" in output
+    assert "--group-by '^([^/]*/animal" in output.splitlines()[-1]
+    manifest = load_data(chosen_config(run.parse(shlex.split(output.splitlines()[-1])[7:]))[0]).manifest
+    assert (manifest.groupby("group")["split"].nunique() == 1).all() and manifest["group"].nunique() == 30
+    assert set(manifest["split"]) == {"train", "val", "test"}
+
+
+def test_features_that_a_run_has_kept_find_wrong_labels_without_tensorflow(prepared, here):
+    photos = draw_photos(here / "photos", num_per_class=30)
+    (photos / "circle" / "005.png").rename(photos / "cross" / "from circle.png")
+    config, _ = chosen_config(run.parse(["--dataset", "photos", "--cache-dir", "cache"]))
+    manifest = load_data(config).manifest
+    rng = np.random.default_rng(0)
+    is_circle = (manifest["label"] == "circle") | manifest["id"].str.contains("from circle")
+    place = np.where(is_circle, 0, 1 + (manifest["label"] == "stripes"))
+    values = (rng.normal(size=(3, 24))[place] + 0.6 * rng.normal(size=(len(place), 24))).astype(np.float32)
+    kept_of = (manifest["split"] != "test").to_numpy()  # a run computes no features of test images
+    for name, chosen in (("few", kept_of & (np.arange(90) < 20)), ("most", kept_of)):
+        about = "features of efficientnet_lite0 at 96 pixels"
+        with KeptArrays(Path("cache/features") / name, (24,), np.float32, about=about) as kept:
+            kept.add(manifest["sha256"][chosen].tolist(), values[chosen])
+    code, output, _ = prepared("photos", "--out", "seen")
+    table = rows_of("seen/corrections.csv").set_index("id")
+    assert code == 0 and table.at["cross/from circle.png", "suggestion"] == "circle"
+    assert table.at["cross/from circle.png", "why"].startswith("likely label error: circle ")
+    page = Path("seen/audit.html").read_text()
+    told = f"kept in features/most by an earlier run, of {kept_of.sum()} of 90 images in use; pass --features for all"
+    assert told in page and "cross → circle" in page
+    code, output, _ = prepared("photos", "--backbone", "resnet50", "--out", "other")
+    assert code == 0 and "No features of these images are kept" in Path("other/audit.html").read_text()
+
+
+def test_features_that_are_asked_for_are_those_that_run_finds(prepared, photos, weights_file, here, capsys):
+    flags = ["--dataset", str(photos), "--backbone", "small_cnn", "--weights", str(weights_file), "--image-size", "16"]
+    code, output, errors = prepared(*flags, "--features", "--out", "seen")
+    assert code == 0 and "Computing the features of 42 images" in output
+    assert "of 42 of 42 images in use." in Path("seen/audit.html").read_text()
+    short = ["--frozen.epochs", "1", "--fine-tune.epochs", "0", "--head", "none", "--cache-dir", "cache"]
+    assert run_main(run.main, [*flags, *short]) == 0
+    assert re.search(r"The features of \d+ images .* are kept from earlier runs", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digits", "--dataset", "photos"], "digits and --dataset photos are two datasets"),
+        (["photos", "--out", "used"], "--out used holds files; a new or empty directory"),
+        (["photos", "--out", "used/file"], "--out used/file is a file"),
+        (["photos", "--corrections", "none.csv"], "There is no table"),
+        (["photos", "--group-by", "("], "--group-by ( is no regular expression"),
+        (["photos", "--group-by", "patient"], "--group-by patient matches none of the 12 ids"),
+        (["photos", "--features", "--backbone", "small_cnn", "--weights", "none", "--frozen.epochs", "0",
+          "--fine-tune.epochs", "1", "--fine-tune.open", "all"], "--features needs a pretrained backbone"),
+    ],
+)  # fmt: skip
+def test_what_it_refuses_it_says_and_nothing_is_written_over(arguments, words, prepared, here):
+    draw_photos(here / "photos", num_per_class=4)
+    (here / "used").mkdir()
+    (here / "used" / "file").write_text("mine")
+    code, _, errors = prepared(*arguments)
+    assert code == 2 and errors.count("\n") == 1 and words in errors
+    assert (here / "used" / "file").read_text() == "mine" and not (here / "runs").exists()

@@ -97,6 +97,19 @@ def given_values(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """The flags that give what `given_values` returned."""
+    flags = []
+    for name, value in values.items():
+        flag = flag_name(name)
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            text = ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+            flags += [f"--{flag}={text}"] if text.startswith("-") else [f"--{flag}", text]
+    return flags
+
+
 def add_flags(group: argparse._ArgumentGroup, cls: type, prefix: str = "") -> None:
     hints = get_type_hints(cls)
     for item in dataclasses.fields(cls):

@@ -11,6 +11,7 @@ committed, and its bytes reach the disk before that; so a kill leaves at most by
 `pools.py` locks, lists and deletes pools.
 """
 
+import ast
 import errno
 import fcntl
 import os
@@ -366,6 +367,16 @@ def share_kept(folder: Path, shape: tuple[int, ...] | None, dtype, keys: Sequenc
             select = "SELECT COUNT(*) FROM kept WHERE key = ?"
             return sum(index.execute(select, (key,)).fetchone()[0] for key in keys) / max(1, len(keys))
     return 0.0
+
+
+def layout_of(folder: Path) -> tuple[tuple[int, ...], np.dtype] | None:
+    """The shape and dtype of the arrays in a pool; None where it holds `bytes`, or nothing that can be read."""
+    with suppress(sqlite3.Error, TypeError, ValueError, SyntaxError), looked_into(folder / INDEX) as index:
+        version, layout = (index.execute(of).fetchone()[0] for of in ("PRAGMA user_version", "SELECT layout FROM pool"))
+        shape, _, dtype = layout.rpartition(") ")
+        if version == VERSION and shape:
+            return ast.literal_eval(f"{shape})"), np.dtype(dtype.split()[1])
+    return None
 
 
 class KeptRows:

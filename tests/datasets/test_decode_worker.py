@@ -19,7 +19,7 @@ from PIL import Image
 
 from transfer_learning.datasets import decode_worker
 from transfer_learning.datasets.dataset import FilePart
-from transfer_learning.datasets.decode import content_hash, decode, from_jpeg
+from transfer_learning.datasets.decode import Decoded, content_hash, decode, from_jpeg
 from transfer_learning.datasets.decode_worker import DecodeWorkers
 
 ROOT = Path(__file__).parent.parent.parent
@@ -164,7 +164,7 @@ def test_an_image_that_ends_or_hangs_its_worker_costs_itself_alone(behind, secon
     bad, *good = image("bad", behind), *(image(str(number)) for number in range(6))
     with DecodeWorkers(SIZE, "squash", seconds=seconds) as workers, ThreadPoolExecutor(2) as threads:
         answers = list(threads.map(workers.decode, [*good[:3], bad, *good[3:]]))
-    assert answers.pop(3) == ("", (None, 0, 0, problem))
+    assert answers.pop(3) == ("", Decoded(None, 0, 0, problem))
     for path, answer in zip(good, answers, strict=True):
         assert_decoded(answer, path)
     assert processes() == []
@@ -229,7 +229,7 @@ def test_a_worker_that_is_killed_while_it_decodes_costs_its_image_alone(image, p
         writer = opened(pipe)
         (worker,) = processes()
         worker.kill()
-        assert answer.result(DEADLINE) == ("", (None, 0, 0, "the decoder died (SIGKILL)"))
+        assert answer.result(DEADLINE) == ("", Decoded(None, 0, 0, "the decoder died (SIGKILL)"))
         os.close(writer)
         assert_decoded(workers.decode(good), good)
 

@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -79,7 +80,7 @@ def read(path: Path, data_dir: Path) -> Dataset:
                 if not place.is_dir():  # another process was first
                     raise
     dataset = folder.read(place)
-    return Dataset(str(path), dataset.class_names, dataset.examples, dataset.ignored)
+    return replace(dataset, name=str(path))
 
 
 def _unpack(path: Path, target: Path) -> None:

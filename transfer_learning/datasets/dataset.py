@@ -58,8 +58,11 @@ class Dataset:
     class_names: tuple[str, ...]
     examples: tuple[Example, ...]
     ignored: tuple[tuple[str, str], ...] = ()  # (file, reason)
+    folder: Path | None = None  # where every file below it is an example or ignored
 
 
-def with_class_names(name: str, examples: Sequence[Example], ignored: Sequence[tuple[str, str]] = ()) -> Dataset:
+def with_class_names(
+    name: str, examples: Sequence[Example], ignored: Sequence[tuple[str, str]] = (), folder: Path | None = None
+) -> Dataset:
     """A dataset whose classes are the labels of its examples, sorted."""
-    return Dataset(name, tuple(sorted({example.label for example in examples})), tuple(examples), tuple(ignored))
+    return Dataset(name, tuple(sorted({example.label for example in examples})), tuple(examples), tuple(ignored), folder)

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -641,8 +641,7 @@ def load(data_dir: Path) -> Dataset:
     if not is_complete(root, NUM_IMAGES_PER_CLASS):
         print(f"Drawing {NUM_IMAGES_PER_CLASS * len(CLASS_NAMES):,} images into {root}, once.", flush=True)
         write(root)
-    dataset = read(root)
-    return Dataset("drawn_pills", CLASS_NAMES, dataset.examples, dataset.ignored)
+    return replace(read(root), name="drawn_pills", class_names=CLASS_NAMES)
 
 
 def is_complete(folder: Path, num_per_class: int | None = None) -> bool:

@@ -14,6 +14,13 @@ SPLIT_FOLDERS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 
+# Images of other kinds. Pillow decodes some of them, by libraries that were attacked more often than they were needed.
+OTHER_SUFFIXES = frozenset({
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".xcf", ".tga", ".ico", ".eps", ".raw", ".dng", ".cr2",
+    ".cr3", ".nef", ".arw", ".orf", ".rw2",
+})  # fmt: skip
+LINK_BACK = "a link back to a folder that holds it, in which its files are found anyway"
+
 
 def read(root: Path) -> Dataset:
     """Lists every file below `root`: each becomes an example or is ignored for a reason; nothing is opened.
@@ -56,11 +63,14 @@ def read(root: Path) -> Dataset:
             f"The folder {empty[0]} in {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}), as a class has to; "
             "add some, or take the folder away."
         )
-    return with_class_names(str(root), examples, ignored)
+    return with_class_names(str(root), examples, ignored, root)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below `folder`, however deep, in the order of their names; folders that are links are followed."""
+    """All files below `folder`, however deep, in the order of their names; folders that are links are followed.
+
+    A link back to a folder that holds it would lead round for ever: it is named like a file, for `reason_to_ignore`.
+    """
     folders, above, listings = [folder], [_place(folder)], [_entries(folder)]
     while listings:
         if (entry := next(listings[-1], None)) is None:
@@ -69,9 +79,9 @@ def files_below(folder: Path) -> Iterator[Path]:
             continue
         path = folders[-1] / entry.name
         # A link to itself is no folder for Path, and an error for an entry of a listing, which else knows without asking.
-        if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
+        if not (path.is_dir() if entry.is_symlink() else entry.is_dir()) or (place := _place(path)) in above:
             yield path
-        elif (place := _place(path)) not in above:  # else a link back to a folder whose files are found anyway
+        else:
             folders.append(path)
             above.append(place)
             listings.append(_entries(path))
@@ -112,8 +122,10 @@ def reason_to_ignore(path: Path, root: Path) -> str:
     """Why `path` is no image of the dataset, or nothing."""
     if any(_is_rubbish(part) for part in path.relative_to(root).parts):
         return "hidden, or left behind by a zip program or the system"
+    if path.exists() and not path.is_file():  # to read a pipe would wait for ever; a broken link is named by `decode`
+        return LINK_BACK if path.is_dir() else "neither a file nor a folder"
+    if path.suffix.lower() in OTHER_SUFFIXES:
+        return f"an image of a kind that is not decoded ({path.suffix.lower()}); convert it to JPEG or PNG to use it"
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return f"not named like an image ({path.suffix or 'no suffix'})"
-    if path.exists() and not path.is_file():  # to read a pipe would wait for ever; a broken link is named by `decode`
-        return "neither a file nor a folder"
     return ""

@@ -4,6 +4,7 @@ Source: Kaggle, vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images;
 """
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 from transfer_learning.datasets import folder
@@ -29,7 +30,7 @@ def load(data_dir: Path) -> Dataset:
             f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; the ten of the Kaggle set were "
             f"expected ({', '.join(CLASS_NAMES)}), so unpack its archive there, or give the folder itself to --dataset."
         )
-    return Dataset("pharma", CLASS_NAMES, dataset.examples, dataset.ignored)
+    return replace(dataset, name="pharma")
 
 
 def _download(root: Path) -> Path:

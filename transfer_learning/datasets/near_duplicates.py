@@ -1,0 +1,159 @@
+"""Pictures that are nearly the same: by a perceptual hash of their pixels, and by the features of a backbone.
+
+The hash is that of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2.1, as
+the package imagehash computes it (`phash`): the 8 x 8 lowest frequencies of a cosine transform of the grey picture of
+32 x 32 pixels, each above or below their median. It survives another size, another format and other colours, and not a
+turned or mirrored picture, nor one that is cut elsewhere; such ones the features may find. Silhouettes of one kind, as of
+clothes on black, share it too, so those that do are compared pixel by pixel.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from scipy.fft import dct
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+SIDE, FREQUENCIES = 32, 8
+PIXELS_AT_ONCE, ROWS_AT_ONCE, PAIRS_AT_ONCE = 2**23, 512, 2**14
+FLAT = 2.0  # grey levels: of a picture that varies less, the hash is of noise
+
+
+def perceptual_hashes(
+    pixels, rows: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes images of one size.
+
+    Args:
+        pixels: uint8 (records, size, size, 3), indexed by arrays.
+        rows: int64 (n,), which of them.
+
+    Returns:
+        The hashes, uint64 (n,); and how much each picture varies: the standard deviation of the grey levels of 32 x 32
+        pixels, float32 (n,), by which one of a single colour is known.
+    """
+    frequencies = (dct(np.eye(SIDE), axis=0)[:FREQUENCIES]).astype(np.float32)
+    hashes, contrasts = np.empty(len(rows), np.uint64), np.empty(len(rows), np.float32)
+    for part, grey in _grey_pictures(pixels, rows):
+        contrasts[part] = grey.std(axis=(1, 2))
+        lowest = (frequencies @ grey @ frequencies.T).reshape(len(grey), -1)
+        bits = lowest > np.median(lowest, axis=1, keepdims=True)
+        hashes[part] = np.packbits(bits, axis=1).view(">u8")[:, 0]
+        progress(part.stop, len(rows))
+    return hashes, contrasts
+
+
+def correlations(pixels, rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Returns how alike two pictures are, for each of `pairs` of `rows`: float32 (pairs,), 1 for equal but for brightness.
+
+    It is the correlation of their grey pictures of 32 x 32 pixels.
+    """
+    members, places = np.unique(pairs, return_inverse=True)
+    pictures = np.empty((len(members), SIDE * SIDE), np.float16)
+    for part, grey in _grey_pictures(pixels, rows[members]):
+        flat = grey.reshape(len(grey), -1)
+        flat -= flat.mean(axis=1, keepdims=True)
+        pictures[part] = SIDE * flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    left, right = places.reshape(-1, 2).T
+    found = np.empty(len(pairs), np.float32)
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        part = slice(start, start + PAIRS_AT_ONCE)
+        both = pictures[left[part]].astype(np.float32), pictures[right[part]].astype(np.float32)
+        found[part] = np.einsum("ij,ij->i", *both) / SIDE**2
+    return found
+
+
+def near_by_hash(hashes: np.ndarray, most_bits: int) -> np.ndarray:
+    """Returns the pairs of hashes that differ in at most `most_bits` of their 64 bits, int64 (pairs, 2).
+
+    Two such hashes agree in all bits of one of `most_bits` + 1 bands, so only those that do are compared. Equal hashes
+    are named in a chain, not every one with every other one.
+    """
+    if not len(hashes):
+        return np.empty((0, 2), np.int64)
+    distinct, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    order = np.argsort(inverse, kind="stable")
+    equal = inverse[order[1:]] == inverse[order[:-1]]
+    pairs = [np.stack([order[:-1], order[1:]], axis=1)[equal]]
+    for band in range(most_bits + 1):
+        mask = np.uint64(sum(1 << bit for bit in range(band, 64, most_bits + 1)))
+        values = distinct & mask
+        by_value = np.argsort(values, kind="stable")
+        ends = np.flatnonzero(np.diff(values[by_value], append=~values[by_value[-1:]])) + 1
+        for start, stop in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+            members = by_value[start:stop]
+            for part, others in _blocks(members):
+                near = np.bitwise_count(distinct[part][:, None] ^ distinct[others]) <= most_bits
+                left, right = np.nonzero(near & (part[:, None] < others))
+                pairs.append(np.stack([first[part[left]], first[others[right]]], axis=1))
+    return np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
+
+
+def near_by_features(features: np.ndarray, least_similarity: float) -> np.ndarray:
+    """Returns the pairs whose features point the same way, int64 (pairs, 2).
+
+    Args:
+        features: float32 (n, width), of length 1 each, see `directions`.
+        least_similarity: cosine from which two are a pair.
+    """
+    pairs = [np.empty((0, 2), np.int64)]
+    for part, others in _blocks(np.arange(len(features))):
+        left, right = np.nonzero(features[part] @ features[others].T >= least_similarity)
+        is_new = part[left] < others[right]
+        pairs.append(np.stack([part[left[is_new]], others[right[is_new]]], axis=1))
+    return np.concatenate(pairs)
+
+
+def directions(features: np.ndarray) -> np.ndarray:
+    """Returns the features about their mean, scaled to length 1: float32 (n, width).
+
+    Features behind a ReLU are all positive, so that those of any two pictures point much the same way; about their mean
+    they do not.
+    """
+    centred = features - features.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
+    return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+
+
+def groups_of(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Returns for each of `count` images the number of its group, int64 (count,), -1 for one that stands alone.
+
+    Images belong together that a chain of pairs leads from one to the other. Groups are numbered from 0 on in the order
+    of their first images.
+    """
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, components = connected_components(graph, directed=False)
+    _, first, inverse, sizes = np.unique(components, return_index=True, return_inverse=True, return_counts=True)
+    is_group = sizes > 1
+    numbers = np.full(len(sizes), -1)
+    numbers[np.flatnonzero(is_group)[np.argsort(first[is_group])]] = np.arange(is_group.sum())
+    return numbers[inverse]
+
+
+def _blocks(members: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Some of `members`, with those that stand from the first of them on: all pairs, and never a whole square of them."""
+    for start in range(0, len(members) if len(members) > 1 else 0, ROWS_AT_ONCE):
+        yield members[start : start + ROWS_AT_ONCE], members[start:]
+
+
+def _grey_pictures(pixels, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """The pictures as grey ones of SIDE x SIDE pixels, float32 (k, SIDE, SIDE), with which of `rows` these k are."""
+    size = pixels.shape[1]
+    reduce = _reduction(size).astype(np.float32)
+    at_once = max(1, PIXELS_AT_ONCE // size**2)
+    parts = [slice(start, min(start + at_once, len(rows))) for start in range(0, len(rows), at_once)]
+    with ThreadPoolExecutor(1) as thread:  # reads one part ahead
+        coming = [thread.submit(lambda part: pixels[rows[part]], part) for part in parts[:1]]
+        for number, part in enumerate(parts, 1):
+            images = coming.pop().result()
+            coming += [thread.submit(lambda part: pixels[rows[part]], ahead) for ahead in parts[number : number + 1]]
+            grey = images @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
+            yield part, reduce @ grey @ reduce.T
+
+
+def _reduction(size: int) -> np.ndarray:
+    """The matrix (SIDE, size) that takes `size` pixels in a row to SIDE of them, each the mean over its share of the row."""
+    edges = np.linspace(0, size, SIDE + 1)
+    pixel = np.arange(size)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return np.maximum(overlap, 0) * (SIDE / size)
