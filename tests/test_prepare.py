@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import draw_photos
-from PIL import Image
 from odd_photos import drawing, make_odd_photos
+from PIL import Image
 
 from transfer_learning import prepare, run
 from transfer_learning.choice import chosen_config

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 from odd_photos import CLASSES, drawing, make_odd_photos
+from PIL import Image
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets import archive, folder
