@@ -19,7 +19,8 @@ def manifest_of(rows, val=0.15, test=0.15, skip=False, ids=None, pixels=None, **
     examples = [Example(id, label, split, None, group) for id, (label, _, split, _, group) in zip(ids, rows, strict=True)]
     hashes = [hashlib.sha256(str(content).encode()).hexdigest() for _, content, *_ in rows]
     facts = pd.DataFrame({
-        "sha256": hashes, "width": 8, "height": 8, "problem": [problem for *_, problem, _ in rows], "pixels": pixels or hashes,
+        "sha256": hashes, "width": 8, "height": 8, "pixels": pixels or hashes,
+        "problem": [problem for *_, problem, _ in rows],
     })  # fmt: skip
     said = []
     names = tuple(sorted({label for label, *_ in rows}))
