@@ -13,16 +13,18 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SIZE
+from conftest import SIZE, draw_photos
 from test_report import Page
 
 from transfer_learning import compare, experiment
 from transfer_learning.command_line import run_main
 from transfer_learning.comparison_dir import ComparisonDir
 from transfer_learning.config import with_values
+from transfer_learning.datasets.cifar10 import CLASS_NAMES
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiment import run_experiment
+from transfer_learning.models.backbones import build_backbone
 from transfer_learning.run_dir import RunDir
 from transfer_learning.training.stopping import StopRequest
 
@@ -237,6 +239,25 @@ def test_a_damaged_plan_is_named(tmp_path, capsys):
         (tmp_path / "plan.json").write_text(content)
         assert run_main(compare.main, ["--resume", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_cifar10_from_its_images_to_the_page(tmp_path, monkeypatch, capsys):
+    for split, num_per_class in (("train", 4), ("test", 2)):
+        draw_photos(tmp_path / "data" / "cifar10" / split, CLASS_NAMES, num_per_class, seed=len(split), shape=(32, 32))
+    build_backbone("resnet18", 32, "none").save_weights(tmp_path / "resnet18.weights.h5")
+    monkeypatch.setattr(compare, "run_child", Children())
+    monkeypatch.setattr(experiment, "draw_figures", lambda *_: None)
+    given = [
+        "--dataset", "cifar10", "--weights", tmp_path / "resnet18.weights.h5", "--epochs", 1, "--seeds", 1, "--batch-size", 8,
+        "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache", "--run-dir", tmp_path / "compared",
+    ]  # fmt: skip
+    assert run_main(compare.main, [str(word) for word in given]) == 0
+    found = results(ComparisonDir(tmp_path / "compared"))
+    assert (found["dataset"], found["split"], found["num_images"]) == ("cifar10", "test", 20)
+    pretrained, scratch = found["sides"].values()
+    assert (pretrained["num_parameters"], scratch["num_parameters"]) == (11_191_242, 1_205_802)
+    assert pretrained["num_bytes"] > 11e6 * 4 and scratch["num_bytes"] < pretrained["num_bytes"] / 8
+    assert "pretrained against scratch" in Page(tmp_path / "compared" / "compare.html").text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
