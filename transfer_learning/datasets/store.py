@@ -196,7 +196,7 @@ class _Filling:
         with self._space_told():
             found = zip(fresh, self._kept.positions(fresh).tolist(), self._kept.notes(fresh), strict=True)
         found = {name: _Known.from_note(row, note) for name, row, note in found if row >= 0 and note}
-        self.found |= found.keys()
+        self.found.update(found)  # not |=, which copies the whole set for the sake of a view of keys
         missing = [name for name in fresh if name not in found]
         self.known |= found | dict.fromkeys(missing, _Known())
         if missing and not self.num_missing:
