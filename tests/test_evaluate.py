@@ -4,6 +4,7 @@ import dataclasses
 import io
 import shutil
 import weakref
+import zipfile
 
 import keras
 import numpy as np
@@ -72,6 +73,33 @@ def test_the_temperature_is_a_part_of_the_model_and_of_every_answer(runs, name, 
     answers = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("file")
     for row in judged.itertuples():
         assert np.float32(answers.loc[f"{photos}/{row.id}", "confidence"]) == row.confidence
+
+
+def test_predict_calls_unknown_what_lies_below_the_confidence_that_validation_images_told(runs, photos, capsys):
+    run_dir = runs["seed 0"]
+    rule = read_json(run_dir.evaluation)["unknown"]
+    confidences = predictions.read(run_dir.predictions("val"))["confidence"]
+    assert np.mean(confidences >= rule["threshold"]) >= rule["kept_share"] and rule["threshold"] in set(confidences.tolist())
+    assert list(rule["others"]) == ["uniform noise", "test images, scrambled"]
+    answers = []
+    for more in ([], ["--unknown"]):
+        assert run_main(predict.main, [str(run_dir.path), str(photos), *more]) == 0
+        answers.append(pd.read_csv(io.StringIO(capsys.readouterr().out)))
+    plain, ruled = answers
+    below = plain["confidence"] < rule["threshold"]
+    assert (ruled["class"] == plain["class"].where(~below, "unknown")).all() and below.any() and not below.all()
+    assert (ruled["confidence"] == plain["confidence"]).all()
+
+
+def test_a_model_without_the_rule_says_so(runs, photos, tmp_path_factory, capsys):
+    run_dir = RunDir(tmp_path_factory.mktemp("others") / "run")
+    shutil.copytree(runs["seed 0"].path, run_dir.path)
+    with zipfile.ZipFile(runs["seed 0"].model) as source, zipfile.ZipFile(run_dir.model, "w") as copy:
+        for name in source.namelist():
+            if name != "calibration.json":
+                copy.writestr(name, source.read(name))
+    assert run_main(predict.main, [str(run_dir.path), str(photos), "--unknown"]) == 2
+    assert "--val-fraction" in capsys.readouterr().err
 
 
 def test_views_are_averaged_into_the_run(runs, capsys):

@@ -72,7 +72,7 @@ def test_every_flag_that_is_named_is_one(flag):
     others |= {"--signal", "--rm", "--profile"}  # of SLURM and of Docker
     others |= {"--peers-python", "--work-dir", "--seconds"}
     others |= {"--config", "--seeds", "--epochs", "--learning-rates", "--reach"}
-    others |= {"--views", "--soup", "--paired"}
+    others |= {"--views", "--soup", "--paired", "--unknown"}
     assert flag in others | {f"--{flag_name(name)}" for name in fields} | {f"--no-{flag_name(name)}" for name in fields}
 
 

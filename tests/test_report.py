@@ -12,7 +12,7 @@ from PIL import Image
 
 from transfer_learning import report
 from transfer_learning.errors import ExitCode, UserError
-from transfer_learning.evaluation import calibration, metrics, predictions
+from transfer_learning.evaluation import calibration, metrics, predictions, unknown
 from transfer_learning.run_dir import RunDir
 
 HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "a & b", "{{ 7 * 7 }}", "nan", "錠剤",
@@ -38,6 +38,7 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     predictions.write(table, run_dir.predictions(split))
     evaluation = metrics.evaluate(table, class_names)
     evaluation["calibration"] = calibration.measure(table, 1.25)
+    evaluation["unknown"] = unknown.measure(0.95, table, {"white noise": np.float32([0.5, 0.96])})
     evaluation |= {"split": split, "weights_sha256": "ab" * 32, "frozen": PHASE, "fine_tune": fine_tune}
     text = {"encoding": "utf-8", "errors": "surrogateescape"}
     run_dir.evaluation.write_text(json.dumps(evaluation), **text)
@@ -95,7 +96,9 @@ def test_shows_every_result_of_the_run(tmp_path):
         "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 25 s 412.2", "91.23 %", "1:02 h",
         "Decoding 1.5 s 2.0 s – 92 MB 95 MB",
         "Frozen phase 1:14 min 1:15 min 0.2 s – –", "Evaluation 1:01 min – – – –",
-        "cat dog 1 25.00 %", "the two are 6.67 % apart", "temperature 1.25,", "cat/0.jpg cat dog 90.00 %",
+        "cat dog 1 25.00 %", "the two are 6.67 % apart", "temperature 1.25,",
+        "less than 95.00 % confidence", "10 of 10 right answers, and saves 2 of 2 mistakes", "white noise 2 50.00 % 9.5–90.5 %",
+        "cat/0.jpg cat dog 90.00 %",
         "cat 4 0 0 0 4", "owl 0 0 3 1 4", "all classes 4 4 3 1 12",
         "Skipped images: 1", "owl/11.jpg truncated after 17 bytes", "readme.txt no image",
         "2 samples in 1:00 min: processors 80 % busy on average. Warning: it is hot",

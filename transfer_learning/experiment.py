@@ -12,13 +12,14 @@ import pandas as pd
 import tensorflow as tf
 
 from transfer_learning.config import PHASES, RunConfig, flag_name
+from transfer_learning.datasets import noise
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation import calibration, figures, metrics, predictions
+from transfer_learning.evaluation import calibration, figures, metrics, predictions, unknown
 from transfer_learning.files import read_json, write_json, write_text
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.boundary import Cut, cut_at_boundary
@@ -27,6 +28,7 @@ from transfer_learning.models.classifier import (
     build_classifier,
     open_layers,
     predicted_logits,
+    probabilities,
     save_model,
     softmax,
 )
@@ -45,6 +47,7 @@ from transfer_learning.training.ridge import ridge_head
 from transfer_learning.training.stopping import StopRequest
 
 NUM_PICTURES = 20  # in the figures of random images and of mistakes
+NUM_NOISE = 96  # images of each kind of nothing
 NUM_LOOKED_AT = 4  # right ones, and as many wrong ones, of which it is shown where the network looked
 
 
@@ -258,14 +261,33 @@ def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: De
 def calibrate_and_judge(
     classifier: Classifier, data: Data, run_dir: RunDir, say: Callable[[str], None]
 ) -> tuple[Classifier, dict[str, dict]]:
-    """Gives the classifier its temperature, saves it, and judges it on each split that it was not trained on."""
+    """Gives the classifier what validation images tell, saves it, and judges it on each split it was not trained on."""
     logits = {split: logits_of_split(classifier, data, split) for split in ("val", "test") if len(data.split(split))}
     if "val" in logits:
         temperature, reason = calibration.fitted_temperature(logits["val"], data.split("val").labels)
-        classifier = replace(classifier, temperature=temperature)
         say(reason)
+        unknown_below = unknown.threshold(softmax(logits["val"], temperature).max(axis=1))
+        classifier = classifier.with_rules(temperature, unknown_below)
     save_model(classifier, run_dir.model)
-    return classifier, {split: judge(logits[split], classifier.temperature, data, split, run_dir) for split in logits}
+    results = {split: judge(logits[split], classifier.temperature, data, split, run_dir) for split in logits}
+    results[data.judged_split]["unknown"] = judge_unknown(classifier, data, data.judged_split, run_dir)
+    return classifier, results
+
+
+def judge_unknown(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict | None:
+    """What the rule for unknown costs on a split, and what it catches of images of nothing; None where there is no rule."""
+    if not classifier.unknown_below:
+        return None
+    examples = data.split(split)
+    some = examples.rows[np.random.default_rng(0).permutation(len(examples))[:NUM_NOISE]]
+    images = {
+        "uniform noise": noise.uniform_noise(NUM_NOISE, classifier.model.input_shape[1]),
+        f"{split} images, scrambled": noise.scrambled(examples.inputs[some]),
+    }
+    confidences = {
+        name: probabilities(classifier, pixels, np.arange(len(pixels))).max(axis=1) for name, pixels in images.items()
+    }
+    return unknown.measure(classifier.unknown_below, predictions.read(run_dir.predictions(split)), confidences)
 
 
 def evaluate_split(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict:

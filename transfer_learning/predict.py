@@ -20,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a directory that `run` made")
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders searched for them")
     parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
+    parser.add_argument(
+        "--unknown", action="store_true", help="write unknown where the confidence is too low for any class (see the report)"
+    )
     flags = parser.parse_args(arguments)
     run_dir = evaluated_run_dir(flags.run_dir)
     config = run_dir.read_config()
@@ -36,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     set_up_devices(config.precision, config.seed, lambda sentence: None, begun_with)
     classifier = load_model(config, run_dir.model, recorded["weights_sha256"])
+    if flags.unknown and not classifier.unknown_below:
+        raise UserError(
+            f"{run_dir.path} has no rule for --unknown: it was trained without validation images, or before there was one; "
+            "leave it out, or train again with a --val-fraction above 0."
+        )
+    unknown_below = classifier.unknown_below if flags.unknown else 0.0
     if hasattr(sys.stdout, "reconfigure"):  # a file name need not be UTF-8, and goes out as it came in
         sys.stdout.reconfigure(errors="surrogateescape")
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -59,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pixels = np.stack([pixels for _, pixels in readable])
             predicted = probabilities(classifier, pixels, np.arange(len(pixels)))
             for (file, _), row in zip(readable, predicted, strict=True):
-                writer.writerow((file, classifier.class_names[row.argmax()], f"{row.max():.9g}"))
+                name = "unknown" if row.max() < unknown_below else classifier.class_names[row.argmax()]
+                writer.writerow((file, name, f"{row.max():.9g}"))
     print(f"Predicted {len(files) - skipped:,} images, skipped {skipped:,}.", file=sys.stderr)
 
 

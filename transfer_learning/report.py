@@ -102,6 +102,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             "phases": [(title, evaluation.get(name)) for name, title in PHASES.items()],
             "soup": evaluation.get("soup"),
             "calibration": evaluation.get("calibration"),
+            "unknown": evaluation.get("unknown"),
             "per_class": [(place, name, per_class[name]) for place, name in enumerate(class_names)],
             "confused": most_confused(matrix, class_names),
             "num_mistakes": int(matrix.sum() - np.trace(matrix)),

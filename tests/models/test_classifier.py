@@ -113,7 +113,7 @@ def test_probabilities_of_an_image_do_not_depend_on_what_stands_beside_it(classi
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4, 3.0])
 def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_config, tmp_path, temperature):
-    classifier = dataclasses.replace(classifier, temperature=temperature)
+    classifier = classifier.with_rules(temperature, unknown_below=0.75)
     path = tmp_path / "model.keras"
     save_model(classifier, path)
     expected = probabilities(classifier, IMAGES, np.arange(5))
@@ -123,6 +123,13 @@ def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_conf
     loaded = load_model(small_config, path)
     assert loaded.class_names == CLASS_NAMES and loaded.weights_sha256 == classifier.weights_sha256
     assert np.array_equal(probabilities(loaded, IMAGES, np.arange(5)), expected)
+    assert (loaded.temperature, loaded.unknown_below) == (temperature, 0.75)
+
+
+def test_rules_do_not_compile_the_network_again(classifier):
+    compiled = classifier.compiled
+    assert classifier.with_rules(2.0, 0.5).compiled is compiled
+    assert classifier.temperature == 1
 
 
 def test_a_temperature_changes_confidences_and_no_class(classifier):
@@ -135,19 +142,21 @@ def test_a_temperature_changes_confidences_and_no_class(classifier):
 
 def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_config, tmp_path):
     new, old = tmp_path / "new.keras", tmp_path / "old.keras"
-    save_model(dataclasses.replace(classifier, temperature=2.0), new)
+    save_model(classifier.with_rules(2.0, unknown_below=0.5), new)
     with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as copy:
         for name in source.namelist():
             if name != "calibration.json":
                 copy.writestr(name, source.read(name))
-    assert (load_model(small_config, new).temperature, load_model(small_config, old).temperature) == (2.0, 1.0)
+    rules = [(loaded.temperature, loaded.unknown_below) for loaded in (load_model(small_config, path) for path in (new, old))]
+    assert rules == [(2.0, 0.5), (1.0, 0.0)]
 
 
 @pytest.mark.parametrize(
     "content",
-    ['{"temperature": 0.0}', '{"temperature": NaN}', '{"temperature": Infinity}', '{"temperature": "2"}', "[]", "{"],
+    ['{"temperature": 0.0}', '{"temperature": NaN}', '{"temperature": Infinity}', '{"temperature": "2"}', "[]", "{",
+     '{"unknown_below": 2.0}', '{"unknown_below": NaN}', '{"unknown_below": null}'],
 )
-def test_a_temperature_that_is_none_is_a_sentence(classifier, small_config, tmp_path, content):
+def test_a_rule_that_is_none_is_a_sentence(classifier, small_config, tmp_path, content):
     good, bad = tmp_path / "good.keras", tmp_path / "bad.keras"
     save_model(classifier, good)
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w") as copy:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -32,6 +33,7 @@ ROWS_AT_ONCE = 4096  # of logits, while they become probabilities
 # In the .keras archive: two that are ours, where Keras itself does not look, and the arrays, where it does
 CLASS_NAMES_MEMBER = "class_names.json"
 CALIBRATION_MEMBER = "calibration.json"
+RULES = {"temperature": 1.0, "unknown_below": 0.0}  # that are in it, and what they are where it is missing
 WEIGHTS_MEMBER = "model.weights.h5"
 
 
@@ -46,6 +48,7 @@ class Classifier:
     model: keras.Model  # images -> logits
     pretrained: bool
     temperature: float = 1.0  # by which logits are divided for the probabilities
+    unknown_below: float = 0.0  # the confidence below which a prediction is called unknown
 
     def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits; while training, dropout in the head works, and BatchNorm of a pretrained backbone does not.
@@ -64,6 +67,12 @@ class Classifier:
             return tf.cast(self.model(images, training=False), tf.float32)
 
         return tf.function(compute, autograph=False)
+
+    def with_rules(self, temperature: float, unknown_below: float) -> "Classifier":
+        """The same network with what validation images told; it is not compiled again, for that ends with the logits."""
+        other = replace(self, temperature=temperature, unknown_below=unknown_below)
+        vars(other).update({name: value for name, value in vars(self).items() if name == "compiled"})
+        return other
 
     @property
     def weights_sha256(self) -> str:
@@ -189,7 +198,7 @@ def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def save_model(classifier: Classifier, path: Path) -> None:
-    """Writes the model that is shipped, with its class names and its temperature inside the archive.
+    """Writes the model that is shipped, with its class names and what validation images told inside the archive.
 
     `keras.models.load_model` reads it without this package.
     """
@@ -197,7 +206,8 @@ def save_model(classifier: Classifier, path: Path) -> None:
         shipped_model(classifier).save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(CLASS_NAMES_MEMBER, json.dumps(classifier.class_names))
-            archive.writestr(CALIBRATION_MEMBER, json.dumps({"temperature": classifier.temperature}))
+            rules = {name: getattr(classifier, name) for name in RULES}
+            archive.writestr(CALIBRATION_MEMBER, json.dumps(rules))
 
 
 def shipped_model(classifier: Classifier) -> keras.Model:
@@ -210,7 +220,7 @@ def shipped_model(classifier: Classifier) -> keras.Model:
 def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None) -> Classifier:
     """Builds the network anew from `config` and reads arrays alone from what `save_model` wrote: no code is loaded.
 
-    The file may be a stranger's. Of its members only the names of the classes, the temperature and the arrays are opened,
+    The file may be a stranger's. Of its members only the names of the classes, the rules and the arrays are opened,
     and these are checked before Keras sees them, and before a network of their size is made.
 
     Args:
@@ -228,14 +238,11 @@ def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None)
             class_names = json.loads(archive.read(CLASS_NAMES_MEMBER))
             if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
                 raise ValueError(f"its {CLASS_NAMES_MEMBER} is no list of names")
-            calibration = json.loads(archive.read(CALIBRATION_MEMBER)) if has_calibration else {"temperature": 1.0}
-            temperature = calibration.get("temperature") if isinstance(calibration, dict) else None
-            if type(temperature) is not float or not 0 < temperature < math.inf:
-                raise ValueError(f"its {CALIBRATION_MEMBER} holds no temperature")
+            rules = _checked_rules(json.loads(archive.read(CALIBRATION_MEMBER))) if has_calibration else RULES
             with archive.open(WEIGHTS_MEMBER) as arrays:
                 _, num_weights = check_hdf5(arrays, archive.getinfo(WEIGHTS_MEMBER).file_size)
         classifier = build_classifier(config, tuple(class_names), weights="none", most_weights=num_weights)
-        classifier = replace(classifier, temperature=temperature)
+        classifier = classifier.with_rules(**rules)
         classifier.model.load_weights(path)
     except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]
@@ -249,6 +256,17 @@ def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None)
             "run with --resume, which writes the model again."
         )
     return classifier
+
+
+def _checked_rules(found: Any) -> dict[str, float]:
+    """What `save_model` wrote beside the weights; ValueError where it is something else."""
+    rules = RULES | {name: found[name] for name in RULES if name in found} if isinstance(found, dict) else {}
+    if not (
+        rules and all(type(value) is float for value in rules.values())
+        and 0 < rules["temperature"] < math.inf and 0 <= rules["unknown_below"] <= 1
+    ):  # fmt: skip
+        raise ValueError(f"its {CALIBRATION_MEMBER} holds no temperature and no confidence")
+    return rules
 
 
 def _check_head(widths: Sequence[int], most_weights: int | None) -> None:

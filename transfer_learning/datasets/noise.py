@@ -1,0 +1,20 @@
+"""Images of nothing, to see whether a model takes them for something."""
+
+import numpy as np
+
+SEED = 0
+
+
+def uniform_noise(num_images: int, size: int) -> np.ndarray:
+    """Every value drawn by itself: uint8 (num_images, size, size, 3)."""
+    return np.random.default_rng(SEED).integers(0, 256, (num_images, size, size, 3), np.uint8)
+
+
+def scrambled(images: np.ndarray) -> np.ndarray:
+    """The same pixels in another order, drawn anew for each image: the colours are right, and nothing else is.
+
+    images: uint8 (n, size, size, 3); so is the result.
+    """
+    pixels = images.reshape(len(images), -1, 3)
+    order = np.random.default_rng(SEED).random(pixels.shape[:2]).argsort(axis=1)
+    return np.take_along_axis(pixels, order[:, :, None], axis=1).reshape(images.shape)
