@@ -1,12 +1,13 @@
-# Everything in requirements.txt and the code; data, runs and notebooks are folders of the host (see compose.yaml).
+# Everything in requirements.lock and the code; data, runs and notebooks are folders of the host (see compose.yaml).
 FROM python:3.12-slim
 
 # EXTRA="tensorflow[and-cuda]" adds NVIDIA's libraries; the driver is the host's.
 ARG EXTRA=""
 
 WORKDIR /work
-COPY requirements.txt ./
-RUN pip install --no-cache-dir -r requirements.txt $EXTRA
+COPY requirements.lock ./
+RUN pip install --no-cache-dir --require-hashes -r requirements.lock
+RUN test -z "$EXTRA" || pip install --no-cache-dir $EXTRA
 COPY pyproject.toml README.md ./
 COPY transfer_learning ./transfer_learning
 

@@ -1,12 +1,15 @@
-# make setup      a virtual environment in .venv with everything in requirements.txt
+# make setup      a virtual environment in .venv with everything in requirements.txt, as requirements.lock has it
 # make demo       setup, then train and evaluate a classifier on drawn images, without GPU or downloads
 # make test       setup, then the tests
 # make test-long  the same tests many more times over: kills, damage, mutants
+# make lock       requirements.lock anew, out of requirements.txt: every package with the hashes of its files
+# make audit      looks up known vulnerabilities of what is locked, in a service on the internet
 
 VENV := .venv
+TOOLS := .venv/tools
 PYTHON ?=
 
-.PHONY: setup demo test test-long
+.PHONY: setup demo test test-long lock audit
 
 setup: $(VENV)/installed
 
@@ -19,17 +22,37 @@ test: setup
 test-long: setup
 	$(VENV)/bin/python -m pytest -q -m long
 
-# TensorFlow has wheels for these versions of Python only; pip would say it with a page of text.
-$(VENV)/installed: requirements.txt
-	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
-	  if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
-	  then chosen=$$python; break; fi; \
-	done; \
-	if [ -z "$$chosen" ]; then \
-	  echo "error: no Python 3.11, 3.12 or 3.13 with venv was found, and TensorFlow has packages for no other;" \
-	    "install one (Debian: python3 python3-venv) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
-	  exit 2; \
-	fi; \
-	echo "Installing requirements.txt into $(VENV) with $$chosen ..."; \
-	$$chosen -m venv $(VENV) && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+# For every platform and each Python that TensorFlow has wheels for; what is locked already stays, unless it has to change.
+lock: $(TOOLS)/installed
+	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock" --output-file requirements.lock requirements.txt
+
+# --strict: a package that the service does not know, or a service out of reach, is no clean bill.
+audit: $(TOOLS)/installed
+	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
+$(VENV)/installed: requirements.lock
+	@$(FIND_PYTHON); \
+	echo "Installing requirements.lock into $(VENV) with $$chosen ..."; \
+	$$chosen -m venv $(VENV) && $(VENV)/bin/python -m pip install $(QUIETLY) --require-hashes --requirement requirements.lock
 	@touch $@
+
+$(TOOLS)/installed: requirements-tools.txt
+	@$(FIND_PYTHON); \
+	$$chosen -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install $(QUIETLY) --requirement requirements-tools.txt
+	@touch $@
+
+QUIETLY := --quiet --disable-pip-version-check
+
+# TensorFlow has wheels for these versions of Python only; pip would say it with a page of text.
+define FIND_PYTHON
+for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+  if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
+  then chosen=$$python; break; fi; \
+done; \
+if [ -z "$$chosen" ]; then \
+  echo "error: no Python 3.11, 3.12 or 3.13 with venv was found, and TensorFlow has packages for no other;" \
+    "install one (Debian: python3 python3-venv) or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; \
+  exit 2; \
+fi
+endef

@@ -292,6 +292,30 @@ def entry(start: int, end: int, shape: list[int], kind: str = "F32") -> dict:
     return {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
 
 
+def arrow_that_unpickles(path: Path, canary: Path) -> None:
+    """A folder as `save_to_disk` of Hugging Face writes it, whose column is of a type that PyArrow used to unpickle."""
+    import pyarrow as pa
+
+    path.mkdir()
+    attack = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(Attack(canary))}
+    images = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([pa.field("image", images), pa.field("label", pa.int64(), metadata=attack)])
+    table = pa.table([pa.array([{"bytes": b"x", "path": None}], images), pa.array([0])], schema)
+    with pa.OSFile(str(path / "data-00000-of-00001.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(table)
+    features = {"image": {"_type": "Image"}, "label": {"dtype": "int64", "_type": "Value"}}
+    (path / "dataset_info.json").write_text(json.dumps({"features": features}))
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0", "_format_columns": None,
+             "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False, "_split": "train"}  # fmt: skip
+    (path / "state.json").write_text(json.dumps(state))
+
+
+def folder_with_a_loading_script(path: Path, canary: Path) -> None:
+    path.mkdir()
+    (path / f"{path.name}.py").write_text(f"import os\nos.mkdir({str(canary / 'ran')!r})\n")
+    (path / "data.txt").write_text("x")
+
+
 def specimens() -> dict[str, Specimen]:
     """Every specimen by its name."""
     table: dict[str, Specimen] = {}
@@ -405,6 +429,13 @@ def specimens() -> dict[str, Specimen]:
         ("x.bin", lambda canary: b"x" * 3_000_000),
     ):  # fmt: skip
         add(f"dataset as {file_name}", DATASET, file_name, make, "")
+
+    table["dataset of Hugging Face whose column unpickles (CVE-2023-47248)"] = Specimen(
+        DATASET, "arrow", arrow_that_unpickles, ""
+    )
+    table["dataset of Hugging Face with a loading script"] = Specimen(
+        DATASET, "scripted", folder_with_a_loading_script, "a stranger's code is not run"
+    )
 
     # The state of a run
     for name, make, words in (

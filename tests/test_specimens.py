@@ -190,7 +190,9 @@ def sign(folder):
 @of(DATASET)
 def test_a_dataset(name, laid, refused, here):
     path = laid(name)
-    assert str(path) in refused(prepare, "--dataset", path, "--cache-dir", "cache")
+    given = f"hf:{path}" if path.is_dir() else path
+    line = refused(prepare, "--dataset", given, "--cache-dir", "cache")
+    assert str(path) in line and TABLE[name].words in line
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from PIL import Image
 
 from transfer_learning.datasets import s3
 from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
-from transfer_learning.datasets.decode import FORMATS, content_hash, decode, seen_size, upright
+from transfer_learning.datasets.decode import FORMATS, content_hash, decode, read_file, seen_size, upright
 from transfer_learning.datasets.decode_worker import usable_cores
 from transfer_learning.datasets.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
@@ -163,8 +163,8 @@ def _annotations(path: Path) -> tuple[set[str], dict[str, list[dict[str, Any]]]]
 def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
     """The file of each annotation's box, cut out at full size and without loss, or the reason why there is none."""
     try:
-        content = image.path.read_bytes()
-    except OSError:
+        content = read_file(image.path)
+    except (OSError, ValueError):
         return [image.path] * len(image.annotations)  # which tells why when it is decoded
     # The name tells image and pixels, so what is there is what would be made.
     folder = folder / f"{image.path.stem[:80]}-{content_hash(image.name.encode() + content)[:16]}"

@@ -1,0 +1,59 @@
+"""What `make setup` installs: the versions that requirements.txt names, each file by its digest, none below a fix."""
+
+import re
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parent.parent
+REQUIREMENTS = (ROOT / "requirements.txt").read_text()
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def locked():
+    """(requirement with its marker, digests) of each block of the lock."""
+    blocks = re.split(r"\n(?=\S)", "\n".join(line for line in LOCK.splitlines() if not line.lstrip().startswith("#")))
+    for block in filter(str.strip, blocks):
+        first, *rest = block.replace("\\\n", "\n").strip().splitlines()
+        yield Requirement(first), [line.strip() for line in rest]
+
+
+def test_every_package_is_there_once_for_each_python_with_digests_and_from_nowhere_in_particular():
+    entries = list(locked())
+    assert len(entries) > 100
+    for requirement, digests in entries:
+        assert re.fullmatch(r"==[0-9a-z.+!]+", str(requirement.specifier)) and requirement.url is None
+        assert digests and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for digest in digests), requirement
+    for python in ("3.11.9", "3.12.1", "3.13.0"):
+        environment = {"python_full_version": python, "python_version": python.rpartition(".")[0], "sys_platform": "linux"}
+        names = [r.name for r, _ in entries if r.marker is None or r.marker.evaluate(environment)]
+        assert len(names) == len(set(names))
+    assert "://" not in LOCK and "--index" not in LOCK and "--find-links" not in LOCK and "file:" not in LOCK
+    assert "make lock" in LOCK.splitlines()[1]
+
+
+def test_the_lock_was_made_of_the_requirements():
+    versions = {canonicalize_name(requirement.name): requirement for requirement, _ in locked()}
+    for line in REQUIREMENTS.splitlines():
+        if line[:1].isalpha():
+            wanted = Requirement(line)
+            assert versions[canonicalize_name(wanted.name)].specifier == wanted.specifier, f"{line}: call `make lock`"
+
+
+FLOORS = re.findall(r"^#   (\S+) (\S+) ", REQUIREMENTS, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "floor"), FLOORS)
+def test_nothing_is_below_the_version_that_closes_its_holes(name, floor):
+    found = [requirement for requirement, _ in locked() if canonicalize_name(requirement.name) == name]
+    assert found
+    for requirement in found:
+        (pinned,) = requirement.specifier
+        assert Version(pinned.version) >= Version(floor)
+
+
+def test_the_floors_that_were_promised_are_stated():
+    assert {"keras": "3.15.1", "pillow": "12.3.0"}.items() <= dict(FLOORS).items()
