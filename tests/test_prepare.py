@@ -156,7 +156,7 @@ def test_what_it_cannot_prepare_is_one_sentence(arguments, words, prepared):
 
 def test_it_needs_no_tensorflow(photos, tmp_path):
     code = "import sys; from transfer_learning import prepare; prepare.main(sys.argv[1:]); print('tensorflow' in sys.modules)"
-    arguments = ["--dataset", photos, "--cache-dir", tmp_path / "cache"]
+    arguments = ["--dataset", photos, "--cache-dir", tmp_path / "cache", "--out", tmp_path / "audit"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False" and done.stderr == ""
 

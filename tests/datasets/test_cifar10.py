@@ -306,8 +306,7 @@ def test_the_recipe_runs_from_the_archive_to_the_report(verb, tmp_path, weights_
     lay(tmp_path / "data" / "cifar10", PY)
     arguments = ["--dataset", "cifar10", "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache", "--backbone",
                  "small_cnn", "--weights", weights_file, "--image-size", 48]  # fmt: skip
-    if verb is run:
-        arguments += ["--run-dir", tmp_path / "run"]
+    arguments += ["--run-dir" if verb is run else "--out", tmp_path / "run"]
     assert run_main(verb.main, [str(argument) for argument in arguments]) == 0
     output = capsys.readouterr().out
     if verb is prepare:

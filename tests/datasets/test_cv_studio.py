@@ -336,10 +336,10 @@ def test_the_recipe_runs_from_the_project_to_the_report(dataset, tmp_path, weigh
     lay(project, {f"{number}.png": [boxes[number % 2]] for number in range(24)} | {"none.png": []}, ("stop", "not_stop"))
     flags = ["--dataset", dataset.format(project), "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache",
              "--backbone", "small_cnn", "--weights", weights_file, "--image-size", 16]  # fmt: skip
-    for main, more in ((prepare.main, []), (run.main, ["--run-dir", tmp_path / "run"])):
+    for main, more in ((prepare.main, ["--out", tmp_path / "audit"]), (run.main, ["--run-dir", tmp_path / "run"])):
         assert run_main(main, [str(flag) for flag in (*flags, *more)]) == 0
     output = capsys.readouterr().out
-    assert "Ignored 1 other files:\n  1 has no label" in output
+    assert "Ignored 1 other file:\n  1 has no label" in output
     assert "The features of 240" not in output and "Phase frozen: 10 epochs of" in output and "\nval accuracy" in output
     history = pd.read_csv(tmp_path / "run" / "history.csv")
     assert len(history) == 10 and history["learning_rate"].max() == pytest.approx(0.01, rel=0.2)

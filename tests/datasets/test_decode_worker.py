@@ -186,7 +186,7 @@ def test_an_image_that_takes_more_memory_than_a_worker_may_have_costs_itself_alo
     with DecodeWorkers(SIZE, "squash") as workers:
         assert_decoded(workers.decode(good), good)
         before = processes()
-        assert workers.decode(large) == (content_hash(large), (None, 0, 0, "decoding it takes too much memory"))
+        assert workers.decode(large) == (content_hash(large), Decoded(None, 0, 0, "decoding it takes too much memory"))
         assert_decoded(workers.decode(good), good)
         assert processes() == before
 
@@ -196,7 +196,7 @@ def test_a_small_file_that_would_be_decoded_for_minutes_has_its_time(image, tmp_
     bomb, good = tmp_path / "bomb.jpg", image()
     bomb.write_bytes(zoo.jpeg_of_many_scans(0, 1500, (9000, 9000)))
     with DecodeWorkers(SIZE, "squash", seconds=1) as workers:
-        assert workers.decode(bomb) == ("", (None, 0, 0, "decoding it took longer than 1 s"))
+        assert workers.decode(bomb) == ("", Decoded(None, 0, 0, "decoding it took longer than 1 s"))
     with DecodeWorkers(SIZE, "squash") as workers:
         assert_decoded(workers.decode(good), good)
 

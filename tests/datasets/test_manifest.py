@@ -16,7 +16,9 @@ def manifest_of(rows, val=0.15, test=0.15, skip=False, ids=None, pixels=None, **
     """The manifest of rows (label, content[, split[, problem[, group]]]), and what was said; a row's number is its id."""
     rows = [(*row, "", "", "")[:5] for row in rows]
     ids = ids or [f"{number:04d}" for number in range(len(rows))]
-    examples = [Example(id, label, split, None, group) for id, (label, _, split, _, group) in zip(ids, rows, strict=True)]
+    examples = [
+        Example(id, label, split, None, group) for id, (label, _, split, _, group) in zip(ids, rows, strict=True)
+    ]  # fmt: skip
     hashes = [hashlib.sha256(str(content).encode()).hexdigest() for _, content, *_ in rows]
     facts = pd.DataFrame({
         "sha256": hashes, "width": 8, "height": 8, "pixels": pixels or hashes,

@@ -95,7 +95,7 @@ def test_a_project_in_a_bucket_is_prepared(client, tmp_path, capsys):
     flags = ["--dataset", "cv_studio:s3://signs", "--backbone", "small_cnn", "--image-size", "8"]
     for name in ("data", "cache"):
         flags += [f"--{name}-dir", str(tmp_path / name)]
-    assert run_main(prepare.main, flags) == 0
+    assert run_main(prepare.main, [*flags, "--out", str(tmp_path / "audit")]) == 0
     assert "8 images of 2 classes" in capsys.readouterr().out
 
 
