@@ -10,18 +10,23 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+BUDGETS = {
+    "2_train_and_read_a_run": ["--frozen.epochs", "2", "--fine-tune.epochs", "1"],
+    "3_pretrained_or_scratch": ["--seeds", "1", "--epochs", "1"],
+}
+
+
 @pytest.fixture
-def smaller(small_config, tmp_path):
-    """What the cells tagged "parameters" hold in these tests."""
-    flags = [
+def flags(small_config, tmp_path):
+    return [
         "--dataset", small_config.dataset, "--backbone", small_config.backbone, "--weights", small_config.weights,
-        "--image-size", "16", "--cache-dir", str(tmp_path / "cache"), "--frozen.epochs", "2", "--fine-tune.epochs", "1",
+        "--image-size", "16", "--cache-dir", str(tmp_path / "cache"),
     ]  # fmt: skip
-    return f"FLAGS = {flags!r}\nBUDGET = ['--seeds', '1']\nRUN = {str(tmp_path / 'run')!r}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, smaller):
+def test_a_notebook_runs(path, flags, tmp_path):
+    smaller = f"FLAGS, BUDGET, RUN = {flags!r}, {BUDGETS.get(path.stem, [])!r}, {str(tmp_path / 'run')!r}"
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", []):

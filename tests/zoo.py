@@ -405,7 +405,8 @@ def kinds() -> dict[str, Kind]:
     add("zip", ".jpg", b"PK\5\6" + bytes(18), UNKNOWN)
     add("program", ".jpg", b"\x7fELF\2\1\1" + bytes(57), UNKNOWN)
     add("zeros", ".jpg", bytes(5000), UNKNOWN)
-    add("HEIC under its own name", ".heic", b"\0\0\0\x18ftypheic" + bytes(12), "ignored: of a kind that is not decoded (.heic)")
+    heic = b"\0\0\0\x18ftypheic" + bytes(12)
+    add("HEIC under its own name", ".heic", heic, "ignored: of a kind that is not decoded (.heic)")
     add("no suffix", "", good("PNG"), "ignored: no suffix")
 
     # What is no file, or not one of usual size

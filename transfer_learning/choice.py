@@ -36,7 +36,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
             f"{', '.join(recipes.RECIPES)}, a folder or a table, or continue a run with --resume."
         )
     for name, known in (("dataset", recipes.RECIPES), ("weights", ("imagenet", "none")), ("corrections", ())):
-        if name in values and values[name] not in known and Path(values[name]).exists():
+        if values.get(name) and values[name] not in known and Path(values[name]).exists():
             values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
     scheme, place = scheme_of(values["dataset"])
     path, *options = [place] if Path(place).exists() else place.split(",")

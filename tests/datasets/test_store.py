@@ -356,13 +356,12 @@ def test_a_file_is_read_whole_from_wherever_the_command_is_given(photos_here, op
     assert said == [] and np.array_equal(second.rows, first.rows)
 
 
-def test_a_file_that_hangs_its_decoder_costs_itself_alone(photos_here, opened, monkeypatch):
-    monkeypatch.setattr(store, "DecodeWorkers", lambda *arguments: DecodeWorkers(*arguments, seconds=0.5))
-    os.mkfifo(photos_here / "pipe.png")  # to read it waits for ever; a table may name one
+def test_a_pipe_that_a_table_names_costs_itself_alone(photos_here, opened):
+    os.mkfifo(photos_here / "pipe.png")  # to read it would wait for ever
     dataset = folder.read(photos_here)
     pipe = Example("pipe", dataset.class_names[0], "", photos_here / "pipe.png")
     kept, said = opened(dataclasses.replace(dataset, examples=(pipe, *dataset.examples)))
-    assert kept.facts["problem"].tolist() == ["decoding it took longer than 0.5 s"] + [""] * 9
+    assert kept.facts["problem"].tolist() == ["cannot be decoded (it is a folder, a pipe or a device)"] + [""] * 9
     assert kept.facts["sha256"][0] == "" and kept.rows.tolist()[0] == -1 and (kept.rows[1:] >= 0).all()
     assert said == told(10, 9, 0)
 
@@ -467,5 +466,5 @@ def test_memory_does_not_grow_with_the_images_of_a_set_of_100_times_the_limit(tm
     """Three times the images take as much: a few batches and chunks, and of each image the facts alone."""
     peak_memory(20, tmp_path)  # what is imported and cached once
     (few, _), (many, decoded_bytes) = peak_memory(270, tmp_path), peak_memory(810, tmp_path)
-    assert (many - few) / 540 < 2_000 < 64 * 64 * 3
+    assert (many - few) / 540 < 4_000 < 64 * 64 * 3
     assert many < decoded_bytes / 3

@@ -19,7 +19,6 @@ from transfer_learning.datasets.sample import look_at_sample
 from transfer_learning.datasets.store import open_store
 from transfer_learning.datasets.survey import survey
 
-
 NO_SPLITS = ("--val-fraction", "0", "--test-fraction", "0")
 
 

@@ -54,9 +54,9 @@ def measure_recipe(flags: Namespace) -> dict[str, Any]:
     active = start_phase("fine_tune", config, classifier, examples, examples)
     batches = endless_batches(active, config)
     training = rate(lambda: update(active, *next(batches)), window)
-    measure(active, config.batch_size)  # compiles
+    measure(active)  # compiles
     started = time.perf_counter()
-    measure(active, config.batch_size)
+    measure(active)
     validation = len(examples) / (time.perf_counter() - started)
     num_val = round(NUM_IMAGES[flags.dataset] * config.val_fraction)
     num_train = NUM_IMAGES[flags.dataset] - num_val
