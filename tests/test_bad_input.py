@@ -135,6 +135,8 @@ def test_a_folder_that_cannot_be_trained_on(make, flags, words, refused, here):
         (["--dataset", "digits", "--frozen.epochs", "0", "--fine-tune.epochs", "0"], ["Both phases have 0 epochs"]),
         (["--dataset", "digits", "--fine-tune.open", "conv5"], ["conv5", "efficientnet_lite0", "stage5", "0.3"]),
         (["--dataset", "digits", "--fine-tune.open", "1.5"], ["1.5", "efficientnet_lite0", "stage5", "0.3"]),
+        (["--dataset", "digits", "--held-out", "1,x"], ["--held-out 1,x", "no class x", "Known: 0, 1"]),
+        (["--dataset", "digits", "--held-out", "0,1,2,3,4,5,6,7,8"], ["leaves 1 of the 10 classes", "hold out fewer"]),
         (["--resume", "no/such/run"], ["no/such/run", "no run directory"]),
         (["--resume", "x", "--run-dir", "y"], ["--resume already names", "--run-dir"]),
     ],

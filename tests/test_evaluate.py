@@ -91,6 +91,19 @@ def test_predict_calls_unknown_what_lies_below_the_confidence_that_validation_im
     assert (ruled["confidence"] == plain["confidence"]).all()
 
 
+def test_classes_that_are_held_out_are_not_learnt_and_try_the_rule(small_config, here):
+    config = dataclasses.replace(small_config, **SHORT, held_out="stripes")
+    evaluation = run_experiment(config, RunDir(here / "run"))
+    assert evaluation["class_names"] == ["circle", "cross"] == read_json(RunDir(here / "run").evaluation)["class_names"]
+    others = evaluation["unknown"]["others"]
+    assert list(others)[0] == "classes held out" and others["classes held out"]["num_images"] == 14
+    page = (here / "run" / "report.html").read_text()
+    assert "Held out" in page and "stripes (14 images)" in page
+    before = RunDir(here / "run").predictions("test").read_bytes()
+    evaluated("run")
+    assert RunDir(here / "run").predictions("test").read_bytes() == before
+
+
 def test_a_model_without_the_rule_says_so(runs, photos, tmp_path_factory, capsys):
     run_dir = RunDir(tmp_path_factory.mktemp("others") / "run")
     shutil.copytree(runs["seed 0"].path, run_dir.path)

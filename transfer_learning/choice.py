@@ -9,6 +9,7 @@ from transfer_learning import recipes
 from transfer_learning.command_line import given_values
 from transfer_learning.config import PHASES, RunConfig, with_values
 from transfer_learning.datasets.catalogue import load_dataset, scheme_of
+from transfer_learning.datasets.dataset import hold_out
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
@@ -45,6 +46,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     if recipe := recipes.RECIPES.get(scheme or values["dataset"]):
         return recipe(), {}, values
     dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
+    dataset = hold_out(dataset, values.get("held_out", RunConfig.held_out))
     return *recipes.own_images(values["dataset"], **survey(dataset)._asdict()), values
 
 

@@ -83,6 +83,7 @@ class RunConfig:
     monitor: str = option("val_loss", "value that decides the best weights, early stopping and the plateau", MONITORS)
     decoded_gb: float = option(16.0, "a set whose decoded images take more is kept as JPEGs of the stored size")
     precision: str = option("auto", "number format of the computation; auto: mixed_float16 on GPUs that gain", PRECISIONS)
+    held_out: str = option("", "classes, as owl,fox, that are not learnt: their images only try the rule for unknown")
     skip_unreadable: bool = option(False, "go on without images that cannot be read, and count them")
     tensorboard: bool = option(False, "write TensorBoard's event files", changes_result=False)
     csv_log: bool = option(False, "write Keras' CSVLogger file beside history.csv", changes_result=False)

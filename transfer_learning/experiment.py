@@ -15,6 +15,7 @@ from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets import noise
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.data import Data, open_data
+from transfer_learning.datasets.dataset import HELD_OUT, hold_out
 from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.devices import Devices, git_commit, set_up_devices, versions
@@ -47,7 +48,6 @@ from transfer_learning.training.ridge import ridge_head
 from transfer_learning.training.stopping import StopRequest
 
 NUM_PICTURES = 20  # in the figures of random images and of mistakes
-NUM_NOISE = 96  # images of each kind of nothing
 NUM_LOOKED_AT = 4  # right ones, and as many wrong ones, of which it is shown where the network looked
 
 
@@ -85,10 +85,11 @@ def run_experiment(
 
         # The network: preprocessing inside, the head new; and what each phase leaves frozen.
         dataset = load_dataset(config.dataset, config.data_dir)
-        classifier = build_classifier(config, dataset.class_names)
+        learnt = hold_out(dataset, config.held_out)
+        classifier = build_classifier(config, learnt.class_names)
         say(
             f"{find_backbone(config.backbone).description}; {config.weights} weights. With a head of "
-            f"{classifier.head.count_params():,} weights for {len(dataset.class_names)} classes it has "
+            f"{classifier.head.count_params():,} weights for {len(learnt.class_names)} classes it has "
             f"{classifier.model.count_params():,}."
         )
         cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
@@ -102,7 +103,7 @@ def run_experiment(
         # What it is going to take.
         foresight = Foresight(run_dir.foresight, config.cache_dir, say)
         if not foresight.stages:
-            foresight.foretell(*foresee(config, dataset, classifier, cuts, devices.fingerprint, say))
+            foresight.foretell(*foresee(config, learnt, classifier, cuts, devices.fingerprint, say))
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
@@ -275,18 +276,19 @@ def calibrate_and_judge(
 
 
 def judge_unknown(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict | None:
-    """What the rule for unknown costs on a split, and what it catches of images of nothing; None where there is no rule."""
+    """What the rule for unknown costs on a split, and what it catches of other images; None where there is no rule."""
     if not classifier.unknown_below:
         return None
     examples = data.split(split)
-    some = examples.rows[np.random.default_rng(0).permutation(len(examples))[:NUM_NOISE]]
+    some = examples.rows[np.random.default_rng(0).permutation(len(examples))[: noise.NUM_IMAGES]]
     images = {
-        "uniform noise": noise.uniform_noise(NUM_NOISE, classifier.model.input_shape[1]),
+        "uniform noise": noise.uniform_noise(noise.NUM_IMAGES, classifier.model.input_shape[1]),
         f"{split} images, scrambled": noise.scrambled(examples.inputs[some]),
     }
-    confidences = {
-        name: probabilities(classifier, pixels, np.arange(len(pixels))).max(axis=1) for name, pixels in images.items()
-    }
+    looked_at = {name: (pixels, np.arange(len(pixels))) for name, pixels in images.items()}
+    if len(held_out := data.split(HELD_OUT)):
+        looked_at = {"classes held out": (held_out.inputs, held_out.rows), **looked_at}
+    confidences = {name: probabilities(classifier, *pixels).max(axis=1) for name, pixels in looked_at.items()}
     return unknown.measure(classifier.unknown_below, predictions.read(run_dir.predictions(split)), confidences)
 
 

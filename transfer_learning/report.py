@@ -17,6 +17,7 @@ import pandas as pd
 
 from transfer_learning import monitor, units
 from transfer_learning.command_line import Parser, run_main
+from transfer_learning.datasets.dataset import HELD_OUT
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.files import written_atomically
@@ -129,6 +130,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         },
         "mistakes": _most_confident_mistakes(run_dir.predictions(content["split"])),
         "counts": _counts(run_dir.manifest, class_names),
+        "held_out": _held_out(run_dir.manifest),
         "skipped": _reasons(run_dir.manifest, "problem"),
         "ignored": _reasons(run_dir.ignored, "reason"),
         "notes": notes,
@@ -253,6 +255,7 @@ def _counts(path: Path, class_names: Sequence[str]) -> list[dict[str, Any]] | No
 
 def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Examples by class and split, a row a class and a last one with the sums."""
+    manifest = manifest[manifest["split"] != HELD_OUT]
     names = list(dict.fromkeys([*class_names, *manifest["label"]]))
     places = {split: split for split in SPLITS} | {"": "skipped"}
     counts = pd.crosstab(manifest["label"], manifest["split"].map(places))
@@ -260,6 +263,14 @@ def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[
     counts["all"] = counts.sum(axis=1)
     rows = [{"label": name, **row} for name, row in zip(counts.index, counts.to_dict("records"), strict=True)]
     return [*rows, {"label": None, **counts.sum().to_dict()}]
+
+
+def _held_out(path: Path) -> dict[str, int]:
+    """Images by class, of the classes that were not learnt."""
+    manifest = _read_csv(path)
+    if manifest is None or not {"label", "split"} <= set(manifest.columns):
+        return {}
+    return manifest.loc[manifest["split"] == HELD_OUT, "label"].value_counts(sort=False).to_dict()
 
 
 def _reasons(path: Path, column: str) -> list[tuple[str, str]] | None:

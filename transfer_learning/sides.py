@@ -17,7 +17,7 @@ from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
 
 # What has to be equal on all sides, so that all see and are judged on the same images.
-OF_THE_DATA = ("dataset", "data_dir", "val_fraction", "test_fraction", "skip_unreadable", "seed")
+OF_THE_DATA = ("dataset", "data_dir", "val_fraction", "test_fraction", "held_out", "skip_unreadable", "seed")
 
 
 def chosen_sides(flags: argparse.Namespace) -> tuple[dict[str, RunConfig], list[str]]:

@@ -9,6 +9,7 @@ from transfer_learning import experiment
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.datasets.noise import NUM_IMAGES
 from transfer_learning.datasets.sample import Sample, look_at_sample
 from transfer_learning.kept import KeptArrays
 from transfer_learning.models.classifier import build_classifier
@@ -33,7 +34,7 @@ def seconds(config, kept, name, forward_rate=10.0, work=WORK):
 def test_decoding_and_evaluation_grow_with_their_images():
     config = RunConfig()
     assert seconds(config, {}, "decode") == (500 / 250, 500 * 1000)
-    assert seconds(config, {}, "evaluate") == (CLOSING_SECONDS + 300 * FORWARD / 10, 0)
+    assert seconds(config, {}, "evaluate") == (CLOSING_SECONDS + (300 + 2 * NUM_IMAGES) * FORWARD / 10, 0)
 
 
 @pytest.mark.parametrize("missing", [1.0, 0.25, 0.0])

@@ -10,7 +10,7 @@ import pandas as pd
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.dataset import HELD_OUT, Dataset, hold_out
 from transfer_learning.datasets.manifest import check_classes, make_manifest
 from transfer_learning.datasets.store import Store, open_store
 
@@ -28,7 +28,7 @@ class Data:
     manifest: pd.DataFrame  # a row an example, as `make_manifest` makes it
 
     def split(self, name: str) -> "Examples":
-        """The images of "train", "val" or "test"; there may be none."""
+        """The images of "train", "val", "test" or HELD_OUT; there may be none."""
         from transfer_learning.datasets.pipeline import examples_of_split  # TensorFlow, which `prepare` does without
 
         return examples_of_split(self.manifest, name, self.class_names, self.store.pixels, self.store.rows)
@@ -46,6 +46,8 @@ class Data:
         """``1,200 images of 10 classes: 812 train, 148 val, 240 test, 0 skipped; 3 other files ignored``."""
         counts = self.manifest["split"].value_counts()
         splits = ", ".join(f"{counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
+        if HELD_OUT in counts:
+            splits += f", {counts[HELD_OUT]:,} of classes held out"
         return (
             f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} skipped; "
             f"{len(self.ignored):,} other files ignored"
@@ -91,6 +93,7 @@ def look_at(
     dropped: dict[str, str] = {}
     if config.corrections:
         dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections), say)
+    dataset = hold_out(dataset, config.held_out)  # by the corrected labels
     store = open_store(
         dataset, config.stored_size, config.resize, config.cache_dir, say, progress, config.decoded_gb, config.cache_gb
     )

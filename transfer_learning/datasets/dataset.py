@@ -7,13 +7,16 @@ has arrays.
 import errno
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from transfer_learning.errors import UserError, did_you_mean
+
 SPLITS = ("train", "val", "test")
+HELD_OUT = "held_out"  # the split of images whose classes are not learnt
 
 
 class FilePart(NamedTuple):
@@ -45,7 +48,7 @@ class Example(NamedTuple):
 
     id: str  # unique in its dataset, the same on every machine: the path below the dataset's folder
     label: str
-    split: str  # "train", "val", "test", or "" where the dataset leaves it to us
+    split: str  # "train", "val", "test", HELD_OUT, or "" where the dataset leaves it to us
     content: Content
     group: str = ""  # examples of one group never straddle two splits that are drawn; "": it is alone
 
@@ -66,3 +69,29 @@ def with_class_names(
 ) -> Dataset:
     """A dataset whose classes are the labels of its examples, sorted."""
     return Dataset(name, tuple(sorted({example.label for example in examples})), tuple(examples), tuple(ignored), folder)
+
+
+def hold_out(dataset: Dataset, names: str) -> Dataset:
+    """The dataset without some of its classes, whose images go into the split HELD_OUT, whatever split they had.
+
+    Args:
+        names: of the classes, with commas between them; "": none.
+
+    Raises:
+        UserError: a class is unknown, or fewer than two are left.
+    """
+    held_out = {name.strip() for name in names.split(",") if name.strip()}
+    if not held_out:
+        return dataset
+    for name in sorted(held_out - set(dataset.class_names)):
+        raise UserError(f"--held-out {names}: {dataset.name} has no class {name}.{did_you_mean(name, dataset.class_names)}")
+    left = tuple(name for name in dataset.class_names if name not in held_out)
+    if len(left) < 2:
+        raise UserError(
+            f"--held-out {names} leaves {len(left)} of the {len(dataset.class_names)} classes of {dataset.name}; a "
+            "classifier needs at least two, so hold out fewer."
+        )
+    examples = (
+        example._replace(split=HELD_OUT) if example.label in held_out else example for example in dataset.examples
+    )
+    return replace(dataset, class_names=left, examples=tuple(examples))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from transfer_learning.datasets.dataset import SPLITS, Dataset
+from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
 from transfer_learning.errors import UserError
 
 pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
@@ -180,7 +180,7 @@ def _set_aside_parted(manifest: pd.DataFrame, say: Callable[[str], None]) -> Non
 
     Whether an image is skipped hangs on its own split and that of those like it, and not on whether these are skipped.
     """
-    used = manifest[manifest["problem"] == ""]
+    used = manifest[(manifest["problem"] == "") & (manifest["split"] != HELD_OUT)]  # which no number is measured on
     ranks = used["split"].map(RANKS).tolist()
     reasons: dict[int, str] = {}
     for column, is_parted in PARTED.items():

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+NUM_IMAGES = 96  # that are tried of each of the two kinds
 SEED = 0
 
 

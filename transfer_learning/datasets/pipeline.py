@@ -16,6 +16,7 @@ import pandas as pd
 import tensorflow as tf
 
 from transfer_learning.datasets import augment
+from transfer_learning.datasets.dataset import HELD_OUT
 
 BATCHES_AHEAD = 2  # that are read while one is in use
 Batch = tuple[np.ndarray | tf.Tensor, np.ndarray | tf.Tensor]  # inputs, labels int32 (batch,)
@@ -27,7 +28,7 @@ class Examples:
 
     inputs: np.ndarray  # or what is indexed like it, (rows, ...): uint8 images (size, size, 3), or activations
     rows: np.ndarray  # int64 (n,), which rows of `inputs`; or (views, n), of which each epoch takes one a example
-    labels: np.ndarray  # int32 (n,), positions in the class names
+    labels: np.ndarray  # int32 (n,), positions in the class names; -1 where the class is held out
     ids: np.ndarray  # object (n,), strings
 
     def __len__(self) -> int:
@@ -65,7 +66,10 @@ def examples_of_split(
     positions = np.flatnonzero(manifest["split"] == split)
     number = {name: index for index, name in enumerate(class_names)}
     chosen = manifest.iloc[positions]
-    labels = chosen["label"].map(number).to_numpy(np.int32)
+    labels = chosen["label"].map(number)
+    if split == HELD_OUT:
+        labels = labels.fillna(-1)  # no class of the model
+    labels = labels.to_numpy(np.int32)
     return Examples(inputs, rows[positions], labels, chosen["id"].to_numpy(object))
 
 

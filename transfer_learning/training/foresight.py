@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from transfer_learning.config import PHASES, Phase, RunConfig
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets import noise
+from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
 from transfer_learning.datasets.sample import Sample, look_at_sample
 from transfer_learning.errors import UserError
 from transfer_learning.files import existing_part, read_json, write_json
@@ -157,8 +158,8 @@ def share_missing(share_kept: float, work: Work, num_views: int) -> float:
 
 def work_in(dataset: Dataset, config: RunConfig) -> Work:
     """About how many images each split is going to hold."""
-    named = {split: sum(example.split == split for example in dataset.examples) for split in ("train", "val", "test")}
-    left = len(dataset.examples) - named["val"] - named["test"]
+    named = {split: sum(example.split == split for example in dataset.examples) for split in (*SPLITS, HELD_OUT)}
+    left = len(dataset.examples) - named["val"] - named["test"] - named[HELD_OUT]
     test = named["test"] or config.test_fraction * left
     left -= 0 if named["test"] else test
     val = named["val"] or config.val_fraction * left
@@ -182,7 +183,7 @@ def estimates(
         if config.phase(name).epochs:
             arguments = config.phase(name), name == "frozen", work, forward_rate, kept.get(name), lower_rate
             stages.append(Stage(name, *_phase(*arguments)))
-    predicting = (work.val + work.test) * FORWARD / forward_rate
+    predicting = (work.val + work.test + 2 * noise.NUM_IMAGES) * FORWARD / forward_rate
     return [*stages, Stage("evaluate", CLOSING_SECONDS + predicting)]
 
 
