@@ -97,6 +97,8 @@ def make_odd_photos(root: Path, num_plain: int = 12) -> dict[str, str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
         expected[name] = ""
+    (root / os.fsdecode(b"no text \xff.t\xfft")).write_text("x")
+    expected[os.fsdecode(b"no text \xff.t\xfft")] = ""
     # nearly equal pictures
     soft = drawing(1, 3).filter(ImageFilter.GaussianBlur(0.5)).resize((80, 60))
     soft.save(expect("near-duplicate under another label", "soft.jpg"), quality=80)

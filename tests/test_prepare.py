@@ -176,7 +176,7 @@ def test_a_class_table_has_a_row_for_each_of_many_classes(prepared, here):
 
 
 def rows_of(path):
-    return pd.read_csv(path, dtype=str, na_filter=False)
+    return pd.read_csv(path, dtype=str, na_filter=False, encoding_errors="surrogateescape")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     with written_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        # Names of files that are no UTF-8 go out as they came in.
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def write_json(path: Path, values: Any) -> None:

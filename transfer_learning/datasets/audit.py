@@ -174,18 +174,15 @@ def audit(
 
 def count_files(folder: Path) -> int:
     """Counts what is no folder below `folder` and below linked folders; a link back to a folder that holds it is one."""
-    number = 0
-    ancestors = {str(folder): frozenset({os.path.realpath(folder)})}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        number += len(files)
-        above = ancestors.pop(place)
-        for name in list(folders):
-            real = os.path.realpath(os.path.join(place, name))
-            if real in above:
-                folders.remove(name)
+    number, waiting = 0, [(str(folder), frozenset({os.path.realpath(folder)}))]
+    while waiting:
+        place, above = waiting.pop()
+        for name in os.listdir(place):
+            path = os.path.join(place, name)
+            if not os.path.isdir(path) or (real := os.path.realpath(path)) in above:
                 number += 1
             else:
-                ancestors[os.path.join(place, name)] = above | {real}
+                waiting.append((path, above | {real}))
     return number
 
 
@@ -384,12 +381,8 @@ def _duplicates(files: pd.DataFrame, digests: pd.Series, readable: np.ndarray) -
 def _near_duplicates(
     files: pd.DataFrame, digests: pd.Series, used: np.ndarray, pairs: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[int, str, str]]:
-    all_pairs = np.concatenate(list(pairs.values()))
-    by_first = pd.Series(groups_of(all_pairs, len(files)), files.index)
-    group_of_digest = dict(zip(digests, by_first.iloc[: len(digests)], strict=True))
-    for digest, number in zip(digests, by_first, strict=False):
-        group_of_digest[digest] = max(number, group_of_digest[digest])
-    numbers = digests.iloc[used].map(group_of_digest).to_numpy()
+    of_first = pd.Series(groups_of(np.concatenate(list(pairs.values())), len(digests)))
+    numbers = of_first.iloc[used].groupby(digests.iloc[used].to_numpy()).transform("max").to_numpy()  # equal ones alike
     files.loc[used, "near_duplicates"] = numbers
     grouped = files.loc[used[numbers >= 0]]
     for position, others in _others(grouped, grouped["near_duplicates"].to_numpy()):
@@ -402,6 +395,15 @@ def _near_duplicates(
             kinds.append(("near-duplicate in another split", elsewhere))
         for kind, which in kinds or [("near-duplicate", others)]:
             yield position, kind, _named(which)
+
+
+def _with_its_copies(files: pd.DataFrame, position: int) -> list[int]:
+    """An image and those in use with the same pixels and the same label."""
+    row = files.loc[position]
+    if row["duplicates"] < 0:
+        return [position]
+    is_copy = (files["duplicates"] == row["duplicates"]) & (files["label"] == row["label"]) & (files["what"] == "used")
+    return files.index[is_copy].tolist()
 
 
 def _others(files: pd.DataFrame, numbers: np.ndarray) -> Iterator[tuple[int, pd.DataFrame]]:
@@ -434,7 +436,9 @@ def _doubts(
         files.loc[examples[judged], column] = values
     for place in np.flatnonzero(doubts.is_doubtful).tolist():
         likely = f"{class_names[doubts.suggestion[place]]} {doubts.probability[place]:.0%}"
-        yield examples[place], "likely label error", likely
+        for position in _with_its_copies(files, examples[place]):
+            files.loc[position, columns] = files.loc[examples[place], columns]
+            yield position, "likely label error", likely
     is_sure = files["suggestion"].iloc[examples].to_numpy() == files["label"].iloc[examples].to_numpy()
     files.loc[examples[is_sure], ["suggestion", "probability"]] = ["", np.nan]
     distances = distances_to_class(towards, labels)

@@ -127,5 +127,6 @@ def reason_to_ignore(path: Path, root: Path) -> str:
     if path.suffix.lower() in OTHER_SUFFIXES:
         return f"an image of a kind that is not decoded ({path.suffix.lower()}); convert it to JPEG or PNG to use it"
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return f"not named like an image ({path.suffix or 'no suffix'})"
+        suffix = path.suffix.encode(errors="replace").decode()  # which is printed, and need be no text
+        return f"not named like an image ({suffix or 'no suffix'})"
     return ""
