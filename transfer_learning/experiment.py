@@ -113,7 +113,7 @@ def run_experiment(
         # The data: every file looked at once.
         with stage("decode"):
             data = open_data(dataset, config, say, count_progress("Looking at images:"))
-        del dataset  # the paths of a million images take a gigabyte, and are needed no more
+        del dataset, learnt  # the paths of a million images take a gigabyte, and are needed no more
         if config.monitor.startswith("val") and not len(data.split("val")):
             raise UserError(
                 f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "

@@ -1,0 +1,58 @@
+"""Classes that are held out: no class of the model, in no split that counts, and nothing else moves."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from transfer_learning.datasets.data import load_data
+from transfer_learning.datasets.dataset import HELD_OUT, Example, hold_out, with_class_names
+from transfer_learning.errors import UserError
+
+SPLIT_OF = {"a": "train", "b": "", "c": "test", "d": "val"}
+DATASET = with_class_names("letters", [Example(f"{label}/1", label, split, None) for label, split in SPLIT_OF.items()])
+
+
+@pytest.mark.parametrize(
+    ("names", "held_out"), [("", set()), (" , ", set()), ("c", {"c"}), ("a,c", {"a", "c"}), (" a , d ", {"a", "d"})]
+)
+def test_the_classes_that_are_named_go_and_the_others_stay_as_they_are(names, held_out):
+    result = hold_out(DATASET, names)
+    assert set(result.class_names) == set("abcd") - held_out
+    assert [example.id for example in result.examples] == [example.id for example in DATASET.examples]
+    for example in result.examples:
+        assert example.split == (HELD_OUT if example.label in held_out else SPLIT_OF[example.label])
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [("e", "no class e"), ("a,bb", "no class bb"), ("a,b,c", "leaves 1"), ("a,b,c,d", "leaves 0")]
+)
+def test_a_class_that_is_not_there_and_too_few_that_are_left(names, words):
+    with pytest.raises(UserError, match=words):
+        hold_out(DATASET, names)
+
+
+def test_the_images_of_other_classes_keep_their_split_and_the_held_out_ones_have_no_label(small_config):
+    said = []
+    every, left = (
+        load_data(dataclasses.replace(small_config, held_out=names), said.append) for names in ("", "cross")
+    )
+    assert left.class_names == ("circle", "stripes") and "14 of classes held out" in left.in_words()
+    held_out = left.split(HELD_OUT)
+    assert len(held_out) == 14 and set(held_out.labels) == {-1} and not len(every.split(HELD_OUT))
+    assert held_out.inputs[held_out.rows].shape == (14, 16, 16, 3)
+    for split in ("train", "val", "test"):
+        before, after = every.split(split), left.split(split)
+        stays = np.array([not id.startswith("cross/") for id in before.ids])
+        assert list(after.ids) == list(before.ids[stays])
+    assert not [sentence for sentence in said if "Skipped" in sentence]
+
+
+def test_the_same_picture_in_a_class_that_is_held_out_sets_nothing_aside(small_config, tmp_path):
+    from conftest import draw_photos
+
+    folder = draw_photos(tmp_path / "photos")
+    for path in (folder / "circle").iterdir():
+        (folder / "cross" / f"again_{path.name}").write_bytes(path.read_bytes())
+    data = load_data(dataclasses.replace(small_config, dataset=str(folder), held_out="cross"), lambda sentence: None)
+    assert (data.manifest["problem"] == "").all() and len(data.split(HELD_OUT)) == 28
