@@ -4,7 +4,8 @@
 
 Each session is the verb `run` in a process of its own, forked from one that has only imported the program. It saves after
 every update. Between two sessions the cache is left alone, deleted, cut in half or has a bit flipped. A run that comes to
-its end has to have the weights, history and predictions of one that was never stopped; then the next begins.
+its end has to have the weights, history and predictions of one that was never stopped; then the next begins. Every third
+kill waits for a save to begin, and every sixth for the end of the frozen phase; all others come at any moment.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,11 +31,12 @@ from test_kills import flags, results  # noqa: E402
 from transfer_learning.command_line import run_main  # noqa: E402
 from transfer_learning.training import checkpoint  # noqa: E402
 
+NUM_EPOCHS = 3  # of a phase
 CACHES = ("left", "left", "deleted", "cut", "flipped bit")
 
 
-def session(arguments: list, log: Path, seconds: float | None = None) -> bool:
-    """Runs the verb and kills it after so many seconds; returns whether it came to its end."""
+def session(arguments: list, log: Path, seconds: float | None = None, awaited: Callable[[], bool] = lambda: True) -> bool:
+    """Runs the verb and kills it so many seconds after what is awaited; returns whether it came to its end."""
     process = os.fork()
     if process == 0:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -41,13 +45,15 @@ def session(arguments: list, log: Path, seconds: float | None = None) -> bool:
         run = importlib.import_module("transfer_learning.run")
         os._exit(run_main(run.main, list(map(str, arguments))))
     if seconds is not None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        deadline = None
+        while deadline is None or time.monotonic() < deadline:
+            if deadline is None and awaited():
+                deadline = time.monotonic() + seconds
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
                 assert status == 0, log.read_text()[-3000:]
                 return True
-            time.sleep(0.005)
+            time.sleep(0.001)
         os.kill(process, signal.SIGKILL)
     status = os.waitpid(process, 0)[1]
     assert status in (0, signal.SIGKILL), log.read_text()[-3000:]
@@ -73,15 +79,24 @@ def change_cache(cache: Path, how: str, chance: random.Random) -> None:
             file.write(bytes([byte ^ 1 << chance.randrange(8)]))
 
 
-def where(run_dir: Path, num_epochs: int) -> str:
+def is_saving(run_dir: Path) -> bool:
+    return any(run_dir.glob("checkpoint/*.partial"))
+
+
+def has_ended_frozen_phase(run_dir: Path) -> bool:
+    history = run_dir / "history.csv"
+    return history.exists() and history.read_text().count("\n") > NUM_EPOCHS
+
+
+def where(run_dir: Path) -> str:
     """What a kill interrupted, as far as the disk tells."""
-    if list(run_dir.glob("checkpoint/*.partial")):
+    if is_saving(run_dir):
         return "inside a save"
     saved = [path for path in run_dir.glob("checkpoint/*") if path.name.isdigit()]
     if not saved:
         return "before training"
     state = checkpoint.load(run_dir / "checkpoint", print)[1]["state"]
-    if state["phase"] == 0 and state["epoch"] == num_epochs:
+    if state["phase"] == 0 and state["epoch"] == NUM_EPOCHS:
         return "change of phase"
     return ("frozen phase", "fine-tune phase", "after training")[state["phase"]]
 
@@ -118,10 +133,18 @@ def main() -> None:
             is_begun = (run_dir / "config.json").exists()
             arguments = ["--resume", run_dir] if is_begun else [*flags(config), "--run-dir", run_dir]
             is_last = num_kills >= given.kills
-            if session(arguments, log, None if is_last else chance.uniform(0, whole)):
+            if is_last:
+                moment = (None,)
+            elif num_kills % 6 == 0 and not has_ended_frozen_phase(run_dir):
+                moment = (chance.uniform(0, 0.1), partial(has_ended_frozen_phase, run_dir))
+            elif num_kills % 3 == 1:
+                moment = (chance.uniform(0, 0.005), partial(is_saving, run_dir))
+            else:
+                moment = (chance.uniform(0, whole),)
+            if session(arguments, log, *moment):
                 break
             num_kills += 1
-            places[where(run_dir, 3)] += 1
+            places[where(run_dir)] += 1
             how = chance.choice(CACHES)
             change_cache(cache, how, chance)
             caches[how] += 1

@@ -15,8 +15,8 @@ from transfer_learning.datasets import csv_file
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.decode import content_hash
 from transfer_learning.errors import UserError
-from transfer_learning.kept import KeptArrays
 from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.kept import KeptArrays
 
 
 @pytest.fixture

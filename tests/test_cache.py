@@ -12,8 +12,8 @@ import pytest
 from transfer_learning import cache
 from transfer_learning.command_line import run_main
 from transfer_learning.errors import ExitCode
-from transfer_learning.kept import KeptArrays
-from transfer_learning.pools import list_pools
+from transfer_learning.storage.kept import KeptArrays
+from transfer_learning.storage.pools import list_pools
 
 ROOT = Path(__file__).parent.parent
 POOLS = {"features/abc": "features of resnet18 at 160 pixels", "pixels/160": "", "pixels/224": "images"}

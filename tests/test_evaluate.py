@@ -17,10 +17,10 @@ from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase
 from transfer_learning.evaluation import calibration, ensemble, predictions
 from transfer_learning.experiment import run_experiment
-from transfer_learning.files import read_json
 from transfer_learning.models.classifier import load_model
 from transfer_learning.models.soup import mean_weights
 from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.files import read_json
 
 SHORT = {"frozen": Phase(epochs=1, learning_rate=1e-2), "fine_tune": Phase()}
 OTHERS = {"seed 1": {"seed": 1}, "other": {"image_size": 24, "head": (), "flip": False}}

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LOOP, PHASES, CHECKPOINT = (f"transfer_learning.training.{name}" for name in ("loop", "phases", "checkpoint"))
 EXPERIMENT = "transfer_learning.experiment"
-KEPT = "transfer_learning.kept:KeptArrays"
+KEPT = "transfer_learning.storage.kept:KeptArrays"
 
 # One run, killed at each of these in turn: (function, before or after its call, which call of it in that session).
 KILLS = [

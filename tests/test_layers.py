@@ -13,15 +13,13 @@ PACKAGE = ROOT.name
 # From the lowest to the highest: the files and folders right inside the package. What is not named is a verb.
 LAYERS = (
     (
-        "errors", "config", "recipes", "command_line", "files", "gpus", "kept", "memory", "pickled", "pools", "run_dir",
-        "comparison_dir", "units",
+        "errors", "config", "recipes", "command_line", "memory", "storage", "run_dir", "comparison_dir", "units",
     ),  # fmt: skip
-    ("devices", "monitor"),
+    ("machine",),
     ("datasets", "models", "evaluation"),
     ("training", "choice"),
-    ("report",),  # a verb that reads a run directory alone, so that the story can end with it
-    ("experiment", "sides", "audit_page"),
-    ("comparison_report",),
+    ("pages",),
+    ("experiment", "sides"),
     ("members",),  # the story of an evaluation of finished runs, as `experiment` is that of a run
     ("peers",),  # programs that the verb `benchmark` runs
 )

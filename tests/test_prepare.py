@@ -22,7 +22,7 @@ from transfer_learning.datasets.corrections import COLUMNS
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.decode_worker import DecodeWorkers
 from transfer_learning.datasets.manifest import fingerprint
-from transfer_learning.kept import KeptArrays
+from transfer_learning.storage.kept import KeptArrays
 
 ROOT = Path(__file__).parent.parent
 

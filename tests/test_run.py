@@ -19,7 +19,7 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiment import run_experiment
-from transfer_learning.monitor import Monitor, read_hardware
+from transfer_learning.machine.monitor import Monitor, read_hardware
 from transfer_learning.run_dir import RunDir
 
 FILES = {

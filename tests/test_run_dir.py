@@ -8,8 +8,8 @@ import pytest
 
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
-from transfer_learning.files import write_text, written_atomically
 from transfer_learning.run_dir import RunDir, existing_run_dir, new_run_dir
+from transfer_learning.storage.files import write_text, written_atomically
 
 ROOT = Path(__file__).parent.parent
 
@@ -155,7 +155,7 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path):
 def test_what_a_killed_process_left_beside_a_file_goes_with_the_next_writing(tmp_path):
     path = tmp_path / "[a] model.keras"  # brackets mean something to a search by pattern
     code = (
-        "import os, sys; from pathlib import Path; from transfer_learning.files import written_atomically\n"
+        "import os, sys; from pathlib import Path; from transfer_learning.storage.files import written_atomically\n"
         "with written_atomically(Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('half'); os.kill(os.getpid(), 9)"
     )

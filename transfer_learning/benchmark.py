@@ -29,10 +29,10 @@ import psutil
 
 from transfer_learning.command_line import Parser, run_main
 from transfer_learning.errors import UserError, did_you_mean
-from transfer_learning.files import read_json, write_json, write_text
 from transfer_learning.peers.cases import CASES, FIGURES, GROWTH, JOBS, Case, Side
 from transfer_learning.peers.tables import device_table, heading, number, peer_tables
 from transfer_learning.recipes import RECIPES
+from transfer_learning.storage.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
 SHARE_FINE_TUNED = 4  # job fine_tune has a quarter of the images

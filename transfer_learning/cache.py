@@ -7,7 +7,7 @@ from pathlib import Path
 from transfer_learning.command_line import Parser, run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
-from transfer_learning.pools import Pool, clear, described, list_pools, make_room
+from transfer_learning.storage.pools import Pool, clear, described, list_pools, make_room
 
 COLUMNS = ("kind", "name", "holds", "records", "MB", "last used", "in use")
 TO_THE_RIGHT = ("records", "MB")

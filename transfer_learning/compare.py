@@ -24,13 +24,13 @@ from typing import Any
 
 from transfer_learning.command_line import Parser, add_config_flags, given_values, run_main
 from transfer_learning.comparison_dir import ComparisonDir, Plan, last_phase
-from transfer_learning.comparison_report import read_table, write_results
 from transfer_learning.config import RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.evaluation import comparison
-from transfer_learning.files import read_json, write_json, write_text
+from transfer_learning.pages.comparison import read_table, write_results
 from transfer_learning.run_dir import RunDir
 from transfer_learning.sides import chosen_sides
+from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.training.stopping import STOPS, StopRequest
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transfer_learning.config import RunConfig, flat
 from transfer_learning.errors import UserError
-from transfer_learning.files import read_json, write_json
 from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.files import read_json, write_json
 
 
 @dataclass(frozen=True)

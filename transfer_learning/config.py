@@ -107,6 +107,11 @@ class RunConfig:
         sees_same_pixels = self.frozen.augmentation == "none" or self.frozen.views > 0
         return self.head_start == "auto" and not self.head and self.frozen.epochs > 0 and sees_same_pixels
 
+    @property
+    def num_epochs(self) -> int:
+        """Of both phases."""
+        return self.frozen.epochs + self.fine_tune.epochs
+
     def phase(self, name: str) -> Phase:
         return getattr(self, name)
 

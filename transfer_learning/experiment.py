@@ -18,10 +18,10 @@ from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.dataset import HELD_OUT, hold_out
 from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import Examples
-from transfer_learning.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import calibration, figures, metrics, predictions, unknown
-from transfer_learning.files import read_json, write_json, write_text
+from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
+from transfer_learning.machine.monitor import Monitor, read_hardware
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.boundary import Cut, cut_at_boundary
 from transfer_learning.models.classifier import (
@@ -34,9 +34,9 @@ from transfer_learning.models.classifier import (
     softmax,
 )
 from transfer_learning.models.grad_cam import attention
-from transfer_learning.monitor import Monitor, read_hardware
-from transfer_learning.report import MOST_CLASSES_DRAWN, write_report
+from transfer_learning.pages.report import MOST_CLASSES_DRAWN, write_report
 from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.training.foresight import Foresight, foresee
 from transfer_learning.training.history import phase_results
 from transfer_learning.training.identity import Identity

@@ -17,15 +17,15 @@ from transfer_learning.config import RunConfig, difference, named
 from transfer_learning.datasets.data import Data, load_data
 from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.views import View
-from transfer_learning.devices import git_commit, set_up_devices, versions
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.experiment import calibrate_and_judge, draw_attention, draw_figures, evaluate_split
-from transfer_learning.files import read_json, write_json, write_text
+from transfer_learning.machine.devices import git_commit, set_up_devices, versions
 from transfer_learning.models import soup
 from transfer_learning.models.classifier import Classifier, load_model, probabilities
-from transfer_learning.report import write_report
+from transfer_learning.pages.report import write_report
 from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.training.progress import count_progress
 from transfer_learning.units import duration
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from transfer_learning.command_line import Parser, quiet_start, run_main
 from transfer_learning.datasets.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
-from transfer_learning.files import read_json
 from transfer_learning.run_dir import evaluated_run_dir
+from transfer_learning.storage.files import read_json
 
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with quiet_start():
         from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
-        from transfer_learning.devices import set_up_devices
+        from transfer_learning.machine.devices import set_up_devices
         from transfer_learning.models.classifier import load_model, probabilities
 
     set_up_devices(config.precision, config.seed, lambda sentence: None, begun_with)

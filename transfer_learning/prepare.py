@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_learning.audit_page import crop_in_words, in_lines, new_audit_dir, write_audit
 from transfer_learning.choice import chosen_config
 from transfer_learning.command_line import Parser, add_config_flags, as_flags, given_values, quiet_start, run_main
 from transfer_learning.config import RunConfig
@@ -23,7 +22,8 @@ from transfer_learning.datasets.dataset import SPLITS
 from transfer_learning.datasets.manifest import check_classes
 from transfer_learning.errors import UserError
 from transfer_learning.models.kept_features import find_kept_features
-from transfer_learning.pools import list_pools
+from transfer_learning.pages.audit import crop_in_words, in_lines, new_audit_dir, write_audit
+from transfer_learning.storage.pools import list_pools
 from transfer_learning.training.progress import count_progress
 from transfer_learning.units import duration, size
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transfer_learning.config import RunConfig, difference, named
 from transfer_learning.errors import UserError
-from transfer_learning.files import write_text
+from transfer_learning.storage.files import write_text
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,6 @@ def with_epochs(name: str, config: RunConfig, epochs: int) -> RunConfig:
     return with_values(config, {"fine_tune.epochs": epochs - config.frozen.epochs})
 
 
-def num_epochs(config: RunConfig) -> int:
-    """The epochs of both phases: the budget of a side."""
-    return config.frozen.epochs + config.fine_tune.epochs
-
-
 def _suitable_sides(values: dict[str, Any]) -> tuple[dict[str, RunConfig], list[str]]:
     """A pretrained network against a small one from scratch; a given --weights is where the former starts."""
     recipe, reason_of, values = recipe_for(values)
@@ -135,8 +130,8 @@ def _check_fairness(sides: dict[str, RunConfig]) -> None:
                     f"The {field} of {name} is {getattr(config, field)} and of {other_name} {getattr(other, field)}, but it "
                     f"has to be the same; give --{flag_name(field)} for all sides."
                 )
-        if num_epochs(config) != num_epochs(other):
+        if config.num_epochs != other.num_epochs:
             raise UserError(
-                f"{name} trains {num_epochs(config)} epochs and {other_name} {num_epochs(other)}, which is not the same "
+                f"{name} trains {config.num_epochs} epochs and {other_name} {other.num_epochs}, which is not the same "
                 "budget; give --epochs for all sides."
             )

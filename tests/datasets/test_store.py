@@ -26,7 +26,7 @@ from transfer_learning.datasets.decode_worker import DecodeWorkers
 from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.datasets.store import FACTS, JpegPixels, open_store
 from transfer_learning.errors import UserError
-from transfer_learning.kept import KeptArrays
+from transfer_learning.storage.kept import KeptArrays
 
 ROOT = Path(__file__).parent.parent.parent
 

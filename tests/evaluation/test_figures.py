@@ -8,8 +8,8 @@ from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from transfer_learning import gpus, monitor
 from transfer_learning.evaluation import figures, predictions
+from transfer_learning.machine import gpus, monitor
 
 LONG = "A very long pharmaceutical product name, 500 mg, film-coated tablets"
 HOSTILE = ["$x^2$", "a $ b", "<b>bold</b>", "two\nlines", "", " ", "錠剤", "💊", "\udcff", "%s {0} \\frac"]

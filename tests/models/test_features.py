@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from transfer_learning.errors import UserError
-from transfer_learning.kept import KeptArrays
 from transfer_learning.models import features
 from transfer_learning.models.classifier import build_classifier
+from transfer_learning.storage.kept import KeptArrays
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)

@@ -11,9 +11,9 @@ from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.noise import NUM_IMAGES
 from transfer_learning.datasets.sample import Sample, look_at_sample
-from transfer_learning.kept import KeptArrays
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.models.features import Activations
+from transfer_learning.storage.kept import KeptArrays
 from transfer_learning.training import foresight
 from transfer_learning.training.foresight import CLOSING_SECONDS, FORWARD, PHASE_SECONDS, TRAINING, Foresight, Kept, Work
 

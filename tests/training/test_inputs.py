@@ -15,10 +15,10 @@ from transfer_learning.datasets import augment
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import key_of
-from transfer_learning.kept import KeptArrays
 from transfer_learning.models import boundary
 from transfer_learning.models.classifier import build_classifier, probabilities
 from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.kept import KeptArrays
 from transfer_learning.training import loop
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.inputs import VIEW_SEED, inputs_above, names_of_views

@@ -13,8 +13,8 @@ from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase
 from transfer_learning.errors import UserError
 from transfer_learning.experiment import run_experiment
-from transfer_learning.files import read_json
 from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.files import read_json
 from transfer_learning.training import checkpoint, loop, phases
 from transfer_learning.training.state import TrainingState
 

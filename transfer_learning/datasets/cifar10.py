@@ -19,7 +19,7 @@ from transfer_learning.datasets import folder
 from transfer_learning.datasets.archive import entries
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.errors import UserError
-from transfer_learning.pickled import read_pickle
+from transfer_learning.storage.pickled import read_pickle
 
 CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",

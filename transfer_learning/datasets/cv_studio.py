@@ -28,7 +28,7 @@ from transfer_learning.datasets.decode import FORMATS, content_hash, decode, rea
 from transfer_learning.datasets.decode_worker import usable_cores
 from transfer_learning.datasets.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
-from transfer_learning.files import written_atomically
+from transfer_learning.storage.files import written_atomically
 
 ANNOTATIONS = "_annotations.json"
 IMAGES = "images/"  # the folder that CV Studio's client makes

@@ -12,7 +12,7 @@ from typing import Any
 
 from transfer_learning.datasets.folder import reason_to_ignore
 from transfer_learning.errors import UserError
-from transfer_learning.files import read_json, write_json
+from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.units import size
 
 SCHEME = "s3://"

@@ -11,7 +11,7 @@ from transfer_learning.datasets.dataset import Content, Dataset
 from transfer_learning.datasets.decode import content_hash, decode
 from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
 from transfer_learning.datasets.store import POOLS, how_kept
-from transfer_learning.kept import share_kept
+from transfer_learning.storage.kept import share_kept
 
 NUM_IMAGES = 64
 SECONDS = 0.3  # of decoding; at least one image a processor

@@ -14,8 +14,8 @@ import PIL
 from transfer_learning.datasets.dataset import Content, Dataset, Example
 from transfer_learning.datasets.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
 from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
-from transfer_learning.kept import KeptArrays, KeptRows, space_told
-from transfer_learning.pools import make_room
+from transfer_learning.storage.kept import KeptArrays, KeptRows, space_told
+from transfer_learning.storage.pools import make_room
 
 VERSION = 3  # a part of the pool's name: raise it when `decode` changes what it returns
 POOLS = "pixels"  # the folder of the cache

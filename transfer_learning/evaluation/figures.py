@@ -20,8 +20,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from transfer_learning.evaluation import predictions
-from transfer_learning.files import written_atomically
-from transfer_learning.monitor import gpu_numbers
+from transfer_learning.machine.monitor import gpu_numbers
+from transfer_learning.storage.files import written_atomically
 
 DOTS_PER_INCH = 150
 

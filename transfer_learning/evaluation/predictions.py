@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_learning.errors import UserError
-from transfer_learning.files import written_atomically
+from transfer_learning.storage.files import written_atomically
 
 pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
 

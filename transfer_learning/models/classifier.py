@@ -23,9 +23,9 @@ import tensorflow as tf
 
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
-from transfer_learning.files import written_atomically
 from transfer_learning.models.backbones import build_backbone, find_backbone
 from transfer_learning.models.weights import check_hdf5, weights_digest
+from transfer_learning.storage.files import written_atomically
 from transfer_learning.units import size
 
 BATCH = 32  # images predicted at a time; no option, because another number could change the last bits

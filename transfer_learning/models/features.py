@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer_learning.kept import KeptArrays, KeptRows, share_kept, space_told
 from transfer_learning.models.weights import weights_digest
-from transfer_learning.pools import make_room
+from transfer_learning.storage.kept import KeptArrays, KeptRows, share_kept, space_told
+from transfer_learning.storage.pools import make_room
 
 # Images that go through the network at a time. Not the batch size of the run: another one may change the last bits of
 # the activations, and those of an image must not depend on which run computed them first.

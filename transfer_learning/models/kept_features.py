@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_learning.kept import KeptArrays, layout_of, share_kept
-from transfer_learning.pools import list_pools
+from transfer_learning.storage.kept import KeptArrays, layout_of, share_kept
+from transfer_learning.storage.pools import list_pools
 
 KIND = "features"  # the folder of the cache, see `features.activations_of`
 

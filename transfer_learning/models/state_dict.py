@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from transfer_learning.errors import UserError
-from transfer_learning.pickled import Call, Name, Reference, read_pickle
+from transfer_learning.storage.pickled import Call, Name, Reference, read_pickle
 
 
 class _Storage(NamedTuple):

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from transfer_learning.errors import UserError
-from transfer_learning.files import written_atomically
+from transfer_learning.storage.files import written_atomically
 
 DOWNLOAD_TIMEOUT_SECONDS = 20  # for the connection and for each read: a dead network answers, a slow one finishes
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.pipeline import Examples, training_batches
-from transfer_learning.devices import set_up_devices
+from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.memory import available_bytes
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers
 from transfer_learning.models.features import BATCH, frozen_graph

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer_learning.errors import UserError
-from transfer_learning.files import sync_to_disk
+from transfer_learning.storage.files import sync_to_disk
 
 NUM_KEPT = 2
 ARRAYS, STATE, MANIFEST = "arrays.npz", "state.json", "manifest.json"

@@ -20,11 +20,11 @@ from transfer_learning.datasets import noise
 from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
 from transfer_learning.datasets.sample import Sample, look_at_sample
 from transfer_learning.errors import UserError
-from transfer_learning.files import existing_part, read_json, write_json
 from transfer_learning.models.boundary import Cut
 from transfer_learning.models.classifier import BATCH, Classifier
 from transfer_learning.models.features import Activations
-from transfer_learning.pools import RECORDS
+from transfer_learning.storage.files import existing_part, read_json, write_json
+from transfer_learning.storage.pools import RECORDS
 from transfer_learning.training.inputs import activations_of_cut, names_of_views
 from transfer_learning.units import duration, size
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from transfer_learning.files import written_atomically
+from transfer_learning.storage.files import written_atomically
 from transfer_learning.training.state import TrainingState
 from transfer_learning.units import duration
 

@@ -12,9 +12,9 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets import augment
 from transfer_learning.datasets.data import Data
 from transfer_learning.datasets.pipeline import Examples, key_of
-from transfer_learning.kept import NoSpace
 from transfer_learning.models.boundary import Cut
 from transfer_learning.models.features import Activations, ComputedActivations, activations_of, kept_activations
+from transfer_learning.storage.kept import NoSpace
 
 VIEW_SEED = 0  # not the run's: another run would have to make its own views
 

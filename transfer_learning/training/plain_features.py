@@ -6,8 +6,8 @@ import numpy as np
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.data import Data
-from transfer_learning.devices import set_up_devices
 from transfer_learning.errors import UserError
+from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.boundary import cut_at_boundary
 from transfer_learning.models.classifier import build_classifier, open_layers
 from transfer_learning.models.features import kept_activations

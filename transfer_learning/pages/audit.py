@@ -21,8 +21,8 @@ from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decode import decode
 from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
 from transfer_learning.errors import UserError
-from transfer_learning.files import write_text
-from transfer_learning.report import counts_by_class, write_page
+from transfer_learning.pages.page import counts_by_class, write_page
+from transfer_learning.storage.files import write_text
 
 PAGE, TABLE, CORRECTIONS = "audit.html", "audit.csv", "corrections.csv"
 NUM_SEEN = 12  # images, in the section on what the network sees

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from transfer_learning import gpus, memory
+from transfer_learning import memory
 from transfer_learning.errors import Stopped
-from transfer_learning.files import existing_part, written_atomically
+from transfer_learning.machine import gpus
+from transfer_learning.storage.files import existing_part, written_atomically
 from transfer_learning.units import duration, size
 
 SHORTEST, LONGEST = 1.0, 10.0  # seconds from one sample to the next

@@ -13,9 +13,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_gpus import GPU, NOT_SUPPORTED, make_machine
 
-from transfer_learning import gpus, memory, monitor
+from transfer_learning import memory
 from transfer_learning.errors import Stopped
-from transfer_learning.monitor import COLUMNS, Monitor, in_words, read_hardware
+from transfer_learning.machine import gpus, monitor
+from transfer_learning.machine.monitor import COLUMNS, Monitor, in_words, read_hardware
 
 GB = 10**9
 LOST = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from transfer_learning import report
+from transfer_learning import report as verb
+from transfer_learning.command_line import run_main
 from transfer_learning.errors import ExitCode, UserError
 from transfer_learning.evaluation import calibration, metrics, predictions, unknown
+from transfer_learning.pages import report
 from transfer_learning.run_dir import RunDir
 
 HOSTILE = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(2)'>", "a & b", "{{ 7 * 7 }}", "nan", "錠剤",
@@ -245,14 +247,14 @@ def test_a_run_that_cannot_be_reported_is_one_sentence(tmp_path, name, content, 
     if content is not None:
         (run_dir.path / name).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        report.main([str(run_dir.path)])
+        verb.main([str(run_dir.path)])
     assert "\n" not in str(caught.value)
     assert not run_dir.report.exists()
 
 
 def test_the_verb_prints_the_path(tmp_path, capsys):
     run_dir = make_run(tmp_path / "run")
-    report.main([str(run_dir.path)])
+    verb.main([str(run_dir.path)])
     assert capsys.readouterr().out == f"{run_dir.report}\n"
     assert run_dir.is_finished
 
@@ -260,5 +262,5 @@ def test_the_verb_prints_the_path(tmp_path, capsys):
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["--unknown"]])
 def test_the_verb_refuses_with_exit_code_2(tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)
-    assert report.run_main(report.main, arguments) == ExitCode.USER_ERROR
+    assert run_main(verb.main, arguments) == ExitCode.USER_ERROR
     assert capsys.readouterr().err.startswith("error: ")

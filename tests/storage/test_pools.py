@@ -25,10 +25,10 @@ from test_kept import (
     truncated_index,
 )  # fmt: skip
 
-from transfer_learning import kept, pools
 from transfer_learning.errors import UserError
-from transfer_learning.kept import KeptArrays
-from transfer_learning.pools import clear, list_pools, make_room
+from transfer_learning.storage import kept, pools
+from transfer_learning.storage.kept import KeptArrays
+from transfer_learning.storage.pools import clear, list_pools, make_room
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ USING = """
 import sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.kept import KeptArrays
+from transfer_learning.storage.kept import KeptArrays
 
 with KeptArrays(Path(sys.argv[1]), (2, 3), np.float32) as arrays:
     rows = arrays.rows
@@ -277,8 +277,8 @@ USING_AND_CLEARING = """
 import sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.kept import KeptArrays
-from transfer_learning.pools import clear, list_pools
+from transfer_learning.storage.kept import KeptArrays
+from transfer_learning.storage.pools import clear, list_pools
 
 cache, first = Path(sys.argv[1]), int(sys.argv[2])
 for turn in range(40):

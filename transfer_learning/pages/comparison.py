@@ -15,10 +15,9 @@ from transfer_learning.comparison_dir import ComparisonDir, Plan
 from transfer_learning.config import PHASES, RunConfig, flat
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import comparison, figures, predictions
-from transfer_learning.files import read_json, write_json, write_text
-from transfer_learning.report import write_page
+from transfer_learning.pages.page import write_page
 from transfer_learning.run_dir import RunDir
-from transfer_learning.sides import num_epochs
+from transfer_learning.storage.files import read_json, write_json, write_text
 
 SPLITS = {"test": "test images", "val": "validation images"}
 SECONDS_COUNTED = (
@@ -56,7 +55,7 @@ def write_results(plan: Plan, sides: Mapping[str, RunConfig], search: Mapping[st
     write_text(directory.table, table_of_runs(results))
     curves = {name: pd.DataFrame(side["curves"]).astype(float) for name, side in results["sides"].items()}
     figures.save(figures.comparison(curves, plan.reach), directory.figure)
-    write_page("compare.html", page_content(results, sides, directory), directory.page)
+    write_page("comparison.html", page_content(results, sides, directory), directory.page)
     lines = [*aligned(overview(results)), "", *results["conclusions"], *results["remarks"]]
     return "\n".join([*lines, SECONDS_COUNTED, f"Page: {directory.page}"])
 
@@ -121,7 +120,7 @@ def document(
         "dataset": next(iter(sides.values())).dataset,
         "split": evaluations[first.path.name]["split"],
         "num_images": len(next(iter(runs.values()))[0].predictions),
-        "epochs": num_epochs(next(iter(sides.values()))),
+        "epochs": next(iter(sides.values())).num_epochs,
         "seeds": list(plan.seeds),
         "reach": list(plan.reach),
         "reasons": list(plan.reasons),

@@ -3,7 +3,7 @@
 import pynvml
 import pytest
 
-from transfer_learning import gpus
+from transfer_learning.machine import gpus
 
 NOT_SUPPORTED = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 GPU = {

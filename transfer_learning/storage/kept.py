@@ -27,7 +27,7 @@ import numpy as np
 
 from transfer_learning.errors import UserError
 from transfer_learning.memory import available_bytes
-from transfer_learning.pools import INDEX, JOURNAL, RECORDS, VERSION, alone, looked_into
+from transfer_learning.storage.pools import INDEX, JOURNAL, RECORDS, VERSION, alone, looked_into
 from transfer_learning.units import megabytes
 
 LOCK_SECONDS = 60  # an addition of another process is waited for so long

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer_learning import pickled
-from transfer_learning.pickled import Call, Name, Reference, read_pickle
+from transfer_learning.storage import pickled
+from transfer_learning.storage.pickled import Call, Name, Reference, read_pickle
 
 KEYS = st.text(max_size=5) | st.binary(max_size=5) | st.integers(-(2**70), 2**70)
 PLAIN = st.recursive(

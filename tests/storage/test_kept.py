@@ -17,11 +17,11 @@ import numpy as np
 import psutil
 import pytest
 
-from transfer_learning import kept
 from transfer_learning.errors import UserError
-from transfer_learning.kept import KeptArrays, share_kept, space_told
+from transfer_learning.storage import kept
+from transfer_learning.storage.kept import KeptArrays, share_kept, space_told
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 SHAPE = (2, 3)
 KEYS = [f"key {number}" for number in range(6)]
 ARRAYS = list(np.random.default_rng(0).standard_normal((6, *SHAPE)).astype(np.float32))
@@ -245,7 +245,7 @@ SHARING = """
 import sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.kept import KeptArrays
+from transfer_learning.storage.kept import KeptArrays
 
 first, last = map(int, sys.argv[2:])
 for start in range(first, last, 5):
@@ -272,7 +272,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from transfer_learning import kept, pools
+from transfer_learning.storage import kept, pools
 
 number, calls = int(sys.argv[2]), 0
 original = getattr(os, sys.argv[3])
@@ -436,7 +436,7 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.kept import KeptArrays
+from transfer_learning.storage.kept import KeptArrays
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 said = []

@@ -4,8 +4,8 @@ import keras
 import pytest
 import tensorflow as tf
 
-from transfer_learning import devices
 from transfer_learning.errors import UserError
+from transfer_learning.machine import devices
 
 
 @pytest.fixture(autouse=True)
