@@ -38,7 +38,7 @@ from transfer_learning.pages.report import MOST_CLASSES_DRAWN, write_report
 from transfer_learning.run_dir import RunDir
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.training.foresight import Foresight, foresee
-from transfer_learning.training.history import phase_results
+from transfer_learning.training.history import fine_tuned_worse, phase_results
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.inputs import inputs_above
 from transfer_learning.training.loop import restore, train
@@ -152,15 +152,16 @@ def run_experiment(
         # Evaluation, on the images and through the whole model, which is saved as it is judged.
         with stage("evaluate"):
             classifier, results = calibrate_and_judge(classifier, data, run_dir, say)
+            seconds = {name: stage.seconds for name, stage in foresight.stages.items()}
+            phases = phase_results(state.history, run_dir.timings, config.monitor, seconds)
+            if worse := fine_tuned_worse(phases, config.monitor):
+                say(worse)
             evaluation = results[data.judged_split] | {
                 "weights_sha256": classifier.weights_sha256,
                 "num_parameters": classifier.model.count_params(),
                 **dict.fromkeys(PHASES),
-                **phase_results(
-                    state.history, run_dir.timings, config.monitor,
-                    {name: stage.seconds for name, stage in foresight.stages.items()},
-                ),
-            }  # fmt: skip
+                **phases,
+            }
             draw_figures(config, data, state.history, evaluation, run_dir)
             draw_attention(classifier, data, data.judged_split, run_dir)
             write_json(run_dir.evaluation, evaluation)

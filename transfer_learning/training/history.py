@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from transfer_learning.config import PHASES
 from transfer_learning.storage.files import written_atomically
 from transfer_learning.training.state import TrainingState
 from transfer_learning.units import duration
@@ -59,6 +60,20 @@ def phase_results(
                 "images_per_second": round(float(of_phase["images_per_second"].median()), 1),
             }
     return results
+
+
+def fine_tuned_worse(results: Mapping[str, dict], monitor: str) -> str:
+    """A sentence where the fine-tune phase, whose weights are kept, ended worse than the frozen one; "" elsewhere."""
+    before, after = (results[name][monitor] if name in results else None for name in PHASES)
+    # Values of the training images do not compare: the phases may change them differently.
+    if not monitor.startswith("val") or before is None or after is None or not TrainingState(best_value=after).is_better(
+        before, monitor
+    ):
+        return ""
+    return (
+        f"Fine-tuning made it worse: {monitor} {after:.4f} at its best, against {before:.4f} of the frozen phase. A lower "
+        "--fine-tune.learning-rate may mend it; --fine-tune.epochs 0 trains the head alone, on the features that are kept."
+    )
 
 
 def in_words(name: str, result: dict) -> str:
