@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer_learning import benchmark, cache, compare, evaluate, predict, prepare, report, run
+from transfer_learning import benchmark, cache, compare, evaluate, predict, prepare, recipes, report, run
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
 from transfer_learning.datasets.catalogue import DATASETS, SCHEMES
 from transfer_learning.models.backbones import BACKBONES
@@ -45,6 +45,19 @@ def test_every_verb_has_a_row():
     assert named == set(VERBS) == {
         path.stem for path in PACKAGE.glob("*.py") if "__main__" in path.read_text()
     }  # fmt: skip
+
+
+def test_every_folder_has_a_row():
+    assert set(first_cells("## Development")) == {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_the_call_from_python_works_as_it_stands(small_config, tmp_path, monkeypatch):
+    (snippet,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipes, "drawn_pills", lambda: small_config)
+    names = {}
+    exec(snippet, names)
+    assert names["evaluation"]["split"] == "test" and (tmp_path / "runs" / "first" / "report.html").exists()
 
 
 def test_every_file_of_a_run_directory_has_a_row():

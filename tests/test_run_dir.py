@@ -40,7 +40,7 @@ def test_a_named_directory_may_be_new_or_empty(before, tmp_path):
     if before == "left by a kill":  # behind the lock, ahead of the config
         (path / ".lock").touch()
     run_dir = new_run_dir(path, "unused")
-    assert run_dir == RunDir(path)
+    assert run_dir.path == path
     with run_dir.begun(RunConfig(seed=3)):
         assert run_dir.read_config() == RunConfig(seed=3)  # ahead of everything that may take long
     with run_dir.begun(RunConfig(seed=3)):  # and it can be continued

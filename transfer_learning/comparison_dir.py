@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +59,11 @@ class Plan:
         return found
 
 
-@dataclass(frozen=True)
 class ComparisonDir:
     """The paths inside the directory of one comparison."""
 
-    path: Path
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
 
     @property
     def plan(self) -> Path:

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -14,11 +13,11 @@ from transfer_learning.errors import UserError
 from transfer_learning.storage.files import write_text
 
 
-@dataclass(frozen=True)
 class RunDir:
     """The paths inside one run directory."""
 
-    path: Path
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
 
     @property
     def config(self) -> Path:
