@@ -39,9 +39,10 @@ def around_calls(act: Callable[[int, bool], None]) -> Iterator[list[str]]:
             names.append(name)
             number = len(names)
             act(number, False)
-            result = call(*arguments, **options)
-            act(number, True)
-            return result
+            try:
+                return call(*arguments, **options)
+            finally:  # also behind a call that fails, such as mkdir of what is there
+                act(number, True)
 
         return counting
 
