@@ -24,8 +24,12 @@ class UserError(Exception):
     """
 
 
-class Stopped(Exception):
-    """A signal ended the run; everything that a resumed run needs is on disk."""
+class Stopped(BaseException):
+    """A signal ended the run; everything that a resumed run needs is on disk.
+
+    No Exception, as KeyboardInterrupt is none: it comes wherever the program is, also inside a library that takes every
+    Exception for its own failure. Keras would raise another one in its place.
+    """
 
     def __init__(self, signal_number: int):
         super().__init__(signal.Signals(signal_number).name)

@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 
+import keras
+import numpy as np
 import pytest
 
 from transfer_learning.errors import ExitCode, Stopped
@@ -25,6 +27,17 @@ def test_outside_of_updates_it_acts_at_once(number):
     with StopRequest(), pytest.raises(Stopped):
         os.kill(os.getpid(), number)
         pytest.fail("it went on")
+
+
+@pytest.mark.parametrize("inputs", [np.zeros((1, 2), np.float32), keras.Input((2,))], ids=["eager", "symbolic"])
+def test_while_a_network_is_made_it_is_no_failure_of_the_network(inputs):
+    class Signalled(keras.layers.Layer):
+        def call(self, inputs):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return inputs
+
+    with StopRequest(), pytest.raises(Stopped):
+        Signalled()(inputs)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -18,7 +18,6 @@ import pandas as pd
 import psutil
 
 from transfer_learning import memory
-from transfer_learning.errors import Stopped
 from transfer_learning.machine import gpus
 from transfer_learning.storage.files import existing_part, written_atomically
 from transfer_learning.units import duration, size
@@ -169,8 +168,6 @@ class Monitor:
         """What fails inside is said once, and goes no further."""
         try:
             yield
-        except Stopped:
-            raise
         except Exception as error:  # a driver, a file system, a kernel without /proc: nothing that a run depends on
             if what not in self._said:
                 self._said.add(what)
