@@ -1,7 +1,11 @@
 """What a phase came to: its best epoch, and where its time went."""
 
+import errno
+from contextlib import suppress
+
 import pandas as pd
 import pytest
+from faults import around_calls
 
 from transfer_learning.training.history import add_timing, fine_tuned_worse, in_words, phase_results
 
@@ -29,6 +33,29 @@ def test_the_average_time_of_an_epoch_is_told_apart_from_what_is_computed_once(t
         "Phase frozen: 3 epochs of 3.0 s on average, after 1:01 min of preparation (frozen layers, compiling)."
     )
     assert in_words("fine_tune", fine_tune).startswith("Phase fine_tune: 1 epoch of 9.0 s, after 0.0 s of preparation")
+
+
+@pytest.mark.parametrize("num_before", [0, 1])
+def test_a_row_that_cannot_be_written_takes_no_other_with_it(num_before, tmp_path):
+    """From each call on that changes a file, all fail, as on a full disk; the row of the next epoch is added as ever."""
+    timing = {"phase": "frozen", "seconds": 2.0, "images_per_second": 1.0, "checkpoint_seconds": 0.0}
+    for at in range(1, 100):
+        path = tmp_path / f"{at}.csv"
+        for epoch in range(num_before):
+            add_timing(path, {"epoch": epoch, **timing})
+
+        def fail(call, is_done, at=at):
+            if call >= at and not is_done:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with around_calls(fail) as names, suppress(OSError):
+            add_timing(path, {"epoch": 1, **timing})
+        add_timing(path, {"epoch": 2, **timing})
+        epochs = pd.read_csv(path)["epoch"].tolist()
+        assert [epoch for epoch in epochs if epoch != 1] == [*range(num_before), 2], names[-1]
+        if len(names) < at:
+            break
+    assert at > 1
 
 
 @pytest.mark.parametrize("seconds", [{}, {"frozen": None}])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from transfer_learning.config import PHASES
-from transfer_learning.storage.files import written_atomically
+from transfer_learning.storage.files import write_text, written_atomically
 from transfer_learning.training.state import TrainingState
 from transfer_learning.units import duration
 
@@ -21,8 +21,9 @@ def write_history(rows: list[dict], path: Path) -> None:
 
 
 def add_timing(path: Path, row: dict) -> None:
-    """Appends what an epoch took. A row lost to a kill is no loss, so nothing is synced."""
-    pd.DataFrame([row]).to_csv(path, mode="a", header=not path.exists(), index=False, lineterminator="\n")
+    """Adds what an epoch took; the table is written anew, since part of a row would keep the run from its end."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(path, before + pd.DataFrame([row]).to_csv(header=not before, index=False, lineterminator="\n"))
 
 
 def phase_results(
