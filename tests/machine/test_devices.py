@@ -1,6 +1,7 @@
 """What is said and chosen on machines that the tests do not run on, with TensorFlow's view of them made up."""
 
 import keras
+import pynvml
 import pytest
 import tensorflow as tf
 
@@ -103,3 +104,22 @@ def test_flags_that_change_the_arithmetic_are_part_of_what_has_to_be_the_same(fl
 def test_a_gpu_brings_its_driver_into_what_has_to_be_the_same(machine):
     machine(gpus=[("H100", (9, 0))], driver="12.8")
     assert set_up()[0].fingerprint["driver"] == "12.8"
+
+
+@pytest.mark.parametrize(
+    ("failing", "expected"),
+    [
+        (None, "13.0"),
+        ("nvmlInit", ""),
+        ("nvmlSystemGetCudaDriverVersion_v2", ""),  # an old driver does not know the question
+        ("nvmlShutdown", ""),
+    ],
+)
+def test_a_driver_that_cannot_be_asked_ends_no_run(failing, expected, monkeypatch):
+    def fail():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+    answers = {"nvmlInit": None, "nvmlSystemGetCudaDriverVersion_v2": 13000, "nvmlShutdown": None}
+    for name, value in answers.items():
+        monkeypatch.setattr(pynvml, name, fail if name == failing else lambda value=value: value)
+    assert devices.driver_cuda_version() == expected

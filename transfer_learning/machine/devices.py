@@ -131,18 +131,18 @@ def _choose_precision(precision: str, gpus: list, say: Callable[[str], None]) ->
 
 
 def driver_cuda_version() -> str:
-    """Returns the newest CUDA version that the installed NVIDIA driver supports, as "12.8", or "" without a driver."""
+    """Returns the newest CUDA version that the installed NVIDIA driver supports, as "12.8", or "" where none tells."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        try:
+            number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # no driver, one too old to be asked, or one that broke down
         return ""
-    try:
-        number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        return f"{number // 1000}.{number % 1000 // 10}"
-    finally:
-        pynvml.nvmlShutdown()
+    return f"{number // 1000}.{number % 1000 // 10}"
 
 
 def versions() -> dict[str, str]:
