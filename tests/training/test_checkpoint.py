@@ -42,6 +42,14 @@ def test_the_last_two_are_kept(tmp_path):
     assert names(saved(tmp_path, 5)) == ["000004", "000005"]
 
 
+def test_the_millionth_is_newer_than_the_one_before(tmp_path):
+    saved(tmp_path, 1).joinpath("000001").rename(tmp_path / "999998")
+    for number in range(2, 5):
+        checkpoint.save(tmp_path, ARRAYS, {"number": number})
+        assert checkpoint.load(tmp_path)[1]["number"] == number
+    assert names(tmp_path) == ["1000000", "1000001"]
+
+
 def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

@@ -126,7 +126,8 @@ def load(folder: Path, say: Callable[[str], None] = print) -> tuple[Arrays, dict
 
 
 def _numbered(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+    found = [path for path in folder.glob("*") if path.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name))  # the millionth has a digit more
 
 
 def _problem(path: Path) -> str:
