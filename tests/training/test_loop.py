@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import math
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +17,6 @@ from transfer_learning.experiment import run_experiment
 from transfer_learning.run_dir import RunDir
 from transfer_learning.storage.files import read_json
 from transfer_learning.training import checkpoint, loop, phases
-from transfer_learning.training.state import TrainingState
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,32 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(phase, update
     assert run_experiment(config, run_dir), "with the cause mended, the last good state goes on"
 
 
-def test_a_validation_that_is_no_number_is_never_the_best():
-    state = TrainingState()
-    assert not state.is_better(math.nan, "val_loss")
-    assert state.is_better(1.0, "val_loss")
+@pytest.mark.parametrize(("value", "monitor"), [(math.nan, "val_accuracy"), (math.inf, "val_loss")])
+def test_a_validation_that_is_no_number_stops_the_run_whatever_is_monitored(value, monitor, config, tmp_path, monkeypatch):
+    config, run_dir, seen = dataclasses.replace(config, monitor=monitor), RunDir(tmp_path / "run"), []
+    told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "measure", lambda active, after_batch: (value, 0.9))
+        with pytest.raises(UserError, match=rf"The val_loss is {value} after update 4 of phase frozen \(epoch 1\)"):
+            run_experiment(config, run_dir, callbacks=[told])
+    state = checkpoint.load(run_dir.checkpoint)[1]["state"]
+    assert state["history"] == [] and state["best_value"] is None and seen == []
+
+
+def test_weights_that_are_no_numbers_after_the_last_update_are_those_of_that_epoch(config, tmp_path, monkeypatch):
+    """Without validation images nothing else tells."""
+    config = dataclasses.replace(config, monitor="loss", val_fraction=0.0, checkpoint_seconds=60.0)
+    original, num_updates = loop.learning_rate, []
+
+    def spoilt(settings, in_phase, updates_per_epoch, *others):
+        num_updates.append(updates_per_epoch)
+        is_last = in_phase == updates_per_epoch - 1
+        return math.nan if is_last else original(settings, in_phase, updates_per_epoch, *others)
+
+    monkeypatch.setattr(loop, "learning_rate", spoilt)
+    with pytest.raises(UserError) as error:
+        run_experiment(config, RunDir(tmp_path / "run"))
+    assert f"A weight is no finite number after update {num_updates[0]} of phase frozen (epoch 1)" in str(error.value)
 
 
 def short_of_memory(monkeypatch, most, after_calls=0):

@@ -26,7 +26,8 @@ def best_epochs(values, monitor="val_loss", **options):
         ("val_loss", [2, 2, 2], [1]),  # equal is not better
         ("val_accuracy", [0.1, 0.3, 0.2, 0.3, 0.4], [1, 2, 5]),
         ("val_loss", [math.nan, 5, math.nan, 4], [2, 4]),  # a first NaN does not stay the best
-        ("val_loss", [math.inf, 5], [1, 2]),
+        ("val_loss", [math.inf, 5, -math.inf], [2]),
+        ("val_accuracy", [math.inf, 0.5], [2]),
         ("val_accuracy", [math.nan, math.nan], []),
     ],
 )

@@ -75,7 +75,7 @@ def train(
         trained: told of updates, as by `EpochProgress`.
 
     Raises:
-        UserError: the loss, or the monitored value, is no longer a number.
+        UserError: the loss, of training or validation, is no longer a finite number.
         tf.errors.ResourceExhaustedError: the memory is too small for a single image at a time.
         Stopped: a signal came; the state is saved.
         OSError: a checkpoint cannot be written; the ones before are whole.
@@ -157,12 +157,13 @@ class _Epoch:
 
     def run(self) -> None:
         active, state, config, number = self.active, self.state, self.identity.config, len(self.state.history)
+        self.number = state.epoch + 1  # in the phase, also once the state is at the next one
         self.saved = self.looked = self.started = time.monotonic()
         self.seconds_before, self.checkpoint_seconds = state.seconds, 0.0
         if state.update == 0:
             active.start_epoch()
         batch_size, num_images = config.batch_size, len(active.train)
-        title = f"{active.name} {state.epoch + 1}/{active.settings.epochs}"
+        title = f"{active.name} {self.number}/{active.settings.epochs}"
         self.progress.start_epoch(title, num_images, min(state.update * batch_size, num_images))
         if self.callbacks:
             self.callbacks.on_epoch_begin(number)
@@ -188,8 +189,8 @@ class _Epoch:
         # Validation, and what follows from it.
         val_loss, val_accuracy = measure(active, self.save_if_due)
         figures |= {"val_loss": val_loss, "val_accuracy": val_accuracy}
-        if math.isnan(value := figures[config.monitor]):
-            raise self.diverged(f"The {config.monitor} is {value} after update {self.updates_done():,}")
+        if len(active.val) and not math.isfinite(val_loss):
+            raise self.diverged(f"The val_loss is {val_loss} after update {self.updates_done():,}")
         row = {
             "phase": active.name, "epoch": number + 1, "updates": (state.epoch + 1) * active.updates_per_epoch,
             "learning_rate": self.rate(state.update - 1), **figures,
@@ -257,7 +258,7 @@ class _Epoch:
     def diverged(self, what: str) -> UserError:
         name, settings = flag_name(self.active.name), self.active.settings
         return UserError(
-            f"{what} of phase {self.active.name} (epoch {self.state.epoch + 1}), so the training has diverged; start a new "
+            f"{what} of phase {self.active.name} (epoch {self.number}), so the training has diverged; start a new "
             f"run with a lower --{name}.learning-rate (it was {settings.learning_rate}); the last checkpoint of this one is "
             "from before."
         )

@@ -23,8 +23,8 @@ class TrainingState:
     history: list[dict] = field(default_factory=list)  # one row an epoch, over all phases
 
     def is_better(self, value: float, monitor: str) -> bool:
-        """Whether `value` beats the best of the phase, as Keras' ModelCheckpoint decides it; NaN never does."""
-        if math.isnan(value):
+        """Whether `value` beats the best of the phase, as Keras' ModelCheckpoint decides it; NaN and infinity never do."""
+        if not math.isfinite(value):
             return False
         if self.best_value is None:
             return True
