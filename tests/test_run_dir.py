@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,23 @@ def test_a_run_that_another_process_holds_is_refused_until_that_process_ends(tmp
         holder.kill()
     with run_dir.locked():  # the lock went with its process
         pass
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_another_process_did_until_it_let_go_is_seen(finished, tmp_path, monkeypatch):
+    run_dir, locked = RunDir(tmp_path / "run"), RunDir.locked
+
+    @contextmanager
+    def late(self):
+        with locked(self):
+            if not self.config.exists():
+                make_run(self.path, finished)
+            yield
+
+    monkeypatch.setattr(RunDir, "locked", late)
+    with pytest.raises(UserError, match="finished" if finished else "another config"), run_dir.begun(RunConfig(seed=5)):
+        pytest.fail("it went on")
+    assert run_dir.read_config() == RunConfig()
 
 
 def test_a_file_is_replaced_whole_or_stays(tmp_path):

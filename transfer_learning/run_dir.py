@@ -136,15 +136,15 @@ class RunDir:
         Raises:
             UserError: the directory holds a finished run, a run with another config, or one that another process has.
         """
-        if self.is_finished:
-            raise UserError(f"{self.path} holds a finished run (see {self.report}); choose another directory.")
-        is_new = not self.config.exists()
-        if not is_new and (fields := difference(self.read_config(), config)):
-            raise UserError(
-                f"{self.path} was begun with another config ({named(fields)}); restore it, or choose another directory."
-            )
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.locked():
+        with self.locked():  # ahead of every look: another process may just have begun, or finished, this run
+            if self.is_finished:
+                raise UserError(f"{self.path} holds a finished run (see {self.report}); choose another directory.")
+            is_new = not self.config.exists()
+            if not is_new and (fields := difference(self.read_config(), config)):
+                raise UserError(
+                    f"{self.path} was begun with another config ({named(fields)}); restore it, or choose another directory."
+                )
             if is_new:
                 write_text(self.config, config.to_json())
             try:
