@@ -74,7 +74,7 @@ def run_experiment(
     """
     config.check()
     find_backbone(config.backbone).opened_part(config.fine_tune.open)  # not only once the frozen phase is over
-    with StopRequest() as stop, run_dir.begun(config), ExitStack() as watched:
+    with StopRequest() as stop, run_dir.begun(config), lack_of_memory_told(config), ExitStack() as watched:
         say = Notes(run_dir, reasons)
 
         # The machine; a resumed run computes as it was begun.
@@ -138,16 +138,9 @@ def run_experiment(
             return prepare_phase(name, settings, classifier, cuts[name], keep, data, identity, say, is_begun)
 
         all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
-        try:
-            state = train(
-                identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, stage, say,
-                monitor.trained,
-            )  # fmt: skip
-        except (MemoryError, tf.errors.ResourceExhaustedError):
-            raise UserError(
-                f"The memory is not enough for images of {config.image_size} x {config.image_size}, even few at a time; "
-                "start a new run with a smaller --image-size or another --backbone, or end what else uses the memory."
-            ) from None
+        state = train(
+            identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, stage, say, monitor.trained
+        )  # fmt: skip
 
         # Evaluation, on the images and through the whole model, which is saved as it is judged.
         with stage("evaluate"):
@@ -169,6 +162,18 @@ def run_experiment(
         # The report, from the files alone.
         write_report(run_dir)
     return evaluation
+
+
+@contextmanager
+def lack_of_memory_told(config: RunConfig) -> Iterator[None]:
+    """Turns a lack of memory that no smaller part of a batch has answered into a UserError."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise UserError(
+            f"The memory is not enough for images of {config.image_size} x {config.image_size}, even few at a time; start "
+            "a new run with a smaller --image-size or another --backbone, or end what else uses the memory and try again."
+        ) from None
 
 
 class Notes:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
+from transfer_learning import experiment
 from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase
 from transfer_learning.errors import UserError
@@ -157,6 +158,18 @@ def test_when_not_even_one_image_fits_it_says_so(config, tmp_path, monkeypatch):
     short_of_memory(monkeypatch, 0)
     with pytest.raises(UserError, match="The memory is not enough .* smaller --image-size"):
         run_experiment(config, RunDir(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["foresee", "calibrate_and_judge"])
+@pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM")], ids=type)
+def test_nor_is_a_lack_of_memory_outside_of_training_a_fault_of_the_program(name, error, config, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(experiment, name, fail)
+    brief = dataclasses.replace(config, frozen=Phase(), fine_tune=dataclasses.replace(config.fine_tune, epochs=1))
+    with pytest.raises(UserError, match="The memory is not enough"):
+        run_experiment(brief, RunDir(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("failing", [1, 8, 21])
