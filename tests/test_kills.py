@@ -105,6 +105,31 @@ def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, sma
     assert results(run_dir) == unbroken
 
 
+@pytest.mark.parametrize(
+    ("target", "count"),
+    [(f"{LOOP}:learning_rate", 14), (f"{CHECKPOINT}:os.rename", 7)],
+    ids=["an update", "a write beside the training"],
+)
+def test_a_signal_to_what_does_not_end_ends_the_process_and_is_resumed_to_the_bit(
+    target, count, small_config, unbroken, tmp_path
+):
+    arguments = [target, "hanging", count, *flags(small_config), "--run-dir", tmp_path / "run"]
+    output = run(command(*arguments, harness=("-m", "tests.kill_at")), expected=143)
+    line = re.search(r"Stopped by SIGTERM before .*python\S* -m transfer_learning\.run (--resume .*)", output)
+    assert line and "Traceback" not in output, output
+    output = run(command(*line[1].split()))
+    assert "Continuing after epoch" in output
+    assert results(tmp_path / "run") == unbroken
+
+
+@pytest.mark.long
+def test_killed_at_random_moments(tmp_path):
+    harness = command(tmp_path / "runs", "--kills", 200, harness=("-m", "tests.kill_randomly"))
+    done = subprocess.run(harness, cwd=ROOT, capture_output=True, text=True, timeout=4 * 3600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["kills"] == 200
+
+
 def test_two_runs_that_share_a_cache_at_once_are_what_each_would_be_alone(small_config, unbroken, tmp_path):
     begin = [*flags(small_config), "--cache-dir", tmp_path / "cache"]
     processes = [

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
     def end_at_once(signal_number: int) -> None:
         stopped = Stopped(signal_number)
-        print(f"Stopped by {stopped} in an update that takes long; continue before it with: {continuing}", flush=True)
+        print(f"Stopped by {stopped} before it could save; continue from the last checkpoint with: {continuing}", flush=True)
         os._exit(stopped.exit_code)
 
     try:
