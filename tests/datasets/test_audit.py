@@ -236,13 +236,13 @@ def test_features_find_wrong_labels_outliers_and_near_duplicates(tmp_path):
     features = features_of(right)
     features.values[50, -1] = 20
     features.values[90] = features.values[91] + 0.001
-    copy = examples[5]._replace(id="copy")
-    dataset = Dataset("arrays", dataset.class_names, (*dataset.examples, copy))
+    copies = examples[5]._replace(id="copy"), examples[50]._replace(id="copy of an outlier")
+    dataset = Dataset("arrays", dataset.class_names, (*dataset.examples, *copies))
     result = audit(dataset, looked_at(dataset, tmp_path / "cache"), features)
     likely = result.of_kind("likely label error").set_index("id")
     assert list(likely.index) == ["005", "copy"] and set(likely["suggestion"]) == {"circle"}
     assert likely.at["005", "probability"] > 0.8 and likely.at["005", "detail"].startswith("circle ")
-    assert "outlier" in kinds_of(result, "050")
+    assert "outlier" in kinds_of(result, "050") & kinds_of(result, "copy of an outlier")
     assert kinds_of(result, "090") & {"near-duplicate", "near-duplicate in another split"}
     assert result.doubtful()["id"].iloc[0] == "005", "the most doubtful label first"
     assert result.num_on_disk is None and any("features of a test" in note for note in result.notes)
@@ -255,6 +255,15 @@ def test_features_of_some_images_judge_these_alone(tmp_path):
     features = all_of_them._replace(values=all_of_them.values[some], examples=some)
     result = audit(dataset, looked_at(dataset, tmp_path), features)
     assert result.files["quality"].iloc[some].lt(1).all() and (np.delete(result.files["quality"].to_numpy(), some) == 1).all()
+
+
+def test_images_of_classes_that_are_held_out_are_of_no_likelier_class(tmp_path):
+    dataset, right = arrays()
+    features = features_of(right)
+    result = audit(dataset, looked_at(dataset, tmp_path, held_out="stripes"), features)
+    assert set(result.files.loc[result.files["quality"] < 1, "label"]) == {"circle", "cross"}
+    assert not set(result.files["suggestion"]) & {"stripes"}
+    assert set(result.files.loc[result.files["label"] == "stripes", "split"]) == {"held_out"}
 
 
 def test_without_features_it_says_what_is_left_out(zoo):

@@ -367,15 +367,14 @@ def _duplicates(files: pd.DataFrame, digests: pd.Series, readable: np.ndarray) -
     repeated = of_digest[of_digest.duplicated(keep=False)]
     numbers = pd.factorize(repeated)[0]
     files.loc[repeated.index, "duplicates"] = numbers
-    for position, others in _others(files.loc[repeated.index], numbers):
-        row = files.loc[position]
-        if row["what"] != "used":
-            continue  # the reason is a finding already
-        labels = others[others["label"] != row["label"]]
-        if len(labels):
-            yield position, "duplicate under another label", _named(labels)
-        elif len(others):
-            yield position, "duplicate", _named(others)
+    labels, is_used = pd.factorize(files["label"])[0], (files["what"] == "used").to_numpy()
+    for group in _members(repeated.index.to_numpy(), numbers):
+        for position in group[is_used[group]]:  # of the others, the reason is a finding already
+            elsewhere = group[labels[group] != labels[position]]
+            if len(elsewhere):
+                yield position, "duplicate under another label", _named(files, elsewhere)
+            else:
+                yield position, "duplicate", _named(files, group[group != position])
 
 
 def _near_duplicates(
@@ -384,17 +383,17 @@ def _near_duplicates(
     of_first = pd.Series(groups_of(np.concatenate(list(pairs.values())), len(digests)))
     numbers = of_first.iloc[used].groupby(digests.iloc[used].to_numpy()).transform("max").to_numpy()  # equal ones alike
     files.loc[used, "near_duplicates"] = numbers
-    grouped = files.loc[used[numbers >= 0]]
-    for position, others in _others(grouped, grouped["near_duplicates"].to_numpy()):
-        row = files.loc[position]
-        others = others[digests[others.index] != digests[position]]
-        kinds = []
-        if len(labels := others[others["label"] != row["label"]]):
-            kinds.append(("near-duplicate under another label", labels))
-        if len(elsewhere := others[others["split"] != row["split"]]):
-            kinds.append(("near-duplicate in another split", elsewhere))
-        for kind, which in kinds or [("near-duplicate", others)]:
-            yield position, kind, _named(which)
+    pictures, labels, splits = (pd.factorize(column)[0] for column in (digests, files["label"], files["split"]))
+    for group in _members(used[numbers >= 0], numbers[numbers >= 0]):
+        for position in group:
+            others = group[pictures[group] != pictures[position]]
+            kinds = {
+                "near-duplicate under another label": others[labels[others] != labels[position]],
+                "near-duplicate in another split": others[splits[others] != splits[position]],
+            }
+            kinds = {kind: which for kind, which in kinds.items() if len(which)}
+            for kind, which in (kinds or {"near-duplicate": others}).items():
+                yield position, kind, _named(files, which)
 
 
 def _with_its_copies(files: pd.DataFrame, position: int) -> list[int]:
@@ -406,17 +405,16 @@ def _with_its_copies(files: pd.DataFrame, position: int) -> list[int]:
     return files.index[is_copy].tolist()
 
 
-def _others(files: pd.DataFrame, numbers: np.ndarray) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Each row's position, with the other rows of its group."""
-    for _, group in files.groupby(numbers):
-        for position in group.index:
-            yield position, group.drop(position)
+def _members(positions: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
+    """The positions of each group, where `numbers` are those of the groups."""
+    order = np.argsort(numbers, kind="stable")
+    return np.split(positions[order], np.flatnonzero(np.diff(numbers[order])) + 1)
 
 
-def _named(rows: pd.DataFrame) -> str:
-    first = rows.iloc[0]
-    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    return f"{first['id']} ({first['label']}, {first['split'] or 'skipped'}){more}"
+def _named(files: pd.DataFrame, positions: np.ndarray) -> str:
+    id, label, split = (files.at[positions[0], column] for column in ("id", "label", "split"))
+    more = f" and {len(positions) - 1:,} more" if len(positions) > 1 else ""
+    return f"{id} ({label}, {split or 'skipped'}){more}"
 
 
 def _doubts(
@@ -424,6 +422,8 @@ def _doubts(
     notes: list[str],
 ) -> Iterator[tuple[int, str, str]]:  # fmt: skip
     number = {name: place for place, name in enumerate(class_names)}
+    is_learnt = files["label"].iloc[examples].isin(number).to_numpy()  # and of no class that is held out
+    examples, values, towards = examples[is_learnt], values[is_learnt], towards[is_learnt]
     labels = files["label"].iloc[examples].map(number).to_numpy()
     if len(examples) > MOST_COMPARED:
         notes.append(f"{len(examples):,} images are too many to look for likely label errors and outliers.")
@@ -443,7 +443,7 @@ def _doubts(
     files.loc[examples[is_sure], ["suggestion", "probability"]] = ["", np.nan]
     distances = distances_to_class(towards, labels)
     for place in np.flatnonzero(outliers(distances, labels) & ~doubts.is_doubtful).tolist():
-        yield examples[place], "outlier", ""
+        yield from ((position, "outlier", "") for position in _with_its_copies(files, examples[place]))
     right = (doubts.suggestion[judged] == labels[judged]).mean() if len(judged) else 0
     notes.append(
         f"Likely label errors: {len(judged):,} images, each judged by a logistic regression on the features of others, which "
