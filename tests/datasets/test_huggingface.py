@@ -380,10 +380,31 @@ def test_links_in_place_of_images_are_refused(path, tmp_path):
         read(tmp_path / "set", tmp_path)
 
 
+@pytest.mark.parametrize("is_saved", [False, True])
+@pytest.mark.parametrize("path", ["{}/private/0.png", "{}/set/../private/0.png", "private/0.png"])
+def test_a_table_that_asks_for_other_files_of_the_user_is_refused(path, is_saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("private", "set"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "private" / "0.png").write_bytes(png(0))
+    rows = table(3, image=(Image(), [{"bytes": None, "path": path.format(tmp_path)}] * 3))
+    if is_saved:
+        rows.save_to_disk(tmp_path / "set")  # puts the images into the table, where a stranger would leave them
+        (arrow,) = (tmp_path / "set").glob("*.arrow")
+        with pyarrow.ipc.new_stream(arrow, rows.data.schema) as stream:
+            stream.write_table(rows.data.table)
+    else:
+        pyarrow.parquet.write_table(rows.data.table, tmp_path / "set" / "data.parquet")
+    with pytest.raises(UserError, match=r"asks for the file .*private/0.png, which lies outside of it"):
+        read(tmp_path / "set", tmp_path)
+
+
 def test_images_that_are_files_are_read_as_files(tmp_path):
     class_folders(tmp_path / "set")
-    contents = {example.content for example in read(tmp_path / "set", tmp_path).examples}
-    assert contents == set((tmp_path / "set").rglob("*.png"))
+    (tmp_path / "link").symlink_to("set")
+    for name in ("set", "link"):
+        contents = {example.content for example in read(tmp_path / name, tmp_path).examples}
+        assert contents == set((tmp_path / "set").rglob("*.png"))
 
 
 # ---------------------------------------------------------------------------------------------------------- a whole run

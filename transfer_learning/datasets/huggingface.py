@@ -9,6 +9,7 @@ The library keeps all rows in Arrow files, the images encoded as they were. Of e
 is taken from them, so that no image is in memory before it is decoded.
 """
 
+import os
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,13 +55,15 @@ def read(place: str, data_dir: Path) -> Dataset:
             "split by save_to_disk, and give hf:FOLDER."
         )
     names = getattr(features[label], "names", None)  # of a ClassLabel
+    folders = _folders_of_images(name)
     examples, ignored, labels = [], [], set()
     for split, table in tables.items():
         if split_of[split] is None:
             ignored.append((f"{split} ({len(table):,} rows)", "a split that is neither train, validation nor test"))
             continue
         files = [file["filename"] for file in table.cache_files]
-        for number, (content, value) in enumerate(_rows(place, files, image, label if label in table.features else None)):
+        rows = _rows(place, files, image, label if label in table.features else None, folders)
+        for number, (content, value) in enumerate(rows):
             id = f"{split}/{number:07d}" if split else f"{number:07d}"
             if content is None:
                 ignored.append((id, "a row without an image"))
@@ -184,7 +187,19 @@ def _chosen(
     )
 
 
-def _rows(place: str, files: list[str], image: str, label: str | None) -> Iterator[tuple[Content | None, Any]]:
+def _folders_of_images(name: str) -> list[str]:
+    """Where images may lie that are files of their own: in the folder that was named, and where the library fetches to."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    fetched = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    named = (name,) if Path(name).is_dir() else ()
+    return [real(folder) for folder in (*named, *fetched) for real in (os.path.abspath, os.path.realpath)]
+
+
+def _rows(
+    place: str, files: list[str], image: str, label: str | None, folders: list[str]
+) -> Iterator[tuple[Content | None, Any]]:
     """Where the image of each row lies, and its label; None for what a row does not have.
 
     The files are Arrow streams, whose buffers lie in them as they do in memory. Each is mapped only while it is listed.
@@ -214,8 +229,16 @@ def _rows(place: str, files: list[str], image: str, label: str | None) -> Iterat
                             f"hf:{place} holds links in place of images ({link}); fetch or unpack them, and give the folder "
                             "that they are in."
                         )
+                    elif link:
+                        path_of_image = Path(os.path.abspath(link))
+                        if not any(path_of_image.is_relative_to(folder) for folder in folders):
+                            raise UserError(
+                                f"hf:{place} asks for the file {link}, which lies outside of it; if it is an image of "
+                                "yours, copy it into a folder of its class, and give the folder that these are in."
+                            )
+                        yield path_of_image, value
                     else:
-                        yield Path(link) if link else None, value
+                        yield None, value
 
 
 def _places(encoded: "pyarrow.BinaryArray", whole: "pyarrow.Buffer") -> tuple[list[int], list[int]]:
