@@ -41,7 +41,7 @@ def prepared(here, capsys):
 
 def cells(output):
     """The rows of the table, by their first cell."""
-    lines = output.split("\n\n")[1].splitlines()
+    lines = [line for line in output.split("\n\n")[1].splitlines() if not line.startswith("Held out")]
     assert len(set(map(len, lines))) == 1, "not aligned"
     rows = [re.split(r" {2,}", line) for line in lines]
     assert rows[0] == ["class", "train", "val", "test", "skipped", "images"]
@@ -159,6 +159,15 @@ def test_it_needs_no_tensorflow(photos, tmp_path):
     arguments = ["--dataset", photos, "--cache-dir", tmp_path / "cache", "--out", tmp_path / "audit"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False" and done.stderr == ""
+
+
+def test_classes_that_are_held_out_are_counted_and_told_apart(prepared, photos, here):
+    flags = ["--held-out", "stripes", "--val-fraction", "0"]
+    code, output, errors = prepared("--dataset", photos, *flags, "--out", "seen")
+    assert (code, errors) == (0, "") and "\nHeld out: stripes (14 images).\n" in output
+    assert list(cells(output)) == ["circle", "cross", "(all)"] and cells(output)["(all)"][-1] == 28
+    assert "42 files on disk = 42 used + 0 skipped + 0 ignored\n" in output and "--held-out stripes" in output
+    assert "stripes (14 images)." in Path("seen/audit.html").read_text()
 
 
 def test_a_class_table_has_a_row_for_each_of_many_classes(prepared, here):

@@ -23,6 +23,7 @@ from transfer_learning.datasets.manifest import check_classes
 from transfer_learning.errors import UserError
 from transfer_learning.models.kept_features import find_kept_features
 from transfer_learning.pages.audit import crop_in_words, in_lines, new_audit_dir, write_audit
+from transfer_learning.pages.page import counts_by_class, held_out_classes
 from transfer_learning.storage.pools import list_pools
 from transfer_learning.training.progress import count_progress
 from transfer_learning.units import duration, size
@@ -132,6 +133,8 @@ def described_data(data: Data) -> Iterator[str]:
     yield f"{data.in_words()}."
     yield ""
     yield from class_table(data)
+    if held_out := held_out_classes(data.manifest):
+        yield f"Held out: {', '.join(f'{name} ({count:,} images)' for name, count in held_out.items())}."
     yield ""
     skipped = data.manifest[data.manifest["split"] == ""]
     if len(skipped):
@@ -148,13 +151,9 @@ def described_data(data: Data) -> Iterator[str]:
 
 def class_table(data: Data) -> list[str]:
     """The lines of an aligned table of the images by class and split, with sums."""
-    counts = Counter(zip(data.manifest["label"], data.manifest["split"], strict=True))
-    columns = (*SPLITS, "")  # "": skipped
-    numbers = [[counts[name, column] for column in columns] for name in data.class_names]
-    numbers.append([sum(column) for column in zip(*numbers, strict=True)])
     rows = [("class", *SPLITS, "skipped", "images")]
-    for name, row in zip((*data.class_names, "(all)"), numbers, strict=True):
-        rows.append((name, *(f"{number:,}" for number in (*row, sum(row)))))
+    for row in counts_by_class(data.manifest, data.class_names):
+        rows.append((row["label"] or "(all)", *(f"{row[column]:,}" for column in (*SPLITS, "skipped", "all"))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join((row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))))

@@ -143,6 +143,7 @@ def test_folders_of_png_files_are_the_set_too(tmp_path):
     assert dataset.class_names == cifar10.CLASS_NAMES and len(dataset.examples) == 120
     assert sum(example.split == "test" for example in dataset.examples) == 20
     assert dataset.examples[0].id == "test/airplane/0001.png"
+    assert dataset.folder == tmp_path / "cifar10", "whose files `prepare` counts"
 
 
 def test_folders_with_other_classes_are_not_the_set(tmp_path):

@@ -10,6 +10,7 @@ import tempfile
 import textwrap
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ def _of_folders(root: Path) -> Dataset:
             f"{root} has the classes {', '.join(dataset.class_names) or 'none'}; the ten of CIFAR-10 were expected in its "
             f"folders train and test ({', '.join(CLASS_NAMES)}), so rename them, or give the folder itself to --dataset."
         )
-    return Dataset("cifar10", CLASS_NAMES, dataset.examples, dataset.ignored)
+    return replace(dataset, name="cifar10")
 
 
 def _download(archive: Path) -> Path:

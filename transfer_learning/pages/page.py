@@ -40,6 +40,11 @@ def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[
     return [*rows, {"label": None, **counts.sum().to_dict()}]
 
 
+def held_out_classes(manifest: pd.DataFrame) -> dict[str, int]:
+    """Images by class, of the classes that are not learnt."""
+    return manifest.loc[manifest["split"] == HELD_OUT, "label"].value_counts(sort=False).to_dict()
+
+
 def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.2f} %"
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from transfer_learning.datasets.dataset import HELD_OUT
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.machine import monitor
-from transfer_learning.pages.page import counts_by_class, number, write_page
+from transfer_learning.pages.page import counts_by_class, held_out_classes, number, write_page
 from transfer_learning.run_dir import RunDir
 
 PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
@@ -204,7 +203,7 @@ def _held_out(path: Path) -> dict[str, int]:
     manifest = _read_csv(path)
     if manifest is None or not {"label", "split"} <= set(manifest.columns):
         return {}
-    return manifest.loc[manifest["split"] == HELD_OUT, "label"].value_counts(sort=False).to_dict()
+    return held_out_classes(manifest)
 
 
 def _reasons(path: Path, column: str) -> list[tuple[str, str]] | None:
