@@ -13,6 +13,7 @@ from transfer_learning import recipes
 from transfer_learning.command_line import run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets import huggingface, imagenet
+from transfer_learning.datasets.audit import count_files
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.errors import UserError
@@ -128,12 +129,13 @@ def test_what_is_no_image_of_a_class_is_counted(tmp_path):
     write_image(root / "val" / "n99999999" / "ILSVRC2012_val_00000007.JPEG")
     write_image(root / "test" / "ILSVRC2012_test_00000001.JPEG")
     dataset = load_dataset("imagenet", tmp_path)
-    assert dict(dataset.ignored) == {
-        "ILSVRC2012_devkit_t12": "beside train and val",
-        "test": "beside train and val",
+    devkit = {f"ILSVRC2012_devkit_t12/data/{name}" for name in (imagenet.GROUND_TRUTH, imagenet.SYNSETS)}
+    assert dict(dataset.ignored) == dict.fromkeys(devkit, "beside train and val") | {
+        "test/ILSVRC2012_test_00000001.JPEG": "beside train and val",
         f"train/{WNIDS[0]}/notes.txt": "not named like an image (.txt)",
         "val/n99999999/ILSVRC2012_val_00000007.JPEG": "its class n99999999 is not in train",
     }
+    assert len(dataset.examples) + len(dataset.ignored) == count_files(dataset.folder) and dataset.folder == root
 
 
 def test_a_part_of_the_classes_takes_its_part_of_the_validation_list(tmp_path):

@@ -77,8 +77,8 @@ def _read(root: Path) -> Dataset:
     name_of = {folder.name: f"{folder.name} {words.get(folder.name, '')}".strip() for folder in train.iterdir()}
     examples: list[Example] = []
     ignored = [
-        (path.relative_to(top).as_posix(), "beside train and val") for path in sorted(top.iterdir())
-        if path not in (train, val)
+        (path.relative_to(top).as_posix(), "beside train and val") for entry in sorted(top.iterdir())
+        if entry not in (train, val) for path in (files_below(entry) if entry.is_dir() else (entry,))
     ]  # fmt: skip
 
     def take(folder: Path, split: str, wnid_of: Callable[[Path], str]) -> None:
@@ -100,7 +100,7 @@ def _read(root: Path) -> Dataset:
     else:
         labels = _validation_labels(root)
         take(val, "test", lambda path: labels.get(path.stem, ""))
-    return with_class_names(str(root), examples, ignored)
+    return with_class_names(str(root), examples, ignored, top)
 
 
 def _validation_labels(root: Path) -> dict[str, str]:
