@@ -235,6 +235,7 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     assert command[command.index("--corrections") + 1] == "decided.csv"
     second = rows_of("second/corrections.csv").set_index("id")["action"]
     assert second.to_dict() == actions.to_dict(), "what was decided stands, and nothing is asked again"
+    assert "for you to decide on" not in output
     config, _ = chosen_config(run.parse(command[3:]))
     rows = load_data(config).manifest.set_index("id")
     assert rows.at["circle/soft.jpg", "label"] == "cross" and rows.at["circle/soft.jpg", "split"] != ""

@@ -85,9 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if config.resize == "crop":
         print(crop_in_words(found_in))
     print(f"Looked for in {duration(time.monotonic() - started)}; see {written.page}, and {written.table} for every file.")
-    num_doubtful = len(found_in.doubtful())
-    if num_doubtful:
-        print(f"{num_doubtful:,} images are for you to decide on: edit {written.corrections}, and pass it by --corrections.")
+    if written.num_doubtful:
+        print(f"{written.num_doubtful:,} images are for you to decide on: edit {written.corrections}, and pass it by --corrections.")
 
     num_unreadable = int((data.store.rows < 0).sum())
     if num_unreadable and not config.skip_unreadable:

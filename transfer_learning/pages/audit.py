@@ -31,11 +31,12 @@ THUMBNAIL = 112  # pixels
 
 
 class Written(NamedTuple):
-    """The files of an audit."""
+    """The files of an audit, and how many images the corrections ask a person to decide on."""
 
     page: Path
     table: Path
     corrections: Path
+    num_doubtful: int = 0
 
 
 def new_audit_dir(path: str | os.PathLike) -> Path:
@@ -74,7 +75,7 @@ def write_audit(
     content = page_content(audit, dataset, data, config, doubtful)
     corrected = [*command, "--corrections", str(written.corrections)]
     write_page(PAGE, content | {"command": shlex.join(command), "corrected": shlex.join(corrected)}, written.page)
-    return written
+    return written._replace(num_doubtful=len(doubtful))
 
 
 def in_lines(audit: Audit) -> Iterator[str]:
@@ -99,7 +100,7 @@ def sum_of_files(audit: Audit) -> str:
     named = " + ".join(f"{parts.get(what, 0):,} {what}" for what in ("used", "skipped", "ignored"))
     total = len(audit.files)
     if audit.num_on_disk is None:
-        return f"{total:,} images that the dataset names = {named}"
+        return f"{total:,} images and other entries of the dataset = {named}"
     if audit.num_on_disk != total:
         return f"{total:,} files = {named}; now {audit.num_on_disk:,} are on disk: it changed meanwhile, so look again"
     return f"{total:,} files on disk = {named}"
