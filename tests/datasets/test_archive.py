@@ -86,6 +86,8 @@ HOSTILE = {
     "twice in two ways": ([GOOD, ("a//./1.png", b"x")], "is the same as 'a/1.png'"),
     "case": ([GOOD, ("A/1.PNG", b"x")], "is the same as 'a/1.png' on some systems"),
     "accents": ([("a/\u00e9.png", b"x"), ("a/e\u0301.png", b"y")], "on some systems"),
+    "case of a folder": ([GOOD, ("A/2.png", b"x")], "lies in 'A', which is 'a' on some systems"),
+    "accents of a folder": ([("x/\u00e9/1.png", b"x"), ("x/e\u0301/2.png", b"y")], "on some systems"),
     "file, then folder": ([GOOD, ("a/1.png/2.png", b"x")], "is a file and a folder at once"),
     "folder, then file": ([("a/b/c/1.png", b"x"), ("A/B", b"x")], "is a file and a folder at once"),
 }  # fmt: skip

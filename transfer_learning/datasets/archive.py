@@ -180,7 +180,7 @@ def _checked(path: Path) -> Iterator[Entry]:
     packed = path.stat().st_size
     most, total = max(ALWAYS_ALLOWED, MOST_EXPANSION * packed), 0
     files: dict[str, str] = {}
-    folders: set[str] = set()
+    folders: dict[str, str] = {}
     with entries(path) as found:
         for number, entry in enumerate(found, 1):
             total += entry.num_bytes
@@ -194,9 +194,9 @@ def _checked(path: Path) -> Iterator[Entry]:
             yield entry
 
 
-def _problem_of_name(name: str, files: dict[str, str], folders: set[str]) -> str:
+def _problem_of_name(name: str, files: dict[str, str], folders: dict[str, str]) -> str:
     """Why a file may not have this name, or nothing; then it is added to `files` (by the name that all systems take for
-    the same) and what it lies in to `folders`."""
+    the same) and what it lies in to `folders`, likewise."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or not parts:
         return "leads out of the folder"
@@ -207,13 +207,17 @@ def _problem_of_name(name: str, files: dict[str, str], folders: set[str]) -> str
     if any(len(part.encode()) > 255 for part in parts):
         return "is longer than a file name may be"
     folded = unicodedata.normalize("NFC", "/".join(parts)).casefold()
-    above = list(itertools.accumulate(folded.split("/")[:-1], "{}/{}".format))
+    above, above_as_written = (
+        list(itertools.accumulate(path[:-1], "{}/{}".format)) for path in (folded.split("/"), parts)
+    )
     if folded in files:
         return f"is the same as {files[folded]!r} on some systems"
     if folded in folders or any(folder in files for folder in above):
         return "is a file and a folder at once"
+    for folder, written in zip(above, above_as_written, strict=True):
+        if folders.setdefault(folder, written) != written:  # two classes here are one there
+            return f"lies in {written!r}, which is {folders[folder]!r} on some systems"
     files[folded] = name
-    folders.update(above)
     return ""
 
 
