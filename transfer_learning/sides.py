@@ -17,7 +17,9 @@ from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
 
 # What has to be equal on all sides, so that all see and are judged on the same images.
-OF_THE_DATA = ("dataset", "data_dir", "val_fraction", "test_fraction", "held_out", "skip_unreadable", "seed")
+OF_THE_DATA = (
+    "dataset", "data_dir", "val_fraction", "test_fraction", "group_by", "corrections", "held_out", "skip_unreadable", "seed",
+)  # fmt: skip
 
 
 def chosen_sides(flags: argparse.Namespace) -> tuple[dict[str, RunConfig], list[str]]:
@@ -125,9 +127,10 @@ def _check_fairness(sides: dict[str, RunConfig]) -> None:
                 "belong to a --config apply to all sides."
             )
         for field in OF_THE_DATA:
-            if getattr(config, field) != getattr(other, field):
+            value, other_value = ("empty" if side == "" else side for side in (getattr(config, field), getattr(other, field)))
+            if value != other_value:
                 raise UserError(
-                    f"The {field} of {name} is {getattr(config, field)} and of {other_name} {getattr(other, field)}, but it "
+                    f"The {field} of {name} is {value} and of {other_name} {other_value}, but it "
                     f"has to be the same; give --{flag_name(field)} for all sides."
                 )
         if config.num_epochs != other.num_epochs:
