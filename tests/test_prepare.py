@@ -243,6 +243,17 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     assert rows.at["cross/linked/out.png", "problem"] == "dropped by decided.csv"
 
 
+def test_a_class_that_corrections_empty_is_left_out_as_the_sentence_says(prepared, photos, here):
+    ids = sorted(path.name for path in (photos / "cross").iterdir())
+    Path("c.csv").write_text("\n".join(["id,action", *(f"cross/{name},relabel:circle" for name in ids)]))
+    code, _, errors = prepared(photos, "--corrections", "c.csv")
+    assert code == 2 and "The class cross has no training image (its images: none)" in errors
+    flags = shlex.split(re.search(r"leave the class out by (.*)\.", errors)[1])
+    code, output, errors = prepared(photos, "--corrections", "c.csv", *flags)
+    assert (code, errors) == (0, "")
+    assert list(cells(output)) == ["circle", "stripes", "(all)"] and cells(output)["circle"][-1] == 28
+
+
 def test_only_what_corrections_decide_counts_for_a_resume_and_not_where_they_lie(photos, here):
     def fingerprint_with(name, *rows):
         Path(name).write_text("\n".join(["id,action", *rows]))

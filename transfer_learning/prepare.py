@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(crop_in_words(found_in))
     print(f"Looked for in {duration(time.monotonic() - started)}; see {written.page}, and {written.table} for every file.")
     if written.num_doubtful:
-        print(f"{written.num_doubtful:,} images are for you to decide on: edit {written.corrections}, and pass it by --corrections.")
+        images = "1 image is" if written.num_doubtful == 1 else f"{written.num_doubtful:,} images are"
+        print(f"{images} for you to decide on: edit {written.corrections}, and pass it by --corrections.")
 
     num_unreadable = int((data.store.rows < 0).sum())
     if num_unreadable and not config.skip_unreadable:

@@ -214,9 +214,9 @@ def _problem_of_name(name: str, files: dict[str, str], folders: dict[str, str]) 
         return f"is the same as {files[folded]!r} on some systems"
     if folded in folders or any(folder in files for folder in above):
         return "is a file and a folder at once"
-    for folder, written in zip(above, above_as_written, strict=True):
-        if folders.setdefault(folder, written) != written:  # two classes here are one there
-            return f"lies in {written!r}, which is {folders[folder]!r} on some systems"
+    for place, written in zip(above, above_as_written, strict=True):
+        if folders.setdefault(place, written) != written:  # two classes here are one there
+            return f"lies in {written!r}, which is {folders[place]!r} on some systems"
     files[folded] = name
     return ""
 

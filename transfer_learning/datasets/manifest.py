@@ -13,6 +13,7 @@ keeps its own first, then the validation. So an image may lose its place to one 
 
 import hashlib
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -104,7 +105,7 @@ def check_classes(manifest: pd.DataFrame, class_names: tuple[str, ...]) -> None:
         more = f", nor has {'another class' if others == 1 else f'any of {others:,} others'}" if others else ""
         raise UserError(
             f"The class {missing[0]} has no training image (its images: {where}){more}; add some, give the splits in a "
-            "table path,label,split, or take the class out."
+            f"table path,label,split, or leave the class out by --held-out {shlex.quote(missing[0])}."
         )
 
 
