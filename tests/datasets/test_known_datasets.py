@@ -2,11 +2,15 @@
 
 import gzip
 import importlib
+import json
 import struct
 
 import numpy as np
 import pytest
+from conftest import draw_photos
 
+from transfer_learning import prepare, run
+from transfer_learning.command_line import run_main
 from transfer_learning.datasets import digits, fashion_mnist, pharma
 from transfer_learning.datasets.catalogue import DATASETS, SCHEMES, load_dataset
 from transfer_learning.errors import UserError
@@ -163,3 +167,29 @@ def test_pharma_never_takes_an_empty_folder_for_the_set(tmp_path):
     (tmp_path / "pharma").mkdir()
     with pytest.raises(UserError, match="has the classes none"):
         load_dataset("pharma", tmp_path)
+
+
+def test_the_recipe_of_pharma_has_the_facts_of_the_system_that_it_follows():
+    config = RECIPES["pharma"]()
+    assert (config.backbone, config.weights, config.stored_size, config.image_size) == ("resnet50", "imagenet", 224, 224)
+    assert (config.head, config.dropout, config.batch_size, config.test_fraction) == ((512, 256), 0.3, 64, 0.2)
+    assert config.val_fraction > 0 and config.precision == "auto", "which is mixed_float16 on GPUs with tensor cores"
+    assert config.frozen.epochs > 0 and config.frozen.open == "none"
+    assert config.fine_tune.epochs > 0 and config.fine_tune.open == "conv5"
+    assert config.fine_tune.learning_rate < config.frozen.learning_rate
+
+
+def test_the_recipe_of_pharma_runs_from_the_archive_to_the_report(tmp_path, weights_file, capsys):
+    place = tmp_path / "data" / "pharma" / "Drug Vision" / "Data Combined"
+    draw_photos(place, pharma.CLASS_NAMES, num_per_class=12, shape=(40, 40))
+    flags = ["--dataset", "pharma", "--backbone", "small_cnn", "--weights", weights_file, "--image-size", 16]
+    flags += ["--frozen.epochs", 2, "--fine-tune.epochs", 2]
+    flags += ["--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache"]
+    for main, more in ((prepare.main, ["--out", tmp_path / "audit"]), (run.main, ["--run-dir", tmp_path / "run"])):
+        assert run_main(main, [str(flag) for flag in (*flags, *more)]) == 0
+    output = capsys.readouterr().out
+    assert "120 files on disk = 120 used + 0 skipped + 0 ignored" in output and "Phase fine_tune: 2 epochs of" in output
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluation["split"] == "test" and evaluation["class_names"] == list(pharma.CLASS_NAMES)
+    written = {path.name for path in (tmp_path / "run").rglob("*")}
+    assert written >= {"classification_report.txt", "confusion_matrix.png", "samples.png", "curves.png", "report.html"}
