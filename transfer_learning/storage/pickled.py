@@ -6,6 +6,7 @@ crash on deep ones, and set aside as much memory as a file says.
 """
 
 import pickletools
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
@@ -83,6 +84,8 @@ def read_pickle(file: BinaryIO, check_name: Callable[[str], None]) -> Any:
                 for key, value in zip(values[::2], values[1::2], strict=True):
                     if type(key) not in (str, bytes, int):  # the hash of another could take for ever
                         raise ValueError(f"its pickle has a key that is a {type(key).__name__}")
+                    if type(key) is int and abs(key) >= sys.hash_info.modulus:  # any number of such may have one hash
+                        raise ValueError("its pickle has a key that is a number of too many digits")
                     if key in items:  # the later one would take the place of the earlier
                         raise ValueError(f"it has several entries of one name, {str(key)[:100]!r}")
                     items[key] = value
