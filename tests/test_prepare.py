@@ -119,6 +119,17 @@ def test_unreadable_images_are_all_told_and_then_refused_as_run_would(num_broken
     assert (code, errors) == (0, "") and "--skip-unreadable" in output.splitlines()[-1]
 
 
+@pytest.mark.parametrize("dataset", [".", "../photos"])
+def test_nothing_comes_to_lie_among_the_images(dataset, here, monkeypatch, capsys):
+    photos = draw_photos(here / "photos", num_per_class=4)
+    monkeypatch.chdir(photos)
+    before = files_of(photos)
+    for verb in (prepare, run):
+        assert run_main(verb.main, ["--dataset", dataset]) == 2
+        assert "--cache-dir data/cache lies in the folder of the images" in capsys.readouterr().err
+    assert files_of(photos) == before
+
+
 def test_an_image_that_is_skipped_for_another_reason_is_told_and_not_refused(prepared, here):
     for seed, split in enumerate(("train", "test")):
         draw_photos(here / "photos" / split, num_per_class=4, seed=seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transfer_learning import recipes
 from transfer_learning.command_line import given_values
-from transfer_learning.config import PHASES, RunConfig, with_values
+from transfer_learning.config import PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.catalogue import load_dataset, scheme_of
 from transfer_learning.datasets.dataset import hold_out
 from transfer_learning.datasets.survey import survey
@@ -39,6 +39,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     for name, known in (("dataset", recipes.RECIPES), ("weights", ("imagenet", "none")), ("corrections", ())):
         if values.get(name) and values[name] not in known and Path(values[name]).exists():
             values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
+    _check_places(values)
     scheme, place = scheme_of(values["dataset"])
     path, *options = [place] if Path(place).exists() else place.split(",")
     if scheme and Path(path).exists():
@@ -48,6 +49,20 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
     dataset = hold_out(dataset, values.get("held_out", RunConfig.held_out))
     return *recipes.own_images(values["dataset"], **survey(dataset)._asdict()), values
+
+
+def _check_places(values: dict[str, Any]) -> None:
+    """Raises UserError where what is kept would come to lie among the user's own images, and be taken for a class."""
+    images = Path(values["dataset"])
+    if values["dataset"] in recipes.RECIPES or not images.is_dir():
+        return
+    for name in ("cache_dir", "data_dir"):
+        place = values.get(name, getattr(RunConfig, name))
+        if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(images)):
+            raise UserError(
+                f"--{flag_name(name)} {place} lies in the folder of the images, {images}, into which nothing is written; "
+                "start from another folder, or name other places by --data-dir and --cache-dir."
+            )
 
 
 def config_for(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
