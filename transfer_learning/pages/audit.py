@@ -278,7 +278,7 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: Data, config: RunConfig) 
                 "left": 50 * (1 - kept["width"]), "top": 50 * (1 - kept["height"]),
                 "width": 100 * kept["width"], "height": 100 * kept["height"],
             } if config.resize == "crop" else None,
-            "lost": lost[position],
+            "lost": f"{lost[position]:.1%}",
         })  # fmt: skip
     return seen
 
