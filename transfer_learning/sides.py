@@ -121,18 +121,18 @@ def _check_fairness(sides: dict[str, RunConfig]) -> None:
     if len(sides) < 2:
         raise UserError(f"--config names one side, {next(iter(sides))}; give two or more, each by a --config of its own.")
     for (name, config), (other_name, other) in itertools.combinations(sides.items(), 2):
+        for field in OF_THE_DATA:
+            one, two = (getattr(side, field) for side in (config, other))
+            if one != two:
+                raise UserError(
+                    f"The {field} of {name} is {one!r} and of {other_name} {two!r}, but it has to be the same; give "
+                    f"--{flag_name(field)} for all sides."
+                )
         if not difference(config, other):
             raise UserError(
                 f"The sides {name} and {other_name} have the same config, so there is nothing to compare; flags that do not "
                 "belong to a --config apply to all sides."
             )
-        for field in OF_THE_DATA:
-            value, other_value = ("empty" if side == "" else side for side in (getattr(config, field), getattr(other, field)))
-            if value != other_value:
-                raise UserError(
-                    f"The {field} of {name} is {value} and of {other_name} {other_value}, but it "
-                    f"has to be the same; give --{flag_name(field)} for all sides."
-                )
         if config.num_epochs != other.num_epochs:
             raise UserError(
                 f"{name} trains {config.num_epochs} epochs and {other_name} {other.num_epochs}, which is not the same "
