@@ -15,6 +15,7 @@ from PIL import Image
 from transfer_learning import evaluate, members, predict, report, run
 from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase
+from transfer_learning.datasets.data import load_data
 from transfer_learning.evaluation import calibration, ensemble, predictions
 from transfer_learning.experiment import run_experiment
 from transfer_learning.models.classifier import load_model
@@ -271,6 +272,15 @@ def test_runs_on_other_images_are_not_put_together(runs, tmp_path_factory, refus
     ):  # fmt: skip
         other.manifest.write_text(text.replace(old, new))
         assert words in refused(*paths(runs, "seed 0"), other.path, *more)
+
+
+def test_classes_in_another_order_than_they_were_learnt_are_refused(runs, monkeypatch, refused):
+    def reversed_classes(*arguments):
+        data = load_data(*arguments)
+        return dataclasses.replace(data, class_names=data.class_names[::-1])
+
+    monkeypatch.setattr(members, "load_data", reversed_classes)
+    assert "order of classes" in refused(*paths(runs, "seed 0"))
 
 
 def test_an_unfinished_run_is_no_member(runs, small_config, tmp_path_factory, refused):

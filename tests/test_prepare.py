@@ -21,7 +21,6 @@ from transfer_learning.config import difference
 from transfer_learning.datasets.corrections import COLUMNS
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.decode_worker import DecodeWorkers
-from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.storage.kept import KeptArrays
 
 ROOT = Path(__file__).parent.parent
@@ -269,7 +268,7 @@ def test_only_what_corrections_decide_counts_for_a_resume_and_not_where_they_lie
     def fingerprint_with(name, *rows):
         Path(name).write_text("\n".join(["id,action", *rows]))
         config, _ = chosen_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache", "--corrections", name]))
-        return config, fingerprint(load_data(config, lambda sentence: None).manifest)
+        return config, load_data(config, lambda sentence: None).fingerprint
 
     one = fingerprint_with("one.csv", "circle/001.png,drop")
     moved = fingerprint_with("moved.csv", "circle/001.png,drop", "circle/002.png,keep")

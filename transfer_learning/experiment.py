@@ -16,7 +16,6 @@ from transfer_learning.datasets import noise
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.dataset import HELD_OUT, hold_out
-from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import calibration, figures, metrics, predictions, unknown
@@ -127,7 +126,7 @@ def run_experiment(
         say(f"{data.in_words()}.")
 
         # What was done already, if it belongs to this run.
-        identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, devices.fingerprint)
+        identity = Identity(config, data.fingerprint, classifier.weights_sha256, devices.fingerprint)
         state, arrays = restore(run_dir, identity, say)
         write_beginning(run_dir, identity, data, devices)
 

@@ -15,7 +15,6 @@ import pandas as pd
 
 from transfer_learning.config import RunConfig, difference, named
 from transfer_learning.datasets.data import Data, load_data
-from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.views import View
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
@@ -88,10 +87,10 @@ class Member:
             UserError: they have changed since, or the split has none.
         """
         data = load_data(self.config, say)
-        if fingerprint(data.manifest) != self.environment["dataset"]["fingerprint"]:
+        if data.fingerprint != self.environment["dataset"]["fingerprint"]:
             raise UserError(
-                f"The images, labels or splits of {self.config.dataset} are not those that {self.name} was trained on; "
-                "restore them, or use predict on the new ones."
+                f"The images, labels, splits or order of classes of {self.config.dataset} are not those that {self.name} was "
+                "trained on; restore them, or use predict on the new ones."
             )
         if not len(data.split(split)):
             raise UserError(f"{self.config.dataset} has no {split} images; evaluate another --split.")

@@ -244,14 +244,15 @@ def test_an_unreadable_test_image_leaks_nothing():
     assert manifest["split"][0] != "" and sum("Skipped" in sentence for sentence in said) == 1
 
 
-def test_the_fingerprint_changes_with_id_content_label_and_split_and_with_nothing_else():
+def test_the_fingerprint_changes_with_id_content_label_split_and_order_of_classes_and_with_nothing_else():
     manifest, _ = manifest_of(images("a", 9) + images("b", 9))
-    values = [fingerprint(manifest)]
+    classes = ("a", "b")
+    values = [fingerprint(manifest, classes), fingerprint(manifest, ("b", "a"))]
     for column in ("id", "sha256", "label", "split"):
         changed = manifest.copy()
         changed.loc[0, column] = "another"
-        values.append(fingerprint(changed))
-    values.append(fingerprint(manifest.iloc[::-1]))
-    assert len(set(values)) == 6
+        values.append(fingerprint(changed, classes))
+    values.append(fingerprint(manifest.iloc[::-1], classes))
+    assert len(set(values)) == 7
     elsewhere = manifest.assign(file="another/place.png", width=1, height=1)
-    assert fingerprint(elsewhere) == values[0]
+    assert fingerprint(elsewhere, classes) == values[0]

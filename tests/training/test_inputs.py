@@ -13,7 +13,6 @@ from transfer_learning import experiment
 from transfer_learning.config import Phase
 from transfer_learning.datasets import augment
 from transfer_learning.datasets.data import load_data
-from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import key_of
 from transfer_learning.models import boundary
 from transfer_learning.models.classifier import build_classifier, probabilities
@@ -149,7 +148,7 @@ def trained_head(config, with_cut, run_dir):
     """Validation predictions of a head that was trained through the live network, or on what is kept of it."""
     data = load_data(config, quiet)
     classifier = build_classifier(config, data.class_names)
-    identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, {})
+    identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
     cut = experiment.cut_of_phase("frozen", config, classifier) if with_cut else None
     experiment.open_layers(classifier, config.backbone, "none")
 

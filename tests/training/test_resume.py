@@ -15,7 +15,6 @@ import pytest
 from transfer_learning import experiment
 from transfer_learning.config import PHASES, Phase
 from transfer_learning.datasets.data import load_data
-from transfer_learning.datasets.manifest import fingerprint
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import Stopped, UserError
 from transfer_learning.evaluation import predictions
@@ -91,7 +90,7 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
     Returns the results that must not depend on stops, or None where it was stopped.
     """
     classifier = build_classifier(config, data.class_names)
-    identity = Identity(config, fingerprint(data.manifest), classifier.weights_sha256, {})
+    identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
     cuts = {name: experiment.cut_of_phase(name, config, classifier) for name in PHASES}
 
     def make_phase(name, parts=0, is_begun=False, is_over=False):

@@ -11,7 +11,7 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import HELD_OUT, Dataset, hold_out
-from transfer_learning.datasets.manifest import check_classes, make_manifest
+from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
 from transfer_learning.datasets.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ class Data:
     def hashes(self, *splits: str) -> np.ndarray:
         """SHA-256 of the images of these splits, one split after the other, in the order of `split`."""
         return np.concatenate([self.manifest.loc[self.manifest["split"] == split, "sha256"] for split in splits])
+
+    @property
+    def fingerprint(self) -> str:
+        """What a run belongs to; see `manifest.fingerprint`."""
+        return fingerprint(self.manifest, self.class_names)
 
     @property
     def judged_split(self) -> str:

@@ -12,10 +12,11 @@ keeps its own first, then the validation. So an image may lose its place to one 
 """
 
 import hashlib
+import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -109,10 +110,14 @@ def check_classes(manifest: pd.DataFrame, class_names: tuple[str, ...]) -> None:
         )
 
 
-def fingerprint(manifest: pd.DataFrame) -> str:
-    """Returns a SHA-256 in hexadecimal that changes with any id, content, label or split."""
-    rows = manifest[["id", "sha256", "label", "split"]]
-    return hashlib.sha256(rows.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+def fingerprint(manifest: pd.DataFrame, class_names: Sequence[str]) -> str:
+    """Returns a SHA-256 in hexadecimal that changes with any id, content, label or split, and with the order of classes.
+
+    A dataset that is written anew may list the same classes in another order; the outputs of a network would then be taken
+    for each other's.
+    """
+    rows = manifest[["id", "sha256", "label", "split"]].to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(f"{json.dumps(list(class_names))}\n{rows}".encode()).hexdigest()
 
 
 def groups(ids: list[str], group_by: str, say: Callable[[str], None] = print) -> list[str]:

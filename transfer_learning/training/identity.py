@@ -34,8 +34,8 @@ class Identity:
             )
         if values["dataset"] != self.dataset:
             raise UserError(
-                f"The images, labels or splits of {self.config.dataset} are not those that {run_dir.path} was trained "
-                "on; restore them, or start a new run."
+                f"The images, labels, splits or order of classes of {self.config.dataset} are not those that {run_dir.path} "
+                "was trained on; restore them, or start a new run."
             )
         if values["initial_weights"] != self.initial_weights:
             raise UserError(
