@@ -61,7 +61,7 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     run_dir.notes.write_text(json.dumps(["float32, because a CPU gains nothing from less", "Warning: it is hot"]))
     hardware = {"time": ["2026-01-31T12:00:00+00:00", "2026-01-31T12:01:00+00:00"], "session": 1, "cpu_percent": ["", 80]}
     pd.DataFrame(hardware).to_csv(run_dir.hardware, index=False)
-    run_dir.config.write_text(json.dumps({"dataset": "pets", "head": [512, 256], "frozen": {"learning_rate": 1e-3}}))
+    run_dir.config.write_text(json.dumps({"dataset": "pets", "head": [512, 256], "group_by": "", "frozen": {"learning_rate": 1e-3}}))
     sessions = [{"started": "Monday", "end": "killed"}, {"started": "Tuesday"}]
     run_dir.environment.write_text(json.dumps({"device": {"model": "Abacus 3000"}, "sessions": sessions}))
     for shade, name in enumerate(FIGURES):
@@ -105,7 +105,7 @@ def test_shows_every_result_of_the_run(tmp_path):
         "cat 4 0 0 0 4", "owl 0 0 3 1 4", "all classes 4 4 3 1 12",
         "Skipped images: 1", "owl/11.jpg truncated after 17 bytes", "readme.txt no image",
         "2 samples in 1:00 min: processors 80 % busy on average. Warning: it is hot",
-        "float32, because a CPU gains nothing from less", "head 512, 256", "frozen.learning_rate 0.001",
+        "float32, because a CPU gains nothing from less", "head 512, 256", "group_by none", "frozen.learning_rate 0.001",
         "device.model Abacus 3000", "Monday killed", "ab" * 32,
         f"python -m transfer_learning.predict {run_dir.path} IMAGE_OR_FOLDER",
         f"python -m transfer_learning.evaluate {run_dir.path} --split val",
@@ -162,6 +162,13 @@ def test_says_so_where_the_numbers_are_of_the_validation_split(tmp_path):
     val = Page(report.write_report(make_run(tmp_path / "val", split="val")))
     assert "no test split" not in test.text
     assert "no test split" in val.text and "12 validation images" in val.text and "12 test images" not in val.text
+
+
+def test_a_run_without_validation_images_is_not_told_to_evaluate_them(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    manifest = pd.read_csv(run_dir.manifest, na_filter=False)
+    manifest[manifest["split"] != "val"].to_csv(run_dir.manifest, index=False)
+    assert "--split val" not in Page(report.write_report(run_dir)).text
 
 
 def test_a_run_without_mistakes_says_so_and_wants_no_picture_of_them(tmp_path):

@@ -312,10 +312,10 @@ def reliability(calibration: Mapping[str, Any]) -> Figure:
             confidence, accuracy = ([row[name] for row in bins] for name in ("confidence", "accuracy"))
             reach = np.abs(np.array([row["interval"] for row in bins]).T - accuracy)
             axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.4, label="as it should be")
-            axes.errorbar(confidence, accuracy, reach, color=BLUE, marker="o", markersize=4, elinewidth=1, capsize=2,
-                          linewidth=1.4, label="measured, with 95 % interval")  # fmt: skip
+            axes.errorbar(confidence, accuracy, reach, color=BLUE, linestyle="none", marker="o", markersize=5, elinewidth=1,
+                          capsize=2, label="measured, with 95 % interval")  # fmt: skip
             axes.set_title(f"{title}: error {100 * measured['error']:.1f} %", fontsize=10.5)
-            axes.set(xlim=(0, 1), ylim=(0, 1.02))
+            axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
             widths = [row["high"] - row["low"] for row in bins]
             counts.bar([row["low"] for row in bins], [row["num_examples"] for row in bins], widths, align="edge", color=BLUE,
                        alpha=0.45, edgecolor="white")  # fmt: skip

@@ -146,7 +146,7 @@ def _text(value: Any) -> str:
         return ", ".join(map(_text, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "none" if value is None or value == {} else str(value)
+    return "none" if value in (None, "", {}) else str(value)
 
 
 def _read_json(path: Path) -> Any:
