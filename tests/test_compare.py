@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import SIZE, draw_photos
-from test_report import Page
+from html_page import Page
 
 from transfer_learning import compare, experiment
 from transfer_learning.command_line import run_main

@@ -3,11 +3,11 @@
 import base64
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from html_page import Page
 from PIL import Image
 
 from transfer_learning import report as verb
@@ -61,32 +61,13 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     run_dir.notes.write_text(json.dumps(["float32, because a CPU gains nothing from less", "Warning: it is hot"]))
     hardware = {"time": ["2026-01-31T12:00:00+00:00", "2026-01-31T12:01:00+00:00"], "session": 1, "cpu_percent": ["", 80]}
     pd.DataFrame(hardware).to_csv(run_dir.hardware, index=False)
-    run_dir.config.write_text(json.dumps({"dataset": "pets", "head": [512, 256], "group_by": "", "frozen": {"learning_rate": 1e-3}}))
+    config = {"dataset": "pets", "head": [512, 256], "group_by": "", "frozen": {"learning_rate": 1e-3}}
+    run_dir.config.write_text(json.dumps(config))
     sessions = [{"started": "Monday", "end": "killed"}, {"started": "Tuesday"}]
     run_dir.environment.write_text(json.dumps({"device": {"model": "Abacus 3000"}, "sessions": sessions}))
     for shade, name in enumerate(FIGURES):
         Image.new("RGB", (8, 8), (shade, 0, 0)).save(run_dir.figures / f"{name}.png")
     return run_dir
-
-
-class Page(HTMLParser):
-    """The tags, attributes and texts that a browser would see."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.attributes, self.texts = [], [], []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.text = re.sub(r"\s+", " ", " ".join(self.texts))
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += attributes
-
-    def handle_data(self, data):
-        self.texts.append(data)
-
-    def pictures(self):
-        return [value for name, value in self.attributes if name == "src"]
 
 
 def test_shows_every_result_of_the_run(tmp_path):
