@@ -125,6 +125,15 @@ def test_the_interval_is_that_of_the_normal_approximation_where_images_are_many(
     assert gain == ensemble.paired_difference(before, after), "the same predictions give the same interval"
 
 
+@pytest.mark.parametrize("num_images", [2, 3, 200])
+@pytest.mark.parametrize(("was_right", "is_right"), [(1, 1), (0, 0), (0, 1), (1, 0)])
+def test_images_that_are_all_alike_do_not_make_a_difference_certain(num_images, was_right, is_right):
+    gain = ensemble.paired_difference(judged([was_right] * num_images), judged([is_right] * num_images))
+    low, high = gain["difference_interval"]
+    assert -1 <= low <= gain["difference"] <= high <= 1
+    assert (1.4 if num_images < 4 else 0.04) > high - low > 1 / num_images
+
+
 def test_one_image_says_nothing_of_others():
     assert ensemble.paired_difference(judged([0]), judged([1]))["difference_interval"] == [-1, 1]
 

@@ -144,7 +144,7 @@ def random_result(num_images, num_classes, share_right, seed=0):
 )
 def test_every_interval_holds_its_number_and_has_a_width(num_images, num_classes, share_right):
     *_, result = random_result(num_images, num_classes, share_right)
-    rows = [(result["macro_f1"], result["macro_f1_interval"])]
+    rows = [(result["macro_f1"], result["macro_f1_interval"]), (result["accuracy"], result["accuracy_resampled_interval"])]
     for row in result["per_class"].values():
         rows += [(row[name], row[f"{name}_interval"]) for name in ("precision", "recall", "f1")]
     for value, interval in rows:

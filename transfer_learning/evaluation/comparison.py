@@ -13,7 +13,7 @@ from scipy.stats import binom, norm
 
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation.ensemble import aligned, paired_difference, right
-from transfer_learning.evaluation.intervals import resampled_interval
+from transfer_learning.evaluation.intervals import difference_interval
 
 QUANTITIES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
@@ -107,7 +107,7 @@ def chosen_rate(histories: Mapping[float, pd.DataFrame], monitor: str) -> float:
 # Accuracy
 
 
-def wilson_interval(share: float, num_images: int) -> tuple[float, float]:
+def mean_accuracy_interval(share: float, num_images: int) -> tuple[float, float]:
     """The 95 % interval of a share of `num_images` (Wilson, 1927); the share may be a mean over several runs.
 
     Such a mean varies less from one draw of the images to another than the accuracy of one run, so the interval is
@@ -155,7 +155,6 @@ def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
     tables = aligned({run.name: run.predictions for run in (*first, *second)})
     both = np.array([right(table) for table in tables]).astype(int)
     differences = both[: len(first)].sum(axis=0) - both[len(first) :].sum(axis=0)
-    interval = resampled_interval(differences / len(first), np.mean, widest=(-1.0, 1.0))
     seeds = []
     for one, other in zip(first, second, strict=True):
         found = paired_difference(before=other.predictions, after=one.predictions)
@@ -163,7 +162,7 @@ def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
         seeds.append({"seed": one.seed, **only, "p_value": found["mcnemar_p"]})
     return {
         "difference": float(differences.mean()) / len(first),
-        "interval": [float(end) for end in interval],
+        "interval": difference_interval(differences / len(first)),
         "p_value": sign_flip_p(differences),
         "seeds": seeds,
     }
@@ -207,7 +206,7 @@ def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
         "num_runs": len(runs),
         "num_images": num_images,
         "accuracy": accuracy,
-        "accuracy_interval": list(wilson_interval(accuracy, num_images)),
+        "accuracy_interval": list(mean_accuracy_interval(accuracy, num_images)),
         "accuracy_range": [float(rates.min()), float(rates.max())],
         "best_val_accuracy": _or_none(np.median(highest)),
         "best_val_accuracy_range": [_or_none(min(highest)), _or_none(max(highest))],

@@ -9,7 +9,7 @@ from scipy.stats import binomtest
 
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
-from transfer_learning.evaluation.intervals import resampled_interval
+from transfer_learning.evaluation.intervals import difference_interval
 
 ADVICE = "only runs on the same images, splits and classes can be put together, so train them on one dataset"
 
@@ -113,13 +113,12 @@ def paired_difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, An
     """
     was_right, is_right = map(right, aligned({"before": before, "after": after}))
     gained, lost = int(np.sum(is_right & ~was_right)), int(np.sum(was_right & ~is_right))
-    low, high = resampled_interval(is_right.astype(float) - was_right, np.mean, widest=(-1.0, 1.0))
     return {
         "num_examples": len(is_right),
         "accuracy_before": float(was_right.mean()),
         "accuracy_after": float(is_right.mean()),
         "difference": (gained - lost) / len(is_right),
-        "difference_interval": [float(low), float(high)],
+        "difference_interval": difference_interval(is_right.astype(float) - was_right),
         "both_right": int(np.sum(is_right & was_right)),
         "only_before_right": lost,
         "only_after_right": gained,

@@ -46,6 +46,22 @@ def resampled_interval(
     return result.confidence_interval.low, result.confidence_interval.high
 
 
+def difference_interval(differences: np.ndarray) -> list[float]:
+    """The 95 % interval ``[low, high]`` of a mean difference, by drawing the images again.
+
+    Where all images have the same difference, all draws are alike and tell nothing. Then it reaches as far as the images
+    that are otherwise may be many, by Wilson's interval of none among so many, and may differ, which is up to -1 or 1.
+
+    Args:
+        differences: one number an image, -1 to 1, shape (n,).
+    """
+    low, high = map(float, resampled_interval(differences, np.mean, widest=(-1.0, 1.0)))
+    if low == high:
+        share_otherwise = wilson_interval(0, len(differences))[1]
+        low, high = low - share_otherwise * (1 + low), high + share_otherwise * (1 - high)
+    return [low, high]
+
+
 def f1_interval(num_right: int, num_wrong: int) -> list[float]:
     """The 95 % interval ``[low, high]`` of an F1, out of that of a share (Lam et al., 2023, arXiv:2309.14621).
 

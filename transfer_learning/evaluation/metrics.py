@@ -34,7 +34,7 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
         Precision and recall have Wilson intervals too. What is no share of a number of images has an interval by drawing
         the images again (`resampled_intervals`): ``macro_f1_interval``, the ``f1_interval`` of each class, and once more
         the accuracy, as ``accuracy_resampled_interval``. Where all draws are alike, since nothing is mistaken or nothing
-        is right, they tell nothing, and the interval is that of `intervals.f1_interval`.
+        is right, they tell nothing, and the interval is Wilson's or that of `intervals.f1_interval`.
 
     Raises:
         ValueError: no rows, or other classes than the table's.
@@ -55,9 +55,9 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
     result = {
         "accuracy": num_right / len(true),
         "accuracy_interval": wilson_interval(num_right, len(true)),
-        "accuracy_resampled_interval": resampled["accuracy"],
+        "accuracy_resampled_interval": _unless_alike(resampled["accuracy"], wilson_interval(num_right, len(true))),
         "macro_f1": float(f1_score(true, predicted, labels=present, average="macro", zero_division=0)),
-        "macro_f1_interval": _unless_alike(resampled["macro_f1"], num_right, len(true) - num_right),
+        "macro_f1_interval": _unless_alike(resampled["macro_f1"], f1_interval(num_right, len(true) - num_right)),
         "num_examples": len(true),
         "log_loss": _sum_over_parts(total_loss, true, chances) / len(true),
     }
@@ -121,13 +121,13 @@ def _class_intervals(matrix: np.ndarray, resampled_f1: list[list[float]]) -> lis
         rows.append({
             "precision_interval": wilson_interval(num_right, num_for) if num_for else None,
             "recall_interval": wilson_interval(num_right, num_of) if num_of else None,
-            "f1_interval": _unless_alike(f1, num_right, num_wrong) if num_of + num_for else None,
+            "f1_interval": _unless_alike(f1, f1_interval(num_right, num_wrong)) if num_of + num_for else None,
         })  # fmt: skip
     return rows
 
 
-def _unless_alike(interval: list[float], num_right: int, num_wrong: int) -> list[float]:
-    return interval if interval[0] < interval[1] else f1_interval(num_right, num_wrong)
+def _unless_alike(resampled: list[float], of_a_share: list[float]) -> list[float]:
+    return resampled if resampled[0] < resampled[1] else of_a_share
 
 
 def classification_report(predictions: pd.DataFrame, class_names: Sequence[str]) -> str:

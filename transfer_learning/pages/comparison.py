@@ -223,8 +223,9 @@ def overview(results: Mapping[str, Any]) -> list[list[str]]:
     add("  95 % interval", lambda side: range_of(side["accuracy_interval"], percent))
     if seeds > 1:
         add("  range over the seeds", lambda side: range_of(side["accuracy_range"], percent))
+    has_val = any(side["best_val_accuracy"] is not None for side in sides.values())
     add("best validation accuracy", lambda side: percent(side["best_val_accuracy"]))
-    for place, accuracy in enumerate(results["reach"]):
+    for place, accuracy in enumerate(results["reach"] if has_val else ()):
         title = f"validation accuracy {100 * accuracy:g} %"
         add(title, lambda side, place=place: reached_in_words(side["reached"][place], seeds))
     add("parameters", lambda side: f"{side['num_parameters']:,}" if side["num_parameters"] else "–")
