@@ -362,6 +362,20 @@ def test_more_seeds_are_added_to_a_finished_comparison(searched):
     assert "validation accuracy 70 % not reached not reached" in text
 
 
+def test_without_validation_images_no_time_to_an_accuracy_is_told(small_config, tmp_path, monkeypatch, capsys):
+    made_up = MadeUp()
+
+    def child(run_dir, stop):
+        made_up(run_dir, stop)
+        pd.read_csv(run_dir.history).assign(val_loss=np.nan, val_accuracy=np.nan).to_csv(run_dir.history, index=False)
+
+    monkeypatch.setattr(compare, "run_child", child)
+    more = ["--seeds", "1", "--val-fraction", "0", "--monitor", "loss", "--fine-tune.learning-rate", "1e-3"]
+    assert run_main(compare.main, arguments(small_config, tmp_path / "a", *more)) == 0
+    for told in (capsys.readouterr().out, Page(tmp_path / "a" / "compare.html").text):
+        assert "not reached" not in told and "no validation images" in told
+
+
 def test_a_rate_at_the_end_of_those_that_were_tried_is_said_to_be(small_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "run_child", MadeUp())
     given = arguments(small_config, tmp_path / "a", "--learning-rates", "1e-4,1e-3", "--seeds", "1")

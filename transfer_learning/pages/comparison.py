@@ -199,12 +199,18 @@ def remarks(plan: Plan, search: Mapping[str, Any], results: Mapping[str, Any]) -
                 found.append(
                     f"The best learning rate of {name}, {chosen:g}, is the {which} that was tried; one beyond may be better."
                 )
+    if not has_validation(results):
+        found.append("No accuracy is told epoch by epoch, nor the time to one: the dataset has no validation images.")
     if results["split"] != "test":
         found.append(
             "The dataset has no test images, so all accuracies are of the validation images, by which the best epochs were "
             "chosen too: they flatter all sides."
         )
     return found
+
+
+def has_validation(results: Mapping[str, Any]) -> bool:
+    return any(side["best_val_accuracy"] is not None for side in results["sides"].values())
 
 
 def overview(results: Mapping[str, Any]) -> list[list[str]]:
@@ -223,9 +229,8 @@ def overview(results: Mapping[str, Any]) -> list[list[str]]:
     add("  95 % interval", lambda side: range_of(side["accuracy_interval"], percent))
     if seeds > 1:
         add("  range over the seeds", lambda side: range_of(side["accuracy_range"], percent))
-    has_val = any(side["best_val_accuracy"] is not None for side in sides.values())
     add("best validation accuracy", lambda side: percent(side["best_val_accuracy"]))
-    for place, accuracy in enumerate(results["reach"] if has_val else ()):
+    for place, accuracy in enumerate(results["reach"] if has_validation(results) else ()):
         title = f"validation accuracy {100 * accuracy:g} %"
         add(title, lambda side, place=place: reached_in_words(side["reached"][place], seeds))
     add("parameters", lambda side: f"{side['num_parameters']:,}" if side["num_parameters"] else "–")
