@@ -16,6 +16,7 @@ from transfer_learning import evaluate, members, predict, report, run
 from transfer_learning.command_line import run_main
 from transfer_learning.config import Phase
 from transfer_learning.datasets.data import load_data
+from transfer_learning.errors import UserError
 from transfer_learning.evaluation import calibration, ensemble, predictions
 from transfer_learning.experiment import run_experiment
 from transfer_learning.models.classifier import load_model
@@ -103,6 +104,26 @@ def test_classes_that_are_held_out_are_not_learnt_and_try_the_rule(small_config,
     before = RunDir(here / "run").predictions("test").read_bytes()
     evaluated("run")
     assert RunDir(here / "run").predictions("test").read_bytes() == before
+
+
+def test_held_out_classes_need_validation_images(small_config, here):
+    config = dataclasses.replace(small_config, **SHORT, held_out="stripes", val_fraction=0.0, monitor="loss")
+    with pytest.raises(UserError, match="--held-out stripes .* raise --val-fraction"):
+        run_experiment(config, RunDir(here / "run"))
+    assert not (here / "run").exists()
+
+
+def test_what_the_rule_finds_is_not_mixed_with_a_class_of_that_name(runs, photos, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "UNKNOWN", "cross")
+    assert run_main(predict.main, [str(runs["seed 0"].path), str(photos), "--unknown"]) == 2
+    assert "itself called cross" in capsys.readouterr().err
+
+
+def test_a_split_that_is_not_there_is_named_with_the_one_that_is(small_config, here, capsys):
+    config = dataclasses.replace(small_config, **SHORT, test_fraction=0.0)
+    run_experiment(config, RunDir(here / "run"))
+    assert run_main(evaluate.main, ["run"]) == 2
+    assert "has no test images; give --split val" in capsys.readouterr().err
 
 
 def test_a_model_without_the_rule_says_so(runs, photos, tmp_path_factory, capsys):

@@ -118,6 +118,11 @@ def run_experiment(
                 f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "
                 "pass --monitor loss."
             )
+        if config.held_out and not len(data.split("val")):
+            raise UserError(
+                f"--held-out {config.held_out} tries the rule for unknown, which val images tell, and {config.dataset} has "
+                "none; raise --val-fraction, or leave --held-out away."
+            )
         if not len(data.split(data.judged_split)):
             raise UserError(
                 f"{config.dataset} has neither val nor test images, so nothing could be judged; raise --val-fraction or "

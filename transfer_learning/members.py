@@ -93,7 +93,8 @@ class Member:
                 "trained on; restore them, or use predict on the new ones."
             )
         if not len(data.split(split)):
-            raise UserError(f"{self.config.dataset} has no {split} images; evaluate another --split.")
+            others = [other for other in ("val", "test") if len(data.split(other))]
+            raise UserError(f"{self.config.dataset} has no {split} images; give --split {others[0]}.")
         return data
 
 

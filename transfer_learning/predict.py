@@ -13,6 +13,7 @@ from transfer_learning.run_dir import evaluated_run_dir
 from transfer_learning.storage.files import read_json
 
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
+UNKNOWN = "unknown"  # in place of a class
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,6 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{run_dir.path} has no rule for --unknown: it was trained without validation images, or before there was one; "
             "leave it out, or train again with a --val-fraction above 0."
         )
+    if flags.unknown and UNKNOWN in classifier.class_names:
+        raise UserError(
+            f"A class of {run_dir.path} is itself called {UNKNOWN}, so what the rule finds could not be told from it; leave "
+            "--unknown away, and compare confidences with the threshold in the report."
+        )
     unknown_below = classifier.unknown_below if flags.unknown else 0.0
     if hasattr(sys.stdout, "reconfigure"):  # a file name need not be UTF-8, and goes out as it came in
         sys.stdout.reconfigure(errors="surrogateescape")
@@ -68,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pixels = np.stack([pixels for _, pixels in readable])
             predicted = probabilities(classifier, pixels, np.arange(len(pixels)))
             for (file, _), row in zip(readable, predicted, strict=True):
-                name = "unknown" if row.max() < unknown_below else classifier.class_names[row.argmax()]
+                name = UNKNOWN if row.max() < unknown_below else classifier.class_names[row.argmax()]
                 writer.writerow((file, name, f"{row.max():.9g}"))
     print(f"Predicted {len(files) - skipped:,} images, skipped {skipped:,}.", file=sys.stderr)
 
