@@ -18,7 +18,7 @@ from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.dataset import HELD_OUT, hold_out
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation import calibration, figures, metrics, predictions, unknown
+from transfer_learning.evaluation import calibration, figures, hardware_figure, metrics, predictions, unknown
 from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.machine.monitor import Monitor, read_hardware
 from transfer_learning.models.backbones import find_backbone
@@ -327,7 +327,7 @@ def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation:
     split, class_names = evaluation["split"], data.class_names
     table = predictions.read(run_dir.predictions(split))
     if len(hardware := read_hardware(run_dir.hardware)):
-        figures.save(figures.hardware(hardware), run_dir.figures / "hardware.png")
+        figures.save(hardware_figure.hardware(hardware), run_dir.figures / "hardware.png")
     write_text(run_dir.classification_report, metrics.classification_report(table, class_names))
     best = {phase: evaluation[phase]["best_epoch"] for phase in PHASES if evaluation[phase]}
     if history:  # a soup was not trained

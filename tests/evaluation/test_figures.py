@@ -8,7 +8,7 @@ from matplotlib import pyplot
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from transfer_learning.evaluation import figures, predictions
+from transfer_learning.evaluation import figures, hardware_figure, predictions
 from transfer_learning.machine import gpus, monitor
 
 LONG = "A very long pharmaceutical product name, 500 mg, film-coated tablets"
@@ -299,7 +299,7 @@ def test_hardware_draws_what_was_measured(table, panels, unit):
         changing = ["cpu_percent", "process_cpu_percent", "disk_read_mb_per_second", "disk_write_mb_per_second"]
         table.loc[0, changing] = np.nan
         table[["images_per_second", "learning_rate"]] = np.nan
-    figure = figures.hardware(table)
+    figure = hardware_figure.hardware(table)
     assert [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()] == panels
     assert figure.axes[-1].get_xlabel() == f"{unit} of running"
     texts = [axes.yaxis.label for axes in figure.axes]
@@ -308,7 +308,7 @@ def test_hardware_draws_what_was_measured(table, panels, unit):
 
 
 def test_hardware_leaves_the_time_between_sessions_out_and_marks_it():
-    figure = figures.hardware(watched(61, step=60.0, sessions=(1, 2)))
+    figure = hardware_figure.hardware(watched(61, step=60.0, sessions=(1, 2)))
     assert figure.axes[0].get_xlim() == (0, 120)  # minutes
     (mark,) = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
     assert list(mark.get_xdata()) == [60, 60]
@@ -319,24 +319,24 @@ def test_hardware_leaves_the_time_between_sessions_out_and_marks_it():
 def test_hardware_shades_the_extremes_of_what_it_thins_out():
     table = watched(5000)
     table.loc[2222, "cpu_percent"] = 99.75
-    axes = next(axes for axes in figures.hardware(table).axes if axes.get_ylabel() == "in use")
+    axes = next(axes for axes in hardware_figure.hardware(table).axes if axes.get_ylabel() == "in use")
     shaded = max(path.vertices[:, 1].max() for area in axes.collections for path in area.get_paths())
     assert shaded == 99.75
     longest = max(len(line.get_xdata()) for line in axes.lines)
-    assert 100 < longest <= figures.MOST_POINTS + 1
+    assert 100 < longest <= hardware_figure.MOST_POINTS + 1
 
 
 def test_hardware_marks_where_a_clock_was_lowered():
     table = watched(20, num_gpus=2)
     table.loc[[4, 5], "gpu1_throttled_by"] = "heat"
-    axes = next(axes for axes in figures.hardware(table).axes if axes.get_ylabel() == "GPU clock, MHz")
+    axes = next(axes for axes in hardware_figure.hardware(table).axes if axes.get_ylabel() == "GPU clock, MHz")
     marks = [line for line in axes.lines if line.get_linestyle() == "None"]
     assert sorted(place for line in marks for place in line.get_xdata()) == [4, 5]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["GPU 0", "GPU 1", "lowered"]
 
 
 FIGURES = {
-    "hardware": lambda: figures.hardware(watched(30, num_gpus=1)),
+    "hardware": lambda: hardware_figure.hardware(watched(30, num_gpus=1)),
     "matrix": lambda: figures.confusion_matrix(matrix_of(10), [f"class {i}" for i in range(10)], True),
     "curves": lambda: figures.curves(history_of(3, 2), {"frozen": 2}),
     "comparison": lambda: figures.comparison({"a": curves_of(3, 0.5), "b": curves_of(2, 0.1)}, [0.8]),

@@ -1,7 +1,7 @@
 """The pictures of a report, each a matplotlib Figure: no window, no global state, the same bytes for the same input."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,10 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from transfer_learning.evaluation import predictions
-from transfer_learning.machine.monitor import gpu_numbers
 from transfer_learning.storage.files import written_atomically
 
 DOTS_PER_INCH = 150
@@ -33,11 +30,6 @@ MISTAKES = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f6c9ad", 
 RIGHT = LinearSegmentedColormap.from_list("right", ["#f1f6fa", "#a9cbe2"])  # pale: what is right must not outshine
 # What stands ahead of a caption, the frame and the colour of the caption, by whether a prediction is right
 MARKS = {True: ("✓ ", GREEN, "#00543d"), False: ("✗ ", VERMILION, "#8f3a00"), None: ("", "#bbbbbb", "#222222")}
-
-OF_GPUS = (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#8C5A2B", "#222222", "#B3A000", "#6A51A3")
-OF_STAGES = {"decode": "#efefef", "frozen": "#fdf1dc", "fine_tune": "#e6f0f8", "evaluate": "#e3f3ec"}
-MOST_POINTS = 300  # of a line over time
-LARGEST_SPAN = 1e4  # of a logarithmic axis over time, from the highest value to the lowest that is told apart
 
 # The first is part of matplotlib; the others write other scripts, where the machine has them.
 FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Sans Devanagari",
@@ -68,7 +60,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
     side = min(max(cell * num_classes, 3.2), 25.0)  # inches; 3750 pixels are as many as anybody scrolls through
     name_size = 10 if num_classes <= 12 else 8.5 if annotated else 7.5
     margin = 0.6 + longest * name_size * 0.0085  # what the longest name takes
-    with _style():
+    with style():
         figure = Figure(figsize=(side + margin + 1.5, side + margin + 0.5), layout="constrained")
         axes = figure.subplots()
         diagonal = np.eye(num_classes, dtype=bool)
@@ -130,13 +122,13 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
     history = history.reset_index(drop=True)
     epochs = history["epoch"].to_numpy()
     starts = {phase: int(rows["epoch"].iloc[0]) for phase, rows in history.groupby("phase", sort=False)}
-    with _style():
+    with style():
         figure = Figure(figsize=(8, 8.2), layout="constrained")
         panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
         marker = "o" if len(history) <= 40 else None
         for axes, quantity in zip(panels[:2], ("loss", "accuracy"), strict=True):
-            train = _finite(history[quantity])
-            val = _finite(history[f"val_{quantity}"])
+            train = finite(history[quantity])
+            val = finite(history[f"val_{quantity}"])
             _plot_by_phase(axes, history, train, color=BLUE, linestyle="--", marker=marker, label="train")
             if val.notna().any():
                 _plot_by_phase(axes, history, val, color=ORANGE, marker=marker, label="val")
@@ -148,10 +140,10 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
             axes.set_ylabel(quantity)
         panels[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1.09), ncols=3, frameon=False, borderaxespad=0)
-        rates = _finite(history["learning_rate"])
+        rates = finite(history["learning_rate"])
         _plot_by_phase(panels[2], history, rates, color="#333333", marker=marker)
         panels[2].set_ylabel("learning rate\n(end of the epoch)")
-        _scale_by_span(panels[2], rates)
+        scale_by_span(panels[2], rates)
         for axes in panels:
             axes.grid(color="#e6e6e6", linewidth=0.7)
             axes.set_axisbelow(True)
@@ -183,7 +175,7 @@ def comparison(curves: Mapping[str, pd.DataFrame], reach: Sequence[float] = ()) 
         ("accuracy", "epoch", "training accuracy", "epoch"),
     )
     names = readable(list(curves))
-    with _style():
+    with style():
         figure = Figure(figsize=(10, 7.4), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
         panels = figure.subplots(2, 2)
@@ -191,7 +183,7 @@ def comparison(curves: Mapping[str, pd.DataFrame], reach: Sequence[float] = ()) 
         for axes, (quantity, across, title, below) in zip(panels.flat, panels_of, strict=True):
             for number, (name, table) in enumerate(zip(names, curves.values(), strict=True)):
                 colour = SIDES[number % len(SIDES)]
-                mean, low, high = (_finite(table[f"{quantity}{end}"]) for end in ("", "_low", "_high"))
+                mean, low, high = (finite(table[f"{quantity}{end}"]) for end in ("", "_low", "_high"))
                 axes.fill_between(table[across], low, high, color=colour, alpha=0.18, linewidth=0)
                 axes.plot(table[across], mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=3.5,
                           markevery=max(1, len(table) // 20), label=name)  # fmt: skip
@@ -208,92 +200,10 @@ def comparison(curves: Mapping[str, pd.DataFrame], reach: Sequence[float] = ()) 
                 axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
             else:
                 axes.set_xlim(left=0)
-        losses = pd.concat([_finite(table["val_loss"]) for table in curves.values()])
+        losses = pd.concat([finite(table["val_loss"]) for table in curves.values()])
         if (losses > 0).all() and losses.max() > 20 * losses.min():
             panels[1, 0].set_yscale("log")
         figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    return figure
-
-
-def hardware(table: pd.DataFrame) -> Figure:
-    """Draws what the machine did over the time of a run, below images per second and learning rate.
-
-    The time between two sessions is left out. Of more samples than there is room for, the mean is drawn and the range
-    is shaded. What was never measured has no line, and without any line no panel.
-
-    Args:
-        table: one row or more, as `monitor.read_hardware` returns it.
-    """
-    seconds, resumed = _running_time(table)
-    unit, name = next((unit, name) for most, unit, name in
-                      ((180, 1, "seconds"), (3 * 3600, 60, "minutes"), (np.inf, 3600, "hours"))
-                      if seconds.max() <= most)  # fmt: skip
-    time = seconds / unit
-    gpus = {number: OF_GPUS[place % len(OF_GPUS)] for place, number in enumerate(gpu_numbers(table))}
-
-    def of_gpus(values: Callable[[str], pd.Series]) -> list[tuple[str, str, pd.Series]]:
-        return [(f"GPU {number}", colour, values(f"gpu{number}_")) for number, colour in gpus.items()]
-
-    total = table["memory_total_mb"]
-    panels = [
-        ("images/s", [("", BLUE, table["images_per_second"])]),
-        ("learning rate", [("", "#333333", table["learning_rate"])]),
-        ("in use", [("processors", GREY, table["cpu_percent"]), ("by this run", BLUE, table["process_cpu_percent"]),
-                    *of_gpus(lambda gpu: table[f"{gpu}percent"])]),
-        ("memory in use", [("all programs", GREY, 100 * (1 - table["memory_available_mb"] / total)),
-                           ("by this run", BLUE, 100 * table["process_memory_mb"] / total),
-                           *of_gpus(lambda gpu: 100 * table[f"{gpu}memory_used_mb"] / table[f"{gpu}memory_total_mb"])]),
-        ("disks, MB/s", [("read", BLUE, table["disk_read_mb_per_second"]),
-                         ("written", ORANGE, table["disk_write_mb_per_second"])]),
-        ("GPU, °C", of_gpus(lambda gpu: table[f"{gpu}celsius"])),
-        ("GPU, W", of_gpus(lambda gpu: table[f"{gpu}watts"])),
-        ("GPU clock, MHz", of_gpus(lambda gpu: table[f"{gpu}sm_mhz"])),
-    ]  # fmt: skip
-    panels = [(title, lines) for title, lines in panels if any(_finite(values).notna().any() for *_, values in lines)]
-    with _style():
-        figure = Figure(figsize=(9.5, 0.7 + 1.35 * max(1, len(panels))), layout="constrained")
-        drawn = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, (title, lines) in zip(drawn, panels, strict=False):  # nothing measured: one empty panel
-            # Between two phases nothing was trained, so no line leads from one to the other.
-            parts = ["session", "stage"] if title in ("images/s", "learning rate") else ["session"]
-            for label, colour, values in lines:
-                _plot_over_time(axes, time, _finite(values), [table[part] for part in parts], colour, label)
-            axes.set_ylabel(title, fontsize=9)
-            if title in ("images/s", "learning rate"):
-                known = _finite(lines[0][-1])
-                _scale_by_span(axes, known.clip(lower=known.max() / LARGEST_SPAN))  # a cosine ends next to nothing
-                axes.set_ylim(bottom=max(axes.get_ylim()[0], known.max() / LARGEST_SPAN / 2))
-            elif title not in ("GPU, °C", "GPU clock, MHz"):
-                axes.set_ylim(bottom=0)
-            if "in use" in title:
-                axes.set_ylim(0, 105)
-                axes.yaxis.set_major_formatter(PercentFormatter(100, symbol=" %"))
-            if title == "GPU clock, MHz":
-                for number in gpus:
-                    lowered = ~table[f"gpu{number}_throttled_by"].isin(["", "none"])
-                    axes.plot(time[lowered], table[f"gpu{number}_sm_mhz"][lowered], color=VERMILION, linestyle="none",
-                              marker=".", markersize=4, label="_" * (number != max(gpus)) + "lowered")  # fmt: skip
-            if lines[0][0]:
-                axes.legend(loc="upper left", bbox_to_anchor=(1.005, 1.08), frameon=False, fontsize=8, labelspacing=0.25,
-                            ncols=1 + (len(lines) > 6))  # fmt: skip
-        stages = _stages(table, time)
-        for axes in drawn:
-            for stage, start, end in stages:
-                axes.axvspan(start, end, color=OF_STAGES[stage], linewidth=0, zorder=0)
-            for place in resumed:
-                axes.axvline(place / unit, color=GREY, linestyle=":", linewidth=1.4)
-            axes.grid(color="#dddddd", linewidth=0.6)
-            axes.set_axisbelow(True)
-            axes.spines[["top", "right"]].set_visible(False)
-        drawn[-1].set_xlabel(f"{name} of running")
-        drawn[-1].set_xlim(0, max(time.max(), 1e-9))
-        present = {stage for stage, *_ in stages}
-        marks = [Patch(color=colour, label=stage.replace("_", "-"))
-                 for stage, colour in OF_STAGES.items() if stage in present]  # fmt: skip
-        if resumed:
-            marks.append(Line2D([], [], color=GREY, linestyle=":", label="stopped and resumed"))
-        if marks:
-            figure.legend(handles=marks, loc="outside upper left", ncols=len(marks), frameon=False, fontsize=9)
     return figure
 
 
@@ -304,7 +214,7 @@ def reliability(calibration: Mapping[str, Any]) -> Figure:
     """
     panels = [("corrected", calibration)] if calibration["temperature"] != 1 else []
     panels.insert(0, ("as the network gives it", calibration["uncorrected"]))
-    with _style():
+    with style():
         figure = Figure(figsize=(4.2 * len(panels) + 0.3, 5.2), layout="constrained")
         grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 1))
         for (title, measured), (axes, counts) in zip(panels, grid.T, strict=True):
@@ -379,7 +289,7 @@ def image_grid(
     num_columns = min(5 // wide, len(images))
     num_rows = -(-len(images) // num_columns)
     num_lines = max(text.count("\n") + 1 for text in captions)
-    with _style():
+    with style():
         width, height = 2.1 * wide, 1.95 + 0.16 * num_lines
         figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
@@ -410,7 +320,7 @@ def captions(rows: pd.DataFrame) -> list[str]:
 def save(figure: Figure, path: Path) -> None:
     """Writes a figure as PNG, whole or not at all; the same figure gives the same bytes, on every day."""
     picture = io.BytesIO()
-    with _style():
+    with style():
         figure.savefig(
             picture,
             format="png",
@@ -436,7 +346,7 @@ def readable(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
     ]
 
 
-def _style():
+def style():
     """Settings that a matplotlibrc of the user does not reach."""
     own = {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
     return matplotlib.rc_context({**own, "font.family": _installed_fonts(), "font.size": 10})
@@ -468,58 +378,19 @@ def _cell_text(value: float, normalised: bool) -> str:
     return "<0.1" if value < 0.05 else f"{min(value, 99.9):.1f}"
 
 
-def _finite(values: pd.Series) -> pd.Series:
+def finite(values: pd.Series) -> pd.Series:
+    """Numbers, NaN in place of what is none or not finite."""
     return pd.to_numeric(values, errors="coerce").where(np.isfinite)
 
 
-def _plot_by_phase(axes: Axes, history: pd.DataFrame, values: pd.Series, label: str | None = None, **style) -> None:
+def _plot_by_phase(axes: Axes, history: pd.DataFrame, values: pd.Series, label: str | None = None, **look) -> None:
     """A line for each phase: nothing was trained between the two, so no line leads from one to the other."""
     for _, rows in history.groupby("phase", sort=False):
-        axes.plot(rows["epoch"], values[rows.index], markersize=3.5, label=label, **style)
+        axes.plot(rows["epoch"], values[rows.index], markersize=3.5, label=label, **look)
         label = None  # one entry in the legend
 
 
-def _running_time(table: pd.DataFrame) -> tuple[pd.Series, list[float]]:
-    """Seconds since the first row, the time between sessions left out; and where the sessions but the first one begin."""
-    seconds, begun, starts = pd.Series(0.0, table.index), 0.0, []
-    for _, times in table.groupby("session", sort=False)["time"]:
-        starts.append(begun)
-        seconds[times.index] = begun + (times - times.iloc[0]).dt.total_seconds().clip(lower=0.0)
-        begun = seconds[times.index].max()
-    return seconds, starts[1:]
-
-
-def _stages(table: pd.DataFrame, time: pd.Series) -> list[tuple[str, float, float]]:
-    """(stage, from, to); a row belongs to the time since the row before."""
-    parts = table[["session", "stage"]]
-    number = parts.ne(parts.shift()).any(axis=1).cumsum()
-    before = time.groupby(table["session"]).shift().fillna(time)
-    return [
-        (table["stage"][rows.index[0]], before[rows.index[0]], rows.iloc[-1])
-        for _, rows in time.groupby(number)
-        if table["stage"][rows.index[0]] in OF_STAGES and rows.iloc[-1] > before[rows.index[0]]
-    ]
-
-
-def _plot_over_time(
-    axes: Axes, time: pd.Series, values: pd.Series, parts: list[pd.Series], colour: str, label: str
-) -> None:  # fmt: skip
-    """A line for each part, thinned to the mean and the range of what falls on the same place."""
-    known = values.notna()
-    width = time.max() / MOST_POINTS if known.sum() > MOST_POINTS else 0.0
-    marker = "o" if known.sum() <= 60 else None
-    for _, of_part in values[known].groupby([part[known] for part in parts], sort=False):
-        places = time[of_part.index]
-        if width:
-            binned = pd.DataFrame({"time": places, "value": of_part}).groupby((places // width).to_numpy())
-            places, lowest, highest = binned["time"].mean(), binned["value"].min(), binned["value"].max()
-            axes.fill_between(places, lowest, highest, color=colour, alpha=0.2, linewidth=0)
-            of_part = binned["value"].mean()
-        axes.plot(places, of_part, color=colour, linewidth=1.2, marker=marker, markersize=2.5, label=label or None)
-        label = "_" + label  # one entry in the legend
-
-
-def _scale_by_span(axes: Axes, values: pd.Series) -> None:
+def scale_by_span(axes: Axes, values: pd.Series) -> None:
     """Logarithmic where the values span more than a factor of 20, with room for the zero that a schedule may end at."""
     positive = values[values > 0]
     if len(positive) == 0 or positive.max() <= 20 * positive.min():

@@ -1,0 +1,141 @@
+"""The picture of what the machine did over the time of a run: in rows of panels, one below the other."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+
+from transfer_learning.evaluation.figures import BLUE, GREEN, GREY, ORANGE, VERMILION, finite, scale_by_span, style
+from transfer_learning.machine.monitor import gpu_numbers
+
+OF_GPUS = (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#8C5A2B", "#222222", "#B3A000", "#6A51A3")
+OF_STAGES = {"decode": "#efefef", "frozen": "#fdf1dc", "fine_tune": "#e6f0f8", "evaluate": "#e3f3ec"}
+MOST_POINTS = 300  # of a line over time
+LARGEST_SPAN = 1e4  # of a logarithmic axis over time, from the highest value to the lowest that is told apart
+
+
+def hardware(table: pd.DataFrame) -> Figure:
+    """Draws what the machine did over the time of a run, below images per second and learning rate.
+
+    The time between two sessions is left out. Of more samples than there is room for, the mean is drawn and the range
+    is shaded. What was never measured has no line, and without any line no panel.
+
+    Args:
+        table: one row or more, as `monitor.read_hardware` returns it.
+    """
+    seconds, resumed = _running_time(table)
+    unit, name = next((unit, name) for most, unit, name in
+                      ((180, 1, "seconds"), (3 * 3600, 60, "minutes"), (np.inf, 3600, "hours"))
+                      if seconds.max() <= most)  # fmt: skip
+    time = seconds / unit
+    gpus = {number: OF_GPUS[place % len(OF_GPUS)] for place, number in enumerate(gpu_numbers(table))}
+
+    def of_gpus(values: Callable[[str], pd.Series]) -> list[tuple[str, str, pd.Series]]:
+        return [(f"GPU {number}", colour, values(f"gpu{number}_")) for number, colour in gpus.items()]
+
+    total = table["memory_total_mb"]
+    panels = [
+        ("images/s", [("", BLUE, table["images_per_second"])]),
+        ("learning rate", [("", "#333333", table["learning_rate"])]),
+        ("in use", [("processors", GREY, table["cpu_percent"]), ("by this run", BLUE, table["process_cpu_percent"]),
+                    *of_gpus(lambda gpu: table[f"{gpu}percent"])]),
+        ("memory in use", [("all programs", GREY, 100 * (1 - table["memory_available_mb"] / total)),
+                           ("by this run", BLUE, 100 * table["process_memory_mb"] / total),
+                           *of_gpus(lambda gpu: 100 * table[f"{gpu}memory_used_mb"] / table[f"{gpu}memory_total_mb"])]),
+        ("disks, MB/s", [("read", BLUE, table["disk_read_mb_per_second"]),
+                         ("written", ORANGE, table["disk_write_mb_per_second"])]),
+        ("GPU, °C", of_gpus(lambda gpu: table[f"{gpu}celsius"])),
+        ("GPU, W", of_gpus(lambda gpu: table[f"{gpu}watts"])),
+        ("GPU clock, MHz", of_gpus(lambda gpu: table[f"{gpu}sm_mhz"])),
+    ]  # fmt: skip
+    panels = [(title, lines) for title, lines in panels if any(finite(values).notna().any() for *_, values in lines)]
+    with style():
+        figure = Figure(figsize=(9.5, 0.7 + 1.35 * max(1, len(panels))), layout="constrained")
+        drawn = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (title, lines) in zip(drawn, panels, strict=False):  # nothing measured: one empty panel
+            # Between two phases nothing was trained, so no line leads from one to the other.
+            parts = ["session", "stage"] if title in ("images/s", "learning rate") else ["session"]
+            for label, colour, values in lines:
+                _plot_over_time(axes, time, finite(values), [table[part] for part in parts], colour, label)
+            axes.set_ylabel(title, fontsize=9)
+            if title in ("images/s", "learning rate"):
+                known = finite(lines[0][-1])
+                scale_by_span(axes, known.clip(lower=known.max() / LARGEST_SPAN))  # a cosine ends next to nothing
+                axes.set_ylim(bottom=max(axes.get_ylim()[0], known.max() / LARGEST_SPAN / 2))
+            elif title not in ("GPU, °C", "GPU clock, MHz"):
+                axes.set_ylim(bottom=0)
+            if "in use" in title:
+                axes.set_ylim(0, 105)
+                axes.yaxis.set_major_formatter(PercentFormatter(100, symbol=" %"))
+            if title == "GPU clock, MHz":
+                for number in gpus:
+                    lowered = ~table[f"gpu{number}_throttled_by"].isin(["", "none"])
+                    axes.plot(time[lowered], table[f"gpu{number}_sm_mhz"][lowered], color=VERMILION, linestyle="none",
+                              marker=".", markersize=4, label="_" * (number != max(gpus)) + "lowered")  # fmt: skip
+            if lines[0][0]:
+                axes.legend(loc="upper left", bbox_to_anchor=(1.005, 1.08), frameon=False, fontsize=8, labelspacing=0.25,
+                            ncols=1 + (len(lines) > 6))  # fmt: skip
+        stages = _stages(table, time)
+        for axes in drawn:
+            for stage, start, end in stages:
+                axes.axvspan(start, end, color=OF_STAGES[stage], linewidth=0, zorder=0)
+            for place in resumed:
+                axes.axvline(place / unit, color=GREY, linestyle=":", linewidth=1.4)
+            axes.grid(color="#dddddd", linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+        drawn[-1].set_xlabel(f"{name} of running")
+        drawn[-1].set_xlim(0, max(time.max(), 1e-9))
+        present = {stage for stage, *_ in stages}
+        marks = [Patch(color=colour, label=stage.replace("_", "-"))
+                 for stage, colour in OF_STAGES.items() if stage in present]  # fmt: skip
+        if resumed:
+            marks.append(Line2D([], [], color=GREY, linestyle=":", label="stopped and resumed"))
+        if marks:
+            figure.legend(handles=marks, loc="outside upper left", ncols=len(marks), frameon=False, fontsize=9)
+    return figure
+
+
+def _running_time(table: pd.DataFrame) -> tuple[pd.Series, list[float]]:
+    """Seconds since the first row, the time between sessions left out; and where the sessions but the first one begin."""
+    seconds, begun, starts = pd.Series(0.0, table.index), 0.0, []
+    for _, times in table.groupby("session", sort=False)["time"]:
+        starts.append(begun)
+        seconds[times.index] = begun + (times - times.iloc[0]).dt.total_seconds().clip(lower=0.0)
+        begun = seconds[times.index].max()
+    return seconds, starts[1:]
+
+
+def _stages(table: pd.DataFrame, time: pd.Series) -> list[tuple[str, float, float]]:
+    """(stage, from, to); a row belongs to the time since the row before."""
+    parts = table[["session", "stage"]]
+    number = parts.ne(parts.shift()).any(axis=1).cumsum()
+    before = time.groupby(table["session"]).shift().fillna(time)
+    return [
+        (table["stage"][rows.index[0]], before[rows.index[0]], rows.iloc[-1])
+        for _, rows in time.groupby(number)
+        if table["stage"][rows.index[0]] in OF_STAGES and rows.iloc[-1] > before[rows.index[0]]
+    ]
+
+
+def _plot_over_time(
+    axes: Axes, time: pd.Series, values: pd.Series, parts: list[pd.Series], colour: str, label: str
+) -> None:  # fmt: skip
+    """A line for each part, thinned to the mean and the range of what falls on the same place."""
+    known = values.notna()
+    width = time.max() / MOST_POINTS if known.sum() > MOST_POINTS else 0.0
+    marker = "o" if known.sum() <= 60 else None
+    for _, of_part in values[known].groupby([part[known] for part in parts], sort=False):
+        places = time[of_part.index]
+        if width:
+            binned = pd.DataFrame({"time": places, "value": of_part}).groupby((places // width).to_numpy())
+            places, lowest, highest = binned["time"].mean(), binned["value"].min(), binned["value"].max()
+            axes.fill_between(places, lowest, highest, color=colour, alpha=0.2, linewidth=0)
+            of_part = binned["value"].mean()
+        axes.plot(places, of_part, color=colour, linewidth=1.2, marker=marker, markersize=2.5, label=label or None)
+        label = "_" + label  # one entry in the legend
