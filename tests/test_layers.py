@@ -21,6 +21,7 @@ LAYERS = (
     ("pages",),
     ("experiment", "sides"),
     ("members",),  # the story of an evaluation of finished runs, as `experiment` is that of a run
+    ("soups",),
     ("peers",),  # programs that the verb `benchmark` runs
 )
 VERBS = len(LAYERS)

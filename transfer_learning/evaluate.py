@@ -30,14 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     split = flags.split or "test"
 
     with quiet_start():
-        from transfer_learning.members import (
-            Member,
-            compare_pair,
-            evaluate_again,
-            evaluate_ensemble,
-            evaluate_views,
-            make_soup,
-        )
+        from transfer_learning.members import Member, compare_pair, evaluate_again, evaluate_ensemble, evaluate_views
+        from transfer_learning.soups import make_soup
 
     members = [Member(run_dir) for run_dir in run_dirs]
     if flags.soup:

@@ -1,30 +1,27 @@
-"""Finished runs evaluated again: one, in several views, several as an ensemble or as one soup, two against each other.
+"""Finished runs evaluated again: one, in several views, several as an ensemble, two against each other.
 
 A run is read, and written into, as its directory. What several runs make together goes into a directory of its own.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from transfer_learning.config import RunConfig, difference, named
+from transfer_learning.config import RunConfig
 from transfer_learning.datasets.data import Data, load_data
 from transfer_learning.datasets.views import View
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
-from transfer_learning.experiment import calibrate_and_judge, draw_attention, draw_figures, evaluate_split
-from transfer_learning.machine.devices import git_commit, set_up_devices, versions
-from transfer_learning.models import soup
+from transfer_learning.experiment import evaluate_split
+from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import Classifier, load_model, probabilities
-from transfer_learning.pages.report import write_report
 from transfer_learning.run_dir import RunDir
-from transfer_learning.storage.files import read_json, write_json, write_text
+from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.training.progress import count_progress
 from transfer_learning.units import duration
 
@@ -136,7 +133,7 @@ def evaluate_ensemble(
     """The average over members, each of it over views, against the member that validation images tell to be the best."""
     check_same_images(members, [split])
     warn_of_mirrors(members, views, say)
-    say = _once(say)
+    say = once(say)
     best = by_validation(members)[0]
     tables, plain, seconds = {}, {}, {}
     for member in members:  # one network in memory at a time
@@ -182,7 +179,7 @@ def compare_pair(
     """Two runs on the same images, judged image by image; nothing is averaged over the two."""
     check_same_images(members, [split])
     warn_of_mirrors(members, views, say)
-    say, tables, seconds = _once(say), {}, {}
+    say, tables, seconds = once(say), {}, {}
     for member in members:
         of_views, seconds_of_views = predict_in_views(member, split, views, say)
         tables[member], seconds[member] = ensemble.average(of_views), sum(seconds_of_views.values())
@@ -205,97 +202,6 @@ def compare_pair(
         write_json(run_dir.comparison_of(split), comparison)
     say(f"Results: {run_dir.comparison_of(split)}")
     return comparison
-
-
-def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = print) -> dict[str, Any]:
-    """Averages the best weights of runs into one network, whose directory is that of a finished run.
-
-    The greedy soup of Wortsman et al., 2022: in the order of their accuracy on validation images, each member is stirred
-    in unless that lowers the soup's accuracy there. The judged images have no say.
-
-    Raises:
-        UserError: the members differ in what their weights mean, or there are no validation images.
-    """
-    first, *others = members
-    for other in others:
-        fields = {name: pair for name, pair in difference(first.config, other.config).items() if name in soup.ALIKE}
-        if fields:
-            raise UserError(
-                f"{other.name} is another kind of network than {first.name} ({named(fields)}), so their weights have no "
-                "mean; leave it out, or evaluate them as an ensemble, without --soup."
-            )
-        if first.class_names != other.class_names:
-            raise UserError(
-                f"The outputs of {other.name} are the classes {', '.join(other.class_names[:3])}..., those of {first.name} "
-                f"{', '.join(first.class_names[:3])}...; the same ones in the same order were expected, so leave it out."
-            )
-    judged = first.recorded["split"]
-    check_same_images(members, ["val", judged])
-    if any(member.val_accuracy is None for member in members):
-        raise UserError(
-            "A soup is chosen by validation images, and there are none; train the members with a --val-fraction above 0, "
-            "or evaluate them as an ensemble, without --soup."
-        )
-    say, ordered = _once(say), by_validation(members)
-    best = ordered[0]
-    data = best.data("val", say)
-    weights, steps = soup.greedy_soup(*_tasted(ordered, data))
-    rows = [
-        {
-            "run_dir": member.name,
-            "weights_sha256": member.recorded["weights_sha256"],
-            "val_accuracy": member.val_accuracy,
-            "soup_val_accuracy": step.accuracy,
-            "is_taken": step.is_taken,
-        }
-        for member, step in zip(ordered, steps, strict=True)
-    ]
-    classifier = best.network()
-    classifier.model.set_weights(weights)
-
-    # A directory like that of any finished run: the config last but the page, so that a half-made one is no run.
-    run_dir.path.mkdir(parents=True, exist_ok=True)
-    with run_dir.locked():
-        classifier, results = calibrate_and_judge(classifier, data, run_dir, say)
-        gain = ensemble.paired_difference(
-            predictions.read(best.run_dir.predictions(judged)), predictions.read(run_dir.predictions(judged))
-        )
-        evaluation = results[judged] | {
-            "weights_sha256": classifier.weights_sha256,
-            "num_parameters": classifier.model.count_params(),
-            "frozen": None,
-            "fine_tune": None,
-            "soup": {"members": rows, "gain": {"before": best.name, **gain}},
-        }
-        draw_figures(best.config, data, [], evaluation, run_dir)
-        draw_attention(classifier, data, judged, run_dir)
-        write_json(run_dir.evaluation, evaluation)
-        for row in rows:
-            did = "stirred in" if row["is_taken"] else "left out"
-            say(
-                f"{row['run_dir']}: validation accuracy {row['val_accuracy']:.2%}; {did}, with it the soup has "
-                f"{row['soup_val_accuracy']:.2%}."
-            )
-        num_taken = sum(row["is_taken"] for row in rows)
-        say(f"The mean weights of {num_taken} of {len(rows)} runs: {metrics.in_words(evaluation)}")
-        told = f"Gain: {ensemble.in_words(gain, f'{best.name} (the best on validation images)', 'the soup')}"
-        say(f"{told} It costs no more time than one network.")
-        write_json(
-            run_dir.notes,
-            [
-                f"Nothing was trained here: the weights are the mean of those of {num_taken} of {len(rows)} finished runs; "
-                f"the config is that of {best.name}.",
-                told,
-            ],
-        )
-        kept = {name: best.environment[name] for name in ("device", "dataset")}
-        write_json(run_dir.environment, {"versions": versions(), "git_commit": git_commit(), **kept})
-        for source, copy in ((best.run_dir.manifest, run_dir.manifest), (best.run_dir.ignored, run_dir.ignored)):
-            if source.exists():
-                write_text(copy, source.read_text(encoding="utf-8"))
-        write_text(run_dir.config, best.config.to_json())
-        say(f"Report: {write_report(run_dir)}")
-    return evaluation
 
 
 def predict_in_views(
@@ -351,27 +257,6 @@ def cost_in_words(evaluation: dict[str, Any], num_passes: int, before: str) -> s
     )
 
 
-def _tasted(
-    members: Sequence[Member], data: Data
-) -> tuple[Iterator[list[np.ndarray]], Callable[[list[np.ndarray]], float]]:
-    """The weights of the members, one network in memory at a time, and the accuracy of such weights on validation."""
-    examples = data.split("val")
-    loaded: list[Classifier] = []
-
-    def weights() -> Iterator[list[np.ndarray]]:
-        for member in members:
-            loaded.clear()
-            loaded.append(member.network())
-            yield loaded[0].model.get_weights()
-
-    def accuracy_of(values: list[np.ndarray]) -> float:
-        loaded[0].model.set_weights(values)
-        predicted = probabilities(loaded[0], examples.inputs, examples.rows, count_progress("Tasting the soup:"))
-        return float((predicted.argmax(axis=1) == examples.labels).mean())
-
-    return weights(), accuracy_of
-
-
 def _write(evaluation: dict, table: pd.DataFrame, run_dir: RunDir, say: Say, in_views: bool = False) -> None:
     split = evaluation["split"]
     predictions.write(table, run_dir.predictions(split, in_views))
@@ -379,7 +264,7 @@ def _write(evaluation: dict, table: pd.DataFrame, run_dir: RunDir, say: Say, in_
     say(f"Results: {run_dir.evaluation_of(split, in_views)} and {run_dir.predictions(split, in_views)}")
 
 
-def _once(say: Say) -> Say:
+def once(say: Say) -> Say:
     """Members of one dataset would say the same of it."""
     said = set()
 
