@@ -392,7 +392,9 @@ def test_a_divergence_outside_of_the_search_ends_the_comparison(small_config, tm
     monkeypatch.setattr(compare, "run_child", MadeUp())
     given = arguments(small_config, tmp_path / "a", "--fine-tune.learning-rate", "1e-2")
     assert run_main(compare.main, given) == 2
-    assert "error: The loss is nan from update 3 on" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "error: The loss is nan from update 3 on" in error
+    assert "Compare anew" in error and "--resume" not in error, "which would only meet the same"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
