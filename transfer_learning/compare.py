@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         return stopped.exit_code
     except UserError as error:
         if DIVERGED in str(error):
-            raise UserError(f"{error} Compare anew for that: the comparison in {directory.path} would diverge again.") from None
+            raise UserError(f"{error} Compare anew for that: that in {directory.path} would diverge again.") from None
         raise UserError(f"{error} What is finished is kept; when this is mended, go on with: {command}") from None
     return ExitCode.DONE
 

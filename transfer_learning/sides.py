@@ -122,10 +122,10 @@ def _check_fairness(sides: dict[str, RunConfig]) -> None:
         raise UserError(f"--config names one side, {next(iter(sides))}; give two or more, each by a --config of its own.")
     for (name, config), (other_name, other) in itertools.combinations(sides.items(), 2):
         for field in OF_THE_DATA:
-            one, two = (getattr(side, field) for side in (config, other))
+            one, two = ("empty" if side == "" else side for side in (getattr(config, field), getattr(other, field)))
             if one != two:
                 raise UserError(
-                    f"The {field} of {name} is {one!r} and of {other_name} {two!r}, but it has to be the same; give "
+                    f"The {field} of {name} is {one} and of {other_name} {two}, but it has to be the same; give "
                     f"--{flag_name(field)} for all sides."
                 )
         if not difference(config, other):
