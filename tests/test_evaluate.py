@@ -203,6 +203,9 @@ def test_two_runs_are_compared_image_by_image(runs, here, capsys):
     output = capsys.readouterr().out
     assert "Difference: " in output and "McNemar" in output or "no image is judged otherwise" in output
     assert [line for line in output.splitlines() if line.startswith(f"{runs['seed 0'].path} wrong")]
+    page = RunDir(here / "pair").comparison_page_of("test").read_text()
+    assert f"{100 * result['difference']:+.2f}" in page and f"{result['mcnemar_p']:.3g}" in page
+    assert all(f"<li>{id}</li>" in page for id in result["only_before_right_ids"] + result["only_after_right_ids"])
 
 
 def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):

@@ -66,7 +66,7 @@ def test_every_file_of_a_run_directory_has_a_row():
     paths = [getattr(run_dir, name) for name in properties if name != "lock"]
     for split in ("val", "test"):
         paths += [named(split, in_views) for named in (run_dir.predictions, run_dir.evaluation_of) for in_views in (0, 1)]
-        paths.append(run_dir.comparison_of(split))
+        paths += [run_dir.comparison_of(split), run_dir.comparison_page_of(split)]
     named = {name.rstrip("/") for name in first_cells("## What a run directory holds")}
     assert named == {path.relative_to("run").as_posix() for path in paths}
 

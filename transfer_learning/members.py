@@ -20,6 +20,7 @@ from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.experiment import evaluate_split
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import Classifier, load_model, probabilities
+from transfer_learning.pages.paired import write_paired
 from transfer_learning.run_dir import RunDir
 from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.training.progress import count_progress
@@ -200,7 +201,8 @@ def compare_pair(
     run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
         write_json(run_dir.comparison_of(split), comparison)
-    say(f"Results: {run_dir.comparison_of(split)}")
+        write_paired(comparison, run_dir.comparison_of(split), run_dir.comparison_page_of(split))
+    say(f"Results: {run_dir.comparison_of(split)}\nPage: {run_dir.comparison_page_of(split)}")
     return comparison
 
 

@@ -112,6 +112,10 @@ class RunDir:
         """What `evaluate --paired` writes about a split, in a directory of its own."""
         return self.path / f"comparison_{split}.json"
 
+    def comparison_page_of(self, split: str) -> Path:
+        """The same as a page."""
+        return self.path / f"comparison_{split}.html"
+
     @property
     def lock(self) -> Path:
         return self.path / ".lock"
