@@ -100,8 +100,9 @@ def test_a_full_disk_leaves_the_older_ones_as_they_were(tmp_path, monkeypatch, t
 
     with monkeypatch.context() as patch:
         patch.setattr(target, full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as error:
             checkpoint.save(tmp_path, ARRAYS, {"number": 3})
+    assert error.value.filename == str(tmp_path), "which of the disks is full"
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 

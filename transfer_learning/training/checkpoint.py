@@ -88,8 +88,10 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
         for path in (partial / ARRAYS, partial / STATE, partial / MANIFEST, partial):
             sync_to_disk(path)
         os.rename(partial, final)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(folder)  # of a write the system does not say where it failed
         raise
     sync_to_disk(folder)
     for path in older[: -NUM_KEPT + 1]:
