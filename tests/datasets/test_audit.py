@@ -1,9 +1,11 @@
 """The audit: one of everything that folders hold is found for what it is, and every file on the disk is accounted for."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 from odd_photos import CLASSES, drawing, make_odd_photos
@@ -270,6 +272,24 @@ def test_without_features_it_says_what_is_left_out(zoo):
     _, _, result = zoo
     assert any("--features" in note for note in result.notes)
     assert not {"likely label error", "outlier"} & set(result.counts)
+
+
+@pytest.mark.parametrize("scheme", ["cv_studio", "cv_studio_boxes", "hf"])
+def test_what_has_no_file_name_of_its_own_is_not_named_for_another_format(scheme, tmp_path):
+    place = make_photos(tmp_path / "photos", 6)
+    paths = sorted(place.rglob("*.png"))
+    if scheme == "hf":
+        columns = {"image": [path.read_bytes() for path in paths], "label": [path.parent.name for path in paths]}
+        rows = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+        rows.save_to_disk(place := tmp_path / "saved")
+    else:
+        box = {"x": 0, "y": 0, "x2": 1, "y2": 0.9}
+        annotations = {path.relative_to(place).as_posix(): [{"label": path.parent.name, **box}] for path in paths}
+        annotations["circle/0.png"].append({"label": "unlisted"})  # so that the image is used, and named among what is not
+        (place / "_annotations.json").write_text(json.dumps({"labels": CLASSES, "annotations": annotations}))
+    dataset = load_dataset(f"{scheme}:{place}", tmp_path)
+    result = audit(dataset, looked_at(dataset, tmp_path / "cache"))
+    assert len(dataset.examples) == 18 and result.counts == {}
 
 
 def test_a_table_and_an_archive_are_audited_too(tmp_path):

@@ -203,6 +203,7 @@ BOXES = {  # a box, and the pixels that it takes of 40 x 20: left, top, right, b
     "texts": (("0", "0", "1", "1"), "has a box whose x, y, x2, y2 are no numbers"),
     "no numbers": ((0, 0, float("nan"), 1), "has a box whose x, y, x2, y2 are no numbers"),
     "an endless one": ((0, 0, 1e999, 1), "has a box whose x, y, x2, y2 are no numbers"),
+    "beyond all floats": ((0, 0, 10**400, 1), "has a box whose x, y, x2, y2 are no numbers"),
     "a side is missing": ((0, 0, 1, None), "has a box whose x, y, x2, y2 are no numbers"),
     "none": ((), "has no box"),
 }

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -160,7 +160,7 @@ def audit(
     files = _files(dataset, data)
     notes: list[str] = []
     found = [
-        *_of_names(dataset, files), *_of_reasons(dataset, files), *_of_files(files, data.store.pixels.shape[1]),
+        *_of_names(dataset, files), *_of_reasons(dataset, files), *_of_files(dataset, files, data.store.pixels.shape[1]),
         *_of_pictures(files, data, features, progress, notes),
     ]  # fmt: skip
     findings = pd.DataFrame(found, columns=["position", "kind", "detail"])
@@ -234,12 +234,12 @@ def _of_names(dataset: Dataset, files: pd.DataFrame) -> Iterator[tuple[int, str,
         yield from _links(dataset)
 
 
-def _alike(names: Iterable[str]) -> list[list[int]]:
-    """The positions of names that are one when folded."""
-    positions = defaultdict(list)
+def _alike(names: Sequence[str]) -> list[list[int]]:
+    """The positions of names that differ, and are one when folded."""
+    positions = defaultdict(dict)
     for position, name in enumerate(names):
-        positions[folded(name)].append(position)
-    return [alike for alike in positions.values() if len(alike) > 1]
+        positions[folded(name)].setdefault(name, position)  # a dataset that is no folder may say two things of one image
+    return [list(alike.values()) for alike in positions.values() if len(alike) > 1]
 
 
 def _links(dataset: Dataset) -> Iterator[tuple[int, str, str]]:
@@ -281,7 +281,7 @@ def _begins_like_an_image(path: Path) -> bool:
     return beginning.startswith(SIGNATURES) or (beginning[:4] == b"RIFF" and beginning[8:] == b"WEBP")
 
 
-def _of_files(files: pd.DataFrame, stored_size: int) -> Iterator[tuple[int, str, str]]:
+def _of_files(dataset: Dataset, files: pd.DataFrame, stored_size: int) -> Iterator[tuple[int, str, str]]:
     for row in files[files["width"] > 0].itertuples():
         short, long = sorted((row.width, row.height))
         size = f"{row.width} x {row.height}"
@@ -292,12 +292,14 @@ def _of_files(files: pd.DataFrame, stored_size: int) -> Iterator[tuple[int, str,
         if long > ELONGATED * short:
             yield row.Index, "elongated", size
         if row.remarks:
-            yield from ((row.Index, *remark) for remark in _of_remarks(row.remarks, Path(row.id).suffix.lower()))
+            content = dataset.examples[row.Index].content
+            suffix = content.suffix.lower() if isinstance(content, Path) else None  # of the file, which an id need not name
+            yield from ((row.Index, *remark) for remark in _of_remarks(row.remarks, suffix))
 
 
-def _of_remarks(remarks: str, suffix: str) -> Iterator[tuple[str, str]]:
+def _of_remarks(remarks: str, suffix: str | None) -> Iterator[tuple[str, str]]:
     kind, mode, *words = remarks.split()
-    if suffix not in FORMATS.get(kind, (suffix,)):
+    if suffix is not None and suffix not in FORMATS.get(kind, (suffix,)):
         yield "named for another format", f"{suffix or 'no suffix'}, and {kind} inside"
     if "16-bit" in words:
         yield "16 bits", mode

@@ -13,7 +13,6 @@ is named, with the reason.
 
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ ANNOTATIONS = "_annotations.json"
 IMAGES = "images/"  # the folder that CV Studio's client makes
 SIDES = ("x", "y", "x2", "y2")  # of a box: left, top, right, bottom
 LARGEST_FRACTION = 2.0  # a box may be drawn beyond the edge, but not so far
+FARTHEST = 1e9  # in pixels
 
 
 class AnnotatedImage(NamedTuple):
@@ -198,7 +198,7 @@ def _pixels(annotation: dict[str, Any], width: int, height: int) -> tuple[int, i
     sides = [annotation.get(side) for side in SIDES]
     if all(side is None for side in sides):
         return "has no box"
-    if not all(type(side) in (int, float) and math.isfinite(side) for side in sides):
+    if not all(type(side) in (int, float) and abs(side) < FARTHEST for side in sides):  # not-a-number is nowhere
         return f"has a box whose {', '.join(SIDES)} are no numbers"
     if max(sides) <= LARGEST_FRACTION:
         sides = [side * length for side, length in zip(sides, (width, height) * 2, strict=True)]
