@@ -151,6 +151,16 @@ def test_names_are_alike_but_for_case_accents_and_width(one, other, is_alike):
     assert (folded(one) == folded(other)) == is_alike
 
 
+def test_too_large_is_what_has_many_pixels_or_many_bytes(tmp_path):
+    photos = make_photos(tmp_path / "photos", 3)
+    Image.linear_gradient("L").convert("1").resize((7200, 7000)).save(photos / "circle" / "pixels.png")
+    os.truncate(photos / "circle" / "1.png", 50_100_000)  # nothing but zeros, which no reader minds
+    dataset = folder.read(photos)
+    result = audit(dataset, looked_at(dataset, tmp_path / "cache"))
+    details = dict(zip(*(result.of_kind("too large")[column] for column in ("id", "detail")), strict=True))
+    assert details == {"circle/pixels.png": "7200 x 7000, 0 MB", "circle/1.png": "96 x 72, 50 MB"}
+
+
 def test_two_classes_of_one_name_come_first(tmp_path):
     for number, name in enumerate(("Katze", "katze", "Hund")):
         for index in range(3):
