@@ -1,5 +1,7 @@
 """Run directories: a new one is empty, an old one is known by its config, and one process at a time writes."""
 
+import errno
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -182,3 +184,13 @@ def test_what_a_killed_process_left_beside_a_file_goes_with_the_next_writing(tmp
     assert len(list(tmp_path.iterdir())) == 1 and not path.exists()
     write_text(path, "whole")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with new_run_dir(tmp_path / "run", "unused").begun(RunConfig(seed=3)):
+        pass
+    assert existing_run_dir(tmp_path / "run").read_config() == RunConfig(seed=3)

@@ -1,5 +1,6 @@
 """The run directory: every verb after `run` takes one and writes into it, and this file alone knows its file names."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -11,6 +12,9 @@ from pathlib import Path
 from transfer_learning.config import RunConfig, difference, named
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import write_text
+
+# What flock says on file systems without it, as some clusters have; there no second process can be refused.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RunDir:
@@ -178,6 +182,9 @@ class RunDir:
                 raise UserError(
                     f"{self.path} is being written by another process; wait for it to end, or choose another --run-dir."
                 ) from None
+            except OSError as error:
+                if error.errno not in WITHOUT_LOCKS:
+                    raise
             yield
 
 
