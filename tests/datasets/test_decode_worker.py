@@ -314,8 +314,10 @@ def test_a_worker_in_whose_loop_no_python_runs_is_ended_by_the_kernel(image):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore it, and so the tests
 from transfer_learning.datasets import decode_worker
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.store import open_store
