@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from transfer_learning.errors import UserError
 from transfer_learning.models import features
@@ -237,13 +236,3 @@ def test_the_pool_is_named_by_network_weights_and_key_and_by_nothing_that_change
 
     assert folder() == folder(), "built twice in one process, in which Keras counts its names on"
     assert len({folder(), folder("other key"), folder(seed=1), folder(image_size=24)}) == 4
-
-
-@pytest.mark.parametrize("batch_size", [8, 24, 11])
-def test_parts_of_a_batch_that_are_computed_side_by_side_come_back_in_order_and_to_the_same_bits(batch_size, extractor):
-    images = np.random.default_rng(1).integers(0, 256, (batch_size, 16, 16, 3)).astype(np.float32)
-    compute = features.frozen_graph(extractor, batch_size)
-    values = compute(tf.constant(images)).numpy()
-    assert values == pytest.approx(np.asarray(extractor(images, training=False)), rel=1e-4, abs=1e-5)
-    for _ in range(5):
-        np.testing.assert_array_equal(compute(tf.constant(images)).numpy(), values)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +17,6 @@ from transfer_learning.storage.pools import make_room
 # Images that go through the network at a time. Not the batch size of the run: another one may change the last bits of
 # the activations, and those of an image must not depend on which run computed them first.
 BATCH = 32
-PART = 8  # of these, on a processor: they fit its caches, and several parts at once leave none of its cores waiting
-PARTS_AT_ONCE = 4
 DTYPE = "float32"  # of what the network computes; 16 bits would halve the disk and change the last bits
 BYTES_KEPT_AT_ONCE = 32e6  # what a kill loses at most; each keeping waits for the disk
 
@@ -56,7 +53,7 @@ def activations_of(network: keras.Model, key: str, name: str, cache_dir: str | P
     """
     shape = tuple(network.output_shape[1:])
     kind = "features" if len(shape) == 1 else "activations"
-    all_keys = json.dumps([key, network.to_json(), weights_digest(network.weights), DTYPE, BATCH, PART])
+    all_keys = json.dumps([key, network.to_json(), weights_digest(network.weights), DTYPE, BATCH])
     folder = Path(cache_dir) / kind / hashlib.sha256(all_keys.encode()).hexdigest()[:32]
     return Activations(kind, name, shape, folder)
 
@@ -164,8 +161,7 @@ def frozen_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor],
     """The network as one graph of constants, in which TensorFlow folds BatchNorm into the convolutions.
 
     Returns:
-        a function of float32 (batch_size, ...) to float32, whatever the precision in between; without a GPU it computes a
-        whole number of PARTs side by side.
+        a function of float32 (batch_size, ...) to float32, whatever the precision in between.
     """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -173,10 +169,6 @@ def frozen_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor],
     def compute(images):
         return tf.cast(network(images, training=False), tf.float32)
 
-    is_whole = batch_size % PART > 0 or tf.config.list_logical_devices("GPU")
-    signature = tf.TensorSpec((batch_size if is_whole else PART, *network.input_shape[1:]), tf.float32)
+    signature = tf.TensorSpec((batch_size, *network.input_shape[1:]), tf.float32)
     graph = convert_variables_to_constants_v2(compute.get_concrete_function(signature))
-    if is_whole:
-        return lambda images: graph(images)[0]
-    threads = ThreadPoolExecutor(PARTS_AT_ONCE)
-    return lambda images: tf.concat([result for (result,) in threads.map(graph, tf.split(images, batch_size // PART))], 0)
+    return lambda images: graph(images)[0]
