@@ -83,7 +83,7 @@ def test_every_flag_that_is_named_is_one(flag):
     fields += [f"{phase}.{item.name}" for phase in PHASES for item in dataclasses.fields(Phase)]
     others = {"--help", "--resume", "--run-dir", "--split", "--clear", "--keep-gb", "--devices", "--peers"}
     others |= {"--signal", "--rm", "--profile"}  # of SLURM and of Docker
-    others |= {"--number", "--features"}  # of mutants and of prepare
+    others |= {"--number", "--kills", "--saves", "--features"}  # of mutants, kill_randomly, faults, and of prepare
     others |= {"--peers-python", "--work-dir", "--seconds"}
     others |= {"--config", "--seeds", "--epochs", "--learning-rates", "--reach"}
     others |= {"--views", "--soup", "--paired", "--unknown"}
