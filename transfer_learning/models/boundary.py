@@ -24,7 +24,7 @@ class Cut:
 
     @cached_property
     def compute(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """`lower` as one graph of constants, in which TensorFlow folds BatchNorm into the convolutions."""
+        """`lower` as one graph of constants, see `frozen_graph`."""
         return frozen_graph(self.lower, BATCH)
 
 

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transfer_learning.models.folding import fold_batch_norm
 from transfer_learning.models.weights import weights_digest
 from transfer_learning.storage.kept import KeptArrays, KeptRows, share_kept, space_told
 from transfer_learning.storage.pools import make_room
@@ -17,6 +18,7 @@ from transfer_learning.storage.pools import make_room
 # Images that go through the network at a time. Not the batch size of the run: another one may change the last bits of
 # the activations, and those of an image must not depend on which run computed them first.
 BATCH = 32
+METHOD = "graph of constants, BatchNorm folded"  # another one changes the last bits, so it must not find these
 DTYPE = "float32"  # of what the network computes; 16 bits would halve the disk and change the last bits
 BYTES_KEPT_AT_ONCE = 32e6  # what a kill loses at most; each keeping waits for the disk
 
@@ -53,7 +55,7 @@ def activations_of(network: keras.Model, key: str, name: str, cache_dir: str | P
     """
     shape = tuple(network.output_shape[1:])
     kind = "features" if len(shape) == 1 else "activations"
-    all_keys = json.dumps([key, network.to_json(), weights_digest(network.weights), DTYPE, BATCH])
+    all_keys = json.dumps([key, network.to_json(), weights_digest(network.weights), METHOD, DTYPE, BATCH])
     folder = Path(cache_dir) / kind / hashlib.sha256(all_keys.encode()).hexdigest()[:32]
     return Activations(kind, name, shape, folder)
 
@@ -158,16 +160,18 @@ def _batch(compute, images: np.ndarray, names: list[str], change) -> np.ndarray:
 
 
 def frozen_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The network as one graph of constants, in which TensorFlow folds BatchNorm into the convolutions.
+    """The network as one graph of constants, with BatchNorm folded into the convolutions.
 
     Returns:
         a function of float32 (batch_size, ...) to float32, whatever the precision in between.
     """
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+    folded = fold_batch_norm(network)
+
     @tf.function(autograph=False)
     def compute(images):
-        return tf.cast(network(images, training=False), tf.float32)
+        return tf.cast(folded(images, training=False), tf.float32)
 
     signature = tf.TensorSpec((batch_size, *network.input_shape[1:]), tf.float32)
     graph = convert_variables_to_constants_v2(compute.get_concrete_function(signature))
