@@ -278,7 +278,7 @@ def calibrate_and_judge(
         temperature, reason = calibration.fitted_temperature(logits["val"], data.split("val").labels)
         say(reason)
         unknown_below = unknown.threshold(softmax(logits["val"], temperature).max(axis=1))
-        classifier = classifier.with_rules(temperature, unknown_below)
+        classifier = replace(classifier, temperature=temperature, unknown_below=unknown_below)
     save_model(classifier, run_dir.model)
     results = {split: judge(logits[split], classifier.temperature, data, split, run_dir) for split in logits}
     results[data.judged_split]["unknown"] = judge_unknown(classifier, data, data.judged_split, run_dir)

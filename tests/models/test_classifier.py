@@ -113,7 +113,7 @@ def test_probabilities_of_an_image_do_not_depend_on_what_stands_beside_it(classi
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4, 3.0])
 def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_config, tmp_path, temperature):
-    classifier = classifier.with_rules(temperature, unknown_below=0.75)
+    classifier = dataclasses.replace(classifier, temperature=temperature, unknown_below=0.75)
     path = tmp_path / "model.keras"
     save_model(classifier, path)
     expected = probabilities(classifier, IMAGES, np.arange(5))
@@ -127,9 +127,17 @@ def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_conf
 
 
 def test_rules_do_not_compile_the_network_again(classifier):
-    compiled = classifier.compiled
-    assert classifier.with_rules(2.0, 0.5).compiled is compiled
-    assert classifier.temperature == 1
+    assert dataclasses.replace(classifier, temperature=2.0).frozen is classifier.frozen
+
+
+def test_changed_weights_are_predicted_with(small_config):
+    classifier = build_classifier(small_config, CLASS_NAMES)
+    before = probabilities(classifier, IMAGES, np.arange(5))
+    logits = classifier.head.get_layer("logits")
+    logits.bias.assign([0.0, 100.0, 0.0])
+    assert np.all(probabilities(classifier, IMAGES, np.arange(5))[:, 1] > 0.99)
+    logits.bias.assign([0.0, 0.0, 0.0])
+    assert np.array_equal(probabilities(classifier, IMAGES, np.arange(5)), before)
 
 
 def test_a_temperature_changes_confidences_and_no_class(classifier):
@@ -142,7 +150,7 @@ def test_a_temperature_changes_confidences_and_no_class(classifier):
 
 def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_config, tmp_path):
     new, old = tmp_path / "new.keras", tmp_path / "old.keras"
-    save_model(classifier.with_rules(2.0, unknown_below=0.5), new)
+    save_model(dataclasses.replace(classifier, temperature=2.0, unknown_below=0.5), new)
     with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as copy:
         for name in source.namelist():
             if name != "calibration.json":

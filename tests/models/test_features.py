@@ -15,6 +15,7 @@ import pytest
 from transfer_learning.errors import UserError
 from transfer_learning.models import features
 from transfer_learning.models.classifier import build_classifier
+from transfer_learning.models.frozen_graph import frozen_graph
 from transfer_learning.storage.kept import KeptArrays
 
 ROOT = Path(__file__).parent.parent.parent
@@ -48,7 +49,7 @@ def extract(extractor, tmp_path, batches):
     def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None, cache_gb=1.0, change=None):
         said = []
         hashes = [HASHES[row] for row in rows]
-        graph = features.frozen_graph(extractor, 2)
+        graph = frozen_graph(extractor, 2)
 
         def compute(images):
             batches.append(images.numpy().tobytes())
@@ -138,6 +139,7 @@ import numpy as np
 import transfer_learning
 import keras
 from transfer_learning.models import features
+from transfer_learning.models.frozen_graph import frozen_graph
 
 features.BATCH, features.BYTES_KEPT_AT_ONCE = 2, 4 * 4 * 256
 with np.load(sys.argv[2]) as given:
@@ -149,7 +151,7 @@ def progress(done, total):
 
 extractor = keras.models.load_model(sys.argv[3])
 features.kept_activations(
-    features.activations_of(extractor, "key", "small_cnn", sys.argv[1]), features.frozen_graph(extractor, 2), images,
+    features.activations_of(extractor, "key", "small_cnn", sys.argv[1]), frozen_graph(extractor, 2), images,
     np.arange(11), hashes, sys.argv[1], 1.0, None, print, progress,
 )
 """

@@ -18,7 +18,7 @@ from transfer_learning.errors import UserError
 from transfer_learning.models import counterpart
 from transfer_learning.models.backbones import BACKBONES, build_backbone, find_backbone
 from transfer_learning.models.counterpart import load_state_dict
-from transfer_learning.models.features import frozen_graph
+from transfer_learning.models.frozen_graph import frozen_graph
 from transfer_learning.models.resnet import pytorch_module
 from transfer_learning.models.weights import weights_digest
 

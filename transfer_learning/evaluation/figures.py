@@ -328,6 +328,7 @@ def save(figure: Figure, path: Path) -> None:
             facecolor="white",
             bbox_inches="tight",
             metadata={"Software": None},  # it would name matplotlib's version
+            pil_kwargs={"compress_level": 1},  # pictures of photos take half the time, and a tenth more bytes
         )
     with written_atomically(Path(path)) as temporary:
         temporary.write_bytes(picture.getvalue())

@@ -11,7 +11,8 @@ import keras
 import tensorflow as tf
 
 from transfer_learning.models.classifier import Classifier, leaf_layers
-from transfer_learning.models.features import BATCH, frozen_graph
+from transfer_learning.models.features import BATCH
+from transfer_learning.models.frozen_graph import frozen_graph
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import tensorflow as tf
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import build_backbone, find_backbone
+from transfer_learning.models.frozen_graph import frozen_graph
 from transfer_learning.models.weights import check_hdf5, weights_digest
 from transfer_learning.storage.files import written_atomically
 from transfer_learning.units import size
@@ -49,6 +49,7 @@ class Classifier:
     pretrained: bool
     temperature: float = 1.0  # by which logits are divided for the probabilities
     unknown_below: float = 0.0  # the confidence below which a prediction is called unknown
+    _graphs: dict[str, Callable] = field(default_factory=dict, repr=False, compare=False)  # one, by its weights' hash
 
     def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Logits; while training, dropout in the head works, and BatchNorm of a pretrained backbone does not.
@@ -59,20 +60,14 @@ class Classifier:
         """
         return self.head(self.extractor(images, training=training and not self.pretrained), training=training)
 
-    @cached_property
-    def compiled(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """float32 images (batch, stored, stored, 3) -> float32 logits, without dropout."""
-
-        def compute(images):
-            return tf.cast(self.model(images, training=False), tf.float32)
-
-        return tf.function(compute, autograph=False)
-
-    def with_rules(self, temperature: float, unknown_below: float) -> "Classifier":
-        """The same network with what validation images told; it is not compiled again, for that ends with the logits."""
-        other = replace(self, temperature=temperature, unknown_below=unknown_below)
-        vars(other).update({name: value for name, value in vars(self).items() if name == "compiled"})
-        return other
+    @property
+    def frozen(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """float32 images (BATCH, stored, stored, 3) -> float32 logits, by the present weights, without dropout."""
+        weights = self.weights_sha256
+        if weights not in self._graphs:
+            self._graphs.clear()
+            self._graphs[weights] = frozen_graph(self.model, BATCH)
+        return self._graphs[weights]
 
     @property
     def weights_sha256(self) -> str:
@@ -171,12 +166,12 @@ def predicted_logits(
     beside it. `after_batch` is called with the images done and their number; `view` makes what the network shall see of
     a float32 batch, of the same shape.
     """
-    results = np.empty((len(rows), len(classifier.class_names)), np.float32)
+    results, compute = np.empty((len(rows), len(classifier.class_names)), np.float32), classifier.frozen
     for start in range(0, len(rows), BATCH):
         batch = images[rows[start : start + BATCH]]
         filled = np.zeros((BATCH, *batch.shape[1:]), np.float32)
         filled[: len(batch)] = batch
-        results[start : start + len(batch)] = classifier.compiled(view(tf.constant(filled))).numpy()[: len(batch)]
+        results[start : start + len(batch)] = compute(view(tf.constant(filled))).numpy()[: len(batch)]
         if after_batch:
             after_batch(start + len(batch), len(rows))
     return results
@@ -242,7 +237,7 @@ def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None)
             with archive.open(WEIGHTS_MEMBER) as arrays:
                 _, num_weights = check_hdf5(arrays, archive.getinfo(WEIGHTS_MEMBER).file_size)
         classifier = build_classifier(config, tuple(class_names), weights="none", most_weights=num_weights)
-        classifier = classifier.with_rules(**rules)
+        classifier = replace(classifier, **rules)
         classifier.model.load_weights(path)
     except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]

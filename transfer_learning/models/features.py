@@ -10,7 +10,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer_learning.models.folding import fold_batch_norm
 from transfer_learning.models.weights import weights_digest
 from transfer_learning.storage.kept import KeptArrays, KeptRows, share_kept, space_told
 from transfer_learning.storage.pools import make_room
@@ -157,22 +156,3 @@ def _batch(compute, images: np.ndarray, names: list[str], change) -> np.ndarray:
     if change is not None:
         filled = change(filled, names + names[-1:] * (BATCH - len(names)))
     return compute(tf.cast(filled, tf.float32)).numpy()[: len(images)].astype(DTYPE)
-
-
-def frozen_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """The network as one graph of constants, with BatchNorm folded into the convolutions.
-
-    Returns:
-        a function of float32 (batch_size, ...) to float32, whatever the precision in between.
-    """
-    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
-
-    folded = fold_batch_norm(network)
-
-    @tf.function(autograph=False)
-    def compute(images):
-        return tf.cast(folded(images, training=False), tf.float32)
-
-    signature = tf.TensorSpec((batch_size, *network.input_shape[1:]), tf.float32)
-    graph = convert_variables_to_constants_v2(compute.get_concrete_function(signature))
-    return lambda images: graph(images)[0]

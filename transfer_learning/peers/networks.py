@@ -1,6 +1,7 @@
 """The Keras network that our side and the Keras peer both compute: a backbone with pooling, preprocessing inside."""
 
 import keras
+import numpy as np
 
 from transfer_learning.models.backbones import build_backbone
 
@@ -8,6 +9,14 @@ WEIGHTS = {"efficientnet_lite0": "imagenet", "resnet50": "none"}  # ImageNet's f
 
 
 def extractor(name: str, size: int) -> keras.Model:
-    """Images 0..255 (n, size, size, 3) -> features (n, width)."""
+    """Images 0..255 (n, size, size, 3) -> features (n, width).
+
+    Random weights get random shifts in each BatchNorm, as a trained network has them: additions of zero would be left out.
+    """
     backbone = build_backbone(name, size, WEIGHTS[name])
+    if WEIGHTS[name] == "none":
+        random = np.random.default_rng(0)
+        for layer in backbone.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.beta.assign(random.normal(scale=0.1, size=layer.beta.shape))
     return keras.Model(backbone.input, keras.layers.GlobalAveragePooling2D()(backbone.output))

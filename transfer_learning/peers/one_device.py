@@ -18,7 +18,8 @@ from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.memory import available_bytes
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers
-from transfer_learning.models.features import BATCH, frozen_graph
+from transfer_learning.models.features import BATCH
+from transfer_learning.models.frozen_graph import frozen_graph
 from transfer_learning.peers import job
 from transfer_learning.recipes import RECIPES
 from transfer_learning.training.phases import ActivePhase, measure, start_phase

@@ -21,7 +21,7 @@ from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.models.backbones import build_backbone
-from transfer_learning.models.features import frozen_graph
+from transfer_learning.models.frozen_graph import frozen_graph
 from transfer_learning.peers import job
 from transfer_learning.peers.networks import extractor
 from transfer_learning.training import checkpoint

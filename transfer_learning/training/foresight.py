@@ -23,6 +23,7 @@ from transfer_learning.errors import UserError
 from transfer_learning.models.boundary import Cut
 from transfer_learning.models.classifier import BATCH, Classifier
 from transfer_learning.models.features import Activations
+from transfer_learning.models.frozen_graph import frozen_graph
 from transfer_learning.storage.files import existing_part, read_json, write_json
 from transfer_learning.storage.pools import RECORDS
 from transfer_learning.training.inputs import activations_of_cut, names_of_views
@@ -33,7 +34,7 @@ SAMPLE_ERROR = 0.2  # a sample of some 64 images cannot tell a smaller share fro
 DISK_SHARE = 0.5  # of the free space, that the activations of a fine-tune phase may take
 
 # What was measured on two cores without a GPU, float32: multiples of the time that the same layers take frozen.
-FORWARD = 1.2  # a forward pass of layers that may train: nothing is folded into constants (1.1 to 1.3)
+FORWARD = 1.3  # a forward pass of layers that may train: nothing is folded into constants (1.1 to 1.6)
 TRAINING = 4.5  # that, the way back and the optimizer (3.7 to 5.5)
 HEAD_SECONDS = 2e-5  # an image in an update of the head
 PHASE_SECONDS = 3.0  # until a phase is compiled
@@ -131,8 +132,8 @@ def foresee(
             kept[name] = Kept(rates.of(activations, cut, bool(missing)), activations.num_bytes, missing)
     if "frozen" in kept:
         forward_rate = kept["frozen"].forward_rate
-    else:  # as it predicts, which is needed in the end
-        forward_rate = rate(classifier.compiled, classifier.extractor.input_shape[1:]) * FORWARD
+    else:
+        forward_rate = rate(frozen_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
     free = shutil.disk_usage(existing_part(Path(config.cache_dir))).free
     keeps = "fine_tune" in kept and choose_kept(
         config.fine_tune, work, forward_rate, kept["fine_tune"], free, config.cache_gb * 1e9, say
@@ -183,7 +184,7 @@ def estimates(
         if config.phase(name).epochs:
             arguments = config.phase(name), name == "frozen", work, forward_rate, kept.get(name), lower_rate
             stages.append(Stage(name, *_phase(*arguments)))
-    predicting = (work.val + work.test + 2 * noise.NUM_IMAGES) * FORWARD / forward_rate
+    predicting = (work.val + work.test + 2 * noise.NUM_IMAGES) / forward_rate
     return [*stages, Stage("evaluate", CLOSING_SECONDS + predicting)]
 
 

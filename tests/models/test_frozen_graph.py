@@ -3,10 +3,11 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from transfer_learning.models.backbones import build_backbone
-from transfer_learning.models.folding import fold_batch_norm
+from transfer_learning.models.frozen_graph import fold_batch_norm, frozen_graph
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
 
@@ -99,3 +100,21 @@ def test_backbones_lose_every_batch_norm(name):
     network = with_statistics(build_backbone(name, 32, "none"))
     assert norms_of(network)
     assert_same_outputs(network, np.repeat(np.repeat(IMAGES, 2, 1), 2, 2), 0)
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_a_frozen_graph_keeps_the_weights_that_it_was_made_with(precision):
+    keras.config.set_dtype_policy(precision)
+    try:
+        network = with_statistics(build_backbone("efficientnet_lite0", 32, "none"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    images = np.repeat(np.repeat(IMAGES, 2, 1), 2, 2)
+    expected = network(images, training=False).numpy().astype(np.float32)
+    compute = frozen_graph(network, len(images))
+    for variable in network.weights:
+        variable.assign(np.zeros(variable.shape))
+    actual = compute(tf.constant(images))
+    assert actual.dtype == tf.float32
+    tolerance = 2e-5 if precision == "float32" else 5e-2
+    assert actual.numpy() == pytest.approx(expected, rel=0, abs=tolerance * float(np.abs(expected).max()))
