@@ -118,6 +118,16 @@ def test_unreadable_images_are_all_told_and_then_refused_as_run_would(num_broken
     assert (code, errors) == (0, "") and "--skip-unreadable" in output.splitlines()[-1]
 
 
+def test_names_give_the_terminal_no_orders(prepared, here):
+    photos = draw_photos(here / "photos", classes=("cross", "ring\x1b[2J"))
+    (photos / "cross" / "\x1b]0;owned\x07.png").write_bytes(b"no image")
+    (photos / "cross" / "note.\x1b[31m").write_bytes(b"no image")
+    code, output, errors = prepared("--dataset", photos, "--skip-unreadable")
+    assert (code, errors) == (0, "")
+    assert all(line.isprintable() for line in output.split("\n"))
+    assert r"ring\x1b[2J" in cells(output) and r"/cross/\x1b]0;owned\x07.png: cannot be decoded" in output
+
+
 @pytest.mark.parametrize("dataset", [".", "../photos"])
 def test_nothing_comes_to_lie_among_the_images(dataset, here, monkeypatch, capsys):
     photos = draw_photos(here / "photos", num_per_class=4)

@@ -1,8 +1,8 @@
-"""Times and sizes in words, at the edges where the unit changes."""
+"""Times and sizes in words, at the edges where the unit changes; names that a terminal cannot obey."""
 
 import pytest
 
-from transfer_learning.units import duration, size
+from transfer_learning.units import duration, printable, size
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,14 @@ def test_duration(seconds, text):
 )
 def test_size(num_bytes, text):
     assert size(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Fish Oil, 薬 ✓", "Fish Oil, 薬 ✓"), ("", ""), ("a\x1b[2J", "a\\x1b[2J"), ("a\rb\nc", "a\\rb\\nc"),
+        ("\x9b31m", "\\x9b31m"), ("\u202egpj.exe", "\\u202egpj.exe"), ("\udcff", "\\udcff"),
+    ],
+)  # fmt: skip
+def test_printable(name, text):
+    assert printable(name) == text

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
 from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.units import printable
 
 # What the machine refuses for reasons that the user can mend; any other OSError is a fault of the program.
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -47,9 +48,7 @@ def run_main(main: Callable[[Sequence[str] | None], ExitCode | None], arguments:
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    # Names and contents of files may hold what a terminal obeys.
-    problem = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(problem.splitlines()))
-    print(f"error: {problem}", file=sys.stderr)
+    print(f"error: {printable(' '.join(problem.splitlines()))}", file=sys.stderr)
     return ExitCode.USER_ERROR
 
 

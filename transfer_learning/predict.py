@@ -11,6 +11,7 @@ from transfer_learning.datasets.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
 from transfer_learning.run_dir import evaluated_run_dir
 from transfer_learning.storage.files import read_json
+from transfer_learning.units import printable
 
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
 UNKNOWN = "unknown"  # in place of a class
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     readable.append((file, image.pixels))
                 elif flags.skip_unreadable:
                     skipped += 1
-                    print(f"Skipped {file}: {image.problem}.", file=sys.stderr)
+                    print(printable(f"Skipped {file}: {image.problem}."), file=sys.stderr)
                 else:
                     raise UserError(f"{file} cannot be predicted: {image.problem}; leave it out, or pass --skip-unreadable.")
             if not readable:

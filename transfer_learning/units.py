@@ -1,4 +1,4 @@
-"""Times and sizes in words, the same ones on the terminal and on the pages."""
+"""Times, sizes and names as people read them."""
 
 
 def duration(seconds: float) -> str:
@@ -25,3 +25,8 @@ def size(num_bytes: float) -> str:
 def megabytes(num_bytes: float) -> str:
     """``1 MB``, ``12,346 MB``: the space that something needs, rounded up."""
     return f"{-(-int(num_bytes) // 10**6):,} MB"
+
+
+def printable(text: str) -> str:
+    """``text`` for the terminal: names of files and classes may hold what a terminal obeys, which becomes ``\\x1b``."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

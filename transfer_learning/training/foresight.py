@@ -35,10 +35,10 @@ DISK_SHARE = 0.5  # of the free space, that the activations of a fine-tune phase
 
 # What was measured on two cores without a GPU, float32: multiples of the time that the same layers take frozen.
 FORWARD = 1.3  # a forward pass of layers that may train: nothing is folded into constants (1.1 to 1.6)
-TRAINING = 4.5  # that, the way back and the optimizer (3.7 to 5.5)
+TRAINING = 5.0  # that, the way back and the optimizer (4 to 6)
 HEAD_SECONDS = 2e-5  # an image in an update of the head
 PHASE_SECONDS = 3.0  # until a phase is compiled
-CLOSING_SECONDS = 5.0  # figures and report
+CLOSING_SECONDS = 6.5  # the saved model, figures and report
 
 
 @dataclass
