@@ -8,6 +8,7 @@ from transfer_learning.command_line import Parser, run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.storage.pools import Pool, clear, described, list_pools, make_room
+from transfer_learning.units import tell
 
 COLUMNS = ("kind", "name", "holds", "records", "MB", "last used", "in use")
 TO_THE_RIGHT = ("records", "MB")
@@ -60,7 +61,7 @@ def _clear(cache_dir: str, chosen: str) -> None:
 
 
 def _keep(cache_dir: str, limit_bytes: float) -> None:
-    fits = make_room(cache_dir, 0, limit_bytes, print)
+    fits = make_room(cache_dir, 0, limit_bytes, tell)
     left = f"{cache_dir} holds {_size(sum(pool.num_bytes for pool in list_pools(cache_dir)))} MB"
     print(f"{left}." if fits else f"{left}, more than that: what is left is in use, or of another user.")
 

@@ -45,7 +45,7 @@ from transfer_learning.training.phases import ActivePhase, class_weights, start_
 from transfer_learning.training.progress import count_progress
 from transfer_learning.training.ridge import ridge_head
 from transfer_learning.training.stopping import StopRequest
-from transfer_learning.units import printable
+from transfer_learning.units import tell
 
 NUM_PICTURES = 20  # in the figures of random images and of mistakes
 NUM_LOOKED_AT = 4  # right ones, and as many wrong ones, of which it is shown where the network looked
@@ -191,7 +191,7 @@ class Notes:
         self._keep(*sentences)
 
     def __call__(self, sentence: str) -> None:
-        print(printable(sentence), flush=True)
+        tell(sentence)
         self._keep(sentence)
 
     def _keep(self, *sentences: str) -> None:

@@ -24,7 +24,7 @@ from transfer_learning.pages.paired import write_paired
 from transfer_learning.run_dir import RunDir
 from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.training.progress import count_progress
-from transfer_learning.units import duration
+from transfer_learning.units import duration, tell
 
 Say = Callable[[str], None]
 
@@ -96,7 +96,7 @@ class Member:
         return data
 
 
-def evaluate_again(member: Member, split: str, say: Say = print) -> dict[str, Any]:
+def evaluate_again(member: Member, split: str, say: Say = tell) -> dict[str, Any]:
     """Predicts a split once more, into the run's directory."""
     run_dir, classifier, data = member.run_dir, member.network(), member.data(split, say)
     with run_dir.locked():
@@ -106,7 +106,7 @@ def evaluate_again(member: Member, split: str, say: Say = print) -> dict[str, An
     return evaluation
 
 
-def evaluate_views(member: Member, split: str, views: Sequence[View], say: Say = print) -> dict[str, Any]:
+def evaluate_views(member: Member, split: str, views: Sequence[View], say: Say = tell) -> dict[str, Any]:
     """The average over views of each image against the plain one, into the run's directory."""
     warn_of_mirrors([member], views, say)
     with member.run_dir.locked():
@@ -129,7 +129,7 @@ def evaluate_views(member: Member, split: str, views: Sequence[View], say: Say =
 
 
 def evaluate_ensemble(
-    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = print
+    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = tell
 ) -> dict[str, Any]:
     """The average over members, each of it over views, against the member that validation images tell to be the best."""
     check_same_images(members, [split])
@@ -175,7 +175,7 @@ def evaluate_ensemble(
 
 
 def compare_pair(
-    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = print
+    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = tell
 ) -> dict[str, Any]:
     """Two runs on the same images, judged image by image; nothing is averaged over the two."""
     check_same_images(members, [split])

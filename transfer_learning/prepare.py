@@ -26,7 +26,7 @@ from transfer_learning.pages.audit import crop_in_words, in_lines, new_audit_dir
 from transfer_learning.pages.page import counts_by_class, held_out_classes
 from transfer_learning.storage.pools import list_pools
 from transfer_learning.training.progress import count_progress
-from transfer_learning.units import duration, printable, size
+from transfer_learning.units import duration, printable, size, tell
 
 FILES_SHOWN = 20  # of those that are skipped
 EPILOG = """examples:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = time.monotonic() - found
 
     for line in described_data(data):
-        print(printable(line))
+        tell(line)
     for pool in list_pools(config.cache_dir):
         if pool.path == data.store.folder:  # none where the disk refuses, which was said
             print(f"Kept in {pool.path}, with those of other datasets: {pool.about}, {size(pool.num_bytes)}.")
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     written = write_audit(found_in, dataset, data, config, folder, [*command, *without], decided)
     print()
     for line in in_lines(found_in):
-        print(printable(line))
+        tell(line)
     if config.resize == "crop":
         print(crop_in_words(found_in))
     print(f"Looked for in {duration(time.monotonic() - started)}; see {written.page}, and {written.table} for every file.")

@@ -18,9 +18,10 @@ from transfer_learning.pages.report import write_report
 from transfer_learning.run_dir import RunDir
 from transfer_learning.storage.files import write_json, write_text
 from transfer_learning.training.progress import count_progress
+from transfer_learning.units import tell
 
 
-def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = print) -> dict[str, Any]:
+def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = tell) -> dict[str, Any]:
     """Averages the best weights of runs into one network, whose directory is that of a finished run.
 
     The greedy soup of Wortsman et al., 2022: in the order of their accuracy on validation images, each member is stirred

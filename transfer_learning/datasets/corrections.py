@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.errors import UserError, did_you_mean
+from transfer_learning.units import tell
 
 COLUMNS = ("id", "label", "suggestion", "probability", "why", "action")
 NAMED = 4
@@ -69,7 +70,7 @@ def read_corrections(path: str | Path) -> Corrections:
 
 
 def apply_corrections(
-    dataset: Dataset, corrections: Corrections, say: Callable[[str], None] = print
+    dataset: Dataset, corrections: Corrections, say: Callable[[str], None] = tell
 ) -> tuple[Dataset, dict[str, str]]:
     """Returns the dataset with the new labels, and the reason by the id of each image that is to be dropped.
 

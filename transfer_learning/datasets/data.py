@@ -13,6 +13,7 @@ from transfer_learning.datasets.corrections import apply_corrections, read_corre
 from transfer_learning.datasets.dataset import HELD_OUT, Dataset, hold_out
 from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
 from transfer_learning.datasets.store import Store, open_store
+from transfer_learning.units import tell
 
 if TYPE_CHECKING:
     from transfer_learning.datasets.pipeline import Examples
@@ -61,7 +62,7 @@ class Data:
 
 def load_data(
     config: RunConfig,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Data:
     """Loads, decodes (unless an earlier run did) and splits the dataset that `config` names.
@@ -79,7 +80,7 @@ def load_data(
 def open_data(
     dataset: Dataset,
     config: RunConfig,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Data:
     """`load_data` of a dataset whose files are listed already."""
@@ -91,7 +92,7 @@ def open_data(
 def look_at(
     dataset: Dataset,
     config: RunConfig,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Data:
     """`open_data` of a dataset of which a class may have nothing to train on."""

@@ -23,6 +23,7 @@ import pandas as pd
 
 from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
 from transfer_learning.errors import UserError
+from transfer_learning.units import tell
 
 pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
 
@@ -43,7 +44,7 @@ def make_manifest(
     val_fraction: float,
     test_fraction: float,
     skip_unreadable: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
     group_by: str = "",
     dropped: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
@@ -120,7 +121,7 @@ def fingerprint(manifest: pd.DataFrame, class_names: Sequence[str]) -> str:
     return hashlib.sha256(f"{json.dumps(list(class_names))}\n{rows}".encode()).hexdigest()
 
 
-def groups(ids: list[str], group_by: str, say: Callable[[str], None] = print) -> list[str]:
+def groups(ids: list[str], group_by: str, say: Callable[[str], None] = tell) -> list[str]:
     """Returns the group of each id, "" where it has none; see `make_manifest`.
 
     Raises:

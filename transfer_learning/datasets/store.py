@@ -16,6 +16,7 @@ from transfer_learning.datasets.decode import JPEG_QUALITY, Decoded, content_has
 from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
 from transfer_learning.storage.kept import KeptArrays, KeptRows, space_told
 from transfer_learning.storage.pools import make_room
+from transfer_learning.units import tell
 
 VERSION = 3  # a part of the pool's name: raise it when `decode` changes what it returns
 POOLS = "pixels"  # the folder of the cache
@@ -78,7 +79,7 @@ class JpegPixels:
 
 def open_store(
     dataset: Dataset, size: int, resize: str, cache_dir: str | Path,
-    say: Callable[[str], None] = print, progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = tell, progress: Callable[[int, int], None] = lambda done, total: None,
     decoded_gb: float = 16.0, cache_gb: float = 100.0,
 ) -> Store:  # fmt: skip
     """Opens the store of `dataset`; what no earlier run has decoded, of this dataset or another one, is decoded first.

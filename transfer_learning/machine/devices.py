@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from transfer_learning.errors import UserError
+from transfer_learning.units import tell
 
 # Environment variables by which TensorFlow's libraries compute with other numbers, or in another order
 ARITHMETIC_FLAGS = ("TF_SET_ONEDNN_", "ONEDNN_", "DNNL_", "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS", "TF_XLA_FLAGS", "TF_CUDNN_")
@@ -33,7 +34,7 @@ class Devices:
 
 
 def set_up_devices(
-    precision: str, seed: int, say: Callable[[str], None] = print, begun_with: Mapping[str, Any] = MappingProxyType({})
+    precision: str, seed: int, say: Callable[[str], None] = tell, begun_with: Mapping[str, Any] = MappingProxyType({})
 ) -> Devices:
     """Makes TensorFlow ready for one run and says what was found, chosen and why.
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import pynvml
 
+from transfer_learning.units import tell
+
 # Why a clock is lower than it could be, as bits of NVML's mask, in the words of `throttled_by`. Left out is what slows
 # no training: an idle GPU, and clocks that somebody set.
 REASONS = {
@@ -78,7 +80,7 @@ def throttled_by(mask: int) -> str:
 
 
 @contextmanager
-def visible_gpus(number: int, say: Callable[[str], None] = print) -> Iterator[list[Gpu]]:
+def visible_gpus(number: int, say: Callable[[str], None] = tell) -> Iterator[list[Gpu]]:
     """Yields the GPUs that CUDA_VISIBLE_DEVICES leaves to this process; NVML is closed behind the block.
 
     Args:

@@ -20,7 +20,7 @@ import psutil
 from transfer_learning import memory
 from transfer_learning.machine import gpus
 from transfer_learning.storage.files import existing_part, written_atomically
-from transfer_learning.units import duration, size
+from transfer_learning.units import duration, size, tell
 
 SHORTEST, LONGEST = 1.0, 10.0  # seconds from one sample to the next
 SAMPLES_PER_TENFOLD = 100  # so that ten seconds have ten samples, and a day is no large file
@@ -65,7 +65,7 @@ class Monitor:
     """
 
     def __init__(
-        self, path: Path, cache_dir: str | Path, num_gpus: int = 0, say: Callable[[str], None] = print,
+        self, path: Path, cache_dir: str | Path, num_gpus: int = 0, say: Callable[[str], None] = tell,
         tensorboard: Path | None = None, clock: Callable[[], float] = time.monotonic,
     ):  # fmt: skip
         self._path, self._num_gpus, self._say, self._tensorboard, self._clock = path, num_gpus, say, tensorboard, clock

@@ -28,7 +28,7 @@ import numpy as np
 from transfer_learning.errors import UserError
 from transfer_learning.memory import available_bytes
 from transfer_learning.storage.pools import INDEX, JOURNAL, RECORDS, VERSION, alone, looked_into
-from transfer_learning.units import megabytes
+from transfer_learning.units import megabytes, tell
 
 LOCK_SECONDS = 60  # an addition of another process is waited for so long
 HELD = 1 << 40  # positions from here on are of records in this process's memory
@@ -68,7 +68,7 @@ class KeptArrays:
     """
 
     def __init__(
-        self, folder: Path, shape: tuple[int, ...] | None, dtype, say: Callable[[str], None] = print, about: str = ""
+        self, folder: Path, shape: tuple[int, ...] | None, dtype, say: Callable[[str], None] = tell, about: str = ""
     ):
         self.folder, self.about, self._say = folder, about, say
         self.shape = None if shape is None else tuple(shape)

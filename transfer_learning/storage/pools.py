@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from transfer_learning.errors import UserError, did_you_mean
-from transfer_learning.units import megabytes
+from transfer_learning.units import megabytes, tell
 
 VERSION = 2  # of the layout of a pool; another one is made anew
 RECORDS, INDEX, JOURNAL = "records.bin", "index.sqlite", "index.sqlite-journal"
@@ -58,7 +58,7 @@ def list_pools(cache_dir: str | Path) -> list[Pool]:
     return pools
 
 
-def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float, say: Callable[[str], None] = print) -> bool:
+def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float, say: Callable[[str], None] = tell) -> bool:
     """Deletes pools, least recently used first, until `num_bytes` more fit; returns whether they do.
 
     Pools in use stay: open the pool that is to grow first. Where `num_bytes` cannot fit whatever is deleted, no more

@@ -22,6 +22,7 @@ import numpy as np
 
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import sync_to_disk
+from transfer_learning.units import tell
 
 NUM_KEPT = 2
 ARRAYS, STATE, MANIFEST = "arrays.npz", "state.json", "manifest.json"
@@ -99,7 +100,7 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     return final
 
 
-def load(folder: Path, say: Callable[[str], None] = print) -> tuple[Arrays, dict] | None:
+def load(folder: Path, say: Callable[[str], None] = tell) -> tuple[Arrays, dict] | None:
     """Returns the newest whole checkpoint as (arrays, state), or None where none was ever written.
 
     A damaged one is named, set aside under another name, and the one before it used.

@@ -27,7 +27,7 @@ from transfer_learning.models.frozen_graph import frozen_graph
 from transfer_learning.storage.files import existing_part, read_json, write_json
 from transfer_learning.storage.pools import RECORDS
 from transfer_learning.training.inputs import activations_of_cut, names_of_views
-from transfer_learning.units import duration, size
+from transfer_learning.units import duration, size, tell
 
 MEASURED_SECONDS = 0.3  # of passing images through a network, after a warm-up; at least one batch
 SAMPLE_ERROR = 0.2  # a sample of some 64 images cannot tell a smaller share from none
@@ -71,7 +71,7 @@ class Kept(NamedTuple):
 class Foresight:
     """The stages of a run in their order, kept in a file of the run directory; a damaged one counts as none."""
 
-    def __init__(self, path: Path, cache_dir: str | Path, say: Callable[[str], None] = print):
+    def __init__(self, path: Path, cache_dir: str | Path, say: Callable[[str], None] = tell):
         self._path, self._cache_dir = path, Path(cache_dir)
         self.stages, self.keeps_boundary = {}, False
         try:

@@ -22,12 +22,13 @@ from transfer_learning.training.progress import EpochProgress
 from transfer_learning.training.schedules import learning_rate
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
+from transfer_learning.units import tell
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at the loss, whether it is still a number
 
 
 def restore(
-    run_dir: RunDir, identity: Identity, say: Callable[[str], None] = print
+    run_dir: RunDir, identity: Identity, say: Callable[[str], None] = tell
 ) -> tuple[TrainingState, checkpoint.Arrays | None]:
     """Returns the state and the arrays of the newest checkpoint of `run_dir`; the beginning where there is none.
 
@@ -57,7 +58,7 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback],
     stop: StopRequest,
     timed: Callable[[str], AbstractContextManager] = nullcontext,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = tell,
     trained: Callable[[int, float | None], None] = lambda num_images, learning_rate: None,
 ) -> TrainingState:
     """Trains all phases from `state` on; the best weights of the last one are left in place.

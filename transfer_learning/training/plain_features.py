@@ -12,10 +12,11 @@ from transfer_learning.models.boundary import cut_at_boundary
 from transfer_learning.models.classifier import build_classifier, open_layers
 from transfer_learning.models.features import kept_activations
 from transfer_learning.training.inputs import activations_of_cut
+from transfer_learning.units import tell
 
 
 def plain_features(
-    config: RunConfig, data: Data, say: Callable[[str], None] = print,
+    config: RunConfig, data: Data, say: Callable[[str], None] = tell,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray, str]:  # fmt: skip
     """Returns the features of all readable images; a run with this config finds them kept.
