@@ -1,6 +1,7 @@
 """Small images, a small pretrained network and a small config, made once for all tests."""
 
 import os
+import sys
 
 os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
 
@@ -24,6 +25,16 @@ def draw_photos(folder, classes=("circle", "cross", "stripes"), num_per_class=14
             image[number * 4 : number * 4 + 4, :, number % 3] += 100
             Image.fromarray(image).save(folder / name / f"{index:03d}.png")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def the_precision_of_before():
+    """A run in the process of the tests may set Keras' precision, which is no business of the next test."""
+    keras = sys.modules.get("keras")
+    before = keras.config.dtype_policy() if keras else "float32"
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].config.set_dtype_policy(before)
 
 
 @pytest.fixture

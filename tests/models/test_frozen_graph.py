@@ -105,10 +105,7 @@ def test_backbones_lose_every_batch_norm(name):
 @pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
 def test_a_frozen_graph_keeps_the_weights_that_it_was_made_with(precision):
     keras.config.set_dtype_policy(precision)
-    try:
-        network = with_statistics(build_backbone("efficientnet_lite0", 32, "none"))
-    finally:
-        keras.config.set_dtype_policy("float32")
+    network = with_statistics(build_backbone("efficientnet_lite0", 32, "none"))
     images = np.repeat(np.repeat(IMAGES, 2, 1), 2, 2)
     expected = network(images, training=False).numpy().astype(np.float32)
     compute = frozen_graph(network, len(images))
