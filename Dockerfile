@@ -4,7 +4,7 @@ FROM python:3.12-slim
 # EXTRA="tensorflow[and-cuda]" adds NVIDIA's libraries; the driver is the host's.
 ARG EXTRA=""
 
-WORKDIR /work
+WORKDIR /app
 COPY requirements.lock ./
 RUN pip install --no-cache-dir --require-hashes -r requirements.lock
 RUN test -z "$EXTRA" || pip install --no-cache-dir $EXTRA
@@ -12,8 +12,8 @@ COPY pyproject.toml README.md ./
 COPY transfer_learning ./transfer_learning
 
 # What is downloaded stays in the data folder of the host, and any user may run this.
-ENV HOME=/work/data/home KERAS_HOME=/work/data/keras KAGGLEHUB_CACHE=/work/data/kagglehub HF_HOME=/work/data/huggingface
-RUN mkdir -p data runs notebooks && chmod 777 /work data runs notebooks
+ENV HOME=/app/data/home KERAS_HOME=/app/data/keras KAGGLEHUB_CACHE=/app/data/kagglehub HF_HOME=/app/data/huggingface
+RUN mkdir -p data runs notebooks && chmod 777 /app data runs notebooks
 
 ENTRYPOINT ["python", "-m"]
 CMD ["transfer_learning.run", "--help"]

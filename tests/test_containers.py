@@ -28,9 +28,12 @@ def step(name):
     return [arguments for kind, arguments in STEPS if kind == name]
 
 
+WORKDIR = step("WORKDIR")[0]
+
+
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """The folder /work of the image: what its COPY steps put there, from what .dockerignore lets through."""
+    """The folder of the image in which everything runs: what its COPY steps put there, from what .dockerignore lets through."""
     work = tmp_path_factory.mktemp("work")
     nothing, *allowed = (line for line in (ROOT / ".dockerignore").read_text().splitlines() if "__pycache__" not in line)
     assert nothing == "*"
@@ -50,8 +53,8 @@ def image(tmp_path_factory):
 def call(image, command):
     """Runs a command of the image in this Python; returns what it prints."""
     variables = dict(pair.split("=", 1) for arguments in step("ENV") for pair in shlex.split(arguments))
-    variables = {name: value.replace("/work", str(image)) for name, value in variables.items()}
-    command = [sys.executable if word == "python" else word.replace("/work", str(image)) for word in command]
+    variables = {name: value.replace(WORKDIR, str(image)) for name, value in variables.items()}
+    command = [sys.executable if word == "python" else word.replace(WORKDIR, str(image)) for word in command]
     done = subprocess.run(command, cwd=image, env=os.environ | variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -103,10 +106,10 @@ def test_the_packages_for_a_gpu_are_an_extra_of_the_pinned_tensorflow():
 def test_what_is_written_lands_in_folders_of_the_host(name):
     folders = ("data", "runs", "notebooks")
     volumes = dict(volume.split(":") for volume in SERVICES[name]["volumes"])
-    assert volumes == {f"./{folder}": f"/work/{folder}" for folder in folders}
+    assert volumes == {f"./{folder}": f"{WORKDIR}/{folder}" for folder in folders}
     assert all((ROOT / folder).is_dir() or f"/{folder}/" in (ROOT / ".gitignore").read_text() for folder in folders)
     [variables] = step("ENV")
-    assert all(value.startswith("/work/data/") for value in re.findall(r"=(\S+)", variables))
+    assert all(value.startswith(f"{WORKDIR}/data/") for value in re.findall(r"=(\S+)", variables))
 
 
 def test_pages_are_offered_to_this_machine_alone():
