@@ -33,7 +33,7 @@ WORKDIR = step("WORKDIR")[0]
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory):
-    """The folder of the image in which everything runs: what its COPY steps put there, from what .dockerignore lets through."""
+    """The image's WORKDIR: what its COPY steps put there, from what .dockerignore lets through."""
     work = tmp_path_factory.mktemp("work")
     nothing, *allowed = (line for line in (ROOT / ".dockerignore").read_text().splitlines() if "__pycache__" not in line)
     assert nothing == "*"

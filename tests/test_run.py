@@ -233,11 +233,7 @@ FINE_TUNE = {"frozen": Phase(), "fine_tune": Phase(epochs=1, learning_rate=1e-3,
     ids=str,
 )
 def test_every_kind_of_config_runs_to_its_report(small_config, tmp_path, changes):
-    before = keras.mixed_precision.dtype_policy()
-    try:
-        evaluation = run_experiment(dataclasses.replace(small_config, **changes), RunDir(tmp_path / "run"))
-    finally:
-        keras.mixed_precision.set_dtype_policy(before)
+    evaluation = run_experiment(dataclasses.replace(small_config, **changes), RunDir(tmp_path / "run"))
     assert (tmp_path / "run" / "report.html").exists()
     assert evaluation["split"] == ("val" if changes.get("test_fraction") == 0 else "test")
     for name in ("frozen", "fine_tune"):

@@ -13,13 +13,14 @@ from transfer_learning.datasets.dataset import hold_out
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
+from transfer_learning.units import tell
 
 
 def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
     config, reasons = config_for(given_values(flags))
     for reason in reasons:
-        print(reason)
+        tell(reason)
     return config, reasons
 
 

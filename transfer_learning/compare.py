@@ -32,6 +32,7 @@ from transfer_learning.run_dir import RunDir
 from transfer_learning.sides import chosen_sides
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.training.stopping import STOPS, StopRequest
+from transfer_learning.units import tell
 
 ROOT = Path(__file__).parent.parent
 LOOK_SECONDS = 0.1  # between two looks at the process that trains
@@ -137,7 +138,7 @@ def begun(flags: argparse.Namespace, command: str = "") -> tuple[ComparisonDir, 
     elif directory.path.exists() and not is_empty(directory.path):
         raise UserError(f"--run-dir {directory.path} holds something else; choose a new or an empty directory.")
     for reason in reasons:
-        print(reason)
+        tell(reason)
     return directory, plan
 
 
@@ -203,7 +204,7 @@ def best_rates(
         except UserError as error:
             if DIVERGED not in str(error):
                 raise
-            print(f"{title}: {error}")
+            tell(f"{title}: {error}")
             diverged[run_dir.path.name] = str(error)
             write_json(directory.diverged, diverged)
 

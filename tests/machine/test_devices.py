@@ -9,13 +9,6 @@ from transfer_learning.errors import UserError
 from transfer_learning.machine import devices
 
 
-@pytest.fixture(autouse=True)
-def same_policy_afterwards():
-    before = keras.mixed_precision.dtype_policy()
-    yield
-    keras.mixed_precision.set_dtype_policy(before)
-
-
 @pytest.fixture
 def machine(monkeypatch):
     """Makes a machine: GPUs as (name, compute capability), the driver's CUDA version or "", the CUDA of the build."""

@@ -190,22 +190,13 @@ def test_saved_model_gives_the_same_outputs(name, tmp_path):
     assert np.array_equal(loaded(images()), built(name)(images()))
 
 
-@pytest.fixture
-def mixed_float16():
-    import keras
-
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy(before)
-
-
 @pytest.mark.parametrize(
     ("name", "weights"), [("resnet50", "none"), ("resnet18", "none"), ("efficientnet_lite0", "imagenet")]
 )
-def test_mixed_float16_computes_in_float16_from_unrounded_pixels(name, weights, mixed_float16):
+def test_mixed_float16_computes_in_float16_from_unrounded_pixels(name, weights):
     import keras
 
+    keras.config.set_dtype_policy("mixed_float16")
     model = build_backbone(name, SIZE, weights, seed=3)
     keras.config.set_dtype_policy("float32")
     reference = build_backbone(name, SIZE, weights, seed=3)

@@ -89,15 +89,11 @@ def test_only_the_head_is_in_training_mode_above_the_cut():
 
 
 def test_in_mixed_float16_the_activations_are_those_of_the_network():
-    before = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_dtype_policy("mixed_float16")
-    try:
-        network = built("small_cnn")
-        expected = np.asarray(network.model(IMAGES, training=False))
-        open_layers(network, "small_cnn", "block4")
-        cut = cut_at_boundary(network)
-        kept = np.asarray(cut.lower(IMAGES))
-        assert kept.dtype == np.float16
-        np.testing.assert_array_equal(cut.logits(kept.astype(np.float32)), expected)
-    finally:
-        keras.mixed_precision.set_dtype_policy(before)
+    keras.config.set_dtype_policy("mixed_float16")
+    network = built("small_cnn")
+    expected = np.asarray(network.model(IMAGES, training=False))
+    open_layers(network, "small_cnn", "block4")
+    cut = cut_at_boundary(network)
+    kept = np.asarray(cut.lower(IMAGES))
+    assert kept.dtype == np.float16
+    np.testing.assert_array_equal(cut.logits(kept.astype(np.float32)), expected)

@@ -127,7 +127,9 @@ def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_conf
 
 
 def test_rules_do_not_compile_the_network_again(classifier):
-    assert dataclasses.replace(classifier, temperature=2.0).frozen is classifier.frozen
+    frozen = classifier.frozen
+    assert dataclasses.replace(classifier, temperature=2.0).frozen is frozen
+    assert classifier.temperature == 1
 
 
 def test_changed_weights_are_predicted_with(small_config):
