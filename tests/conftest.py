@@ -5,26 +5,11 @@ import sys
 
 os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
 
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
 
 import transfer_learning  # noqa: F401  (sets Keras' backend ahead of every import of Keras)
+from tests.support.photos import SIZE, draw_photos  # noqa: E402
 from transfer_learning.config import Phase, RunConfig  # noqa: E402
-
-SIZE = 16  # pixels a side
-
-
-def draw_photos(folder, classes=("circle", "cross", "stripes"), num_per_class=14, seed=0, shape=(SIZE, SIZE)):
-    """A folder of class folders with small PNG files: noise with a shape of its own for each class."""
-    rng = np.random.default_rng(seed)
-    for number, name in enumerate(classes):
-        (folder / name).mkdir(parents=True)
-        for index in range(num_per_class):
-            image = rng.integers(0, 120, (*shape, 3), np.uint8)
-            image[number * 4 : number * 4 + 4, :, number % 3] += 100
-            Image.fromarray(image).save(folder / name / f"{index:03d}.png")
-    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -5,18 +5,19 @@ import errno
 from types import SimpleNamespace
 
 import pytest
-from conftest import draw_photos
 from PIL import Image
 
-from transfer_learning import experiment, run
-from transfer_learning.choice import chosen_config
-from transfer_learning.command_line import run_main
-from transfer_learning.datasets import csv_file
+from tests.support.photos import draw_photos
+from transfer_learning import run
+from transfer_learning.cli.parser import run_main
 from transfer_learning.datasets.data import load_data
-from transfer_learning.datasets.decode import content_hash
+from transfer_learning.datasets.decoding.decode import content_hash
+from transfer_learning.datasets.sources import table
 from transfer_learning.errors import UserError
-from transfer_learning.run_dir import RunDir
-from transfer_learning.storage.kept import KeptArrays
+from transfer_learning.experiments import train
+from transfer_learning.recipes.resolve import chosen_config
+from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.run_directory import RunDir
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def test_a_table_that_cannot_be_trained_on(text, words, refused, here):
 def test_an_image_is_no_table(here):
     Image.new("RGB", (8, 8)).save(here / "photo.png")
     with pytest.raises(UserError, match="cannot be read as a table"):
-        csv_file.read(here / "photo.png")
+        table.read(here / "photo.png")
 
 
 def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
@@ -207,23 +208,50 @@ def test_validation_that_is_to_be_watched_has_to_be_there(refused, photos, here)
 
 def test_something_has_to_be_there_to_judge_by(refused, photos, here):
     line = refused(
-        "--dataset", photos, "--val-fraction", "0", "--test-fraction", "0", "--frozen.patience", "0", "--monitor", "loss",
-        "--image-size", "32", "--cache-dir", here / "cache",
-    )  # fmt: skip
+        "--dataset",
+        photos,
+        "--val-fraction",
+        "0",
+        "--test-fraction",
+        "0",
+        "--frozen.patience",
+        "0",
+        "--monitor",
+        "loss",
+        "--image-size",
+        "32",
+        "--cache-dir",
+        here / "cache",
+    )
     assert "neither val nor test images" in line and "--test-fraction" in line
 
 
 def test_views_need_something_frozen_below(refused, photos, here):
     line = refused(
-        "--dataset", photos, "--image-size", "32", "--cache-dir", here / "cache",
-        "--fine-tune.open", "all", "--fine-tune.augmentation", "light", "--fine-tune.views", "4",
-    )  # fmt: skip
+        "--dataset",
+        photos,
+        "--image-size",
+        "32",
+        "--cache-dir",
+        here / "cache",
+        "--fine-tune.open",
+        "all",
+        "--fine-tune.augmentation",
+        "light",
+        "--fine-tune.views",
+        "4",
+    )
     assert "--fine-tune.views 4" in line and "--fine-tune.open all" in line and "name a stage" in line
 
 
 @pytest.mark.parametrize(
     ("flags", "from_ridge"),
-    [([], True), (["--head", "16"], False), (["--head-start", "random"], False), (["--frozen.augmentation", "light"], False)],
+    [
+        ([], True),
+        (["--head", "16"], False),
+        (["--head-start", "random"], False),
+        (["--frozen.augmentation", "light"], False),
+    ],
 )
 def test_a_head_that_starts_at_random_gets_the_epochs_that_it_needs(flags, from_ridge, photos):
     config, reasons = chosen_config(run.parse(["--dataset", str(photos), *flags]))
@@ -286,7 +314,7 @@ def test_pharma_out_of_reach_says_where_to_put_it_and_what_works_without(refused
 def test_fashion_mnist_out_of_reach_says_where_to_put_it_and_what_works_without(refused, monkeypatch, here):
     import keras
 
-    from transfer_learning.datasets import fashion_mnist
+    from transfer_learning.datasets.sources import fashion_mnist
 
     def unreachable():
         raise Exception("URL fetch failure on https://example.org: None -- no route\nsecond line")
@@ -317,11 +345,11 @@ def test_a_disk_that_refuses_the_cache_alone_does_not_end_the_run(number, monkey
     def fail(*arguments):
         raise OSError(number, "It cannot be")
 
-    expected = experiment.run_experiment(small_config, RunDir(here / "kept"))
+    expected = train.run_experiment(small_config, RunDir(here / "kept"))
     monkeypatch.setattr(KeptArrays, "_add_on_disk", fail)
     config = dataclasses.replace(small_config, cache_dir=str(here / "cache"))
     capsys.readouterr()
-    evaluation = experiment.run_experiment(config, RunDir(here / "held"))
+    evaluation = train.run_experiment(config, RunDir(here / "held"))
     output = capsys.readouterr().out
     assert evaluation["weights_sha256"] == expected["weights_sha256"]
     assert output.count("It cannot be") == 2 and output.count("goes on with them in memory") == 2  # pixels, features
@@ -338,7 +366,7 @@ def test_a_disk_that_is_full_later_loses_nothing_and_says_how_to_go_on(monkeypat
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", str(begun / "model.keras"))
 
-    monkeypatch.setattr(experiment, "run_experiment", full)
+    monkeypatch.setattr(train, "run_experiment", full)
     line = refused("--resume", begun)
     assert "disk is full" in line and "model.keras" in line and "--resume" in line
     assert (begun / "config.json").read_bytes() == before
@@ -349,5 +377,5 @@ def test_a_run_that_another_process_holds(begun, refused, monkeypatch):
 
     with open(begun / ".lock", "w") as lock:  # a lock belongs to what opened the file, so this is as good as a process
         fcntl.flock(lock, fcntl.LOCK_EX)
-        monkeypatch.setattr(experiment, "write_beginning", lambda *arguments: pytest.fail("it went on"))
+        monkeypatch.setattr(train, "write_beginning", lambda *arguments: pytest.fail("it went on"))
         assert "another process" in refused("--resume", begun)

@@ -9,13 +9,15 @@ from PIL import Image
 
 from transfer_learning import benchmark
 from transfer_learning.benchmark import Failed
-from transfer_learning.command_line import run_main
+from transfer_learning.cli.parser import run_main
 from transfer_learning.peers import tables
 from transfer_learning.peers.cases import FIGURES, Case, Side
 
-OURS, THEIRS, ABSENT = Side("ours", "ours", "work"), Side("theirs", "theirs", "work"), Side(
-    "absent", "absent", "work", packages=("no_such_package",)
-)  # fmt: skip
+OURS, THEIRS, ABSENT = (
+    Side("ours", "ours", "work"),
+    Side("theirs", "theirs", "work"),
+    Side("absent", "absent", "work", packages=("no_such_package",)),
+)
 CASE = Case("frozen", "some work", "seconds", (OURS, THEIRS, ABSENT))
 RATE = Case("extraction", "some rate", "images_per_second", (OURS, THEIRS))
 
@@ -28,10 +30,14 @@ def children(monkeypatch):
     def run_child(python, module, arguments, environment):
         ran.append(module)
         return {
-            "seconds": float(len(ran)), "images_per_second": 100.0 / len(ran), "wall_seconds": len(ran) + 5.0,
-            "cpu_seconds": 2.0, "peak_mb": 123.4, "evaluate_seconds": 1.0 if module == "ours" else None,
+            "seconds": float(len(ran)),
+            "images_per_second": 100.0 / len(ran),
+            "wall_seconds": len(ran) + 5.0,
+            "cpu_seconds": 2.0,
+            "peak_mb": 123.4,
+            "evaluate_seconds": 1.0 if module == "ours" else None,
             "val_accuracy": 0.5,
-        }  # fmt: skip
+        }
 
     monkeypatch.setattr(benchmark, "run_child", run_child)
     monkeypatch.setattr(benchmark, "CASES", (CASE,))
@@ -45,8 +51,13 @@ def arguments(folder, *more):
 def test_every_second_round_is_turned_round():
     sides = [OURS, THEIRS]
     assert [(repeat, side.name) for repeat, side in benchmark.abba(sides, 3)] == [
-        (0, "ours"), (0, "theirs"), (1, "theirs"), (1, "ours"), (2, "ours"), (2, "theirs"),
-    ]  # fmt: skip
+        (0, "ours"),
+        (0, "theirs"),
+        (1, "theirs"),
+        (1, "ours"),
+        (2, "ours"),
+        (2, "theirs"),
+    ]
 
 
 def test_medians_and_ranges():

@@ -4,18 +4,17 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.support import ROOT
 from transfer_learning import cache
-from transfer_learning.command_line import run_main
+from transfer_learning.cli.parser import run_main
 from transfer_learning.errors import ExitCode
-from transfer_learning.storage.kept import KeptArrays
-from transfer_learning.storage.pools import list_pools
+from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.cache import list_pools
 
-ROOT = Path(__file__).parent.parent
 POOLS = {"features/abc": "features of resnet18 at 160 pixels", "pixels/160": "", "pixels/224": "images"}
 
 
@@ -52,7 +51,13 @@ def test_a_table_of_what_is_kept(folder, shown):
     cells = [re.split(r"\s{2,}", line) for line in lines[:5]]
     assert cells[0] == ["kind", "name", "holds", "records", "MB", "last used", "in use"]
     assert cells[1][:5] == ["features", "abc", "features of resnet18 at 160 pixels", "1", "5.0"]
-    assert cells[2][:5] == ["pixels", "160", "-", "2", "10.0"] and cells[3][:5] == ["pixels", "224", "images", "3", "15.0"]
+    assert cells[2][:5] == ["pixels", "160", "-", "2", "10.0"] and cells[3][:5] == [
+        "pixels",
+        "224",
+        "images",
+        "3",
+        "15.0",
+    ]
     assert [row[6] for row in cells[1:4]] == ["no", "yes", "no"] and cells[1][5].startswith("2001-09-0")
     assert cells[4] == ["total", "6", "30.0"]
     for heading in ("name", "holds", "last used", "in use"):
@@ -100,7 +105,13 @@ def test_what_a_process_uses_is_left_and_told(folder, shown):
 
 @pytest.mark.parametrize(
     ("keep", "deleted"),
-    [("1", []), ("0.0301", []), ("0.0299", ["pixels/224"]), ("0.006", ["pixels/224", "pixels/160"]), ("0", list(POOLS))],
+    [
+        ("1", []),
+        ("0.0301", []),
+        ("0.0299", ["pixels/224"]),
+        ("0.006", ["pixels/224", "pixels/160"]),
+        ("0", list(POOLS)),
+    ],
 )
 def test_what_was_not_used_for_longest_goes_until_the_rest_fits(keep, deleted, folder, shown):
     code, lines, error = shown("--cache-dir", folder, "--keep-gb", keep)
@@ -135,7 +146,17 @@ def test_a_cache_that_is_a_file_is_named(tmp_path, shown):
 
 
 def test_as_a_command_it_answers_without_tensorflow(folder):
-    command = [sys.executable, "-X", "importtime", "-m", "transfer_learning.cache", "--cache-dir", folder, "--clear", "224"]
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-m",
+        "transfer_learning.cache",
+        "--cache-dir",
+        folder,
+        "--clear",
+        "224",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("15.0 MB freed.\n") and left(folder) == list(POOLS)[:2]
     assert not re.search(r"\| +(tensorflow|keras)$", done.stderr, re.MULTILINE)

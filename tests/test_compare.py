@@ -13,31 +13,59 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SIZE, draw_photos
-from html_page import Page
 
-from transfer_learning import compare, experiment
-from transfer_learning.command_line import run_main
-from transfer_learning.comparison_dir import ComparisonDir
+from tests.support.html import Page
+from tests.support.photos import SIZE, draw_photos
+from transfer_learning import compare
+from transfer_learning.cli.parser import run_main
 from transfer_learning.config import with_values
-from transfer_learning.datasets.cifar10 import CLASS_NAMES
+from transfer_learning.datasets.sources.cifar10 import CLASS_NAMES
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.evaluation import predictions
-from transfer_learning.experiment import run_experiment
+from transfer_learning.experiments import train
+from transfer_learning.experiments.comparison.directory import ComparisonDir
+from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.backbones import build_backbone
-from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.stopping import StopRequest
 
 
 def arguments(small_config, path, *more):
     return [
-        "--dataset", small_config.dataset, "--cache-dir", small_config.cache_dir, "--image-size", str(SIZE),
-        "--batch-size", "8", "--backbone", "small_cnn", "--head", "none", "--frozen.epochs", "0", "--fine-tune.open", "all",
-        "--epochs", "2", "--fine-tune.schedule", "constant", "--fine-tune.optimizer", "adam",
-        "--fine-tune.weight-decay", "0", "--fine-tune.warmup-epochs", "0",
-        "--config", f"warm=--weights {small_config.weights}", "--config", "cold=--weights none",
-        "--run-dir", str(path), *more,
-    ]  # fmt: skip
+        "--dataset",
+        small_config.dataset,
+        "--cache-dir",
+        small_config.cache_dir,
+        "--image-size",
+        str(SIZE),
+        "--batch-size",
+        "8",
+        "--backbone",
+        "small_cnn",
+        "--head",
+        "none",
+        "--frozen.epochs",
+        "0",
+        "--fine-tune.open",
+        "all",
+        "--epochs",
+        "2",
+        "--fine-tune.schedule",
+        "constant",
+        "--fine-tune.optimizer",
+        "adam",
+        "--fine-tune.weight-decay",
+        "0",
+        "--fine-tune.warmup-epochs",
+        "0",
+        "--config",
+        f"warm=--weights {small_config.weights}",
+        "--config",
+        "cold=--weights none",
+        "--run-dir",
+        str(path),
+        *more,
+    ]
 
 
 class Children:
@@ -69,7 +97,7 @@ def finished(small_config, tmp_path_factory):
     printed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "run_child", children)
-        patch.setattr(experiment, "draw_figures", lambda *_: None)  # which take longest
+        patch.setattr(train, "draw_figures", lambda *_: None)  # which take longest
         patch.setattr("builtins.print", lambda *values, **_: printed.append(" ".join(map(str, values))))
         codes = [run_main(compare.main, words) for words in (given, ["--resume", str(directory.path)], given)]
     return directory, children.started, codes, "\n".join(printed)
@@ -86,7 +114,7 @@ def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(finished, tmp_pat
     assert f"Stopped by SIGTERM; {line}" in printed and f"Stopped by SIGINT; {line}" in printed
     # In turns, and the one that was stopped inside a second time.
     assert started == ["warm-seed0", "cold-seed0", "cold-seed1", "cold-seed1", "warm-seed1"]
-    monkeypatch.setattr(experiment, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     broken, unbroken = RunDir(directory.path / "cold-seed1"), RunDir(tmp_path / "unbroken")
     run_experiment(broken.read_config(), unbroken)
     for file in (lambda run_dir: run_dir.history, lambda run_dir: run_dir.predictions("test")):
@@ -110,7 +138,9 @@ def test_the_results_are_those_of_the_runs(finished):
     assert found["environment"]["device"] and found["environment"]["tensorflow"]
     right = {}
     for name, side in found["sides"].items():
-        tables = [predictions.read(directory.path / run["directory"] / "predictions" / "test.csv") for run in side["runs"]]
+        tables = [
+            predictions.read(directory.path / run["directory"] / "predictions" / "test.csv") for run in side["runs"]
+        ]
         right[name] = [(table["label"] == table["predicted"]).to_numpy() for table in tables]
         assert side["accuracy"] == pytest.approx(sum(row.mean() for row in right[name]) / 2)
         model = directory.path / side["runs"][0]["directory"] / "model.keras"
@@ -139,10 +169,19 @@ def test_it_ends_with_a_table_that_stands_in_the_page_and_the_path_of_the_page(f
     assert found["command"] in page.text
     assert found["reasons"] and all(reason in page.text for reason in found["reasons"])
     for words in (
-        "test accuracy, n = ", "mean of 2 seeds", "95 % interval", "range over the seeds", "validation accuracy 30 %",
-        "validation accuracy 100 %", "parameters", "size of model.keras", "time an epoch", "training images a second",
-        found["conclusions"][0], "Time to an accuracy: training and validating",
-    ):  # fmt: skip
+        "test accuracy, n = ",
+        "mean of 2 seeds",
+        "95 % interval",
+        "range over the seeds",
+        "validation accuracy 30 %",
+        "validation accuracy 100 %",
+        "parameters",
+        "size of model.keras",
+        "time an epoch",
+        "training images a second",
+        found["conclusions"][0],
+        "Time to an accuracy: training and validating",
+    ):
         assert words in printed, words
         assert " ".join(words.split()) in page.text, words
 
@@ -246,11 +285,25 @@ def test_cifar10_from_its_images_to_the_page(tmp_path, monkeypatch, capsys):
         draw_photos(tmp_path / "data" / "cifar10" / split, CLASS_NAMES, num_per_class, seed=len(split), shape=(32, 32))
     build_backbone("resnet18", 32, "none").save_weights(tmp_path / "resnet18.weights.h5")
     monkeypatch.setattr(compare, "run_child", Children())
-    monkeypatch.setattr(experiment, "draw_figures", lambda *_: None)
+    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     given = [
-        "--dataset", "cifar10", "--weights", tmp_path / "resnet18.weights.h5", "--epochs", 1, "--seeds", 1, "--batch-size", 8,
-        "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache", "--run-dir", tmp_path / "compared",
-    ]  # fmt: skip
+        "--dataset",
+        "cifar10",
+        "--weights",
+        tmp_path / "resnet18.weights.h5",
+        "--epochs",
+        1,
+        "--seeds",
+        1,
+        "--batch-size",
+        8,
+        "--data-dir",
+        tmp_path / "data",
+        "--cache-dir",
+        tmp_path / "cache",
+        "--run-dir",
+        tmp_path / "compared",
+    ]
     assert run_main(compare.main, [str(word) for word in given]) == 0
     found = results(ComparisonDir(tmp_path / "compared"))
     assert (found["dataset"], found["split"], found["num_images"]) == ("cifar10", "test", 20)
@@ -288,11 +341,23 @@ class MadeUp:
         history = pd.DataFrame(epochs | {"loss": 1.0, "accuracy": 0.5, "val_loss": val_losses, "val_accuracy": 0.6})
         history.to_csv(run_dir.history, index=False)
         pd.DataFrame(epochs | {"seconds": 3.0, "images_per_second": 9.0}).to_csv(run_dir.timings, index=False)
-        run_dir.environment.write_text(json.dumps({
-            "device": {"name": "Abacus 3000", "threads": 2, "precision": "float32"}, "git_commit": "", "versions": {},
-            "dataset": {"fingerprint": "ab" * 32}, "sessions": [{}],
-        }))  # fmt: skip
-        evaluation = {"split": "test", "num_parameters": 1234, "frozen": None, "fine_tune": {"preparation_seconds": 4.0}}
+        run_dir.environment.write_text(
+            json.dumps(
+                {
+                    "device": {"name": "Abacus 3000", "threads": 2, "precision": "float32"},
+                    "git_commit": "",
+                    "versions": {},
+                    "dataset": {"fingerprint": "ab" * 32},
+                    "sessions": [{}],
+                }
+            )
+        )
+        evaluation = {
+            "split": "test",
+            "num_parameters": 1234,
+            "frozen": None,
+            "fine_tune": {"preparation_seconds": 4.0},
+        }
         run_dir.evaluation.write_text(json.dumps(evaluation))
         run_dir.model.write_bytes(b"model")
         run_dir.report.write_text("a page")
@@ -310,9 +375,15 @@ def searched(small_config, tmp_path, monkeypatch, capsys):
 def test_each_rate_is_tried_once_and_the_best_one_is_the_first_seeds_run(searched):
     directory, children, _ = searched
     assert children.started == [
-        "warm-0.0001-seed0", "cold-0.0001-seed0", "cold-0.001-seed0", "warm-0.001-seed0", "warm-0.01-seed0",
-        "cold-0.01-seed0", "cold-0.001-seed1", "warm-0.001-seed1",
-    ]  # fmt: skip
+        "warm-0.0001-seed0",
+        "cold-0.0001-seed0",
+        "cold-0.001-seed0",
+        "warm-0.001-seed0",
+        "warm-0.01-seed0",
+        "cold-0.01-seed0",
+        "cold-0.001-seed1",
+        "warm-0.001-seed1",
+    ]
     for name, side in results(directory)["sides"].items():
         assert [run["directory"] for run in side["runs"]] == [f"{name}-0.001-seed{seed}" for seed in (0, 1)]
         assert side["learning_rates"] == {"fine_tune": 1e-3}
@@ -354,7 +425,14 @@ def test_more_seeds_are_added_to_a_finished_comparison(searched):
     assert found["seeds"] == [0, 1, 2]
     # 4 seconds ahead of the first epoch of 3
     assert found["sides"]["warm"]["reached"] == [
-        {"accuracy": 0.6, "num_runs": 3, "epoch": 1.0, "epoch_range": [1, 1], "seconds": 7.0, "seconds_range": [7.0, 7.0]},
+        {
+            "accuracy": 0.6,
+            "num_runs": 3,
+            "epoch": 1.0,
+            "epoch_range": [1, 1],
+            "seconds": 7.0,
+            "seconds_range": [7.0, 7.0],
+        },
         {"accuracy": 0.7, "num_runs": 0, "epoch": None, "epoch_range": None, "seconds": None, "seconds_range": None},
     ]
     text = Page(directory.page).text

@@ -7,7 +7,7 @@ import pytest
 
 from transfer_learning.config import PHASES, Phase, RunConfig, difference, flat, with_values
 from transfer_learning.errors import UserError
-from transfer_learning.recipes import RECIPES, own_images
+from transfer_learning.recipes.known import RECIPES, own_images
 
 CONTRADICTIONS = {  # fields that differ from the default, and what the sentence has to name
     "image too small": ({"image_size": 4}, ["--image-size 4", "8 pixels"]),
@@ -22,7 +22,8 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
     "seed too large": ({"seed": 2**31}, ["--seed 2147483648", "2147483647"]),
     "all smoothed": ({"label_smoothing": 1.0}, ["--label-smoothing 1.0"]),
     "nothing left to train on": (
-        {"val_fraction": 0.5, "test_fraction": 0.5}, ["--val-fraction 0.5", "--test-fraction 0.5"],
+        {"val_fraction": 0.5, "test_fraction": 0.5},
+        ["--val-fraction 0.5", "--test-fraction 0.5"],
     ),
     "negative fraction": ({"val_fraction": -0.1}, ["--val-fraction -0.1"]),
     "negative time": ({"checkpoint_seconds": -1.0}, ["--checkpoint-seconds -1.0"]),
@@ -50,13 +51,16 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
         ["--frozen.lowest-rate 0.01"],
     ),
     "triangle without length": (
-        {"frozen.schedule": "triangular2", "frozen.cycle_epochs": 0.0}, ["--frozen.cycle-epochs 0.0"],
+        {"frozen.schedule": "triangular2", "frozen.cycle_epochs": 0.0},
+        ["--frozen.cycle-epochs 0.0"],
     ),
     "triangle with a warm-up": (
-        {"frozen.schedule": "triangular2", "frozen.warmup_epochs": 1.0}, ["--frozen.warmup-epochs 1.0", "triangular2"],
+        {"frozen.schedule": "triangular2", "frozen.warmup_epochs": 1.0},
+        ["--frozen.warmup-epochs 1.0", "triangular2"],
     ),
     "cycle that begins above its top": (
-        {"frozen.schedule": "one_cycle", "frozen.start_divisor": 0.5}, ["--frozen.start-divisor 0.5"],
+        {"frozen.schedule": "one_cycle", "frozen.start_divisor": 0.5},
+        ["--frozen.start-divisor 0.5"],
     ),
     "one view": ({"frozen.augmentation": "light", "frozen.views": 1}, ["--frozen.views 1", "2 or more"]),
     "views of nothing": ({"frozen.views": 4}, ["--frozen.views 4", "--frozen.augmentation none"]),
@@ -64,12 +68,11 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
     "decoded images of negative size": ({"decoded_gb": -1.0}, ["--decoded-gb -1.0"]),
     "plateau that raises": ({"frozen.plateau_factor": 2.0}, ["--frozen.plateau-factor 2.0"]),
     "warm-up longer than the phase": (
-        {"frozen.warmup_epochs": 11.0}, ["--frozen.warmup-epochs 11.0", "--frozen.epochs 10"],
+        {"frozen.warmup_epochs": 11.0},
+        ["--frozen.warmup-epochs 11.0", "--frozen.epochs 10"],
     ),
-    "phase of the second name": (
-        {"fine_tune.epochs": 2, "fine_tune.momentum": -1.0}, ["--fine-tune.momentum -1.0"],
-    ),
-}  # fmt: skip
+    "phase of the second name": ({"fine_tune.epochs": 2, "fine_tune.momentum": -1.0}, ["--fine-tune.momentum -1.0"]),
+}
 
 
 @pytest.mark.parametrize(("values", "named"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)

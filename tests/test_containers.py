@@ -14,7 +14,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 STEPS = [
@@ -35,7 +36,9 @@ WORKDIR = step("WORKDIR")[0]
 def image(tmp_path_factory):
     """The image's WORKDIR: what its COPY steps put there, from what .dockerignore lets through."""
     work = tmp_path_factory.mktemp("work")
-    nothing, *allowed = (line for line in (ROOT / ".dockerignore").read_text().splitlines() if "__pycache__" not in line)
+    nothing, *allowed = (
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if "__pycache__" not in line
+    )
     assert nothing == "*"
     for arguments in step("COPY"):
         *sources, target = arguments.split()
@@ -68,7 +71,7 @@ def command_of(service):
 def test_the_image_runs_its_own_copy(image):
     entry, arguments = json.loads(step("ENTRYPOINT")[0]), json.loads(step("CMD")[0])
     assert "usage: python -m transfer_learning.run" in call(image, [*entry, *arguments])
-    code = "import transfer_learning.experiment as it; print(it.__file__)"
+    code = "import transfer_learning.experiments.train as it; print(it.__file__)"
     assert Path(call(image, ["python", "-c", code]).strip()).is_relative_to(image)
 
 
@@ -92,10 +95,13 @@ def test_a_gpu_is_asked_for_by_a_profile_alone():
 
 
 def test_the_packages_for_a_gpu_are_an_extra_of_the_pinned_tensorflow():
-    assert step("RUN")[:2] == [
-        "pip install --no-cache-dir --require-hashes -r requirements.lock",
-        'test -z "$EXTRA" || pip install --no-cache-dir $EXTRA',  # what is locked stays: the extra is of the same version
-    ]
+    assert (
+        step("RUN")[:2]
+        == [
+            "pip install --no-cache-dir --require-hashes -r requirements.lock",
+            'test -z "$EXTRA" || pip install --no-cache-dir $EXTRA',  # what is locked stays: the extra is of the same version
+        ]
+    )
     extra = Requirement(SERVICES["train-gpu"]["build"]["args"]["EXTRA"])
     pinned = [Requirement(line) for line in (ROOT / "requirements.txt").read_text().splitlines() if line[:1].isalpha()]
     assert extra.name in {requirement.name for requirement in pinned}

@@ -12,17 +12,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from transfer_learning import evaluate, members, predict, report, run
-from transfer_learning.command_line import run_main
+from transfer_learning import evaluate, predict, report, run
+from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
 from transfer_learning.datasets.data import load_data
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import calibration, ensemble, predictions
-from transfer_learning.experiment import run_experiment
+from transfer_learning.experiments import finished_run
+from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.classifier import load_model
 from transfer_learning.models.soup import mean_weights
-from transfer_learning.run_dir import RunDir
 from transfer_learning.storage.files import read_json
+from transfer_learning.storage.run_directory import RunDir
 
 SHORT = {"frozen": Phase(epochs=1, learning_rate=1e-2), "fine_tune": Phase()}
 OTHERS = {"seed 1": {"seed": 1}, "other": {"image_size": 24, "head": (), "flip": False}}
@@ -81,7 +82,9 @@ def test_predict_calls_unknown_what_lies_below_the_confidence_that_validation_im
     run_dir = runs["seed 0"]
     rule = read_json(run_dir.evaluation)["unknown"]
     confidences = predictions.read(run_dir.predictions("val"))["confidence"]
-    assert np.mean(confidences >= rule["threshold"]) >= rule["kept_share"] and rule["threshold"] in set(confidences.tolist())
+    assert np.mean(confidences >= rule["threshold"]) >= rule["kept_share"] and rule["threshold"] in set(
+        confidences.tolist()
+    )
     assert list(rule["others"]) == ["uniform noise", "test images, scrambled"]
     answers = []
     for more in ([], ["--unknown"]):
@@ -151,7 +154,12 @@ def test_views_are_averaged_into_the_run(runs, capsys):
     low, high = result["gain"]["difference_interval"]
     assert low <= result["gain"]["difference"] <= high
     assert 0 < result["seconds"]["before"] < result["seconds"]["after"]
-    for words in ("Gain: the average of 12 views is right on", "12 forward passes an image", "times as long", "Careful"):
+    for words in (
+        "Gain: the average of 12 views is right on",
+        "12 forward passes an image",
+        "times as long",
+        "Careful",
+    ):
         assert (words in output) == (words != "Careful"), words
 
 
@@ -179,7 +187,12 @@ def test_an_ensemble_is_the_mean_of_its_members_whatever_their_kind(runs, here, 
     best = max(result["members"], key=lambda row: row["val_accuracy"])
     assert result["gain"]["before"] == best["run_dir"] and result["gain"]["accuracy_before"] == best["accuracy"]
     output = capsys.readouterr().out
-    for words in ("The average of 3 members", "(the best on validation images)", "3 forward passes", *paths(runs, *names)):
+    for words in (
+        "The average of 3 members",
+        "(the best on validation images)",
+        "3 forward passes",
+        *paths(runs, *names),
+    ):
         assert words in output
     assert run_main(predict.main, ["together", str(runs["other"].path)]) == 2
     assert "no run directory" in capsys.readouterr().err
@@ -242,8 +255,10 @@ def test_a_soup_of_copies_is_the_run_to_the_bit(runs, here):
     for name in ("one", "two"):
         shutil.copytree(runs["seed 1"].path, here / name)
     evaluated("one", "two", "--soup", "--run-dir", "soup")
-    for read in (lambda run_dir: read_json(run_dir.evaluation)["weights_sha256"],
-                 lambda run_dir: run_dir.predictions("test").read_bytes()):  # fmt: skip
+    for read in (
+        lambda run_dir: read_json(run_dir.evaluation)["weights_sha256"],
+        lambda run_dir: run_dir.predictions("test").read_bytes(),
+    ):
         assert read(RunDir(here / "soup")) == read(runs["seed 1"])
     assert all(row["is_taken"] for row in read_json(RunDir(here / "soup").evaluation)["soup"]["members"])
 
@@ -258,7 +273,7 @@ def test_one_network_is_in_memory_at_a_time(runs, monkeypatch, flags):
         networks.append(weakref.ref(classifier.model))
         return classifier
 
-    monkeypatch.setattr(members, "load_model", load)
+    monkeypatch.setattr(finished_run, "load_model", load)
     evaluated(*paths(runs), *flags)
     assert len(networks) == (3 if flags == ["--soup"] else 2)
 
@@ -291,9 +306,10 @@ def test_runs_on_other_images_are_not_put_together(runs, tmp_path_factory, refus
     text = other.manifest.read_text()
     (image, _, digest, label, *_) = next(line for line in text.splitlines() if ",test," in line).split(",")
     for old, new, words in (
-        (digest, "0" * 64, "has the sha256"), (f",{label},test,", ",stripes!,test,", "has the label"),
+        (digest, "0" * 64, "has the sha256"),
+        (f",{label},test,", ",stripes!,test,", "has the label"),
         (f"{image},", "new.png,", "has the image"),
-    ):  # fmt: skip
+    ):
         other.manifest.write_text(text.replace(old, new))
         assert words in refused(*paths(runs, "seed 0"), other.path, *more)
 
@@ -303,7 +319,7 @@ def test_classes_in_another_order_than_they_were_learnt_are_refused(runs, monkey
         data = load_data(*arguments)
         return dataclasses.replace(data, class_names=data.class_names[::-1])
 
-    monkeypatch.setattr(members, "load_data", reversed_classes)
+    monkeypatch.setattr(finished_run, "load_data", reversed_classes)
     assert "order of classes" in refused(*paths(runs, "seed 0"))
 
 

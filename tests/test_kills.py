@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 LOOP, PHASES, CHECKPOINT = (f"transfer_learning.training.{name}" for name in ("loop", "phases", "checkpoint"))
-EXPERIMENT = "transfer_learning.experiment"
-KEPT = "transfer_learning.storage.kept:KeptArrays"
+EXPERIMENT = "transfer_learning.experiments.train"
+KEPT = "transfer_learning.storage.array_cache:KeptArrays"
 
 # One run, killed at each of these in turn: (function, before or after its call, which call of it in that session).
 KILLS = [
@@ -37,7 +37,7 @@ KILLS = [
     (f"{LOOP}:learning_rate", "before", 5),
     (f"{EXPERIMENT}:save_model", "before", 1),  # trained, nothing written
     ("transfer_learning.evaluation.predictions:written_atomically", "before", 2),  # before predictions/test.csv
-]  # fmt: skip
+]
 
 
 def command(*arguments, harness=("-m", "transfer_learning.run")):
@@ -46,13 +46,45 @@ def command(*arguments, harness=("-m", "transfer_learning.run")):
 
 def flags(config):
     return [
-        "--dataset", config.dataset, "--backbone", config.backbone, "--weights", config.weights,
-        "--image-size", config.image_size, "--head", "16", "--dropout", "0.25", "--batch-size", "8",
-        "--class-weights", "none", "--cache-dir", config.cache_dir, "--checkpoint-seconds", "0",
-        "--frozen.epochs", "3", "--frozen.learning-rate", "0.01", "--fine-tune.epochs", "3",
-        "--fine-tune.learning-rate", "0.001", "--fine-tune.open", "block4", "--fine-tune.augmentation", "light",
-        "--frozen.augmentation", "light", "--frozen.views", "4", "--fine-tune.views", "2",
-    ]  # fmt: skip
+        "--dataset",
+        config.dataset,
+        "--backbone",
+        config.backbone,
+        "--weights",
+        config.weights,
+        "--image-size",
+        config.image_size,
+        "--head",
+        "16",
+        "--dropout",
+        "0.25",
+        "--batch-size",
+        "8",
+        "--class-weights",
+        "none",
+        "--cache-dir",
+        config.cache_dir,
+        "--checkpoint-seconds",
+        "0",
+        "--frozen.epochs",
+        "3",
+        "--frozen.learning-rate",
+        "0.01",
+        "--fine-tune.epochs",
+        "3",
+        "--fine-tune.learning-rate",
+        "0.001",
+        "--fine-tune.open",
+        "block4",
+        "--fine-tune.augmentation",
+        "light",
+        "--frozen.augmentation",
+        "light",
+        "--frozen.views",
+        "4",
+        "--fine-tune.views",
+        "2",
+    ]
 
 
 def run(arguments, expected=0):
@@ -79,7 +111,9 @@ def test_killed_again_and_again(small_config, unbroken, tmp_path):
     begin = [*flags(small_config), "--run-dir", run_dir, "--cache-dir", tmp_path / "cache"]
     for target, when, count in KILLS:
         arguments = ["--resume", run_dir] if (run_dir / "config.json").exists() else begin
-        output = run(command(target, when, count, *arguments, harness=("-m", "tests.kill_at")), expected=-signal.SIGKILL)
+        output = run(
+            command(target, when, count, *arguments, harness=("-m", "tests.support.kill_at")), expected=-signal.SIGKILL
+        )
         assert "Run directory" in output
     run(command("--resume", run_dir))
     assert results(run_dir) == unbroken
@@ -90,9 +124,13 @@ def test_killed_again_and_again(small_config, unbroken, tmp_path):
 def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, small_config, unbroken, tmp_path):
     run_dir = tmp_path / "stopped"
     process = subprocess.Popen(
-        command(*flags(small_config), "--run-dir", run_dir), cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+        command(*flags(small_config), "--run-dir", run_dir),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
     deadline = time.monotonic() + 120
     while not any(path.name >= "000003" for path in run_dir.glob("checkpoint/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -114,7 +152,7 @@ def test_a_signal_to_what_does_not_end_ends_the_process_and_is_resumed_to_the_bi
     target, count, small_config, unbroken, tmp_path
 ):
     arguments = [target, "hanging", count, *flags(small_config), "--run-dir", tmp_path / "run"]
-    output = run(command(*arguments, harness=("-m", "tests.kill_at")), expected=143)
+    output = run(command(*arguments, harness=("-m", "tests.support.kill_at")), expected=143)
     line = re.search(r"Stopped by SIGTERM before .*python\S* -m transfer_learning\.run (--resume .*)", output)
     assert line and "Traceback" not in output, output
     output = run(command(*line[1].split()))
@@ -124,7 +162,7 @@ def test_a_signal_to_what_does_not_end_ends_the_process_and_is_resumed_to_the_bi
 
 @pytest.mark.parametrize("num_kills", [2, pytest.param(200, marks=pytest.mark.long)])
 def test_killed_at_random_moments(num_kills, tmp_path):
-    harness = command(tmp_path / "runs", "--kills", num_kills, harness=("-m", "tests.kill_randomly"))
+    harness = command(tmp_path / "runs", "--kills", num_kills, harness=("-m", "tests.support.kill_randomly"))
     done = subprocess.run(harness, cwd=ROOT, capture_output=True, text=True, timeout=4 * 3600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["kills"] == num_kills
@@ -134,7 +172,10 @@ def test_two_runs_that_share_a_cache_at_once_are_what_each_would_be_alone(small_
     begin = [*flags(small_config), "--cache-dir", tmp_path / "cache"]
     processes = [
         subprocess.Popen(
-            command(*begin, "--run-dir", tmp_path / str(number)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command(*begin, "--run-dir", tmp_path / str(number)),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         for number in range(2)
     ]

@@ -12,27 +12,74 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 # Whatever stands ahead of them: names that belong to loaders, to what they make, and to programs.
 FORBIDDEN_NAMES = {
-    "load_model", "model_from_json", "deserialize_keras_object", "clone_model", "enable_unsafe_deserialization",
-    "TFSMLayer", "TorchModuleWrapper", "Unpickler", "read_pickle", "PackageImporter", "unsafe_load", "full_load",
-    "extractall", "unpack_archive", "__import__", "run_path", "run_module", "py_function", "numpy_function", "getoutput",
-}  # fmt: skip
+    "load_model",
+    "model_from_json",
+    "deserialize_keras_object",
+    "clone_model",
+    "enable_unsafe_deserialization",
+    "TFSMLayer",
+    "TorchModuleWrapper",
+    "Unpickler",
+    "read_pickle",
+    "PackageImporter",
+    "unsafe_load",
+    "full_load",
+    "extractall",
+    "unpack_archive",
+    "__import__",
+    "run_path",
+    "run_module",
+    "py_function",
+    "numpy_function",
+    "getoutput",
+}
 # With what stands ahead of them, since others bear the same name.
 FORBIDDEN_CALLS = {
-    "eval", "exec", "compile", "builtins.eval", "builtins.exec", "torch.load", "torch.jit.load", "torch.hub.load",
-    "torch.export.load", "yaml.load", "tensorflow.saved_model.load", "keras.layers.deserialize", "keras.layers.Lambda",
-    "os.system", "os.popen",
-}  # fmt: skip
-FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "runpy", "code"}
+    "eval",
+    "exec",
+    "compile",
+    "builtins.eval",
+    "builtins.exec",
+    "torch.load",
+    "torch.jit.load",
+    "torch.hub.load",
+    "torch.export.load",
+    "yaml.load",
+    "tensorflow.saved_model.load",
+    "keras.layers.deserialize",
+    "keras.layers.Lambda",
+    "os.system",
+    "os.popen",
+}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "runpy",
+    "code",
+}
 FORBIDDEN_OPTIONS = {
-    "allow_pickle": False, "trust_remote_code": False, "weights_only": True, "safe_mode": True, "shell": False,
-}  # and the one value that they may have  # fmt: skip
+    "allow_pickle": False,
+    "trust_remote_code": False,
+    "weights_only": True,
+    "safe_mode": True,
+    "shell": False,
+}  # and the one value that they may have
 
 ALLOWED = {  # (module, what): why
     ("peers/ours.py", "runpy"): "measures a verb of ours as a program that was started",
     ("peers/ours.py", "runpy.run_module"): "the same",
     ("datasets/pipeline.py", "tensorflow.numpy_function"): "calls a function of the pipeline's own on its arrays",
-    ("models/frozen_graph.py", "keras.models.clone_model"): "of a network in memory, whose layers are taken as they are",
-}  # fmt: skip
+    (
+        "models/frozen_graph.py",
+        "keras.models.clone_model",
+    ): "of a network in memory, whose layers are taken as they are",
+}
 
 
 def dotted(node):

@@ -1,12 +1,11 @@
 """The notebooks run from top to bottom, on less than they are written for, and are stored without outputs."""
 
-from pathlib import Path
-
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -19,9 +18,17 @@ BUDGETS = {
 @pytest.fixture
 def flags(small_config, tmp_path):
     return [
-        "--dataset", small_config.dataset, "--backbone", small_config.backbone, "--weights", small_config.weights,
-        "--image-size", "16", "--cache-dir", str(tmp_path / "cache"),
-    ]  # fmt: skip
+        "--dataset",
+        small_config.dataset,
+        "--backbone",
+        small_config.backbone,
+        "--weights",
+        small_config.weights,
+        "--image-size",
+        "16",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

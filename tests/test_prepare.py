@@ -10,20 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import draw_photos
-from odd_photos import drawing, make_odd_photos
 from PIL import Image
 
+from tests.support import ROOT
+from tests.support.odd_photos import drawing, make_odd_photos
+from tests.support.photos import draw_photos
 from transfer_learning import prepare, run
-from transfer_learning.choice import chosen_config
-from transfer_learning.command_line import run_main
+from transfer_learning.cli.parser import run_main
 from transfer_learning.config import difference
 from transfer_learning.datasets.corrections import COLUMNS
 from transfer_learning.datasets.data import load_data
-from transfer_learning.datasets.decode_worker import DecodeWorkers
-from transfer_learning.storage.kept import KeptArrays
-
-ROOT = Path(__file__).parent.parent
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.recipes.resolve import chosen_config
+from transfer_learning.storage.array_cache import KeptArrays
 
 
 @pytest.fixture
@@ -70,7 +69,9 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
     assert "Skipped" not in output
     pixels = here / "cache" / "pixels"
     (pool,) = pixels.iterdir()
-    assert f"Kept in cache/pixels/{pool.name}, with those of other datasets: images of 16 x 16 pixels (squash)" in output
+    assert (
+        f"Kept in cache/pixels/{pool.name}, with those of other datasets: images of 16 x 16 pixels (squash)" in output
+    )
     assert re.search(r"42 images in \d+\.\d s: [\d,]+ images/s", output)
     assert {path.name for path in here.iterdir()} == {"photos", "cache", "runs"}
     (audited,) = (here / "runs").iterdir()
@@ -177,7 +178,9 @@ def test_what_it_cannot_prepare_is_one_sentence(arguments, words, prepared):
 def test_it_needs_no_tensorflow(photos, tmp_path):
     code = "import sys; from transfer_learning import prepare; prepare.main(sys.argv[1:]); print('tensorflow' in sys.modules)"
     arguments = ["--dataset", photos, "--cache-dir", tmp_path / "cache", "--out", tmp_path / "audit"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "False" and done.stderr == ""
 
 
@@ -216,7 +219,9 @@ def zoo(tmp_path_factory):
 
 def test_the_audit_is_a_page_and_a_table_of_every_file(zoo, prepared, here):
     expected, photos = zoo
-    code, output, errors = prepared(photos, "--skip-unreadable", "--image-size", "48", "--resize", "crop", "--out", "seen")
+    code, output, errors = prepared(
+        photos, "--skip-unreadable", "--image-size", "48", "--resize", "crop", "--out", "seen"
+    )
     assert (code, errors) == (0, "")
     table = rows_of("seen/audit.csv")
     parts = table["what"].value_counts()
@@ -227,7 +232,9 @@ def test_the_audit_is_a_page_and_a_table_of_every_file(zoo, prepared, here):
     for kind, count in Counter(kind for kinds in found.values() for kind in kinds if kind).items():
         assert re.search(rf"^ +{count} {kind}: ", output, re.MULTILINE), "a line a kind, with its count"
     assert len(output.split("\n\n")[-1].splitlines()) < 40
-    assert re.search(r"--resize crop throws away 25.0% of the pixels of the median image, and 96.7% of the worst", output)
+    assert re.search(
+        r"--resize crop throws away 25.0% of the pixels of the median image, and 96.7% of the worst", output
+    )
     page = Path("seen/audit.html").read_text()
     assert f"{len(table)} files on disk = {named}." in page and "96.7% thrown away" in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page), "it needs no other file"
@@ -243,8 +250,12 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     assert f"{len(table)} images are for you to decide on: edit first/corrections.csv" in output
     assert "--corrections first/corrections.csv" in Path("first/audit.html").read_text()
     assert set(table["id"]) == {
-        "circle/outside.png", "cross/linked/out.png", "circle/soft.jpg", "cross/plain 03.jpg", "circle/blank.png",
-    }  # fmt: skip
+        "circle/outside.png",
+        "cross/linked/out.png",
+        "circle/soft.jpg",
+        "cross/plain 03.jpg",
+        "circle/blank.png",
+    }
     actions = table.set_index("id")["action"]
     actions["cross/linked/out.png"], actions["circle/soft.jpg"] = "drop", "relabel:cross"
     table.assign(action=actions.to_numpy()).to_csv("decided.csv", index=False)
@@ -282,9 +293,14 @@ def test_only_what_corrections_decide_counts_for_a_resume_and_not_where_they_lie
 
     one = fingerprint_with("one.csv", "circle/001.png,drop")
     moved = fingerprint_with("moved.csv", "circle/001.png,drop", "circle/002.png,keep")
-    others = [fingerprint_with(*arguments) for arguments in (
-        ("drop.csv", "circle/003.png,drop"), ("label.csv", "circle/001.png,relabel:cross"), ("none.csv",),
-    )]  # fmt: skip
+    others = [
+        fingerprint_with(*arguments)
+        for arguments in (
+            ("drop.csv", "circle/003.png,drop"),
+            ("label.csv", "circle/001.png,relabel:cross"),
+            ("none.csv",),
+        )
+    ]
     assert not difference(one[0], moved[0]) and one[1] == moved[1]
     assert len({one[1], *(other for _, other in others)}) == 4
     assert Path(one[0].corrections).is_absolute(), "a relative path would bind --resume to this folder"
@@ -348,10 +364,25 @@ def test_features_that_are_asked_for_are_those_that_run_finds(prepared, photos, 
         (["photos", "--corrections", "none.csv"], "There is no table"),
         (["photos", "--group-by", "("], "--group-by ( is no regular expression"),
         (["photos", "--group-by", "patient"], "--group-by patient matches none of the 12 ids"),
-        (["photos", "--features", "--backbone", "small_cnn", "--weights", "none", "--frozen.epochs", "0",
-          "--fine-tune.epochs", "1", "--fine-tune.open", "all"], "--features needs a pretrained backbone"),
+        (
+            [
+                "photos",
+                "--features",
+                "--backbone",
+                "small_cnn",
+                "--weights",
+                "none",
+                "--frozen.epochs",
+                "0",
+                "--fine-tune.epochs",
+                "1",
+                "--fine-tune.open",
+                "all",
+            ],
+            "--features needs a pretrained backbone",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_it_refuses_it_says_and_nothing_is_written_over(arguments, words, prepared, here):
     draw_photos(here / "photos", num_per_class=4)
     (here / "used").mkdir()

@@ -7,20 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from transfer_learning import benchmark, cache, compare, evaluate, predict, prepare, recipes, report, run
+from tests.support import ROOT
+from transfer_learning import benchmark, cache, compare, evaluate, predict, prepare, report, run
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
-from transfer_learning.datasets.catalogue import DATASETS, SCHEMES
+from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES
 from transfer_learning.models.backbones import BACKBONES
-from transfer_learning.recipes import RECIPES
-from transfer_learning.run_dir import RunDir
+from transfer_learning.recipes import known
+from transfer_learning.recipes.known import RECIPES
+from transfer_learning.storage.run_directory import RunDir
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PACKAGE = ROOT / "transfer_learning"
 VERBS = {
-    "run": run, "prepare": prepare, "evaluate": evaluate, "predict": predict, "report": report, "cache": cache,
-    "benchmark": benchmark, "compare": compare,
-}  # fmt: skip
+    "run": run,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "predict": predict,
+    "report": report,
+    "cache": cache,
+    "benchmark": benchmark,
+    "compare": compare,
+}
 
 
 def first_cells(heading):
@@ -42,9 +49,7 @@ def test_every_backbone_has_a_row():
 
 def test_every_verb_has_a_row():
     named = {re.search(r"transfer_learning\.(\w+)", command)[1] for command in first_cells("## Verbs")}
-    assert named == set(VERBS) == {
-        path.stem for path in PACKAGE.glob("*.py") if "__main__" in path.read_text()
-    }  # fmt: skip
+    assert named == set(VERBS) == {path.stem for path in PACKAGE.glob("*.py") if "__main__" in path.read_text()}
 
 
 def test_every_folder_has_a_row():
@@ -54,7 +59,7 @@ def test_every_folder_has_a_row():
 def test_the_call_from_python_works_as_it_stands(small_config, tmp_path, monkeypatch):
     (snippet,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(recipes, "drawn_pills", lambda: small_config)
+    monkeypatch.setattr(known, "drawn_pills", lambda: small_config)
     names = {}
     exec(snippet, names)
     assert names["evaluation"]["split"] == "test" and (tmp_path / "runs" / "first" / "report.html").exists()
@@ -65,7 +70,9 @@ def test_every_file_of_a_run_directory_has_a_row():
     properties = [name for name, value in vars(RunDir).items() if isinstance(value, property) and name != "is_finished"]
     paths = [getattr(run_dir, name) for name in properties if name != "lock"]
     for split in ("val", "test"):
-        paths += [named(split, in_views) for named in (run_dir.predictions, run_dir.evaluation_of) for in_views in (0, 1)]
+        paths += [
+            named(split, in_views) for named in (run_dir.predictions, run_dir.evaluation_of) for in_views in (0, 1)
+        ]
         paths += [run_dir.comparison_of(split), run_dir.comparison_page_of(split)]
     named = {name.rstrip("/") for name in first_cells("## What a run directory holds")}
     assert named == {path.relative_to("run").as_posix() for path in paths}

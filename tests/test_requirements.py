@@ -1,14 +1,14 @@
 """What `make setup` installs: the versions that requirements.txt names, each file by its digest, none below a fix."""
 
 import re
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 REQUIREMENTS = (ROOT / "requirements.txt").read_text()
 LOCK = (ROOT / "requirements.lock").read_text()
 
@@ -28,7 +28,11 @@ def test_every_package_is_there_once_for_each_python_with_digests_and_from_nowhe
         assert re.fullmatch(r"==[0-9a-z.+!]+", str(requirement.specifier)) and requirement.url is None
         assert digests and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", digest) for digest in digests), requirement
     for python in ("3.11.9", "3.12.1", "3.13.0"):
-        environment = {"python_full_version": python, "python_version": python.rpartition(".")[0], "sys_platform": "linux"}
+        environment = {
+            "python_full_version": python,
+            "python_version": python.rpartition(".")[0],
+            "sys_platform": "linux",
+        }
         names = [r.name for r, _ in entries if r.marker is None or r.marker.evaluate(environment)]
         assert len(names) == len(set(names))
     assert "://" not in LOCK and "--index" not in LOCK and "--find-links" not in LOCK and "file:" not in LOCK

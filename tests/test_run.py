@@ -10,26 +10,42 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import SIZE, draw_photos
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.photos import SIZE, draw_photos
 from transfer_learning import compare, evaluate, predict, run
-from transfer_learning.command_line import run_main
+from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
-from transfer_learning.experiment import run_experiment
+from transfer_learning.experiments.train import run_experiment
 from transfer_learning.machine.monitor import Monitor, read_hardware
-from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.run_directory import RunDir
 
 FILES = {
-    "config.json", "environment.json", "notes.json", "foresight.json", "manifest.csv", "ignored.csv", "history.csv",
-    "timings.csv", "hardware.csv", "figures/hardware.png",
-    "model.keras", "evaluation.json", "classification_report.txt", "report.html", "csv_log.csv",
-    "predictions/val.csv", "predictions/test.csv", "figures/curves.png", "figures/confusion_matrix.png",
-    "figures/confusion_matrix_normalised.png", "figures/samples.png",
+    "config.json",
+    "environment.json",
+    "notes.json",
+    "foresight.json",
+    "manifest.csv",
+    "ignored.csv",
+    "history.csv",
+    "timings.csv",
+    "hardware.csv",
+    "figures/hardware.png",
+    "model.keras",
+    "evaluation.json",
+    "classification_report.txt",
+    "report.html",
+    "csv_log.csv",
+    "predictions/val.csv",
+    "predictions/test.csv",
+    "figures/curves.png",
+    "figures/confusion_matrix.png",
+    "figures/confusion_matrix_normalised.png",
+    "figures/samples.png",
     "figures/reliability.png",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +53,33 @@ def finished(small_config, tmp_path_factory):
     """A run through the command, with the output that it printed."""
     run_dir = RunDir(tmp_path_factory.mktemp("runs") / "finished")
     arguments = [
-        "--dataset", small_config.dataset, "--backbone", "small_cnn", "--weights", small_config.weights,
-        "--image-size", str(SIZE), "--head", "16", "--batch-size", "8", "--cache-dir", small_config.cache_dir,
-        "--run-dir", str(run_dir.path), "--tensorboard", "--csv-log", "--frozen.epochs", "8",
-        "--frozen.learning-rate", "0.01", "--fine-tune.epochs", "4", "--fine-tune.learning-rate", "0.001",
-    ]  # fmt: skip
+        "--dataset",
+        small_config.dataset,
+        "--backbone",
+        "small_cnn",
+        "--weights",
+        small_config.weights,
+        "--image-size",
+        str(SIZE),
+        "--head",
+        "16",
+        "--batch-size",
+        "8",
+        "--cache-dir",
+        small_config.cache_dir,
+        "--run-dir",
+        str(run_dir.path),
+        "--tensorboard",
+        "--csv-log",
+        "--frozen.epochs",
+        "8",
+        "--frozen.learning-rate",
+        "0.01",
+        "--fine-tune.epochs",
+        "4",
+        "--fine-tune.learning-rate",
+        "0.001",
+    ]
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.stdout", output)
@@ -109,7 +147,7 @@ def test_the_hardware_is_watched_and_shown_by_the_report_and_by_tensorboard(fini
 def test_watching_each_update_changes_no_bit(small_config, tmp_path, monkeypatch):
     config = dataclasses.replace(
         small_config, frozen=Phase(epochs=1), fine_tune=Phase(epochs=2, learning_rate=1e-4, open="block5")
-    )  # fmt: skip
+    )
     stages, rows = [], []
     enter, trained = Monitor.stage, Monitor.trained
 
@@ -126,7 +164,9 @@ def test_watching_each_update_changes_no_bit(small_config, tmp_path, monkeypatch
         monkeypatch.setattr(Monitor, "_watch", lambda self: None)
         run_dir = RunDir(tmp_path / name)
         evaluation = run_experiment(config, run_dir)
-        results.append((evaluation["weights_sha256"], run_dir.history.read_bytes(), run_dir.predictions("test").read_bytes()))
+        results.append(
+            (evaluation["weights_sha256"], run_dir.history.read_bytes(), run_dir.predictions("test").read_bytes())
+        )
         monkeypatch.setattr(Monitor, "stage", stage)
         monkeypatch.setattr(Monitor, "trained", sampled)
     assert results[0] == results[1]
@@ -142,7 +182,9 @@ def test_watching_each_update_changes_no_bit(small_config, tmp_path, monkeypatch
     assert "monitor" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_run_that_ends_ahead_of_its_first_checkpoint_leaves_nothing_of_what_was_watched(small_config, tmp_path, capsys):
+def test_a_run_that_ends_ahead_of_its_first_checkpoint_leaves_nothing_of_what_was_watched(
+    small_config, tmp_path, capsys
+):
     config = dataclasses.replace(small_config, test_fraction=0.0, val_fraction=0.0, monitor="loss", tensorboard=True)
     with pytest.raises(UserError, match="nothing could be judged"):
         run_experiment(config, RunDir(tmp_path / "run"))
@@ -247,7 +289,7 @@ def test_kept_features_are_not_taken_for_those_of_images_decoded_in_another_way(
     for number, resize in enumerate(["squash", "crop"]):
         config = dataclasses.replace(
             small_config, **only(), dataset=str(tmp_path / "photos"), resize=resize, cache_dir=str(tmp_path / "cache")
-        )  # fmt: skip
+        )
         losses.append(run_experiment(config, RunDir(tmp_path / str(number)))["frozen"]["loss"])
     assert losses[0] != losses[1]
 
@@ -278,8 +320,11 @@ def test_callbacks_of_keras_are_driven_as_by_fit(small_config, tmp_path):
 
     recorder = Recorder()
     config = dataclasses.replace(
-        small_config, batch_size=16, frozen=Phase(epochs=2), fine_tune=Phase(epochs=1, learning_rate=1e-3, open="block5")
-    )  # fmt: skip
+        small_config,
+        batch_size=16,
+        frozen=Phase(epochs=2),
+        fine_tune=Phase(epochs=1, learning_rate=1e-3, open="block5"),
+    )
     run_experiment(config, RunDir(tmp_path / "run"), callbacks=[recorder])
     epochs = [[("epoch_begin", n), ("batch_end", 0), ("batch_end", 1), ("epoch_end", n)] for n in range(3)]
     assert recorder.calls == ["train_begin", *epochs[0], *epochs[1], *epochs[2], "train_end"]

@@ -7,18 +7,18 @@ import resource
 from dataclasses import replace
 
 import pytest
-import specimens
-from specimens import CHECKPOINT, DATASET, MODEL, SECRET, WEIGHTS
 
+from tests.support import bad_archives
+from tests.support.bad_archives import CHECKPOINT, DATASET, MODEL, SECRET, WEIGHTS
 from transfer_learning import evaluate, predict, prepare, run
-from transfer_learning.command_line import run_main
+from transfer_learning.cli.parser import run_main
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import build_backbone
 from transfer_learning.models.classifier import build_classifier, save_model
 from transfer_learning.models.state_dict import read_state_dict
 from transfer_learning.training import checkpoint
 
-TABLE = specimens.specimens()
+TABLE = bad_archives.specimens()
 MOST_MEMORY = 60e6  # bytes that a specimen may take beyond what the tests have taken; the bombs ask for 100 MB and more
 
 
@@ -78,14 +78,14 @@ def refused(capsys):
 
 def test_there_are_many_and_the_pickles_among_them_do_what_they_threaten(canary):
     assert len(TABLE) > 100
-    pickle.loads(pickle.dumps(specimens.Attack(canary)))
+    pickle.loads(pickle.dumps(bad_archives.Attack(canary)))
     assert (canary / "ran").is_dir(), "a canary that never sings proves nothing"
 
 
 def test_the_lambda_among_them_does_what_it_threatens(canary, tmp_path):
     import keras
 
-    function = specimens.lambda_layer(canary)["config"]["function"]["config"]
+    function = bad_archives.lambda_layer(canary)["config"]["function"]["config"]
     keras.src.utils.python_utils.func_load([function["code"], None, None])(1)
     assert (canary / "ran").is_dir()
 
@@ -166,7 +166,7 @@ def test_a_model_through_another_verb(name, laid, refused, run_dir, here):
 def test_a_checkpoint(name, laid, tmp_path):
     folder = tmp_path / "checkpoint" / "000001"
     folder.mkdir(parents=True)
-    (folder / "arrays.npz").write_bytes(specimens.npz({"model/0.npy": specimens.npy(specimens.np.zeros(2))}))
+    (folder / "arrays.npz").write_bytes(bad_archives.npz({"model/0.npy": bad_archives.npy(bad_archives.np.zeros(2))}))
     (folder / "state.json").write_text('{"groups": {"model": 1}}')
     sign(folder)
     assert checkpoint.load(folder.parent)[0]["model"][0].shape == (2,), "it would be read"
@@ -231,7 +231,9 @@ def test_a_config_that_asks_for_too_much(changes, words, run_dir, refused, photo
 @pytest.mark.parametrize(
     "name", [".lock", "evaluation_test.json", "figures", "predictions", "figures/curves.png", "notes.json"]
 )
-def test_a_link_out_of_a_run_directory_is_neither_read_nor_written_through(name, run_dir, canary, refused, photos, here):
+def test_a_link_out_of_a_run_directory_is_neither_read_nor_written_through(
+    name, run_dir, canary, refused, photos, here
+):
     before = everything_below(canary)
     (run_dir / name).parent.mkdir(exist_ok=True)
     target = canary if name in ("figures", "predictions") else canary / "secret"
@@ -242,7 +244,7 @@ def test_a_link_out_of_a_run_directory_is_neither_read_nor_written_through(name,
 
 
 def test_a_lock_that_is_a_link_inside_is_not_followed(run_dir, here):
-    from transfer_learning.run_dir import RunDir
+    from transfer_learning.storage.run_directory import RunDir
 
     (run_dir / ".lock").symlink_to("config.json")
     before = (run_dir / "config.json").read_bytes()

@@ -27,11 +27,11 @@ from typing import Any
 
 import psutil
 
-from transfer_learning.command_line import Parser, run_main
+from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.errors import UserError, did_you_mean
 from transfer_learning.peers.cases import CASES, FIGURES, GROWTH, JOBS, Case, Side
 from transfer_learning.peers.tables import device_table, heading, number, peer_tables
-from transfer_learning.recipes import RECIPES
+from transfer_learning.recipes.known import RECIPES
 from transfer_learning.storage.files import read_json, write_json, write_text
 
 ROOT = Path(__file__).parent.parent
@@ -61,10 +61,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     what.add_argument("--devices", action="store_true", help="the processor against each GPU")
     what.add_argument("--peers", nargs="*", metavar="JOB", help=f"we against others, in these jobs: {', '.join(JOBS)}")
     parser.add_argument("--dataset", default="drawn_pills", metavar="NAME", help="recipe that --devices measures")
-    parser.add_argument("--peers-python", default=sys.executable, metavar="PATH",
-                        help="Python in which requirements-peers.txt is installed (default: this one)")  # fmt: skip
-    parser.add_argument("--work-dir", type=Path, default=Path("data/benchmark"), metavar="DIR",
-                        help="images and other things made once (default: data/benchmark)")  # fmt: skip
+    parser.add_argument(
+        "--peers-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="Python in which requirements-peers.txt is installed (default: this one)",
+    )
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=Path("data/benchmark"),
+        metavar="DIR",
+        help="images and other things made once (default: data/benchmark)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON with every figure (default: in runs/)")
     for name, default, what in (
         ("repeats", 3, "measurements of each side"),
@@ -100,9 +109,7 @@ def begin(flags: argparse.Namespace, command: str) -> dict[str, Any]:
     Raises:
         UserError: it was measured elsewhere, or with other settings, so nothing may be added to it.
     """
-    names = ("dataset", "seconds") if flags.devices else (
-        "images", "large_images", "many_images", "epochs", "seconds"
-    )  # fmt: skip
+    names = ("dataset", "seconds") if flags.devices else ("images", "large_images", "many_images", "epochs", "seconds")
     settings = {name: getattr(flags, name) for name in names}
     document = {"kind": "devices" if flags.devices else "peers", "settings": settings, "machine": machine()}
     if flags.out.exists():
@@ -153,7 +160,9 @@ class Failed(Exception):
     """A side ended with an error; the message is the last line of its standard error."""
 
 
-def run_child(python: str, module: str, arguments: Sequence[str], environment: Mapping[str, str | None]) -> dict[str, Any]:
+def run_child(
+    python: str, module: str, arguments: Sequence[str], environment: Mapping[str, str | None]
+) -> dict[str, Any]:
     """Runs a program of peers/ to its end, and returns its figures and those of its process.
 
     `wall_seconds`, `cpu_seconds` (user and system, with all that it started) and `peak_mb` (of the largest of its
@@ -295,9 +304,18 @@ def measure(case: Case, side: Side, flags: argparse.Namespace) -> dict[str, Any]
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     arguments = [
-        side.job, "--scratch", str(scratch), "--seconds", str(flags.seconds), "--threads", str(num_cores()),
-        "--epochs", str(min(flags.epochs, case.most_epochs)), *needed, *side.flags,
-    ]  # fmt: skip
+        side.job,
+        "--scratch",
+        str(scratch),
+        "--seconds",
+        str(flags.seconds),
+        "--threads",
+        str(num_cores()),
+        "--epochs",
+        str(min(flags.epochs, case.most_epochs)),
+        *needed,
+        *side.flags,
+    ]
     python = flags.peers_python if side.packages else sys.executable
     try:
         figures = run_child(python, side.module, arguments, {"TF_ENABLE_ONEDNN_OPTS": side.onednn})
@@ -335,7 +353,9 @@ def things(flags: argparse.Namespace) -> dict[str, Thing]:
         "large_images": images("large", "large", flags.large_images),
         "few_small_images": images("small", "small", few, "--size", "96"),
         "many_small_images": images("small", "small", flags.many_images, "--size", "96"),
-        "weights": Thing("--weights", folder / "resnet50.weights.h5", "ours", ("random_weights", "--network", "resnet50")),
+        "weights": Thing(
+            "--weights", folder / "resnet50.weights.h5", "ours", ("random_weights", "--network", "resnet50")
+        ),
         "onnx": Thing("--onnx", folder / "onnx", "pytorch", ("export",)),
         "cache": Thing("--cache", cache, "ours", (*first_run, "--cache", str(cache)), of_this_version=True),
         "drawn": Thing("--data", folder / "drawn", "ours", ("drawn",)),

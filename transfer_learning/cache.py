@@ -4,11 +4,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_learning.command_line import Parser, run_main
+from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
-from transfer_learning.storage.pools import Pool, clear, described, list_pools, make_room
-from transfer_learning.units import tell
+from transfer_learning.storage.cache import Pool, clear, described, list_pools, make_room
 
 COLUMNS = ("kind", "name", "holds", "records", "MB", "last used", "in use")
 TO_THE_RIGHT = ("records", "MB")
@@ -20,14 +20,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--cache-dir", default=RunConfig.cache_dir, metavar="FOLDER", help=f"(default: {RunConfig.cache_dir})"
     )
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--clear", metavar="WHAT", help="delete all, a kind such as pixels or features, or one by its name")
-    choice.add_argument("--keep-gb", type=float, metavar="N", help="delete what was not used for longest until N GB are left")
+    choice.add_argument(
+        "--clear", metavar="WHAT", help="delete all, a kind such as pixels or features, or one by its name"
+    )
+    choice.add_argument(
+        "--keep-gb", type=float, metavar="N", help="delete what was not used for longest until N GB are left"
+    )
     flags = parser.parse_args(arguments)
     if flags.keep_gb is not None and not 0 <= flags.keep_gb < float("inf"):
         raise UserError(f"--keep-gb {flags.keep_gb:g} is no size; give 0 or more, in 10^9 bytes.")
     pools = list_pools(flags.cache_dir)
     if not Path(flags.cache_dir).exists():
-        print(f"There is no folder {flags.cache_dir}, so nothing is kept; a run makes it, or --cache-dir names another one.")
+        print(
+            f"There is no folder {flags.cache_dir}, so nothing is kept; a run makes it, or --cache-dir names another one."
+        )
     elif not pools:
         print(f"Nothing is kept in {flags.cache_dir}.")
     elif flags.clear is not None:
@@ -36,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _keep(flags.cache_dir, flags.keep_gb * 1e9)
     else:
         print("\n".join(table(pools)))
-        print("Clear with --clear all, a kind or a name, or with --keep-gb N; what is cleared is made again when needed.")
+        print(
+            "Clear with --clear all, a kind or a name, or with --keep-gb N; what is cleared is made again when needed."
+        )
 
 
 def table(pools: Sequence[Pool]) -> list[str]:
@@ -44,7 +52,9 @@ def table(pools: Sequence[Pool]) -> list[str]:
     rows = [COLUMNS]
     for pool in pools:
         used = f"{pool.last_used:%Y-%m-%d %H:%M}", "yes" if pool.in_use else "no"
-        rows.append((pool.kind, pool.path.name, pool.about or "-", f"{pool.num_records:,}", _size(pool.num_bytes), *used))
+        rows.append(
+            (pool.kind, pool.path.name, pool.about or "-", f"{pool.num_records:,}", _size(pool.num_bytes), *used)
+        )
     num_records, num_bytes = (sum(getattr(pool, name) for pool in pools) for name in ("num_records", "num_bytes"))
     rows.append(("total", "", "", f"{num_records:,}", _size(num_bytes), "", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -22,17 +22,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_learning.command_line import Parser, add_config_flags, given_values, run_main
-from transfer_learning.comparison_dir import ComparisonDir, Plan, last_phase
+from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.parser import Parser, add_config_flags, given_values, run_main
 from transfer_learning.config import RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
-from transfer_learning.evaluation import comparison
-from transfer_learning.pages.comparison import read_table, write_results
-from transfer_learning.run_dir import RunDir
-from transfer_learning.sides import chosen_sides
+from transfer_learning.experiments.comparison import statistics
+from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan, last_phase
+from transfer_learning.experiments.comparison.report import read_table, write_results
+from transfer_learning.experiments.comparison.variants import chosen_sides
 from transfer_learning.storage.files import read_json, write_json, write_text
+from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.stopping import STOPS, StopRequest
-from transfer_learning.units import tell
 
 ROOT = Path(__file__).parent.parent
 LOOK_SECONDS = 0.1  # between two looks at the process that trains
@@ -72,19 +72,38 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m transfer_learning.compare", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("--config", action="append", metavar="NAME=WHAT",
-                        help="a side: a JSON file with all fields of a config or some, or flags in quotes")  # fmt: skip
-    parser.add_argument("--seeds", type=int, metavar="N",
-                        help=f"runs of each side, with seeds from --seed on (default: {Plan.num_seeds})")  # fmt: skip
+    parser.add_argument(
+        "--config",
+        action="append",
+        metavar="NAME=WHAT",
+        help="a side: a JSON file with all fields of a config or some, or flags in quotes",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"runs of each side, with seeds from --seed on (default: {Plan.num_seeds})",
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of each side, of both phases together")
-    parser.add_argument("--learning-rates", type=numbers, metavar="RATES",
-                        help="as 1e-4,1e-3,1e-2: each side is trained with each, and goes on with the one that is best on "
-                        "the validation images; of a config with two phases it is the rate of the second")  # fmt: skip
-    parser.add_argument("--reach", type=numbers, metavar="ACCURACIES",
-                        help="validation accuracies whose epoch and time are told (default: "
-                        f"{','.join(f'{accuracy:g}' for accuracy in Plan.reach)})")  # fmt: skip
-    parser.add_argument("--run-dir", metavar="DIR",
-                        help="directory of the comparison (default: one in runs/ that the same command finds)")  # fmt: skip
+    parser.add_argument(
+        "--learning-rates",
+        type=numbers,
+        metavar="RATES",
+        help="as 1e-4,1e-3,1e-2: each side is trained with each, and goes on with the one that is best on "
+        "the validation images; of a config with two phases it is the rate of the second",
+    )
+    parser.add_argument(
+        "--reach",
+        type=numbers,
+        metavar="ACCURACIES",
+        help="validation accuracies whose epoch and time are told (default: "
+        f"{','.join(f'{accuracy:g}' for accuracy in Plan.reach)})",
+    )
+    parser.add_argument(
+        "--run-dir",
+        metavar="DIR",
+        help="directory of the comparison (default: one in runs/ that the same command finds)",
+    )
     parser.add_argument("--resume", metavar="DIR", help="continue the comparison in this directory")
     add_config_flags(parser)
     flags = parser.parse_args(arguments)
@@ -119,7 +138,9 @@ def begun(flags: argparse.Namespace, command: str = "") -> tuple[ComparisonDir, 
     more = {name: value for name, value in (("num_seeds", flags.seeds), ("reach", flags.reach)) if value is not None}
     if flags.resume:
         if flags.config or flags.epochs or flags.learning_rates or flags.run_dir or given_values(flags):
-            raise UserError("--resume takes the sides as they were begun; leave every flag out but --seeds and --reach.")
+            raise UserError(
+                "--resume takes the sides as they were begun; leave every flag out but --seeds and --reach."
+            )
         directory = ComparisonDir(Path(flags.resume))
         if not directory.plan.exists():
             raise UserError(f"{flags.resume} holds no comparison; give the directory that `compare` printed.")
@@ -214,12 +235,12 @@ def best_rates(
         histories = {
             rate: read_table(run_dir.history) for rate, run_dir in run_dirs.items() if run_dir.path.name not in diverged
         }
-        chosen = comparison.chosen_rate(histories, config.monitor)
+        chosen = statistics.chosen_rate(histories, config.monitor)
         sides[name] = with_rate(config, chosen)
         search[name] = [
             {
                 "learning_rate": rate,
-                "best": comparison.best_value(histories[rate], config.monitor) if rate in histories else None,
+                "best": statistics.best_value(histories[rate], config.monitor) if rate in histories else None,
                 "monitor": config.monitor,
                 "is_chosen": rate == chosen,
                 "problem": diverged.get(run_dir.path.name, ""),
@@ -255,7 +276,9 @@ def train(run_dir: RunDir, config: RunConfig, title: str, stop: StopRequest) -> 
         Stopped: a signal ended it, after saving.
     """
     if run_dir.config.exists() and (fields := difference(run_dir.read_config(), config)):
-        raise UserError(f"{run_dir.path} was begun with another config ({named(fields)}); delete it, and it is trained anew.")
+        raise UserError(
+            f"{run_dir.path} was begun with another config ({named(fields)}); delete it, and it is trained anew."
+        )
     if run_dir.is_finished:
         print(f"\n{title}: trained before.", flush=True)
         return
@@ -279,9 +302,14 @@ def run_child(run_dir: RunDir, stop: StopRequest) -> None:
     problems: list[str] = []
     with stop.deferred():
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
-            start_new_session=True, env=os.environ | {"PYTHONPATH": path},
-        )  # fmt: skip
+            command,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
         reader = threading.Thread(target=pass_on, args=(process.stderr, problems), daemon=True)
         reader.start()
         is_told = False

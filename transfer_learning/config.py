@@ -39,8 +39,12 @@ class Phase:
     optimizer: str = option("adam", "how gradients become steps", OPTIMIZERS)
     momentum: float = option(0.9, "momentum of sgd")
     weight_decay: float = option(0.0, "decoupled weight decay, a fraction of each weight per unit of learning rate")
-    schedule: str = option("constant", "learning rate over the phase; plateau lowers it when `monitor` stalls", SCHEDULES)
-    warmup_epochs: float = option(0.0, "epochs over which the rate rises, linearly from zero; with one_cycle see divisors")
+    schedule: str = option(
+        "constant", "learning rate over the phase; plateau lowers it when `monitor` stalls", SCHEDULES
+    )
+    warmup_epochs: float = option(
+        0.0, "epochs over which the rate rises, linearly from zero; with one_cycle see divisors"
+    )
     lowest_rate: float = option(0.0, "where the triangles of triangular2 begin and end")
     cycle_epochs: float = option(1.0, "epochs of one triangle of triangular2, up and down; each is half as high")
     start_divisor: float = option(25.0, "one_cycle begins at the learning rate divided by this")
@@ -50,7 +54,9 @@ class Phase:
     patience: int = option(0, "epochs without a better `monitor` that end the phase early; 0: never")
     augmentation: str = option("none", "random changes of the training images", AUGMENTATIONS)
     views: int = option(0, "views of each image, the plain one too, that are made once and kept; 0: new in every epoch")
-    open: str = option("none", "layers of the backbone that train: a stage such as conv5, the fraction at the top, or all")
+    open: str = option(
+        "none", "layers of the backbone that train: a stage such as conv5, the fraction at the top, or all"
+    )
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,18 @@ class RunConfig:
     """Everything that decides the result of a run, and the few things that do not (`changes_result` false)."""
 
     # A folder may move: whether it still holds the same images is decided by their fingerprint.
-    dataset: str = option("drawn_pills", "name, folder of class folders, archive, table path,label, or such as hf:PLACE",
-                          changes_result=False)  # fmt: skip
+    dataset: str = option(
+        "drawn_pills",
+        "name, folder of class folders, archive, table path,label, or such as hf:PLACE",
+        changes_result=False,
+    )
     backbone: str = option("efficientnet_lite0", "pretrained network under the head")
     weights: str = option("imagenet", "where the backbone starts: imagenet, none (random) or a file")
     image_size: int = option(224, "side in pixels of the square that the backbone sees")
     input_size: int = option(0, "side in pixels at which images are kept and given to the model; 0: image_size")
-    resize: str = option("squash", "how a picture becomes square: squash it, crop the middle, or pad the sides", RESIZES)
+    resize: str = option(
+        "squash", "how a picture becomes square: squash it, crop the middle, or pad the sides", RESIZES
+    )
     head: tuple[int, ...] = option((), "widths of the dense layers before the last, as 512,256; none: one linear layer")
     dropout: float = option(0.0, "fraction dropped after each dense layer of the head, or before a linear one")
     head_start: str = option("auto", "auto: a linear head on kept features starts from its ridge solution", HEAD_STARTS)
@@ -73,26 +84,33 @@ class RunConfig:
     seed: int = option(0, "draws the initial head, the order, the augmentation and the dropout")
     val_fraction: float = option(0.15, "share of the training images kept for validation, where the dataset names none")
     test_fraction: float = option(0.15, "share of the images kept for the test, where the dataset names none")
-    group_by: str = option("", "regular expression; images in whose path it or its first group finds the same share a split")
+    group_by: str = option(
+        "", "regular expression; images in whose path it or its first group finds the same share a split"
+    )
     # What it corrects decides the result, and is in the fingerprint of the images; where it lies does not.
-    corrections: str = option("", "table of images to relabel or to drop: the corrections.csv of `prepare`, edited",
-                              changes_result=False)  # fmt: skip
+    corrections: str = option(
+        "", "table of images to relabel or to drop: the corrections.csv of `prepare`, edited", changes_result=False
+    )
     flip: bool = option(True, "let augmentation mirror images left to right; not for text, digits and signs")
     label_smoothing: float = option(0.0, "share of each label spread evenly over all classes")
     class_weights: str = option("none", "balanced: each class counts alike however few its images", CLASS_WEIGHTS)
     monitor: str = option("val_loss", "value that decides the best weights, early stopping and the plateau", MONITORS)
     decoded_gb: float = option(16.0, "a set whose decoded images take more is kept as JPEGs of the stored size")
-    precision: str = option("auto", "number format of the computation; auto: mixed_float16 on GPUs that gain", PRECISIONS)
+    precision: str = option(
+        "auto", "number format of the computation; auto: mixed_float16 on GPUs that gain", PRECISIONS
+    )
     held_out: str = option("", "classes, as owl,fox, that are not learnt: their images only try the rule for unknown")
     skip_unreadable: bool = option(False, "go on without images that cannot be read, and count them")
     tensorboard: bool = option(False, "write TensorBoard's event files", changes_result=False)
     csv_log: bool = option(False, "write Keras' CSVLogger file beside history.csv", changes_result=False)
     checkpoint_seconds: float = option(60.0, "longest time between two checkpoints", changes_result=False)
     data_dir: str = option("data", "folder that holds or receives the named datasets", changes_result=False)
-    cache_dir: str = option("data/cache", "folder for decoded images and features, kept from run to run",
-                            changes_result=False)  # fmt: skip
-    cache_gb: float = option(100.0, "most that the cache may hold; what was not used for longest goes first",
-                             changes_result=False)  # fmt: skip
+    cache_dir: str = option(
+        "data/cache", "folder for decoded images and features, kept from run to run", changes_result=False
+    )
+    cache_gb: float = option(
+        100.0, "most that the cache may hold; what was not used for longest goes first", changes_result=False
+    )
     frozen: Phase = Phase(epochs=10)
     fine_tune: Phase = Phase(learning_rate=1e-5, open="all")
 
@@ -128,7 +146,10 @@ class RunConfig:
                 f"--image-size {self.image_size} with --input-size {self.input_size} is too large; give {LARGEST_SIZE} "
                 "pixels or less.",
             ),
-            (0 <= self.input_size, f"--input-size {self.input_size} is negative; give pixels, or 0 for the image size."),
+            (
+                0 <= self.input_size,
+                f"--input-size {self.input_size} is negative; give pixels, or 0 for the image size.",
+            ),
             (self.batch_size >= 1, f"--batch-size {self.batch_size} is not positive; give 1 or more."),
             (
                 self.micro_batches >= 1 and self.batch_size % self.micro_batches == 0,
@@ -149,7 +170,8 @@ class RunConfig:
                 f"--label-smoothing {self.label_smoothing} is no fraction; give 0 or more and less than 1.",
             ),
             (
-                0 <= self.val_fraction < 1 and 0 <= self.test_fraction < 1
+                0 <= self.val_fraction < 1
+                and 0 <= self.test_fraction < 1
                 and self.val_fraction + self.test_fraction < 1,
                 f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave no training images; "
                 "give fractions whose sum is below 1.",
@@ -183,7 +205,7 @@ class RunConfig:
                 f"--weights none with --fine-tune.open {self.fine_tune.open} would leave random layers untrained; "
                 "pass --fine-tune.open all.",
             ),
-        ):  # fmt: skip
+        ):
             if not holds:
                 raise UserError(sentence)
 
@@ -300,7 +322,10 @@ def _check_phase(flag: str, phase: Phase) -> None:
             "above the highest rate; give 1 or more.",
         ),
         (phase.patience >= 0, f"--{flag}.patience {phase.patience} is negative; give 0 to train every epoch."),
-        (phase.plateau_patience >= 1, f"--{flag}.plateau-patience {phase.plateau_patience} is below 1; give 1 or more."),
+        (
+            phase.plateau_patience >= 1,
+            f"--{flag}.plateau-patience {phase.plateau_patience} is below 1; give 1 or more.",
+        ),
         (
             0 < phase.plateau_factor < 1,
             f"--{flag}.plateau-factor {phase.plateau_factor} does not lower a rate; give more than 0, less than 1.",

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_learning.command_line import Parser, quiet_start, run_main
-from transfer_learning.datasets.views import views_of
+from transfer_learning.cli.parser import Parser, quiet_start, run_main
 from transfer_learning.errors import UserError
-from transfer_learning.run_dir import evaluated_run_dir, new_run_dir
+from transfer_learning.evaluation.tta import views_of
+from transfer_learning.storage.run_directory import evaluated_run_dir, new_run_dir
 
 EXAMPLES = """examples:
   evaluate runs/a --split val               predict and measure the validation images again
@@ -30,8 +30,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     split = flags.split or "test"
 
     with quiet_start():
-        from transfer_learning.members import Member, compare_pair, evaluate_again, evaluate_ensemble, evaluate_views
-        from transfer_learning.soups import make_soup
+        from transfer_learning.experiments.finished_run import (
+            Member,
+            compare_pair,
+            evaluate_again,
+            evaluate_ensemble,
+            evaluate_views,
+        )
+        from transfer_learning.experiments.soups import make_soup
 
     members = [Member(run_dir) for run_dir in run_dirs]
     if flags.soup:
@@ -56,7 +62,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a directory that `run` made")
     parser.add_argument("--split", metavar="SPLIT", help="val or test (default: test)")
     parser.add_argument("--views", metavar="VIEWS", help="average over views of each image: flip, crops or flip,crops")
-    parser.add_argument("--soup", action="store_true", help="average the weights of several runs instead of their answers")
+    parser.add_argument(
+        "--soup", action="store_true", help="average the weights of several runs instead of their answers"
+    )
     parser.add_argument("--paired", action="store_true", help="compare two runs image by image; average nothing")
     parser.add_argument(
         "--run-dir", metavar="DIR", help="where the results of several runs go (default: a new directory under runs/)"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from transfer_learning.command_line import Parser, quiet_start, run_main
-from transfer_learning.datasets.folder import files_below, reason_to_ignore
+from transfer_learning.cli.formatting import printable
+from transfer_learning.cli.parser import Parser, quiet_start, run_main
+from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
-from transfer_learning.run_dir import evaluated_run_dir
 from transfer_learning.storage.files import read_json
-from transfer_learning.units import printable
+from transfer_learning.storage.run_directory import evaluated_run_dir
 
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
 UNKNOWN = "unknown"  # in place of a class
@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders searched for them")
     parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
     parser.add_argument(
-        "--unknown", action="store_true", help="write unknown where the confidence is too low for any class (see the report)"
+        "--unknown",
+        action="store_true",
+        help="write unknown where the confidence is too low for any class (see the report)",
     )
     flags = parser.parse_args(arguments)
     run_dir = evaluated_run_dir(flags.run_dir)
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import numpy as np
 
     with quiet_start():
-        from transfer_learning.datasets.decode_worker import DecodeWorkers, usable_cores
+        from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
         from transfer_learning.machine.devices import set_up_devices
         from transfer_learning.models.classifier import load_model, probabilities
 
@@ -69,7 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     skipped += 1
                     print(printable(f"Skipped {file}: {image.problem}."), file=sys.stderr)
                 else:
-                    raise UserError(f"{file} cannot be predicted: {image.problem}; leave it out, or pass --skip-unreadable.")
+                    raise UserError(
+                        f"{file} cannot be predicted: {image.problem}; leave it out, or pass --skip-unreadable."
+                    )
             if not readable:
                 continue
             pixels = np.stack([pixels for _, pixels in readable])

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_learning.choice import chosen_config
-from transfer_learning.command_line import Parser, add_config_flags, as_flags, given_values, quiet_start, run_main
+from transfer_learning.cli.formatting import duration, printable, size, tell
+from transfer_learning.cli.parser import Parser, add_config_flags, as_flags, given_values, quiet_start, run_main
+from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.audit import Features, audit
-from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.audit.findings import Features, audit
 from transfer_learning.datasets.corrections import read_corrections
 from transfer_learning.datasets.data import Data, look_at
 from transfer_learning.datasets.dataset import SPLITS
 from transfer_learning.datasets.manifest import check_classes
+from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
-from transfer_learning.models.kept_features import find_kept_features
-from transfer_learning.pages.audit import crop_in_words, in_lines, new_audit_dir, write_audit
-from transfer_learning.pages.page import counts_by_class, held_out_classes
-from transfer_learning.storage.pools import list_pools
-from transfer_learning.training.progress import count_progress
-from transfer_learning.units import duration, printable, size, tell
+from transfer_learning.experiments.cached_features import find_kept_features
+from transfer_learning.recipes.resolve import chosen_config
+from transfer_learning.reports.audit import crop_in_words, in_lines, new_audit_dir, write_audit
+from transfer_learning.reports.page import counts_by_class, held_out_classes
+from transfer_learning.storage.cache import list_pools
 
 FILES_SHOWN = 20  # of those that are skipped
 EPILOG = """examples:
@@ -44,9 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(prog="python -m transfer_learning.prepare", description=__doc__, epilog=EPILOG)
     parser.add_argument("place", metavar="DATASET", nargs="?", help="what --dataset names, without the flag")
     parser.add_argument("--out", metavar="DIR", help="directory of the audit (default: a new one under runs/)")
-    parser.add_argument("--features", action="store_true",
-                        help="compute the backbone's features of all images, which `run` then finds: by them likely label "
-                        "errors and outliers are found (default: use those that a run has kept)")  # fmt: skip
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="compute the backbone's features of all images, which `run` then finds: by them likely label "
+        "errors and outliers are found (default: use those that a run has kept)",
+    )
     add_config_flags(parser)
     flags = parser.parse_args(arguments)
     if flags.place is not None:
@@ -71,7 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for pool in list_pools(config.cache_dir):
         if pool.path == data.store.folder:  # none where the disk refuses, which was said
             print(f"Kept in {pool.path}, with those of other datasets: {pool.about}, {size(pool.num_bytes)}.")
-    print(f"Read, decoded and divided {num_images:,} images in {duration(seconds)}: {num_images / seconds:,.0f} images/s.")
+    print(
+        f"Read, decoded and divided {num_images:,} images in {duration(seconds)}: {num_images / seconds:,.0f} images/s."
+    )
 
     started = time.monotonic()
     found_in = audit(dataset, data, features_for(config, data, flags.features), count_progress("Comparing images:"))
@@ -84,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell(line)
     if config.resize == "crop":
         print(crop_in_words(found_in))
-    print(f"Looked for in {duration(time.monotonic() - started)}; see {written.page}, and {written.table} for every file.")
+    print(
+        f"Looked for in {duration(time.monotonic() - started)}; see {written.page}, and {written.table} for every file."
+    )
     if written.num_doubtful:
         images = "1 image is" if written.num_doubtful == 1 else f"{written.num_doubtful:,} images are"
         print(f"{images} for you to decide on: edit {written.corrections}, and pass it by --corrections.")
@@ -112,7 +119,7 @@ def features_for(config: RunConfig, data: Data, is_asked: bool) -> Features | No
     """The features of the images: computed if asked for, else what a run has kept, else None."""
     if is_asked:
         with quiet_start():  # imports TensorFlow
-            from transfer_learning.training.plain_features import plain_features
+            from transfer_learning.experiments.plain_features import plain_features
         values, examples, about = plain_features(config, data, progress=count_progress("Computing features:"))
     else:
         found = find_kept_features(data.manifest["sha256"].tolist(), config.backbone, config.cache_dir)
@@ -153,10 +160,14 @@ def class_table(data: Data) -> list[str]:
     """The lines of an aligned table of the images by class and split, with sums."""
     rows = [("class", *SPLITS, "skipped", "images")]
     for row in counts_by_class(data.manifest, data.class_names):
-        rows.append((printable(row["label"] or "(all)"), *(f"{row[column]:,}" for column in (*SPLITS, "skipped", "all"))))
+        rows.append(
+            (printable(row["label"] or "(all)"), *(f"{row[column]:,}" for column in (*SPLITS, "skipped", "all")))
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
-        "  ".join((row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))))
+        "  ".join(
+            (row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
+        )
         for row in rows
     ]
 

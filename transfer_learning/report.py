@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Sequence
 
-from transfer_learning.command_line import Parser, run_main
-from transfer_learning.pages.report import write_report
-from transfer_learning.run_dir import existing_run_dir
+from transfer_learning.cli.parser import Parser, run_main
+from transfer_learning.reports.run import write_report
+from transfer_learning.storage.run_directory import existing_run_dir
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_learning.choice import chosen_config
-from transfer_learning.command_line import Parser, add_config_flags, given_values, quiet_start, run_main
+from transfer_learning.cli.parser import Parser, add_config_flags, given_values, quiet_start, run_main
 from transfer_learning.config import PHASES, RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
-from transfer_learning.run_dir import RunDir, existing_run_dir, new_run_dir
+from transfer_learning.recipes.resolve import chosen_config
+from transfer_learning.storage.run_directory import RunDir, existing_run_dir, new_run_dir
 
 EXAMPLES = """examples:
   python -m transfer_learning.run --dataset drawn_pills
@@ -36,13 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
     def end_at_once(signal_number: int) -> None:
         stopped = Stopped(signal_number)
-        print(f"Stopped by {stopped} before it could save; continue from the last checkpoint with: {continuing}", flush=True)
+        print(
+            f"Stopped by {stopped} before it could save; continue from the last checkpoint with: {continuing}",
+            flush=True,
+        )
         os._exit(stopped.exit_code)
 
     try:
         with quiet_start():  # these import TensorFlow and scikit-learn, which takes seconds
             from transfer_learning.evaluation import metrics
-            from transfer_learning.experiment import run_experiment
+            from transfer_learning.experiments.train import run_experiment
             from transfer_learning.training import history
             from transfer_learning.training.stopping import Watchdog
         with Watchdog(end_at_once):

@@ -20,9 +20,13 @@ def table(tmp_path, *rows, head="id,label,suggestion,probability,why,action"):
 
 def test_every_action_is_done_and_said(tmp_path):
     path = table(
-        tmp_path, "a/0.jpg,a,b,0.9,likely label error,keep", "a/1.jpg,a,b,0.9,,relabel:b", "a/2.jpg,a,b,0.8,,Relabel",
-        "b/0.jpg,b,,,blurred, drop ", "b/1.jpg,b,a,0.7,,relabel: b",
-    )  # fmt: skip
+        tmp_path,
+        "a/0.jpg,a,b,0.9,likely label error,keep",
+        "a/1.jpg,a,b,0.9,,relabel:b",
+        "a/2.jpg,a,b,0.8,,Relabel",
+        "b/0.jpg,b,,,blurred, drop ",
+        "b/1.jpg,b,a,0.7,,relabel: b",
+    )
     read = read_corrections(path)
     assert read == Corrections(
         path, frozenset({"a/0.jpg"}), frozenset({"b/0.jpg"}), {"a/1.jpg": "b", "a/2.jpg": "b", "b/1.jpg": "b"}
@@ -75,10 +79,10 @@ def test_a_kept_image_may_be_gone(tmp_path):
         (None, "There is no table .*; give the corrections.csv"),
         (b"", r"has the columns \(none\); id and action"),
         (b"path,label\n1.jpg,a\n", "has the columns path, label; id and action"),
-        (b"id,action\n\"a\n", "cannot be read as a table"),
+        (b'id,action\n"a\n', "cannot be read as a table"),
         (b"id,action\n\xff\xfe,drop\n", "cannot be read as a table"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_such_table_is_refused(content, words, tmp_path):
     path = tmp_path / "c.csv"
     if content is not None:

@@ -34,9 +34,7 @@ def test_a_class_that_is_not_there_and_too_few_that_are_left(names, words):
 
 def test_the_images_of_other_classes_keep_their_split_and_the_held_out_ones_have_no_label(small_config):
     said = []
-    every, left = (
-        load_data(dataclasses.replace(small_config, held_out=names), said.append) for names in ("", "cross")
-    )
+    every, left = (load_data(dataclasses.replace(small_config, held_out=names), said.append) for names in ("", "cross"))
     assert left.class_names == ("circle", "stripes") and "14 of classes held out" in left.in_words()
     held_out = left.split(HELD_OUT)
     assert len(held_out) == 14 and set(held_out.labels) == {-1} and not len(every.split(HELD_OUT))
@@ -49,7 +47,7 @@ def test_the_images_of_other_classes_keep_their_split_and_the_held_out_ones_have
 
 
 def test_the_same_picture_in_a_class_that_is_held_out_sets_nothing_aside(small_config, tmp_path):
-    from conftest import draw_photos
+    from tests.support.photos import draw_photos
 
     folder = draw_photos(tmp_path / "photos")
     for path in (folder / "circle").iterdir():

@@ -18,12 +18,17 @@ def manifest_of(rows, val=0.15, test=0.15, skip=False, ids=None, pixels=None, **
     ids = ids or [f"{number:04d}" for number in range(len(rows))]
     examples = [
         Example(id, label, split, None, group) for id, (label, _, split, _, group) in zip(ids, rows, strict=True)
-    ]  # fmt: skip
+    ]
     hashes = [hashlib.sha256(str(content).encode()).hexdigest() for _, content, *_ in rows]
-    facts = pd.DataFrame({
-        "sha256": hashes, "width": 8, "height": 8, "pixels": pixels or hashes,
-        "problem": [problem for *_, problem, _ in rows],
-    })  # fmt: skip
+    facts = pd.DataFrame(
+        {
+            "sha256": hashes,
+            "width": 8,
+            "height": 8,
+            "pixels": pixels or hashes,
+            "problem": [problem for *_, problem, _ in rows],
+        }
+    )
     said = []
     names = tuple(sorted({label for label, *_ in rows}))
     manifest = make_manifest(Dataset("rows", names, tuple(examples)), facts, val, test, skip, said.append, **options)
@@ -45,8 +50,9 @@ def test_it_has_a_row_an_example_in_their_order():
     assert list(manifest["label"]) == ["a"] * 20 + ["b"] * 20
     assert set(manifest["split"]) == {"train", "val", "test"}
     assert [sentence.split(":")[0] for sentence in said] == [
-        "The dataset names no test split", "The dataset names no val split",
-    ]  # fmt: skip
+        "The dataset names no test split",
+        "The dataset names no val split",
+    ]
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.15, 0.15), (0.1, 0.3), (0.0, 0.2), (0.2, 0.0), (0.0, 0.0)])
@@ -98,8 +104,9 @@ def test_a_split_of_which_a_class_has_nothing_is_named_and_empty_stays_empty():
     manifest, said = manifest_of(images("a", 60) + images("b", 2))
     assert set(manifest["split"][:60]) == {"train", "val", "test"} and set(manifest["split"][60:]) == {"train"}
     assert [sentence.split(":")[0] for sentence in said[-2:]] == [
-        "The class b has no val image", "The class b has no test image",
-    ]  # fmt: skip
+        "The class b has no val image",
+        "The class b has no test image",
+    ]
     _, said = manifest_of(images("a", 60) + [row for label in "bcdefghijk" for row in images(label, 1)], test=0)
     assert re.match(r"\d classes \(b, e, f, g, \.\.\.\) have no val image:", said[-1])
 
@@ -186,7 +193,11 @@ def test_groups_that_the_dataset_names_hold_as_those_of_an_expression_do():
     rows = [("ab"[number % 2], f"c{number}", "", "", f"photo {number // 4}") for number in range(120)]
     manifest, _ = manifest_of(rows)
     assert set(manifest["group"]) == {f"photo {number}" for number in range(30)}
-    assert (manifest.groupby("group")["split"].nunique() == 1).all() and set(manifest["split"]) == {"train", "val", "test"}
+    assert (manifest.groupby("group")["split"].nunique() == 1).all() and set(manifest["split"]) == {
+        "train",
+        "val",
+        "test",
+    }
     ids = [f"{number // 3:02d}_{number}" for number in range(120)]  # cuts across the photos
     manifest, said = manifest_of(rows, ids=ids, group_by=r"^\d+")
     used = manifest.assign(photo=[row[-1] for row in rows])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer_learning.config import AUGMENTATIONS
-from transfer_learning.datasets import augment
+from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import (
     BATCHES_AHEAD,
     Examples,
@@ -100,9 +100,11 @@ def test_epochs_seeds_and_images_are_changed_each_in_its_own_way():
     same = Examples(examples.inputs, np.repeat(examples.rows[:1], 8), examples.labels, examples.ids)
     seen = {
         image.tobytes()
-        for seed in range(2) for epoch in range(3)
-        for inputs, _ in arrays(training_batches(same, 8, seed, epoch, augmentation="light")) for image in inputs
-    }  # fmt: skip
+        for seed in range(2)
+        for epoch in range(3)
+        for inputs, _ in arrays(training_batches(same, 8, seed, epoch, augmentation="light"))
+        for image in inputs
+    }
     assert len(seen) == 2 * 3 * 8
 
 
@@ -117,14 +119,17 @@ def test_images_stay_images(augmentation):
 
 @settings(deadline=None)
 @given(
-    strength=st.sampled_from(sorted(augment.STRENGTHS)), flip=st.booleans(), seed=st.integers(0, 2**31 - 1),
-    epoch=st.integers(0, 10**6), keys=st.lists(st.integers(0, 2**64 - 1), max_size=6),
-)  # fmt: skip
+    strength=st.sampled_from(sorted(augmentation.STRENGTHS)),
+    flip=st.booleans(),
+    seed=st.integers(0, 2**31 - 1),
+    epoch=st.integers(0, 10**6),
+    keys=st.lists(st.integers(0, 2**64 - 1), max_size=6),
+)
 def test_what_is_drawn_stays_in_its_range_and_mirrors_only_if_asked(strength, flip, seed, epoch, keys):
-    transforms, colours = augment.draw(strength, flip, seed, epoch, np.array(keys, np.uint64), SIZE)
+    transforms, colours = augmentation.draw(strength, flip, seed, epoch, np.array(keys, np.uint64), SIZE)
     assert transforms.shape == (len(keys), 8) and colours.shape == (len(keys), 2)
     assert transforms.dtype == colours.dtype == np.float32
-    spread = augment.STRENGTHS[strength]
+    spread = augmentation.STRENGTHS[strength]
     a, b, c, d, e, f = transforms[:, :6].T
     area = a * e - b * d  # of the source that a pixel of the result covers; negative where mirrored
     low, high = (1 / (1 + sign * spread["zoom"]) ** 2 for sign in (1, -1))
@@ -142,24 +147,30 @@ def test_what_is_drawn_stays_in_its_range_and_mirrors_only_if_asked(strength, fl
 def test_keys_seeds_and_epochs_count_to_their_last_digit(key):
     """A list of a large and a small integer becomes floats in NumPy, which know 53 of 64 bits."""
     drawn = {
-        augment.draw("light", True, seed, epoch, np.array([other], np.uint64), SIZE)[0].tobytes()
-        for seed in (2**31 - 1, 2**31 - 2) for epoch in (0, 1) for other in (key, key - 1)
-    }  # fmt: skip
+        augmentation.draw("light", True, seed, epoch, np.array([other], np.uint64), SIZE)[0].tobytes()
+        for seed in (2**31 - 1, 2**31 - 2)
+        for epoch in (0, 1)
+        for other in (key, key - 1)
+    }
     assert len(drawn) == 8
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS[1:])
 def test_half_of_the_images_are_mirrored(kind):
-    transforms, _ = augment.draw(kind, True, 0, 0, np.arange(2000, dtype=np.uint64), SIZE)
+    transforms, _ = augmentation.draw(kind, True, 0, 0, np.arange(2000, dtype=np.uint64), SIZE)
     mirrored = transforms[:, 0] * transforms[:, 4] - transforms[:, 1] * transforms[:, 3] < 0
     assert 0.45 < mirrored.mean() < 0.55
 
 
 def apply_with(spread, flip, images):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(augment.STRENGTHS, "test", {**dict.fromkeys(augment.STRENGTHS["light"], 0.0), **spread})
-        transforms, colours = augment.draw("test", flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1])
-    changed = augment.apply("test", tf.constant(images), tf.constant(transforms), tf.constant(colours))
+        patched.setitem(
+            augmentation.STRENGTHS, "test", {**dict.fromkeys(augmentation.STRENGTHS["light"], 0.0), **spread}
+        )
+        transforms, colours = augmentation.draw(
+            "test", flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1]
+        )
+    changed = augmentation.apply("test", tf.constant(images), tf.constant(transforms), tf.constant(colours))
     return changed.numpy(), transforms, colours
 
 
@@ -188,8 +199,10 @@ def test_brightness_is_added_and_contrast_is_taken_about_the_mean():
 
 def change(kind, images, flip=True):
     """Each image drawn by its number: the transforms, and the changed images."""
-    transforms, colours = augment.draw(kind, flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1])
-    return transforms, augment.apply(kind, tf.constant(images), tf.constant(transforms), tf.constant(colours)).numpy()
+    transforms, colours = augmentation.draw(kind, flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1])
+    return transforms, augmentation.apply(
+        kind, tf.constant(images), tf.constant(transforms), tf.constant(colours)
+    ).numpy()
 
 
 def shifted(image, left, top, is_mirrored):
@@ -210,7 +223,9 @@ def test_a_padded_crop_is_a_shift_by_whole_pixels_in_black():
         assert (abs(a), b, d, e) == (1, 0, 0, 1)
         shifts.add((left, top))
     for axis in (0, 1):
-        assert {shift[axis] for shift in shifts} == set(range(-4, 5)), "4 of 32 pixels to each side, as CIFAR's recipe has it"
+        assert {shift[axis] for shift in shifts} == set(range(-4, 5)), (
+            "4 of 32 pixels to each side, as CIFAR's recipe has it"
+        )
     assert len(shifts) > 75, "one axis knows nothing of the other"
 
 
@@ -234,7 +249,7 @@ def torchvision_draws(rng, size):
 
 def test_a_resized_crop_takes_parts_as_torchvision_does():
     size, count = 64, 20_000
-    transforms, colours = augment.draw("resized_crop", True, 0, 0, np.arange(count, dtype=np.uint64), size)
+    transforms, colours = augmentation.draw("resized_crop", True, 0, 0, np.arange(count, dtype=np.uint64), size)
     left, top, width, height = parts(transforms, size)
     assert (colours == [0, 1]).all() and (transforms[:, [1, 3, 6, 7]] == 0).all(), "nothing but a part and a flip"
     for sides in (left, top, width, height):
@@ -267,8 +282,8 @@ def test_a_resized_crop_is_its_part_enlarged():
 
 
 def test_an_image_in_which_no_part_lies_is_taken_whole(monkeypatch):
-    monkeypatch.setattr(augment, "CROP_AREA", (1.0, 1.0))
-    monkeypatch.setattr(augment, "CROP_ASPECT", (1.3, 1.4))
+    monkeypatch.setattr(augmentation, "CROP_AREA", (1.0, 1.0))
+    monkeypatch.setattr(augmentation, "CROP_ASPECT", (1.3, 1.4))
     images = make_examples(8).inputs[:8]
     _, changed = change("resized_crop", images, flip=False)
     np.testing.assert_array_equal(changed, images)
@@ -307,7 +322,9 @@ def test_batches_that_come_at_once_are_those_that_come_one_by_one(at_once, first
     joined = arrays(training_batches(examples, 4, 7, 2, first_update, at_once, augmentation))
     assert [len(labels) for _, labels in joined][:-1] == [4 * at_once] * (len(joined) - 1)
     for part in (0, 1):
-        np.testing.assert_array_equal(*(np.concatenate([batch[part] for batch in batches]) for batches in (single, joined)))
+        np.testing.assert_array_equal(
+            *(np.concatenate([batch[part] for batch in batches]) for batches in (single, joined))
+        )
 
 
 def test_features_come_as_images_do():
@@ -337,7 +354,10 @@ def test_every_example_is_seen_in_each_of_its_views_in_as_many_epochs():
 
 VIEWS = {  # the transforms of two images that are to come out
     "light": [[0.968, 0.048, 0.590, -0.048, 0.968, 7.562, 0, 0], [-1.062, 0.082, 101.045, 0.082, 1.062, -2.141, 0, 0]],
-    "strong": [[0.919, 0.113, 1.105, -0.113, 0.919, 16.852, 0, 0], [-1.158, 0.226, 101.731, 0.226, 1.158, -9.054, 0, 0]],
+    "strong": [
+        [0.919, 0.113, 1.105, -0.113, 0.919, 16.852, 0, 0],
+        [-1.158, 0.226, 101.731, 0.226, 1.158, -9.054, 0, 0],
+    ],
     "rotation": [[1.0, 0.025, -1.199, -0.025, 1.0, 1.229, 0, 0], [-0.999, 0.039, 97.056, 0.039, 0.999, -1.871, 0, 0]],
     "padded_crop": [[-1, 0, 103, 0, 1, 3, 0, 0], [-1, 0, 91, 0, 1, 8, 0, 0]],
     "resized_crop": [[-0.94, 0, 97.03, 0, 0.93, 4.965, 0, 0], [-0.69, 0, 74.155, 0, 0.58, 33.79, 0, 0]],
@@ -346,8 +366,8 @@ VIEWS = {  # the transforms of two images that are to come out
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS[1:])
 def test_kept_views_are_still_those_of_their_version(kind):
-    transforms, colours = augment.draw(kind, True, 0, np.array([1, 2]), np.array([3, 2**64 - 1], np.uint64), 100)
-    assert augment.VERSION == 1 and transforms == pytest.approx(np.array(VIEWS[kind]), abs=1e-3), (
+    transforms, colours = augmentation.draw(kind, True, 0, np.array([1, 2]), np.array([3, 2**64 - 1], np.uint64), 100)
+    assert augmentation.VERSION == 1 and transforms == pytest.approx(np.array(VIEWS[kind]), abs=1e-3), (
         "views come out otherwise: raise augment.VERSION, else runs would take old ones for new ones"
     )
     if kind == "light":

@@ -17,7 +17,12 @@ from transfer_learning.datasets.manifest import RANKS, make_manifest
 
 MANY = settings(derandomize=True, deadline=None, max_examples=100)
 GROUP_BY = r"^g(\d+)"
-SPLITS = {"none": ("",), "train and test": ("train", "test"), "all three": ("train", "val", "test"), "some": ("", "test")}
+SPLITS = {
+    "none": ("",),
+    "train and test": ("train", "test"),
+    "all three": ("train", "val", "test"),
+    "some": ("", "test"),
+}
 
 
 class Image(NamedTuple):
@@ -36,11 +41,15 @@ def manifest_of(images, group_by, names=("",)):
     # A dataset names the same splits before and after: images that cannot be read stand for those that name them.
     images = [*images, *(Image(f"names {split}", "a", -1, -1, split, "it is cut off") for split in names)]
     examples = tuple(Example(image.id, image.label, image.split, None) for image in images)
-    facts = pd.DataFrame({
-        "sha256": [hashlib.sha256(str(image.content).encode()).hexdigest() for image in images],
-        "pixels": [f"{image.pixels}" if not image.problem else "" for image in images],
-        "width": 8, "height": 8, "problem": [image.problem for image in images],
-    })  # fmt: skip
+    facts = pd.DataFrame(
+        {
+            "sha256": [hashlib.sha256(str(image.content).encode()).hexdigest() for image in images],
+            "pixels": [f"{image.pixels}" if not image.problem else "" for image in images],
+            "width": 8,
+            "height": 8,
+            "problem": [image.problem for image in images],
+        }
+    )
     labels = tuple(sorted({image.label for image in images}))
     dataset = Dataset("made up", labels, examples)
     return make_manifest(dataset, facts, 0.2, 0.25, True, lambda sentence: None, group_by).set_index("id")
@@ -57,10 +66,16 @@ def datasets(draw, most=30):
         pixels = content if draw(st.booleans()) else content // 2  # another file of the same picture
         # The first one has a group, since a regex that matches nothing is refused.
         group = draw(st.integers(0, 8)) if number == 0 or draw(st.booleans()) else None
-        images.append(Image(
-            f"{'x' if group is None else f'g{group}'} {number}", draw(st.sampled_from("abc")), content, pixels,
-            draw(st.sampled_from(names)), draw(st.sampled_from(["", "", "", "", "it is cut off"])),
-        ))  # fmt: skip
+        images.append(
+            Image(
+                f"{'x' if group is None else f'g{group}'} {number}",
+                draw(st.sampled_from("abc")),
+                content,
+                pixels,
+                draw(st.sampled_from(names)),
+                draw(st.sampled_from(["", "", "", "", "it is cut off"])),
+            )
+        )
     return images, names, group_by
 
 
@@ -90,10 +105,12 @@ def test_an_image_is_used_before_and_after_unless_one_like_it_came(made, data):
     for image in fewer:
         if before.at[image.id, "split"] and not after.at[image.id, "split"]:
             alike = [
-                other for other in images[len(fewer) :]
-                if other.pixels == image.pixels or other.content == image.content
+                other
+                for other in images[len(fewer) :]
+                if other.pixels == image.pixels
+                or other.content == image.content
                 or (group_by and image.id[0] == "g" and other.id.split()[0] == image.id.split()[0])
-            ]  # fmt: skip
+            ]
             assert alike, f"{image} lost its place to nobody"
 
 

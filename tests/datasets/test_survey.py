@@ -23,12 +23,14 @@ def array(width, height=100):
     ("rows", "expected"),
     [
         ([("a", "", array(10))] * 3 + [("b", "", array(30))] * 2, Survey(5, 2, 2, 3, 10)),
-        ([("a", "train", array(10))] * 2 + [("b", "train", array(10))] + [("b", "test", array(10))] * 9,
-         Survey(3, 2, 1, 2, 10)),
+        (
+            [("a", "train", array(10))] * 2 + [("b", "train", array(10))] + [("b", "test", array(10))] * 9,
+            Survey(3, 2, 1, 2, 10),
+        ),
         ([("a", "train", array(20))] + [("b", "val", array(20))] * 4, Survey(1, 2, 0, 1, 20)),
         ([("a", "", array(500, 40)), ("b", "", array(40, 500)), ("b", "", array(40, 40))], Survey(3, 2, 1, 2, 40)),
     ],
-)  # fmt: skip
+)
 def test_counts_what_may_be_trained_on(rows, expected):
     assert survey(dataset_of(rows)) == expected
 

@@ -40,9 +40,14 @@ def test_the_error_by_hand():
 
 @pytest.mark.parametrize(
     ("confidences", "right", "error"),
-    [([1.0], [1], 0.0), ([1.0], [0], 1.0), ([0.51] * 100, [1] * 51 + [0] * 49, 0.0), ([0.75] * 4, [1, 1, 1, 0], 0.0),
-     ([0.9], [1], 0.1)],
-)  # fmt: skip
+    [
+        ([1.0], [1], 0.0),
+        ([1.0], [0], 1.0),
+        ([0.51] * 100, [1] * 51 + [0] * 49, 0.0),
+        ([0.75] * 4, [1, 1, 1, 0], 0.0),
+        ([0.9], [1], 0.1),
+    ],
+)
 def test_the_error_at_its_edges(confidences, right, error):
     measured = calibration.measure(table_of(confidences, right), 1.0)
     assert measured["error"] == pytest.approx(error, abs=1e-6)
@@ -73,7 +78,9 @@ def test_what_was_corrected_can_be_had_from_the_table():
     logits, labels = drawn(500)
     ids = [str(i) for i in range(500)]
     before, after = (
-        calibration.measure(predictions.table(ids, labels, softmax(logits / divisor, axis=1), list("abcde")), temperature)
+        calibration.measure(
+            predictions.table(ids, labels, softmax(logits / divisor, axis=1), list("abcde")), temperature
+        )
         for divisor, temperature in ((1.0, 1.0), (2.5, 2.5))
     )
     assert after["uncorrected"]["error"] == pytest.approx(before["error"], abs=1e-5)
@@ -112,5 +119,7 @@ def test_the_picture_shows_the_correction_where_there_is_one(tmp_path, temperatu
     figure = figures.reliability(measured)
     assert len(figure.axes) == (2 if temperature == 1 else 4)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles[0].startswith("as the network gives it") and titles[-1].endswith(f"error {100 * measured['error']:.1f} %")
+    assert titles[0].startswith("as the network gives it") and titles[-1].endswith(
+        f"error {100 * measured['error']:.1f} %"
+    )
     figures.save(figure, tmp_path / "reliability.png")

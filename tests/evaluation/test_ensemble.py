@@ -49,17 +49,19 @@ EVEN = np.full((4, 3), 1 / 3)
 REFUSED = {
     "an image is missing": (TABLE.iloc[:3], "one has the image d .* two has not .1 such"),
     "an image is too many": (
-        table_of(np.full((5, 3), 1 / 3), "abxcd", (0, 1, 1, 2, 0)), "two has the image x .* one has not"
+        table_of(np.full((5, 3), 1 / 3), "abxcd", (0, 1, 1, 2, 0)),
+        "two has the image x .* one has not",
     ),
     "another image": (table_of(EVEN, "abce"), "one has the image d"),
     "another label": (table_of(EVEN, labels=(0, 1, 1, 0)), "image c has the label id in one, and dog in two"),
     "another class": (random_table(1, ["cat", "dog", "owl"]), "one knows the class id, and two does not"),
     "one class fewer": (
-        predictions.table(list("abcd"), np.array([0, 1, 1, 0]), np.full((4, 2), 0.5), NAMES[:2]), "one knows the class id"
+        predictions.table(list("abcd"), np.array([0, 1, 1, 0]), np.full((4, 2), 0.5), NAMES[:2]),
+        "one knows the class id",
     ),
     "an image twice": (table_of(EVEN, "abca"), "two lists the image a twice"),
     "not a number": (TABLE.assign(cat=np.float32([0.1, np.nan, 0.1, 0.1])), "two gives no usable .* image b"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("other", "words"), REFUSED.values(), ids=REFUSED)
@@ -82,9 +84,11 @@ def judged(right):
     """A table of two classes that is right where `right` says so."""
     right = np.array(right, bool)
     return predictions.table(
-        [str(number) for number in range(len(right))], np.zeros(len(right), int),
-        np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]]), ["a", "b"],
-    )  # fmt: skip
+        [str(number) for number in range(len(right))],
+        np.zeros(len(right), int),
+        np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]]),
+        ["a", "b"],
+    )
 
 
 def test_the_gain_of_two_tables_by_hand():
@@ -92,11 +96,19 @@ def test_the_gain_of_two_tables_by_hand():
     after = judged([1] * 6 + [1] * 2 + [0] * 1 + [0] * 1)
     gain = ensemble.paired_difference(before, after)
     low, high = gain.pop("difference_interval")
-    assert gain == pytest.approx({
-        "num_examples": 10, "accuracy_before": 0.7, "accuracy_after": 0.8, "difference": 0.1,
-        "both_right": 6, "only_before_right": 1, "only_after_right": 2, "both_wrong": 1,
-        "mcnemar_p": 1.0,  # of three coins, two or more alike are certain
-    })  # fmt: skip
+    assert gain == pytest.approx(
+        {
+            "num_examples": 10,
+            "accuracy_before": 0.7,
+            "accuracy_after": 0.8,
+            "difference": 0.1,
+            "both_right": 6,
+            "only_before_right": 1,
+            "only_after_right": 2,
+            "both_wrong": 1,
+            "mcnemar_p": 1.0,  # of three coins, two or more alike are certain
+        }
+    )
     assert -0.4 < low < 0.1 < high < 0.6
     assert ensemble.only_right(before, after) == ["8"] and ensemble.only_right(after, before) == ["6", "7"]
     assert json.loads(json.dumps(gain, allow_nan=False)) == gain

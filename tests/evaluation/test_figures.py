@@ -231,8 +231,11 @@ def curves_of(num_epochs, start, **changes):
 def test_learning_curves_of_every_kind_of_side_are_drawn_and_named(tmp_path, sides):
     figure = drawn(figures.comparison(sides, reach=[0.5, 0.9]))
     assert [axes.get_ylabel() for axes in figure.axes] == [
-        "validation accuracy", "validation accuracy", "validation loss", "training accuracy",
-    ]  # fmt: skip
+        "validation accuracy",
+        "validation accuracy",
+        "validation loss",
+        "training accuracy",
+    ]
     assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "seconds of training", "epoch", "epoch"]
     texts = figure.legends[0].get_texts()
     assert [text.get_text() for text in texts] == figures.readable(list(sides))

@@ -144,7 +144,10 @@ def random_result(num_images, num_classes, share_right, seed=0):
 )
 def test_every_interval_holds_its_number_and_has_a_width(num_images, num_classes, share_right):
     *_, result = random_result(num_images, num_classes, share_right)
-    rows = [(result["macro_f1"], result["macro_f1_interval"]), (result["accuracy"], result["accuracy_resampled_interval"])]
+    rows = [
+        (result["macro_f1"], result["macro_f1_interval"]),
+        (result["accuracy"], result["accuracy_resampled_interval"]),
+    ]
     for row in result["per_class"].values():
         rows += [(row[name], row[f"{name}_interval"]) for name in ("precision", "recall", "f1")]
     for value, interval in rows:
@@ -159,10 +162,13 @@ def test_the_intervals_are_those_of_images_drawn_again_one_by_one():
     random, drawn = np.random.default_rng(1), []
     for _ in range(1000):
         rows = random.integers(200, size=200)
-        drawn.append([
-            f1_score(true[rows], predicted[rows], average="macro"), accuracy_score(true[rows], predicted[rows]),
-            *f1_score(true[rows], predicted[rows], average=None, labels=range(4)),
-        ])  # fmt: skip
+        drawn.append(
+            [
+                f1_score(true[rows], predicted[rows], average="macro"),
+                accuracy_score(true[rows], predicted[rows]),
+                *f1_score(true[rows], predicted[rows], average=None, labels=range(4)),
+            ]
+        )
     expected = np.percentile(drawn, [2.5, 97.5], axis=0).T
     found = [result["macro_f1_interval"], result["accuracy_resampled_interval"]]
     found += [row["f1_interval"] for row in result["per_class"].values()]

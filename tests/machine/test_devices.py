@@ -85,7 +85,9 @@ def test_tensorflow_in_use_already_is_a_sentence(machine, monkeypatch):
         set_up()
 
 
-@pytest.mark.parametrize("flag", ["TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE", "XLA_FLAGS"])
+@pytest.mark.parametrize(
+    "flag", ["TF_SET_ONEDNN_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE", "XLA_FLAGS"]
+)
 def test_flags_that_change_the_arithmetic_are_part_of_what_has_to_be_the_same(flag, machine, monkeypatch):
     machine()
     before = set_up()[0].fingerprint

@@ -7,13 +7,28 @@ from transfer_learning.machine import gpus
 
 NOT_SUPPORTED = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 GPU = {
-    "name": "RTX 2050", "uuid": "GPU-aa11", "use": 83, "memory": (3e9, 4e9), "celsius": 71, "milliwatts": 30_500,
-    "sm": 1740, "memory_mhz": 7001, "reasons": 0, "slowdown": 97, "limit": 45_000,
-}  # fmt: skip
+    "name": "RTX 2050",
+    "uuid": "GPU-aa11",
+    "use": 83,
+    "memory": (3e9, 4e9),
+    "celsius": 71,
+    "milliwatts": 30_500,
+    "sm": 1740,
+    "memory_mhz": 7001,
+    "reasons": 0,
+    "slowdown": 97,
+    "limit": 45_000,
+}
 SAMPLE = {
-    "percent": 83, "memory_used_mb": 3000.0, "memory_total_mb": 4000.0, "celsius": 71, "watts": 30.5, "sm_mhz": 1740,
-    "memory_mhz": 7001, "throttled_by": "none",
-}  # fmt: skip
+    "percent": 83,
+    "memory_used_mb": 3000.0,
+    "memory_total_mb": 4000.0,
+    "celsius": 71,
+    "watts": 30.5,
+    "sm_mhz": 1740,
+    "memory_mhz": 7001,
+    "throttled_by": "none",
+}
 
 
 class Values:
@@ -63,7 +78,9 @@ def make_machine(monkeypatch, *machine, missing=(), error=None):
         "nvmlDeviceGetTemperature": ask("celsius"),
         "nvmlDeviceGetCurrentClocksEventReasons": ask("reasons"),
         "nvmlDeviceGetCurrentClocksThrottleReasons": ask("reasons"),
-        "nvmlDeviceGetClockInfo": ask(lambda gpu, kind: gpu["sm"] if kind == pynvml.NVML_CLOCK_SM else gpu["memory_mhz"]),
+        "nvmlDeviceGetClockInfo": ask(
+            lambda gpu, kind: gpu["sm"] if kind == pynvml.NVML_CLOCK_SM else gpu["memory_mhz"]
+        ),
     }
     for name, function in functions.items():
         if name in missing:

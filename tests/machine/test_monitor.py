@@ -11,11 +11,10 @@ import psutil
 import pynvml
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_gpus import GPU, NOT_SUPPORTED, make_machine
 
-from transfer_learning import memory
+from tests.machine.test_gpus import GPU, NOT_SUPPORTED, make_machine
 from transfer_learning.errors import Stopped
-from transfer_learning.machine import gpus, monitor
+from transfer_learning.machine import gpus, monitor, resources
 from transfer_learning.machine.monitor import COLUMNS, Monitor, in_words, read_hardware
 
 GB = 10**9
@@ -43,9 +42,18 @@ class Machine(SimpleNamespace):
 @pytest.fixture
 def machine(monkeypatch):
     made = Machine(
-        now=1000.0, busy=0.0, idle=0.0, own=0.0, child=0.0, read=0, written=0, free=100 * GB, total=16 * GB,
-        available=10 * GB, rss=2 * GB,
-    )  # fmt: skip
+        now=1000.0,
+        busy=0.0,
+        idle=0.0,
+        own=0.0,
+        child=0.0,
+        read=0,
+        written=0,
+        free=100 * GB,
+        total=16 * GB,
+        available=10 * GB,
+        rss=2 * GB,
+    )
     child = made.process(lambda: made.child, [])
     own = made.process(lambda: made.own, [child])
     monkeypatch.setattr(psutil, "Process", lambda: own)
@@ -54,8 +62,8 @@ def machine(monkeypatch):
     counters = lambda: SimpleNamespace(read_bytes=made.read, write_bytes=made.written)  # noqa: E731
     monkeypatch.setattr(psutil, "disk_io_counters", counters)
     monkeypatch.setattr(psutil, "disk_usage", lambda path: SimpleNamespace(free=made.free))
-    monkeypatch.setattr(memory, "total_bytes", lambda: made.total)
-    monkeypatch.setattr(memory, "available_bytes", lambda: made.available)
+    monkeypatch.setattr(resources, "total_bytes", lambda: made.total)
+    monkeypatch.setattr(resources, "available_bytes", lambda: made.available)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return made
 
@@ -86,16 +94,30 @@ def test_a_row_holds_what_is_and_the_mean_of_what_changed_since_the_row_before(w
         machine.idle += 20
         after = running.sample()
     assert row | {"time": ""} == {
-        "time": "", "session": 1, "stage": "decode", "images_per_second": None, "learning_rate": None,
-        "cpu_percent": 75.0, "process_cpu_percent": 25.0, "memory_total_mb": 16000.0, "memory_available_mb": 10000.0,
-        "process_memory_mb": 2000.0, "disk_read_mb_per_second": 5.0, "disk_write_mb_per_second": 2.0,
-        "run_disk_free_gb": 100.0, "cache_disk_free_gb": 100.0,
-    }  # fmt: skip
+        "time": "",
+        "session": 1,
+        "stage": "decode",
+        "images_per_second": None,
+        "learning_rate": None,
+        "cpu_percent": 75.0,
+        "process_cpu_percent": 25.0,
+        "memory_total_mb": 16000.0,
+        "memory_available_mb": 10000.0,
+        "process_memory_mb": 2000.0,
+        "disk_read_mb_per_second": 5.0,
+        "disk_write_mb_per_second": 2.0,
+        "run_disk_free_gb": 100.0,
+        "cache_disk_free_gb": 100.0,
+    }
     assert (after["stage"], after["cpu_percent"], after["process_cpu_percent"]) == ("", 0.0, 0.0)
     table = read_hardware(tmp_path / "hardware.csv")
     assert len(table) == 3 and tuple(table.columns) == COLUMNS
     first, second, third = table.to_dict("records")
-    assert first["memory_total_mb"] == 16000 and np.isnan(first["cpu_percent"]) and np.isnan(first["disk_read_mb_per_second"])
+    assert (
+        first["memory_total_mb"] == 16000
+        and np.isnan(first["cpu_percent"])
+        and np.isnan(first["disk_read_mb_per_second"])
+    )
     assert second["cpu_percent"] == 75 and second["stage"] == "decode" and np.isnan(second["images_per_second"])
     assert watched.said == []
 
@@ -206,13 +228,16 @@ def failing(*arguments, **named):
     ("broken", "words", "empty"),
     [
         ("cpu_times", "The processors", {"cpu_percent", "process_cpu_percent"}),
-        ("disk_io_counters", "The disks", {"disk_read_mb_per_second", "disk_write_mb_per_second", "run_disk_free_gb",
-                                           "cache_disk_free_gb"}),
+        (
+            "disk_io_counters",
+            "The disks",
+            {"disk_read_mb_per_second", "disk_write_mb_per_second", "run_disk_free_gb", "cache_disk_free_gb"},
+        ),
         ("total_bytes", "The memory", {"memory_total_mb", "memory_available_mb", "process_memory_mb"}),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_sampled_is_said_once_and_the_rest_goes_on(broken, words, empty, watched, machine, monkeypatch):
-    monkeypatch.setattr(memory if broken == "total_bytes" else psutil, broken, failing)
+    monkeypatch.setattr(resources if broken == "total_bytes" else psutil, broken, failing)
     with watched() as running:
         for _ in range(3):
             machine.now += 1
@@ -400,7 +425,8 @@ def test_tensorboard_shows_the_same_numbers(watched, machine, monkeypatch, tmp_p
         assert kind == ("training" if name in ("images_per_second", "learning_rate") else "hardware")
         shown[name] = [event.value for event in events.Scalars(tag)]
         assert [event.wall_time for event in events.Scalars(tag)] == pytest.approx(
-            [time.timestamp() for time, value in zip(table["time"], table[name], strict=True) if value == value], abs=0.002
+            [time.timestamp() for time, value in zip(table["time"], table[name], strict=True) if value == value],
+            abs=0.002,
         )
     texts = {"time", "stage", "session", "gpu0_throttled_by"}
     expected = {name: table[name].dropna().tolist() for name in set(table.columns) - texts}
@@ -424,11 +450,17 @@ def test_a_run_in_words(watched, machine, monkeypatch, tmp_path):
 
     rows = [
         line(time="2026-01-31T12:00:00+00:00"),
-        line(time="2026-01-31T12:00:30+00:00", cpu_percent=100, process_cpu_percent=80, gpu0_percent=100,
-             gpu0_throttled_by="power", memory_available_mb=4000),
+        line(
+            time="2026-01-31T12:00:30+00:00",
+            cpu_percent=100,
+            process_cpu_percent=80,
+            gpu0_percent=100,
+            gpu0_throttled_by="power",
+            memory_available_mb=4000,
+        ),
         line(time="2026-01-31T12:02:00+00:00", cpu_percent=20, process_cpu_percent=0, gpu0_percent=20, gpu0_celsius=80),
         line(time="2026-02-01T12:00:00+00:00", session=2),
-    ]  # fmt: skip
+    ]
     path.write_text("\n".join([header, *rows, ""]))
     assert in_words(read_hardware(path)) == [
         "4 samples in 2:00 min, 2 sessions: processors 40 % busy on average (20 % by this run), no less than 4.0 GB of "

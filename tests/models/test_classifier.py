@@ -16,7 +16,7 @@ from transfer_learning.models.classifier import (
     open_layers,
     probabilities,
     save_model,
-)  # fmt: skip
+)
 
 CLASS_NAMES = ("Fish Oil", 'with "quotes", and comma', "薬")
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
@@ -67,9 +67,7 @@ def test_what_each_way_of_opening_opens(classifier):
         assert all(layer.trainable for layer in classifier.head.layers)
 
 
-@pytest.mark.parametrize(
-    "opened", ["block9", "block", "1.5", "0", "nan", ""],
-)  # fmt: skip
+@pytest.mark.parametrize("opened", ["block9", "block", "1.5", "0", "nan", ""])
 def test_a_part_that_is_not_there_is_refused_with_the_known_ones(classifier, opened):
     with pytest.raises(UserError, match="is no part of small_cnn; give one of block1, block2"):
         open_layers(classifier, "small_cnn", opened)
@@ -147,7 +145,9 @@ def test_a_temperature_changes_confidences_and_no_class(classifier):
         probabilities(dataclasses.replace(classifier, temperature=temperature), IMAGES, np.arange(5))
         for temperature in (1.0, 5.0)
     )
-    assert np.array_equal(plain.argmax(axis=1), divided.argmax(axis=1)) and np.all(plain.max(axis=1) > divided.max(axis=1))
+    assert np.array_equal(plain.argmax(axis=1), divided.argmax(axis=1)) and np.all(
+        plain.max(axis=1) > divided.max(axis=1)
+    )
 
 
 def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_config, tmp_path):
@@ -157,14 +157,25 @@ def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_con
         for name in source.namelist():
             if name != "calibration.json":
                 copy.writestr(name, source.read(name))
-    rules = [(loaded.temperature, loaded.unknown_below) for loaded in (load_model(small_config, path) for path in (new, old))]
+    rules = [
+        (loaded.temperature, loaded.unknown_below) for loaded in (load_model(small_config, path) for path in (new, old))
+    ]
     assert rules == [(2.0, 0.5), (1.0, 0.0)]
 
 
 @pytest.mark.parametrize(
     "content",
-    ['{"temperature": 0.0}', '{"temperature": NaN}', '{"temperature": Infinity}', '{"temperature": "2"}', "[]", "{",
-     '{"unknown_below": 2.0}', '{"unknown_below": NaN}', '{"unknown_below": null}'],
+    [
+        '{"temperature": 0.0}',
+        '{"temperature": NaN}',
+        '{"temperature": Infinity}',
+        '{"temperature": "2"}',
+        "[]",
+        "{",
+        '{"unknown_below": 2.0}',
+        '{"unknown_below": NaN}',
+        '{"unknown_below": null}',
+    ],
 )
 def test_a_rule_that_is_none_is_a_sentence(classifier, small_config, tmp_path, content):
     good, bad = tmp_path / "good.keras", tmp_path / "bad.keras"

@@ -6,19 +6,18 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.support import ROOT
 from transfer_learning.errors import UserError
 from transfer_learning.models import features
 from transfer_learning.models.classifier import build_classifier
-from transfer_learning.models.frozen_graph import frozen_graph
-from transfer_learning.storage.kept import KeptArrays
+from transfer_learning.models.inference_graph import frozen_graph
+from transfer_learning.storage.array_cache import KeptArrays
 
-ROOT = Path(__file__).parent.parent.parent
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)
 HASHES = [f"hash {number}" for number in range(11)]
 ALL = np.arange(11)
@@ -139,7 +138,7 @@ import numpy as np
 import transfer_learning
 import keras
 from transfer_learning.models import features
-from transfer_learning.models.frozen_graph import frozen_graph
+from transfer_learning.models.inference_graph import frozen_graph
 
 features.BATCH, features.BYTES_KEPT_AT_ONCE = 2, 4 * 4 * 256
 with np.load(sys.argv[2]) as given:

@@ -14,9 +14,9 @@ import zipfile
 
 import numpy as np
 import pytest
-from make_pytorch_vectors import VECTORS, random_array
 from safetensors.numpy import save_file
 
+from tests.support.make_pytorch_vectors import VECTORS, random_array
 from transfer_learning.errors import UserError
 from transfer_learning.models.state_dict import read_state_dict
 
@@ -348,9 +348,13 @@ def entry(start, end, shape, number_format="F32"):
 
 def test_safetensors_are_read(tmp_path):
     state = {
-        "kernel": NUMBERS.reshape(3, 4), "counter": np.array(-7), "none": np.empty((0, 4), np.float32),
-        "half": np.array([0.5, -2], np.float16), "double": np.array([1 / 3]), "byte": np.array([255], np.uint8),
-    }  # fmt: skip
+        "kernel": NUMBERS.reshape(3, 4),
+        "counter": np.array(-7),
+        "none": np.empty((0, 4), np.float32),
+        "half": np.array([0.5, -2], np.float16),
+        "double": np.array([1 / 3]),
+        "byte": np.array([255], np.uint8),
+    }
     path = tmp_path / "model.safetensors"
     save_file(state, path, metadata={"format": "pt"})
     arrays = read_state_dict(path)

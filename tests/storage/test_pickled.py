@@ -17,11 +17,15 @@ from transfer_learning.storage.pickled import Call, Name, Reference, read_pickle
 
 KEYS = st.text(max_size=5) | st.binary(max_size=5) | st.integers(-(2**60), 2**60)
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=9)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=9)
     | st.binary(max_size=9),
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(KEYS, inner, max_size=4),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
 def read(content, allowed=()):
@@ -47,8 +51,10 @@ def test_several_pickles_are_read_one_behind_the_other():
 def test_calls_are_kept_and_not_made(protocol):
     made = read(pickle.dumps(collections.OrderedDict(a=1), protocol), ["collections.OrderedDict"])
     assert type(made) is Call and (made.function, made.items) == ("collections.OrderedDict", {"a": 1})
-    array = read(pickle.dumps(np.arange(3, dtype=np.uint8), 2), {"numpy._core.multiarray._reconstruct", "numpy.ndarray",
-                                                                 "numpy.dtype", "_codecs.encode"})  # fmt: skip
+    array = read(
+        pickle.dumps(np.arange(3, dtype=np.uint8), 2),
+        {"numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype", "_codecs.encode"},
+    )
     assert type(array.arguments[0]) is Name and array.state[1] == (3,)
 
 

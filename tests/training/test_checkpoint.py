@@ -11,7 +11,11 @@ import pytest
 from transfer_learning.errors import UserError
 from transfer_learning.training import checkpoint
 
-ARRAYS = {"weights": [np.arange(6, dtype=np.float32).reshape(2, 3), np.float32(2.5)], "seeds": [np.array([1, 2])], "best": []}
+ARRAYS = {
+    "weights": [np.arange(6, dtype=np.float32).reshape(2, 3), np.float32(2.5)],
+    "seeds": [np.array([1, 2])],
+    "best": [],
+}
 
 
 def saved(folder, count):

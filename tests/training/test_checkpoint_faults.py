@@ -6,16 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from faults import around_calls, number_of, state_of
 
+from tests.support import ROOT
+from tests.support.fault_injection import around_calls, number_of, state_of
 from transfer_learning.errors import UserError
 from transfer_learning.training import checkpoint
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def saved(folder, count):
@@ -126,7 +124,7 @@ def test_when_nothing_whole_is_left_it_is_an_error(tmp_path):
 
 
 def killed(folder, saves):
-    command = [sys.executable, "-m", "tests.faults", str(folder), "--saves", str(saves)]
+    command = [sys.executable, "-m", "tests.support.fault_injection", str(folder), "--saves", str(saves)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)

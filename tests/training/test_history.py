@@ -5,26 +5,31 @@ from contextlib import suppress
 
 import pandas as pd
 import pytest
-from faults import around_calls
 
+from tests.support.fault_injection import around_calls
 from transfer_learning.training.history import add_timing, fine_tuned_worse, in_words, phase_results
 
 
 def history(*val_losses, phase="frozen", start=1):
     figures = {"loss": 1.0, "accuracy": 0.5, "val_accuracy": 0.5}
     return [
-        {"phase": phase, "epoch": number, **figures, "val_loss": value} for number, value in enumerate(val_losses, start)
-    ]  # fmt: skip
+        {"phase": phase, "epoch": number, **figures, "val_loss": value}
+        for number, value in enumerate(val_losses, start)
+    ]
 
 
 def test_the_average_time_of_an_epoch_is_told_apart_from_what_is_computed_once(tmp_path):
     rows = [*history(3.0, 1.0, 2.0), *history(0.5, phase="fine_tune", start=4)]
-    for epoch, (phase, seconds) in enumerate([("frozen", 2.0), ("frozen", 1.0), ("frozen", 3.0), ("fine_tune", 9.0)], 1):
+    for epoch, (phase, seconds) in enumerate(
+        [("frozen", 2.0), ("frozen", 1.0), ("frozen", 3.0), ("fine_tune", 9.0)], 1
+    ):
         timing = {"seconds": seconds, "images_per_second": 10.0, "checkpoint_seconds": 0.25}
         add_timing(tmp_path / "timings.csv", {"phase": phase, "epoch": epoch, **timing})
         if epoch == 2:  # begun again after a kill: it counts once, and as it was in the end
             add_timing(tmp_path / "timings.csv", {"phase": phase, "epoch": epoch, **timing, "seconds": 4.0})
-    results = phase_results(rows, tmp_path / "timings.csv", "val_loss", {"decode": 1.0, "frozen": 70.0, "fine_tune": 8.0})
+    results = phase_results(
+        rows, tmp_path / "timings.csv", "val_loss", {"decode": 1.0, "frozen": 70.0, "fine_tune": 8.0}
+    )
     frozen, fine_tune = results["frozen"], results["fine_tune"]
     assert (frozen["epochs"], frozen["best_epoch"], frozen["val_loss"]) == (3, 2, 1.0)
     assert (frozen["seconds"], frozen["epoch_seconds"], frozen["preparation_seconds"]) == (9.0, 3.0, 61.0)
@@ -87,4 +92,6 @@ def test_fine_tuning_that_ends_below_the_frozen_phase_is_said(monitor, frozen, f
     sentence = fine_tuned_worse(results, monitor)
     assert bool(sentence) == is_worse
     if is_worse:
-        assert f"{fine_tune:.4f}" in sentence and f"{frozen:.4f}" in sentence and "--fine-tune.learning-rate" in sentence
+        assert (
+            f"{fine_tune:.4f}" in sentence and f"{frozen:.4f}" in sentence and "--fine-tune.learning-rate" in sentence
+        )

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from transfer_learning import experiment
-from transfer_learning.command_line import run_main
+from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
 from transfer_learning.errors import UserError
-from transfer_learning.experiment import run_experiment
-from transfer_learning.run_dir import RunDir
+from transfer_learning.experiments import train
+from transfer_learning.experiments.train import run_experiment
 from transfer_learning.storage.files import read_json
+from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint, loop, phases
 
 
@@ -38,7 +38,9 @@ def updates_per_epoch(run_dir):
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
 @pytest.mark.parametrize(("phase", "update"), [("frozen", 1), ("fine_tune", 0), ("fine_tune", 6)])
-def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(phase, update, seconds, config, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(
+    phase, update, seconds, config, tmp_path, monkeypatch
+):
     """The rate of one update is no number, so its weights are none, and nor is the loss of the next."""
     config = dataclasses.replace(config, checkpoint_seconds=seconds)
     run_dir, original = RunDir(tmp_path / "run"), loop.learning_rate
@@ -61,7 +63,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(phase, update
 
 
 @pytest.mark.parametrize(("value", "monitor"), [(math.nan, "val_accuracy"), (math.inf, "val_loss")])
-def test_a_validation_that_is_no_number_stops_the_run_whatever_is_monitored(value, monitor, config, tmp_path, monkeypatch):
+def test_a_validation_that_is_no_number_stops_the_run_whatever_is_monitored(
+    value, monitor, config, tmp_path, monkeypatch
+):
     config, run_dir, seen = dataclasses.replace(config, monitor=monitor), RunDir(tmp_path / "run"), []
     told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
     with monkeypatch.context() as patch:
@@ -166,7 +170,7 @@ def test_nor_is_a_lack_of_memory_outside_of_training_a_fault_of_the_program(name
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr(experiment, name, fail)
+    monkeypatch.setattr(train, name, fail)
     brief = dataclasses.replace(config, frozen=Phase(), fine_tune=dataclasses.replace(config.fine_tune, epochs=1))
     with pytest.raises(UserError, match="The memory is not enough"):
         run_experiment(brief, RunDir(tmp_path / "run"))

@@ -12,14 +12,14 @@ import keras
 import numpy as np
 import pytest
 
-from transfer_learning import experiment
 from transfer_learning.config import PHASES, Phase
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import Stopped, UserError
 from transfer_learning.evaluation import predictions
+from transfer_learning.experiments.train import cut_of_phase, prepare_phase
 from transfer_learning.models.classifier import build_classifier, probabilities
-from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint, phases
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import restore, train
@@ -73,10 +73,18 @@ def config(small_config):
         monitor="val_accuracy",  # it soon reaches 1, which nothing beats, so that early stopping acts
         frozen=Phase(epochs=3, learning_rate=2e-2, schedule="cosine", warmup_epochs=1.0),
         fine_tune=Phase(
-            epochs=15, learning_rate=0.006, optimizer="sgd", momentum=0.9, open="block4", augmentation="strong",
-            schedule="plateau", plateau_patience=2, plateau_factor=0.9, patience=5,
+            epochs=15,
+            learning_rate=0.006,
+            optimizer="sgd",
+            momentum=0.9,
+            open="block4",
+            augmentation="strong",
+            schedule="plateau",
+            plateau_patience=2,
+            plateau_factor=0.9,
+            patience=5,
         ),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +99,20 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
     """
     classifier = build_classifier(config, data.class_names)
     identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
-    cuts = {name: experiment.cut_of_phase(name, config, classifier) for name in PHASES}
+    cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES}
 
     def make_phase(name, parts=0, is_begun=False, is_over=False):
-        arguments = config, classifier, cuts[name], keep and not is_over, data, identity, lambda sentence: None, is_begun
-        return experiment.prepare_phase(name, *arguments)
+        arguments = (
+            config,
+            classifier,
+            cuts[name],
+            keep and not is_over,
+            data,
+            identity,
+            lambda sentence: None,
+            is_begun,
+        )
+        return prepare_phase(name, *arguments)
 
     run_dir.path.mkdir(exist_ok=True)
     # A callback sees every update; without one, many updates of the head come in one call.
@@ -147,7 +164,14 @@ def test_stopped_in_validation(config, data, unbroken, tmp_path):
 
 
 # Every group of arrays and every field of the state: a new one is tested without a word here.
-PARTS = ["weights", "seeds", "optimizer", "metrics", "best", *(field.name for field in dataclasses.fields(TrainingState))]
+PARTS = [
+    "weights",
+    "seeds",
+    "optimizer",
+    "metrics",
+    "best",
+    *(field.name for field in dataclasses.fields(TrainingState)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +197,9 @@ def continued(config, data, arrays, values, tmp_path):
 def fresh_phase(config, data):
     """The fine-tune phase as a session would find it that knows nothing of the ones before."""
     classifier = build_classifier(config, data.class_names)
-    cut = experiment.cut_of_phase("fine_tune", config, classifier)
+    cut = cut_of_phase("fine_tune", config, classifier)
     identity = Identity(config, "", "", {})
-    return experiment.prepare_phase("fine_tune", config, classifier, cut, True, data, identity, lambda sentence: None)
+    return prepare_phase("fine_tune", config, classifier, cut, True, data, identity, lambda sentence: None)
 
 
 def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stopped, tmp_path):
@@ -183,7 +207,9 @@ def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stoppe
 
 
 # The one that is tested below, the one that test_loop.py tests, and the time, which is no result.
-@pytest.mark.parametrize("part", [part for part in PARTS if part not in ("stopped_by_callback", "micro_batches", "seconds")])
+@pytest.mark.parametrize(
+    "part", [part for part in PARTS if part not in ("stopped_by_callback", "micro_batches", "seconds")]
+)
 def test_without_any_part_of_the_state_the_run_is_another(part, config, data, unbroken, stopped, tmp_path):
     arrays, values = stopped
     if part in arrays:
@@ -324,7 +350,9 @@ def unbroken_with_views(config_of_views, tmp_path_factory):
 
 
 @pytest.mark.parametrize("happens", [leave, delete, cut_in_half, flip_bits, tear_index, forget_activations])
-def test_what_happens_to_the_cache_between_stops_changes_no_bit(happens, config_of_views, unbroken_with_views, tmp_path):
+def test_what_happens_to_the_cache_between_stops_changes_no_bit(
+    happens, config_of_views, unbroken_with_views, tmp_path
+):
     config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"))
     in_frozen, in_fine_tune = StopAfter(2), StopAfter(updates_in_an_epoch(config) * config.frozen.epochs)
     for stop in (in_frozen, in_fine_tune):

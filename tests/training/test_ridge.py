@@ -7,9 +7,9 @@ import pytest
 import scipy.special
 from sklearn.linear_model import Ridge
 
-from transfer_learning import experiment
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.experiments import train
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.training import ridge
 from transfer_learning.training.identity import Identity
@@ -105,9 +105,9 @@ def test_a_linear_head_on_kept_features_starts_there(head, head_start, starts_th
     data, said = load_data(config, lambda sentence: None), []
     classifier = build_classifier(config, data.class_names)
     before = [np.array(weight) for weight in classifier.head.weights]
-    cut = experiment.cut_of_phase("frozen", config, classifier)
+    cut = train.cut_of_phase("frozen", config, classifier)
     identity = Identity(config, "", "", {})
-    active = experiment.prepare_phase("frozen", config, classifier, cut, True, data, identity, said.append)
+    active = train.prepare_phase("frozen", config, classifier, cut, True, data, identity, said.append)
     assert any("starts from its ridge solution" in sentence for sentence in said) == starts_there
     if starts_there:
         expected = ridge_head(active.train, 3, [1.0] * 3)

@@ -16,7 +16,9 @@ UPDATES_PER_EPOCH = 10
 
 
 def rates(phase, **options):
-    return [learning_rate(phase, update, UPDATES_PER_EPOCH, **options) for update in range(phase.epochs * UPDATES_PER_EPOCH)]
+    return [
+        learning_rate(phase, update, UPDATES_PER_EPOCH, **options) for update in range(phase.epochs * UPDATES_PER_EPOCH)
+    ]
 
 
 def test_constant_is_constant():
@@ -52,15 +54,59 @@ def test_a_phase_that_is_all_warm_up_divides_by_nothing():
 # OneCycleLR(0.002, total_steps=20, pct_start=0.3, div_factor=25, final_div_factor=1e4), then
 # OneCycleLR(0.5, total_steps=7, pct_start=0.25, div_factor=10, final_div_factor=100), in which the top is at no update.
 TRIANGULAR2 = [
-    1e-06, 0.0020008, 0.0040006, 0.0060004, 0.0080002, 0.01, 0.0080002, 0.0060004, 0.0040006, 0.0020008,
-    1e-06, 0.0010009, 0.0020008, 0.0030007, 0.0040006, 0.0050005, 0.0040006, 0.0030007, 0.0020008, 0.0010009,
-    1e-06, 0.00050095, 0.0010009, 0.00150085, 0.0020008, 0.00250075, 0.0020008, 0.00150085, 0.0010009, 0.00050095,
-]  # fmt: skip
+    1e-06,
+    0.0020008,
+    0.0040006,
+    0.0060004,
+    0.0080002,
+    0.01,
+    0.0080002,
+    0.0060004,
+    0.0040006,
+    0.0020008,
+    1e-06,
+    0.0010009,
+    0.0020008,
+    0.0030007,
+    0.0040006,
+    0.0050005,
+    0.0040006,
+    0.0030007,
+    0.0020008,
+    0.0010009,
+    1e-06,
+    0.00050095,
+    0.0010009,
+    0.00150085,
+    0.0020008,
+    0.00250075,
+    0.0020008,
+    0.00150085,
+    0.0010009,
+    0.00050095,
+]
 ONE_CYCLE = [
-    8e-05, 0.0002633436854, 0.0007433436854, 0.001336656315, 0.001816656315, 0.002, 0.001974928012, 0.001900969264,
-    0.001781832355, 0.001623491308, 0.001433886004, 0.001222524044, 0.001000004, 0.0007774839561, 0.0005661219964,
-    0.0003765166921, 0.0002181756449, 9.903873597e-05, 2.507998753e-05, 8e-09,
-]  # fmt: skip
+    8e-05,
+    0.0002633436854,
+    0.0007433436854,
+    0.001336656315,
+    0.001816656315,
+    0.002,
+    0.001974928012,
+    0.001900969264,
+    0.001781832355,
+    0.001623491308,
+    0.001433886004,
+    0.001222524044,
+    0.001000004,
+    0.0007774839561,
+    0.0005661219964,
+    0.0003765166921,
+    0.0002181756449,
+    9.903873597e-05,
+    2.507998753e-05,
+    8e-09,
+]
 ONE_CYCLE_OF_7 = [0.05, 0.4972104988, 0.433329705, 0.3058246033, 0.1590060792, 0.04389686611, 0.0005]
 
 
@@ -68,14 +114,21 @@ ONE_CYCLE_OF_7 = [0.05, 0.4972104988, 0.433329705, 0.3058246033, 0.1590060792, 0
     ("phase", "updates_per_epoch", "expected"),
     [
         (Phase(epochs=3, learning_rate=1e-2, schedule="triangular2", lowest_rate=1e-6), 10, TRIANGULAR2),
-        (Phase(epochs=6, learning_rate=1e-2, schedule="triangular2", lowest_rate=1e-6, cycle_epochs=2.0), 5, TRIANGULAR2),
+        (
+            Phase(epochs=6, learning_rate=1e-2, schedule="triangular2", lowest_rate=1e-6, cycle_epochs=2.0),
+            5,
+            TRIANGULAR2,
+        ),
         (Phase(epochs=2, learning_rate=0.002, schedule="one_cycle", warmup_epochs=0.6), 10, ONE_CYCLE),
         (
-            Phase(epochs=1, learning_rate=0.5, schedule="one_cycle", warmup_epochs=0.25, start_divisor=10, end_divisor=100),
-            7, ONE_CYCLE_OF_7,
+            Phase(
+                epochs=1, learning_rate=0.5, schedule="one_cycle", warmup_epochs=0.25, start_divisor=10, end_divisor=100
+            ),
+            7,
+            ONE_CYCLE_OF_7,
         ),
     ],
-)  # fmt: skip
+)
 def test_cycles_are_those_of_pytorch(phase, updates_per_epoch, expected):
     found = [learning_rate(phase, update, updates_per_epoch) for update in range(len(expected))]
     assert found == pytest.approx(expected, rel=1e-8)
@@ -90,9 +143,12 @@ def test_one_cycle_at_its_edges_stays_between_its_ends(warmup_epochs, updates_pe
 
 
 @given(
-    update=st.integers(0, 5000), updates_per_epoch=st.integers(1, 300), cycle_epochs=st.floats(0.1, 20),
-    lowest=st.floats(0, 1e-3), highest=st.floats(2e-3, 1),
-)  # fmt: skip
+    update=st.integers(0, 5000),
+    updates_per_epoch=st.integers(1, 300),
+    cycle_epochs=st.floats(0.1, 20),
+    lowest=st.floats(0, 1e-3),
+    highest=st.floats(2e-3, 1),
+)
 def test_triangular2_is_the_published_formula(update, updates_per_epoch, cycle_epochs, lowest, highest):
     """Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.1; the height is halved by cycle."""
     step_size = cycle_epochs * updates_per_epoch / 2
@@ -101,15 +157,22 @@ def test_triangular2_is_the_published_formula(update, updates_per_epoch, cycle_e
     expected = lowest + (highest - lowest) * max(0.0, 1 - x) * 0.5 ** (cycle - 1)
     phase = Phase(
         epochs=1, learning_rate=highest, schedule="triangular2", lowest_rate=lowest, cycle_epochs=cycle_epochs
-    )  # fmt: skip
+    )
     assert learning_rate(phase, update, updates_per_epoch) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @given(
-    epochs=st.integers(1, 30), updates_per_epoch=st.integers(2, 100), share=st.floats(0.05, 0.9),
-    highest=st.floats(1e-4, 1), start_divisor=st.floats(1, 100), end_divisor=st.floats(1, 1e5), place=st.floats(0, 1),
-)  # fmt: skip
-def test_one_cycle_is_the_published_formula(epochs, updates_per_epoch, share, highest, start_divisor, end_divisor, place):
+    epochs=st.integers(1, 30),
+    updates_per_epoch=st.integers(2, 100),
+    share=st.floats(0.05, 0.9),
+    highest=st.floats(1e-4, 1),
+    start_divisor=st.floats(1, 100),
+    end_divisor=st.floats(1, 1e5),
+    place=st.floats(0, 1),
+)
+def test_one_cycle_is_the_published_formula(
+    epochs, updates_per_epoch, share, highest, start_divisor, end_divisor, place
+):
     """Smith and Topin, "Super-Convergence", 2018, with cosines in the place of lines, as PyTorch documents it."""
     total = epochs * updates_per_epoch
     update, top = round(place * (total - 1)), share * total - 1  # PyTorch's total_steps and pct_start
@@ -120,24 +183,32 @@ def test_one_cycle_is_the_published_formula(epochs, updates_per_epoch, share, hi
         start, end, part = highest, first / end_divisor, (update - max(top, 0)) / max(total - 1 - max(top, 0), 1)
     expected = end + (start - end) / 2 * (1 + math.cos(math.pi * part))
     phase = Phase(
-        epochs=epochs, learning_rate=highest, schedule="one_cycle", warmup_epochs=share * epochs,
-        start_divisor=start_divisor, end_divisor=end_divisor,
-    )  # fmt: skip
+        epochs=epochs,
+        learning_rate=highest,
+        schedule="one_cycle",
+        warmup_epochs=share * epochs,
+        start_divisor=start_divisor,
+        end_divisor=end_divisor,
+    )
     assert learning_rate(phase, update, updates_per_epoch) == pytest.approx(expected, rel=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
 @given(
     losses=st.lists(st.integers(0, 5), min_size=1, max_size=30), patience=st.integers(1, 4), factor=st.floats(0.1, 0.9)
-)  # fmt: skip
+)
 def test_plateau_is_that_of_keras(losses, patience, factor):
     model = SimpleNamespace(optimizer=keras.optimizers.SGD(0.5))
     keras_plateau = keras.callbacks.ReduceLROnPlateau("val_loss", factor, patience, min_delta=0.0)
     keras_plateau.set_model(model)
     keras_plateau.on_train_begin()
     state = TrainingState()
-    phase = Phase(epochs=len(losses), learning_rate=0.5, schedule="plateau", plateau_patience=patience, plateau_factor=factor)
+    phase = Phase(
+        epochs=len(losses), learning_rate=0.5, schedule="plateau", plateau_patience=patience, plateau_factor=factor
+    )
     for epoch, loss in enumerate(map(float, losses)):
-        assert learning_rate(phase, epoch, 1, state.plateau_scale) == pytest.approx(float(model.optimizer.learning_rate))
+        assert learning_rate(phase, epoch, 1, state.plateau_scale) == pytest.approx(
+            float(model.optimizer.learning_rate)
+        )
         keras_plateau.on_epoch_end(epoch, {"val_loss": loss})
         state.end_epoch({"val_loss": loss}, phase, "val_loss")

@@ -50,7 +50,11 @@ def test_early_stopping(patience, values, num_epochs):
 
 
 def test_the_plateau_lowers_the_rate_once_for_each_stall_and_never_raises_it():
-    phase, state, scales = Phase(epochs=9, schedule="plateau", plateau_patience=2, plateau_factor=0.5), TrainingState(), []
+    phase, state, scales = (
+        Phase(epochs=9, schedule="plateau", plateau_patience=2, plateau_factor=0.5),
+        TrainingState(),
+        [],
+    )
     for value in [5, 6, 7, 8, 9, 4, 5, 6, 3]:
         state.end_epoch({"val_loss": value}, phase, "val_loss")
         scales.append(state.plateau_scale)

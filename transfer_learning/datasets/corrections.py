@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from transfer_learning.cli.formatting import tell
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.errors import UserError, did_you_mean
-from transfer_learning.units import tell
 
 COLUMNS = ("id", "label", "suggestion", "probability", "why", "action")
 NAMED = 4
@@ -51,7 +51,9 @@ def read_corrections(path: str | Path) -> Corrections:
                         "or, where there is a suggestion, relabel was expected, so correct it."
                     )
                 if id in actions:
-                    raise UserError(f"{path} line {rows.line_num} names {id} for the second time; leave one of its rows.")
+                    raise UserError(
+                        f"{path} line {rows.line_num} names {id} for the second time; leave one of its rows."
+                    )
                 actions[id] = action
     except FileNotFoundError:
         raise UserError(

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from transfer_learning.cli.formatting import tell
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.catalogue import load_dataset
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import HELD_OUT, Dataset, hold_out
+from transfer_learning.datasets.decoding.pixel_cache import Store, open_store
 from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
-from transfer_learning.datasets.store import Store, open_store
-from transfer_learning.units import tell
+from transfer_learning.datasets.sources.registry import load_dataset
 
 if TYPE_CHECKING:
     from transfer_learning.datasets.pipeline import Examples
@@ -104,6 +104,13 @@ def look_at(
         dataset, config.stored_size, config.resize, config.cache_dir, say, progress, config.decoded_gb, config.cache_gb
     )
     manifest = make_manifest(
-        dataset, store.facts, config.val_fraction, config.test_fraction, config.skip_unreadable, say, config.group_by, dropped
-    )  # fmt: skip
+        dataset,
+        store.facts,
+        config.val_fraction,
+        config.test_fraction,
+        config.skip_unreadable,
+        say,
+        config.group_by,
+        dropped,
+    )
     return Data(dataset.class_names, dataset.ignored, store, manifest)

@@ -68,7 +68,9 @@ def with_class_names(
     name: str, examples: Sequence[Example], ignored: Sequence[tuple[str, str]] = (), folder: Path | None = None
 ) -> Dataset:
     """A dataset whose classes are the labels of its examples, sorted."""
-    return Dataset(name, tuple(sorted({example.label for example in examples})), tuple(examples), tuple(ignored), folder)
+    return Dataset(
+        name, tuple(sorted({example.label for example in examples})), tuple(examples), tuple(ignored), folder
+    )
 
 
 def hold_out(dataset: Dataset, names: str) -> Dataset:
@@ -84,7 +86,9 @@ def hold_out(dataset: Dataset, names: str) -> Dataset:
     if not held_out:
         return dataset
     for name in sorted(held_out - set(dataset.class_names)):
-        raise UserError(f"--held-out {names}: {dataset.name} has no class {name}.{did_you_mean(name, dataset.class_names)}")
+        raise UserError(
+            f"--held-out {names}: {dataset.name} has no class {name}.{did_you_mean(name, dataset.class_names)}"
+        )
     left = tuple(name for name in dataset.class_names if name not in held_out)
     if len(left) < 2:
         raise UserError(

@@ -21,14 +21,16 @@ from pathlib import Path
 
 import pandas as pd
 
+from transfer_learning.cli.formatting import tell
 from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
 from transfer_learning.errors import UserError
-from transfer_learning.units import tell
 
 pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
 
 COLUMNS = ("id", "file", "sha256", "label", "split", "width", "height", "group", "problem")
-RANKS = {split: rank for rank, split in enumerate(SPLITS)}  # of two that may not be parted, the one in the higher split stays
+RANKS = {
+    split: rank for rank, split in enumerate(SPLITS)
+}  # of two that may not be parted, the one in the higher split stays
 PARTED = {  # column: what is said of an image with the same value in a lower split
     "sha256": "the same file is",
     "pixels": "the same picture, in another file, is",
@@ -66,23 +68,22 @@ def make_manifest(
     Raises:
         UserError: an image is unreadable (and `skip_unreadable` false), or `group_by` matches no id.
     """
-    manifest = pd.DataFrame({
-        "id": [example.id for example in dataset.examples],
-        "file": [str(example.content) if isinstance(example.content, Path) else "" for example in dataset.examples],
-        "label": [example.label for example in dataset.examples],
-        "split": [example.split for example in dataset.examples],
-        "own_group": [example.group for example in dataset.examples],
-    })  # fmt: skip
+    manifest = pd.DataFrame(
+        {
+            "id": [example.id for example in dataset.examples],
+            "file": [str(example.content) if isinstance(example.content, Path) else "" for example in dataset.examples],
+            "label": [example.label for example in dataset.examples],
+            "split": [example.split for example in dataset.examples],
+            "own_group": [example.group for example in dataset.examples],
+        }
+    )
     manifest["group"] = groups(manifest["id"].tolist(), group_by, say)
     manifest["group"] = manifest["group"].where(manifest["group"] != "", manifest["own_group"])
     manifest = pd.concat([manifest, facts.reset_index(drop=True)], axis=1)
     _set_aside_dropped(manifest, dropped or {}, say)
     _set_aside_unreadable(manifest, skip_unreadable, say)
     named = {example.split for example in dataset.examples}
-    fractions = {
-        "test": 0.0 if "test" in named else test_fraction,
-        "val": 0.0 if "val" in named else val_fraction,
-    }
+    fractions = {"test": 0.0 if "test" in named else test_fraction, "val": 0.0 if "val" in named else val_fraction}
     _draw_splits(manifest, fractions)
     for split, images in (("test", "its images"), ("val", "the training images")):
         if fractions[split]:
@@ -213,7 +214,9 @@ def _say_two_labels(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
         say(f"{len(doubtful)} images are there under two labels, such as {named}; one of them is wrong.")
 
 
-def _say_empty(manifest: pd.DataFrame, class_names: tuple[str, ...], wanted: set[str], say: Callable[[str], None]) -> None:
+def _say_empty(
+    manifest: pd.DataFrame, class_names: tuple[str, ...], wanted: set[str], say: Callable[[str], None]
+) -> None:
     counts = Counter(zip(manifest["label"], manifest["split"], strict=True))
     for split in ("val", "test"):
         empty = [name for name in class_names if not counts[name, split]]

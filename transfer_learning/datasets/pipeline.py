@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from transfer_learning.datasets import augment
+from transfer_learning.datasets.augmentation import apply, draw
 from transfer_learning.datasets.dataset import HELD_OUT
 
 BATCHES_AHEAD = 2  # that are read while one is in use
@@ -100,7 +100,7 @@ def training_batches(
     size = examples.inputs.shape[1]
 
     def gather_and_draw(positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        drawn = augment.draw(augmentation, flip, seed, epoch, keys[positions], size)
+        drawn = draw(augmentation, flip, seed, epoch, keys[positions], size)
         return examples.inputs[examples.rows[positions]], examples.labels[positions], *drawn
 
     def augmented(positions: tf.Tensor) -> Batch:
@@ -110,7 +110,7 @@ def training_batches(
         transforms.set_shape((None, 8))
         colours.set_shape((None, 2))
         labels.set_shape((None,))
-        return augment.apply(augmentation, images, transforms, colours), labels
+        return apply(augmentation, images, transforms, colours), labels
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size * batches_at_once)
     return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)  # a number of them, whatever their size

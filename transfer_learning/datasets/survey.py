@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from transfer_learning.datasets.dataset import Content, Dataset
-from transfer_learning.datasets.decode import FORMATS, open_file
+from transfer_learning.datasets.decoding.decode import FORMATS, open_file
 
 NUM_HEADERS = 200  # enough for a median, quick on any disk
 

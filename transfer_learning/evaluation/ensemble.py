@@ -25,7 +25,9 @@ def check_same_examples(examples: Mapping[str, pd.DataFrame], class_names: Mappi
     for name, table in examples.items():
         twice = table["id"][table["id"].duplicated()]
         if len(twice):
-            raise UserError(f"{name} lists the image {twice.iloc[0]} twice, so it is not clear which is meant; {ADVICE}.")
+            raise UserError(
+                f"{name} lists the image {twice.iloc[0]} twice, so it is not clear which is meant; {ADVICE}."
+            )
     by_id = {name: table.set_index("id") for name, table in examples.items()}
     first, *others = by_id
     for other in others:

@@ -32,8 +32,19 @@ RIGHT = LinearSegmentedColormap.from_list("right", ["#f1f6fa", "#a9cbe2"])  # pa
 MARKS = {True: ("✓ ", GREEN, "#00543d"), False: ("✗ ", VERMILION, "#8f3a00"), None: ("", "#bbbbbb", "#222222")}
 
 # The first is part of matplotlib; the others write other scripts, where the machine has them.
-FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Arabic", "Noto Sans Devanagari",
-         "WenQuanYi Zen Hei", "Arial Unicode MS", "Hiragino Sans", "Microsoft YaHei", "Malgun Gothic")  # fmt: skip
+FONTS = (
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans",
+    "Noto Sans Arabic",
+    "Noto Sans Devanagari",
+    "WenQuanYi Zen Hei",
+    "Arial Unicode MS",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+)
 LONGEST_NAME = 28  # characters
 
 
@@ -69,22 +80,38 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
         for mask, colours, shown in ((~diagonal, RIGHT, "right"), (diagonal, MISTAKES, "mistakes")):
             highest = np.max(values[~mask])
             seaborn.heatmap(
-                values, mask=mask | (absent & normalised), ax=axes, cmap=colours, vmin=0, vmax=max(highest, 1),
-                square=True, linewidths=0.5 if annotated else 0, linecolor="#dddddd", xticklabels=False,
-                yticklabels=False, cbar_kws={
+                values,
+                mask=mask | (absent & normalised),
+                ax=axes,
+                cmap=colours,
+                vmin=0,
+                vmax=max(highest, 1),
+                square=True,
+                linewidths=0.5 if annotated else 0,
+                linecolor="#dddddd",
+                xticklabels=False,
+                yticklabels=False,
+                cbar_kws={
                     "label": f"{shown}, {'% of the true class' if normalised else 'images'}",
-                    "shrink": 0.6, "aspect": 25, "pad": 0.03,
+                    "shrink": 0.6,
+                    "aspect": 25,
+                    "pad": 0.03,
                     "ticks": MaxNLocator(5, integer=True),
                 },
-            )  # fmt: skip
+            )
         if annotated:
             number_size = 10 if num_classes <= 12 else 7
             for row, column in zip(*np.nonzero(counts), strict=True):
                 dark = row != column and values[row, column] > 0.65 * max(np.max(values[~diagonal]), 1)
                 axes.text(
-                    column + 0.5, row + 0.5, _cell_text(values[row, column], normalised), ha="center", va="center",
-                    fontsize=number_size, color="white" if dark else "black",
-                )  # fmt: skip
+                    column + 0.5,
+                    row + 0.5,
+                    _cell_text(values[row, column], normalised),
+                    ha="center",
+                    va="center",
+                    fontsize=number_size,
+                    color="white" if dark else "black",
+                )
         else:
             axes.set_xticks(np.arange(num_classes + 1), minor=True)
             axes.set_yticks(np.arange(num_classes + 1), minor=True)
@@ -134,9 +161,17 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
                 _plot_by_phase(axes, history, val, color=ORANGE, marker=marker, label="val")
             best = (val if val.notna().any() else train)[history["epoch"].isin((best_epochs or {}).values())]
             if best.notna().any():
-                axes.plot(history["epoch"][best.index], best, color=VERMILION, linestyle="none", marker="o",
-                          markersize=10, markerfacecolor="none", markeredgewidth=1.8,
-                          label="best epoch of its phase")  # fmt: skip
+                axes.plot(
+                    history["epoch"][best.index],
+                    best,
+                    color=VERMILION,
+                    linestyle="none",
+                    marker="o",
+                    markersize=10,
+                    markerfacecolor="none",
+                    markeredgewidth=1.8,
+                    label="best epoch of its phase",
+                )
             axes.set_ylabel(quantity)
         panels[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1.09), ncols=3, frameon=False, borderaxespad=0)
@@ -153,8 +188,15 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
             for start in list(starts.values())[1:]:
                 axes.axvline(start - 0.5, color=GREY, linestyle=":", linewidth=1.4)
         for (phase, start), end in zip(starts.items(), [*list(starts.values())[1:], epochs[-1] + 1], strict=True):
-            panels[0].text((start + end - 1) / 2, 1.02, f"{phase.replace('_', '-')} phase", ha="center", va="bottom",
-                           color="#444444", transform=panels[0].get_xaxis_transform())  # fmt: skip
+            panels[0].text(
+                (start + end - 1) / 2,
+                1.02,
+                f"{phase.replace('_', '-')} phase",
+                ha="center",
+                va="bottom",
+                color="#444444",
+                transform=panels[0].get_xaxis_transform(),
+            )
         panels[2].set_xlabel("epoch")
         panels[2].set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         panels[2].xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
@@ -185,8 +227,15 @@ def comparison(curves: Mapping[str, pd.DataFrame], reach: Sequence[float] = ()) 
                 colour = SIDES[number % len(SIDES)]
                 mean, low, high = (finite(table[f"{quantity}{end}"]) for end in ("", "_low", "_high"))
                 axes.fill_between(table[across], low, high, color=colour, alpha=0.18, linewidth=0)
-                axes.plot(table[across], mean, color=colour, marker=MARKERS[number % len(MARKERS)], markersize=3.5,
-                          markevery=max(1, len(table) // 20), label=name)  # fmt: skip
+                axes.plot(
+                    table[across],
+                    mean,
+                    color=colour,
+                    marker=MARKERS[number % len(MARKERS)],
+                    markersize=3.5,
+                    markevery=max(1, len(table) // 20),
+                    label=name,
+                )
             axes.set(ylabel=title, xlabel=below)
             axes.grid(color="#e6e6e6", linewidth=0.7)
             axes.set_axisbelow(True)
@@ -222,13 +271,30 @@ def reliability(calibration: Mapping[str, Any]) -> Figure:
             confidence, accuracy = ([row[name] for row in bins] for name in ("confidence", "accuracy"))
             reach = np.abs(np.array([row["interval"] for row in bins]).T - accuracy)
             axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1.4, label="as it should be")
-            axes.errorbar(confidence, accuracy, reach, color=BLUE, linestyle="none", marker="o", markersize=5, elinewidth=1,
-                          capsize=2, label="measured, with 95 % interval")  # fmt: skip
+            axes.errorbar(
+                confidence,
+                accuracy,
+                reach,
+                color=BLUE,
+                linestyle="none",
+                marker="o",
+                markersize=5,
+                elinewidth=1,
+                capsize=2,
+                label="measured, with 95 % interval",
+            )
             axes.set_title(f"{title}: error {100 * measured['error']:.1f} %", fontsize=10.5)
             axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02))
             widths = [row["high"] - row["low"] for row in bins]
-            counts.bar([row["low"] for row in bins], [row["num_examples"] for row in bins], widths, align="edge", color=BLUE,
-                       alpha=0.45, edgecolor="white")  # fmt: skip
+            counts.bar(
+                [row["low"] for row in bins],
+                [row["num_examples"] for row in bins],
+                widths,
+                align="edge",
+                color=BLUE,
+                alpha=0.45,
+                edgecolor="white",
+            )
             counts.set_xlabel("confidence")
             counts.xaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             counts.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -268,7 +334,7 @@ def beside_attention(image: np.ndarray, attention: np.ndarray) -> np.ndarray:
 
 def image_grid(
     images: Sequence[np.ndarray], captions: Sequence[str], correct: Sequence[bool] | None = None, wide: int = 1
-) -> Figure:  # fmt: skip
+) -> Figure:
     """Shows images, those that were predicted rightly with a green frame and ✓, the others with a red frame and ✗.
 
     Args:

@@ -29,9 +29,11 @@ def hardware(table: pd.DataFrame) -> Figure:
         table: one row or more, as `monitor.read_hardware` returns it.
     """
     seconds, resumed = _running_time(table)
-    unit, name = next((unit, name) for most, unit, name in
-                      ((180, 1, "seconds"), (3 * 3600, 60, "minutes"), (np.inf, 3600, "hours"))
-                      if seconds.max() <= most)  # fmt: skip
+    unit, name = next(
+        (unit, name)
+        for most, unit, name in ((180, 1, "seconds"), (3 * 3600, 60, "minutes"), (np.inf, 3600, "hours"))
+        if seconds.max() <= most
+    )
     time = seconds / unit
     gpus = {number: OF_GPUS[place % len(OF_GPUS)] for place, number in enumerate(gpu_numbers(table))}
 
@@ -42,17 +44,30 @@ def hardware(table: pd.DataFrame) -> Figure:
     panels = [
         ("images/s", [("", BLUE, table["images_per_second"])]),
         ("learning rate", [("", "#333333", table["learning_rate"])]),
-        ("in use", [("processors", GREY, table["cpu_percent"]), ("by this run", BLUE, table["process_cpu_percent"]),
-                    *of_gpus(lambda gpu: table[f"{gpu}percent"])]),
-        ("memory in use", [("all programs", GREY, 100 * (1 - table["memory_available_mb"] / total)),
-                           ("by this run", BLUE, 100 * table["process_memory_mb"] / total),
-                           *of_gpus(lambda gpu: 100 * table[f"{gpu}memory_used_mb"] / table[f"{gpu}memory_total_mb"])]),
-        ("disks, MB/s", [("read", BLUE, table["disk_read_mb_per_second"]),
-                         ("written", ORANGE, table["disk_write_mb_per_second"])]),
+        (
+            "in use",
+            [
+                ("processors", GREY, table["cpu_percent"]),
+                ("by this run", BLUE, table["process_cpu_percent"]),
+                *of_gpus(lambda gpu: table[f"{gpu}percent"]),
+            ],
+        ),
+        (
+            "memory in use",
+            [
+                ("all programs", GREY, 100 * (1 - table["memory_available_mb"] / total)),
+                ("by this run", BLUE, 100 * table["process_memory_mb"] / total),
+                *of_gpus(lambda gpu: 100 * table[f"{gpu}memory_used_mb"] / table[f"{gpu}memory_total_mb"]),
+            ],
+        ),
+        (
+            "disks, MB/s",
+            [("read", BLUE, table["disk_read_mb_per_second"]), ("written", ORANGE, table["disk_write_mb_per_second"])],
+        ),
         ("GPU, °C", of_gpus(lambda gpu: table[f"{gpu}celsius"])),
         ("GPU, W", of_gpus(lambda gpu: table[f"{gpu}watts"])),
         ("GPU clock, MHz", of_gpus(lambda gpu: table[f"{gpu}sm_mhz"])),
-    ]  # fmt: skip
+    ]
     panels = [(title, lines) for title, lines in panels if any(finite(values).notna().any() for *_, values in lines)]
     with style():
         figure = Figure(figsize=(9.5, 0.7 + 1.35 * max(1, len(panels))), layout="constrained")
@@ -75,11 +90,24 @@ def hardware(table: pd.DataFrame) -> Figure:
             if title == "GPU clock, MHz":
                 for number in gpus:
                     lowered = ~table[f"gpu{number}_throttled_by"].isin(["", "none"])
-                    axes.plot(time[lowered], table[f"gpu{number}_sm_mhz"][lowered], color=VERMILION, linestyle="none",
-                              marker=".", markersize=4, label="_" * (number != max(gpus)) + "lowered")  # fmt: skip
+                    axes.plot(
+                        time[lowered],
+                        table[f"gpu{number}_sm_mhz"][lowered],
+                        color=VERMILION,
+                        linestyle="none",
+                        marker=".",
+                        markersize=4,
+                        label="_" * (number != max(gpus)) + "lowered",
+                    )
             if lines[0][0]:
-                axes.legend(loc="upper left", bbox_to_anchor=(1.005, 1.08), frameon=False, fontsize=8, labelspacing=0.25,
-                            ncols=1 + (len(lines) > 6))  # fmt: skip
+                axes.legend(
+                    loc="upper left",
+                    bbox_to_anchor=(1.005, 1.08),
+                    frameon=False,
+                    fontsize=8,
+                    labelspacing=0.25,
+                    ncols=1 + (len(lines) > 6),
+                )
         stages = _stages(table, time)
         for axes in drawn:
             for stage, start, end in stages:
@@ -92,8 +120,11 @@ def hardware(table: pd.DataFrame) -> Figure:
         drawn[-1].set_xlabel(f"{name} of running")
         drawn[-1].set_xlim(0, max(time.max(), 1e-9))
         present = {stage for stage, *_ in stages}
-        marks = [Patch(color=colour, label=stage.replace("_", "-"))
-                 for stage, colour in OF_STAGES.items() if stage in present]  # fmt: skip
+        marks = [
+            Patch(color=colour, label=stage.replace("_", "-"))
+            for stage, colour in OF_STAGES.items()
+            if stage in present
+        ]
         if resumed:
             marks.append(Line2D([], [], color=GREY, linestyle=":", label="stopped and resumed"))
         if marks:
@@ -125,7 +156,7 @@ def _stages(table: pd.DataFrame, time: pd.Series) -> list[tuple[str, float, floa
 
 def _plot_over_time(
     axes: Axes, time: pd.Series, values: pd.Series, parts: list[pd.Series], colour: str, label: str
-) -> None:  # fmt: skip
+) -> None:
     """A line for each part, thinned to the mean and the range of what falls on the same place."""
     known = values.notna()
     width = time.max() / MOST_POINTS if known.sum() > MOST_POINTS else 0.0

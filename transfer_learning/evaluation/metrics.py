@@ -118,11 +118,13 @@ def _class_intervals(matrix: np.ndarray, resampled_f1: list[list[float]]) -> lis
     rows = []
     for num_right, num_of, num_for, f1 in zip(right, support, predicted, resampled_f1, strict=True):
         num_wrong = num_of + num_for - 2 * num_right
-        rows.append({
-            "precision_interval": wilson_interval(num_right, num_for) if num_for else None,
-            "recall_interval": wilson_interval(num_right, num_of) if num_of else None,
-            "f1_interval": _unless_alike(f1, f1_interval(num_right, num_wrong)) if num_of + num_for else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "precision_interval": wilson_interval(num_right, num_for) if num_for else None,
+                "recall_interval": wilson_interval(num_right, num_of) if num_of else None,
+                "f1_interval": _unless_alike(f1, f1_interval(num_right, num_wrong)) if num_of + num_for else None,
+            }
+        )
     return rows
 
 

@@ -13,11 +13,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from transfer_learning.cli.formatting import tell
 from transfer_learning.errors import UserError
-from transfer_learning.units import tell
 
 # Environment variables by which TensorFlow's libraries compute with other numbers, or in another order
-ARITHMETIC_FLAGS = ("TF_SET_ONEDNN_", "ONEDNN_", "DNNL_", "NVIDIA_TF32_OVERRIDE", "XLA_FLAGS", "TF_XLA_FLAGS", "TF_CUDNN_")
+ARITHMETIC_FLAGS = (
+    "TF_SET_ONEDNN_",
+    "ONEDNN_",
+    "DNNL_",
+    "NVIDIA_TF32_OVERRIDE",
+    "XLA_FLAGS",
+    "TF_XLA_FLAGS",
+    "TF_CUDNN_",
+)
 # NVIDIA's compute capability from which float16 products run on tensor cores
 TENSOR_CORES = (7, 0)
 
@@ -105,7 +113,11 @@ def _say_processor(threads: int, say: Callable[[str], None]) -> str:
     if driver:
         say(
             f"There is a GPU driver for CUDA {driver}, but TensorFlow "
-            + (f"(built for CUDA {cuda}) cannot use it; install tensorflow[and-cuda]." if cuda else "was built without.")
+            + (
+                f"(built for CUDA {cuda}) cannot use it; install tensorflow[and-cuda]."
+                if cuda
+                else "was built without."
+            )
         )
     onednn = "off (TF_ENABLE_ONEDNN_OPTS=0)"
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
@@ -117,7 +129,9 @@ def _say_processor(threads: int, say: Callable[[str], None]) -> str:
 
 def _choose_precision(precision: str, gpus: list, say: Callable[[str], None]) -> str:
     if precision != "auto":
-        slower = "; without a GPU it is slower than float32 (--precision float32)" * (precision != "float32" and not gpus)
+        slower = "; without a GPU it is slower than float32 (--precision float32)" * (
+            precision != "float32" and not gpus
+        )
         say(f"Precision {precision}, as asked for{slower}.")
         return precision
     if not gpus:
@@ -161,8 +175,12 @@ def git_commit() -> str:
         ).stdout.strip()
         changed = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no", "."],
-            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
-        ).stdout.strip()  # fmt: skip
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
     return commit + ("+changes" if changed else "")

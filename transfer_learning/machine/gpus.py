@@ -8,7 +8,7 @@ from typing import Any
 
 import pynvml
 
-from transfer_learning.units import tell
+from transfer_learning.cli.formatting import tell
 
 # Why a clock is lower than it could be, as bits of NVML's mask, in the words of `throttled_by`. Left out is what slows
 # no training: an idle GPU, and clocks that somebody set.
@@ -119,7 +119,9 @@ def _all_gpus() -> list[Gpu]:
     for index in range(pynvml.nvmlDeviceGetCount()):
         with suppress(pynvml.NVMLError):  # one that this process may not open, or that fell off its bus
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            slowdown = answer(pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
+            slowdown = answer(
+                pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+            )
             limit = answer(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
             name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
             gpus.append(Gpu(index, name, uuid, slowdown, limit and limit / 1000, handle))

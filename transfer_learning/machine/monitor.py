@@ -17,10 +17,9 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from transfer_learning import memory
-from transfer_learning.machine import gpus
+from transfer_learning.cli.formatting import duration, size, tell
+from transfer_learning.machine import gpus, resources
 from transfer_learning.storage.files import existing_part, written_atomically
-from transfer_learning.units import duration, size, tell
 
 SHORTEST, LONGEST = 1.0, 10.0  # seconds from one sample to the next
 SAMPLES_PER_TENFOLD = 100  # so that ten seconds have ten samples, and a day is no large file
@@ -28,10 +27,21 @@ LARGEST_SHARE = 0.002  # of one processor's time, that sampling may take
 JOIN_SECONDS = 10  # a driver that hangs must not keep a finished run from ending
 
 COLUMNS = (
-    "time", "session", "stage", "images_per_second", "learning_rate",
-    "cpu_percent", "process_cpu_percent", "memory_total_mb", "memory_available_mb", "process_memory_mb",
-    "disk_read_mb_per_second", "disk_write_mb_per_second", "run_disk_free_gb", "cache_disk_free_gb",
-)  # fmt: skip
+    "time",
+    "session",
+    "stage",
+    "images_per_second",
+    "learning_rate",
+    "cpu_percent",
+    "process_cpu_percent",
+    "memory_total_mb",
+    "memory_available_mb",
+    "process_memory_mb",
+    "disk_read_mb_per_second",
+    "disk_write_mb_per_second",
+    "run_disk_free_gb",
+    "cache_disk_free_gb",
+)
 TEXTS = ("time", "stage", "throttled_by")
 
 WARNING = "Warning: "  # how the sentences begin by which the report knows them
@@ -65,9 +75,14 @@ class Monitor:
     """
 
     def __init__(
-        self, path: Path, cache_dir: str | Path, num_gpus: int = 0, say: Callable[[str], None] = tell,
-        tensorboard: Path | None = None, clock: Callable[[], float] = time.monotonic,
-    ):  # fmt: skip
+        self,
+        path: Path,
+        cache_dir: str | Path,
+        num_gpus: int = 0,
+        say: Callable[[str], None] = tell,
+        tensorboard: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._path, self._num_gpus, self._say, self._tensorboard, self._clock = path, num_gpus, say, tensorboard, clock
         self._disks = {"run": path.parent, "cache": Path(cache_dir)}
         self._process = psutil.Process()
@@ -207,17 +222,20 @@ class Monitor:
         used = self._grown("used", seconds)
         return {
             "cpu_percent": None if not total or idle is None else 100 * max(0.0, 1 - idle / total),
-            "process_cpu_percent": None if not elapsed or used is None else 100 * used / elapsed / (psutil.cpu_count() or 1),
+            "process_cpu_percent": None
+            if not elapsed or used is None
+            else 100 * used / elapsed / (psutil.cpu_count() or 1),
         }
 
     def _memory(self, elapsed: float | None) -> dict[str, float]:
-        self._total_memory = total = self._total_memory or memory.total_bytes()  # which takes time to find out
-        available = memory.available_bytes()
+        self._total_memory = total = self._total_memory or resources.total_bytes()  # which takes time to find out
+        available = resources.available_bytes()
         self._warn(
-            "memory", available < LOW_MEMORY * total,
+            "memory",
+            available < LOW_MEMORY * total,
             f"{size(available)} of {size(total)} of memory are left; without any the system kills the run, which --resume "
             "then continues. End other programs, or start a new run with more --micro-batches.",
-        )  # fmt: skip
+        )
         return {
             "memory_total_mb": total / 1e6,
             "memory_available_mb": available / 1e6,
@@ -234,9 +252,10 @@ class Monitor:
             place = existing_part(path)
             free = psutil.disk_usage(str(place)).free
             self._warn(
-                f"disk {os.stat(place).st_dev}", free < LOW_DISK,
+                f"disk {os.stat(place).st_dev}",
+                free < LOW_DISK,
                 f"{size(free)} are left on the disk of {path}; make room before a checkpoint cannot be written.",
-            )  # fmt: skip
+            )
             row[f"{name}_disk_free_gb"] = free / 1e9
         return row
 
@@ -250,23 +269,28 @@ class Monitor:
         reasons = now["throttled_by"] or ""
         for reason, sentence in (
             ("heat", f"{title} lowers its clock because it is hot{state}; cool it better, or lower its power limit."),
-            ("power", f"{title} lowers its clock to keep to its power{state}, as many do under full load; a higher limit, "
-                      "where its power supply bears it, makes it faster."),
+            (
+                "power",
+                f"{title} lowers its clock to keep to its power{state}, as many do under full load; a higher limit, "
+                "where its power supply bears it, makes it faster.",
+            ),
             ("hardware", f"{title} lowers its clock because of heat or its power supply{state}; look after both."),
-        ):  # fmt: skip
+        ):
             self._warn(f"{title} {reason}", reason in reasons, sentence, SUSTAINED)
         if gpu.slowdown_celsius is not None and now["celsius"] is not None:
             self._warn(
-                f"{title} temperature", now["celsius"] >= gpu.slowdown_celsius - NEAR_SLOWDOWN,
+                f"{title} temperature",
+                now["celsius"] >= gpu.slowdown_celsius - NEAR_SLOWDOWN,
                 f"{title} is at {now['celsius']} °C and lowers its clock at {gpu.slowdown_celsius} °C; cool it better.",
-            )  # fmt: skip
+            )
         used, total = now["memory_used_mb"], now["memory_total_mb"]
         if total:
             self._warn(
-                f"{title} memory", used > FULL_GPU * total,
+                f"{title} memory",
+                used > FULL_GPU * total,
                 f"{title} has {size(1e6 * used)} of its {size(1e6 * total)} of memory in use; if it is not enough, "
                 "the run goes on with smaller parts of a batch, and slower.",
-            )  # fmt: skip
+            )
         return {f"gpu{gpu.index}_{figure}": value for figure, value in now.items()}
 
     def _continue_file(self) -> None:

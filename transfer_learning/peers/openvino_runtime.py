@@ -17,9 +17,10 @@ def extraction(flags: Namespace) -> dict[str, Any]:
     """Forward passes over random images in memory, as many requests at a time as the engine asks for."""
     core = openvino.Core()
     compiled = core.compile_model(
-        core.read_model(flags.onnx / f"{flags.network}.onnx"), "CPU",
+        core.read_model(flags.onnx / f"{flags.network}.onnx"),
+        "CPU",
         {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": flags.threads},
-    )  # fmt: skip
+    )
     shape = (flags.batch_size, 3, flags.size, flags.size)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8).astype(np.float32)
     requests = openvino.AsyncInferQueue(compiled)

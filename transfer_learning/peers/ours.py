@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-import transfer_learning.experiment  # noqa: F401  (imported here as peers import theirs: no job counts its imports)
+import transfer_learning.experiments.train  # noqa: F401  (imported here as peers import theirs: no job counts its imports)
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets import augment
-from transfer_learning.datasets.catalogue import load_dataset
+from transfer_learning.datasets.augmentation import apply, draw
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import training_batches
+from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.models.backbones import build_backbone
-from transfer_learning.models.frozen_graph import frozen_graph
+from transfer_learning.models.inference_graph import frozen_graph
 from transfer_learning.peers import job
 from transfer_learning.peers.networks import extractor
 from transfer_learning.training import checkpoint
@@ -37,12 +37,32 @@ def frozen(flags: Namespace) -> dict[str, Any]:
 def fine_tune(flags: Namespace) -> dict[str, Any]:
     """Epochs of fine-tuning with conv5 open: the median from the second on, with validation, without the checkpoint."""
     figures = run(
-        flags, "--backbone", "resnet50", "--weights", str(flags.weights),
-        "--frozen.epochs", "0", "--fine-tune.epochs", str(flags.epochs), "--fine-tune.open", "conv5",
-        "--fine-tune.learning-rate", str(flags.learning_rate), "--fine-tune.optimizer", "adam",
-        "--fine-tune.weight-decay", "0", "--fine-tune.schedule", "constant", "--fine-tune.warmup-epochs", "0",
-        "--fine-tune.patience", "0", "--fine-tune.augmentation", "none",
-    )  # fmt: skip
+        flags,
+        "--backbone",
+        "resnet50",
+        "--weights",
+        str(flags.weights),
+        "--frozen.epochs",
+        "0",
+        "--fine-tune.epochs",
+        str(flags.epochs),
+        "--fine-tune.open",
+        "conv5",
+        "--fine-tune.learning-rate",
+        str(flags.learning_rate),
+        "--fine-tune.optimizer",
+        "adam",
+        "--fine-tune.weight-decay",
+        "0",
+        "--fine-tune.schedule",
+        "constant",
+        "--fine-tune.warmup-epochs",
+        "0",
+        "--fine-tune.patience",
+        "0",
+        "--fine-tune.augmentation",
+        "none",
+    )
     timings = pd.read_csv(flags.scratch / "run" / "timings.csv")
     epochs = timings.loc[timings["phase"] == "fine_tune", "seconds"].tolist()
     return figures | {"epoch_seconds": statistics.median(epochs[1:] or epochs), "first_epoch_seconds": epochs[0]}
@@ -101,10 +121,10 @@ def input_first(flags: Namespace) -> dict[str, Any]:
 def augmentation(flags: Namespace) -> dict[str, Any]:
     """Drawing and applying the changes of a batch: flip, rotation, zoom, shift, brightness and contrast."""
     images, keys = tf.constant(random_images(flags)), np.arange(flags.batch_size, dtype=np.uint64)
-    apply = tf.function(partial(augment.apply, KIND), autograph=False)
+    augment = tf.function(partial(apply, KIND), autograph=False)
 
     def step():
-        apply(images, *augment.draw(KIND, True, 0, 0, keys, flags.size)).numpy()
+        augment(images, *draw(KIND, True, 0, 0, keys, flags.size)).numpy()
 
     figures = job.images_per_second(step, flags.batch_size, flags.seconds)
     return figures | {"milliseconds": 1000 * flags.batch_size / figures["images_per_second"]}
@@ -126,11 +146,27 @@ def drawn(flags: Namespace) -> dict[str, Any]:
 def frozen_phase(flags: Namespace) -> tuple[str, ...]:
     """Flags that leave nothing of the frozen phase to the program's choice."""
     return (
-        "--backbone", "efficientnet_lite0", "--head", "none", "--dropout", "0.2", "--class-weights", "none",
-        "--frozen.epochs", str(flags.epochs), "--frozen.patience", "0", "--frozen.optimizer", "adam",
-        "--frozen.learning-rate", str(flags.learning_rate), "--frozen.schedule", "constant",
-        "--fine-tune.epochs", "0",
-    )  # fmt: skip
+        "--backbone",
+        "efficientnet_lite0",
+        "--head",
+        "none",
+        "--dropout",
+        "0.2",
+        "--class-weights",
+        "none",
+        "--frozen.epochs",
+        str(flags.epochs),
+        "--frozen.patience",
+        "0",
+        "--frozen.optimizer",
+        "adam",
+        "--frozen.learning-rate",
+        str(flags.learning_rate),
+        "--frozen.schedule",
+        "constant",
+        "--fine-tune.epochs",
+        "0",
+    )
 
 
 def run(flags: Namespace, *more: str, dataset: str = "", keep_sizes: bool = False) -> dict[str, Any]:
@@ -140,13 +176,26 @@ def run(flags: Namespace, *more: str, dataset: str = "", keep_sizes: bool = Fals
     `seconds_with_evaluation` are all.
     """
     sizes = [
-        "--image-size", str(flags.size), "--input-size", "0", "--batch-size", str(flags.batch_size),
-        "--test-fraction", "0",
-    ]  # fmt: skip
+        "--image-size",
+        str(flags.size),
+        "--input-size",
+        "0",
+        "--batch-size",
+        str(flags.batch_size),
+        "--test-fraction",
+        "0",
+    ]
     sys.argv = [
-        "run", "--dataset", dataset or str(flags.images), *([] if keep_sizes else sizes), *more,
-        "--cache-dir", str(flags.cache or flags.scratch / "cache"), "--run-dir", str(flags.scratch / "run"),
-    ]  # fmt: skip
+        "run",
+        "--dataset",
+        dataset or str(flags.images),
+        *([] if keep_sizes else sizes),
+        *more,
+        "--cache-dir",
+        str(flags.cache or flags.scratch / "cache"),
+        "--run-dir",
+        str(flags.scratch / "run"),
+    ]
     started = time.perf_counter()
     try:
         runpy.run_module("transfer_learning.run", run_name="__main__")
@@ -172,10 +221,15 @@ def read_foresight(run_dir: Path) -> dict[str, Any]:
 
 
 def load(flags: Namespace):
-    return load_data(RunConfig(
-        dataset=str(flags.images), image_size=flags.size, val_fraction=0.0, test_fraction=0.0,
-        cache_dir=str(flags.scratch / "cache"),
-    ))  # fmt: skip
+    return load_data(
+        RunConfig(
+            dataset=str(flags.images),
+            image_size=flags.size,
+            val_fraction=0.0,
+            test_fraction=0.0,
+            cache_dir=str(flags.scratch / "cache"),
+        )
+    )
 
 
 def random_images(flags: Namespace) -> np.ndarray:
@@ -183,8 +237,18 @@ def random_images(flags: Namespace) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    job.run_job({
-        "frozen": frozen, "fine_tune": fine_tune, "memory": memory, "memory_limited": memory_limited,
-        "checkpoints": checkpoints, "extraction": extraction, "input_epochs": input_epochs, "input_first": input_first,
-        "augmentation": augmentation, "random_weights": random_weights, "drawn": drawn,
-    })  # fmt: skip
+    job.run_job(
+        {
+            "frozen": frozen,
+            "fine_tune": fine_tune,
+            "memory": memory,
+            "memory_limited": memory_limited,
+            "checkpoints": checkpoints,
+            "extraction": extraction,
+            "input_epochs": input_epochs,
+            "input_first": input_first,
+            "augmentation": augmentation,
+            "random_weights": random_weights,
+            "drawn": drawn,
+        }
+    )

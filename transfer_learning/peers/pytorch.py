@@ -116,17 +116,22 @@ def export(flags: Namespace) -> dict[str, Any]:
     for name, network in NETWORKS.items():
         images = torch.from_numpy(random_images(flags))
         torch.onnx.export(
-            network().eval(), (images,), str(unfinished / f"{name}.onnx"), input_names=["images"],
-            output_names=["features"], dynamo=True, external_data=False,
-        )  # fmt: skip
+            network().eval(),
+            (images,),
+            str(unfinished / f"{name}.onnx"),
+            input_names=["images"],
+            output_names=["features"],
+            dynamo=True,
+            external_data=False,
+        )
     unfinished.rename(flags.to)
     return {}
 
 
 def loader(flags: Namespace, part: str) -> DataLoader:
-    looks = transforms.Compose([
-        transforms.Resize((flags.size, flags.size)), transforms.ToTensor(), transforms.Lambda(scaled_back),
-    ])  # fmt: skip
+    looks = transforms.Compose(
+        [transforms.Resize((flags.size, flags.size)), transforms.ToTensor(), transforms.Lambda(scaled_back)]
+    )
     images = datasets.ImageFolder(flags.images / part, looks)
     return DataLoader(images, flags.batch_size, shuffle=part == "train", num_workers=2, persistent_workers=True)
 
@@ -142,6 +147,6 @@ def random_images(flags: Namespace) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    job.run_job({
-        "frozen": frozen, "extraction": extraction, "extraction_compiled": extraction_compiled, "export": export,
-    })  # fmt: skip
+    job.run_job(
+        {"frozen": frozen, "extraction": extraction, "extraction_compiled": extraction_compiled, "export": export}
+    )

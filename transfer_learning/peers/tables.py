@@ -9,14 +9,28 @@ from transfer_learning.peers.cases import FIGURES, Case, Figure
 
 def device_table(document: Mapping[str, Any]) -> str:
     rows = [
-        ("device", "precision", "extraction, images/s", "training, images/s", "epoch, s", "largest batch", "peak memory, MB")
+        (
+            "device",
+            "precision",
+            "extraction, images/s",
+            "training, images/s",
+            "epoch, s",
+            "largest batch",
+            "peak memory, MB",
+        )
     ]
     for name, figures in document["measurements"].items():
-        rows.append((
-            f"{name}: {figures['name']}", figures["precision"], spread(figures["extraction"]), spread(figures["training"]),
-            f"{figures['epoch_seconds']:.1f}", figures["largest_batch_in_words"],
-            f"{figures['device_peak_mb']:,.0f} ({figures['memory']})",
-        ))  # fmt: skip
+        rows.append(
+            (
+                f"{name}: {figures['name']}",
+                figures["precision"],
+                spread(figures["extraction"]),
+                spread(figures["training"]),
+                f"{figures['epoch_seconds']:.1f}",
+                figures["largest_batch_in_words"],
+                f"{figures['device_peak_mb']:,.0f} ({figures['memory']})",
+            )
+        )
     some = next(iter(document["measurements"].values()), None)
     if some is None:
         return "Nothing was measured."
@@ -68,7 +82,7 @@ def peer_tables(document: Mapping[str, Any], cases: Sequence[Case]) -> str:
         "Medians of n processes (least-most), in the order A B B A. Ratio: how many times we are better, by the medians. "
         "Job: without imports. Process: from its start to its end with imports; ours without evaluating the whole model, "
         "figures and report, which no other side does, wherever the run says how long they took. CPU: user and system of "
-        "all its processes, our evaluation included. Peak: resident memory of its largest process.",
+        "all its processes, our evaluation included. Peak: resident memory of its largest process."
     ]
     return "\n\n".join([*parts, *notes, *left_out_in_words(document)])
 
@@ -107,12 +121,14 @@ def heading(document: Mapping[str, Any]) -> str:
     installed = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     sizes = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in document["settings"].items())
     by_itself = "on" if of["onednn_by_itself"] else "off"
-    return "\n".join([
-        f"* Hardware: {of['processor']}, {of['cores']} cores, {of['memory_gb']} GB of memory. TensorFlow by itself has "
-        f"oneDNN {by_itself} here; we turn it on everywhere.",
-        f"* Versions: {installed}",
-        f"* Command: `{session['command']}`, {session['started'][:10]} ({sizes})",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"* Hardware: {of['processor']}, {of['cores']} cores, {of['memory_gb']} GB of memory. TensorFlow by itself has "
+            f"oneDNN {by_itself} here; we turn it on everywhere.",
+            f"* Versions: {installed}",
+            f"* Command: `{session['command']}`, {session['started'][:10]} ({sizes})",
+        ]
+    )
 
 
 def left_out_in_words(document: Mapping[str, Any]) -> list[str]:

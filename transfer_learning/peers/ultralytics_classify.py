@@ -30,12 +30,36 @@ def frozen(flags: Namespace) -> dict[str, Any]:
     torch.set_num_threads(flags.threads)
     model = YOLO("yolo26n-cls.yaml", task="classify")
     model.train(
-        data=str(flags.images), epochs=flags.epochs, imgsz=flags.size, batch=flags.batch_size, workers=2, device="cpu",
-        freeze=len(model.model.model) - 1, optimizer="Adam", lr0=flags.learning_rate, lrf=1.0, warmup_epochs=0,
-        weight_decay=0.0, dropout=0.2, nbs=flags.batch_size, amp=False, pretrained=False, plots=False, patience=0,
-        scale=0.0, fliplr=0.0, hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, erasing=0.0, auto_augment=None, verbose=False,
-        project=str(flags.scratch), name="run", exist_ok=True,
-    )  # fmt: skip
+        data=str(flags.images),
+        epochs=flags.epochs,
+        imgsz=flags.size,
+        batch=flags.batch_size,
+        workers=2,
+        device="cpu",
+        freeze=len(model.model.model) - 1,
+        optimizer="Adam",
+        lr0=flags.learning_rate,
+        lrf=1.0,
+        warmup_epochs=0,
+        weight_decay=0.0,
+        dropout=0.2,
+        nbs=flags.batch_size,
+        amp=False,
+        pretrained=False,
+        plots=False,
+        patience=0,
+        scale=0.0,
+        fliplr=0.0,
+        hsv_h=0.0,
+        hsv_s=0.0,
+        hsv_v=0.0,
+        erasing=0.0,
+        auto_augment=None,
+        verbose=False,
+        project=str(flags.scratch),
+        name="run",
+        exist_ok=True,
+    )
     return job.trained(flags, model.trainer.metrics["metrics/accuracy_top1"])
 
 

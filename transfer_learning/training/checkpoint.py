@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_learning.cli.formatting import tell
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import sync_to_disk
-from transfer_learning.units import tell
 
 NUM_KEPT = 2
 ARRAYS, STATE, MANIFEST = "arrays.npz", "state.json", "manifest.json"
@@ -80,8 +80,11 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     shutil.rmtree(partial, ignore_errors=True)  # of a session that was killed in here
     try:
         partial.mkdir()
-        named = {f"{group}/{index}": array for group, group_arrays in arrays.items()
-                 for index, array in enumerate(group_arrays)}  # fmt: skip
+        named = {
+            f"{group}/{index}": array
+            for group, group_arrays in arrays.items()
+            for index, array in enumerate(group_arrays)
+        }
         np.savez(partial / ARRAYS, **named)
         (partial / STATE).write_text(json.dumps({**state, "groups": {key: len(arrays[key]) for key in arrays}}))
         manifest = {name: _size_and_hash(partial / name) for name in (ARRAYS, STATE)}
@@ -118,8 +121,10 @@ def load(folder: Path, say: Callable[[str], None] = tell) -> tuple[Arrays, dict]
             continue
         state = json.loads((path / STATE).read_text())
         with np.load(path / ARRAYS, allow_pickle=False) as stored:
-            arrays = {group: [stored[f"{group}/{index}"] for index in range(count)]
-                      for group, count in state.pop("groups").items()}  # fmt: skip
+            arrays = {
+                group: [stored[f"{group}/{index}"] for index in range(count)]
+                for group, count in state.pop("groups").items()
+            }
         return arrays, state
     if numbered or list(folder.glob("*.damaged")):
         raise UserError(

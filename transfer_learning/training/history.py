@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from transfer_learning.cli.formatting import duration
 from transfer_learning.config import PHASES
 from transfer_learning.storage.files import write_text, written_atomically
 from transfer_learning.training.state import TrainingState
-from transfer_learning.units import duration
 
 COLUMNS = ("phase", "epoch", "updates", "learning_rate", "loss", "accuracy", "val_loss", "val_accuracy")
 
@@ -47,9 +47,11 @@ def phase_results(
         results[name] = {
             "epochs": len(rows),
             "best_epoch": best["epoch"],
-            **{key: best[key] if math.isfinite(best[key]) else None
-               for key in ("loss", "accuracy", "val_loss", "val_accuracy")},
-        }  # fmt: skip
+            **{
+                key: best[key] if math.isfinite(best[key]) else None
+                for key in ("loss", "accuracy", "val_loss", "val_accuracy")
+            },
+        }
         if seconds is not None:
             of_phase = seconds[seconds["phase"] == name]
             total = float(of_phase["seconds"].sum())
@@ -67,8 +69,11 @@ def fine_tuned_worse(results: Mapping[str, dict], monitor: str) -> str:
     """A sentence where the fine-tune phase, whose weights are kept, ended worse than the frozen one; "" elsewhere."""
     before, after = (results[name][monitor] if name in results else None for name in PHASES)
     # Values of the training images do not compare: the phases may change them differently.
-    if not monitor.startswith("val") or before is None or after is None or not TrainingState(best_value=after).is_better(
-        before, monitor
+    if (
+        not monitor.startswith("val")
+        or before is None
+        or after is None
+        or not TrainingState(best_value=after).is_better(before, monitor)
     ):
         return ""
     return (

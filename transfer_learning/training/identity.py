@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from transfer_learning.config import RunConfig, difference, named
 from transfer_learning.errors import UserError
-from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.run_directory import RunDir
 
 
 @dataclasses.dataclass(frozen=True)

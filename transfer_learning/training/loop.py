@@ -10,19 +10,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.progress import EpochProgress
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import UserError
-from transfer_learning.run_dir import RunDir
+from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
 from transfer_learning.training.history import add_timing, write_history
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.phases import ActivePhase, measure
-from transfer_learning.training.progress import EpochProgress
 from transfer_learning.training.schedules import learning_rate
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
-from transfer_learning.units import tell
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at the loss, whether it is still a number
 
@@ -43,7 +43,9 @@ def restore(
         identity.check(values["identity"], run_dir, say)
         state = TrainingState(**values["state"])
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"{run_dir.path} was begun by another version, which kept another state; start a new run.") from None
+        raise UserError(
+            f"{run_dir.path} was begun by another version, which kept another state; start a new run."
+        ) from None
     say(f"Continuing after epoch {len(state.history)}" + (f" and {state.update} updates." if state.update else "."))
     return state, arrays
 
@@ -88,18 +90,26 @@ def train(
         with checkpoint.Writer(run_dir.checkpoint) as writer:
             return _train_phases(
                 identity, state, arrays, make_phase, model, run_dir, writer, callback_list, stop, timed, say, trained
-            )  # fmt: skip
+            )
     finally:
         if callback_list:  # also after a stop: this is where Keras' own callbacks close their files
             callback_list.on_train_end()
 
 
 def _train_phases(
-    identity: Identity, state: TrainingState, arrays: checkpoint.Arrays | None, make_phase: Callable[..., ActivePhase],
-    model: keras.Model, run_dir: RunDir, writer: checkpoint.Writer, callbacks: keras.callbacks.CallbackList | None,
-    stop: StopRequest, timed: Callable[[str], AbstractContextManager], say: Callable[[str], None],
+    identity: Identity,
+    state: TrainingState,
+    arrays: checkpoint.Arrays | None,
+    make_phase: Callable[..., ActivePhase],
+    model: keras.Model,
+    run_dir: RunDir,
+    writer: checkpoint.Writer,
+    callbacks: keras.callbacks.CallbackList | None,
+    stop: StopRequest,
+    timed: Callable[[str], AbstractContextManager],
+    say: Callable[[str], None],
     trained: Callable[[int, float | None], None],
-) -> TrainingState:  # fmt: skip
+) -> TrainingState:
     names = [name for name in PHASES if identity.config.phase(name).epochs > 0]
     while state.phase < len(names):
         with timed(names[state.phase]):
@@ -193,9 +203,12 @@ class _Epoch:
         if len(active.val) and not math.isfinite(val_loss):
             raise self.diverged(f"The val_loss is {val_loss} after update {self.updates_done():,}")
         row = {
-            "phase": active.name, "epoch": number + 1, "updates": (state.epoch + 1) * active.updates_per_epoch,
-            "learning_rate": self.rate(state.update - 1), **figures,
-        }  # fmt: skip
+            "phase": active.name,
+            "epoch": number + 1,
+            "updates": (state.epoch + 1) * active.updates_per_epoch,
+            "learning_rate": self.rate(state.update - 1),
+            **figures,
+        }
         timing = {"seconds": self.seconds(), "images_per_second": images_per_second}
         is_best = state.end_epoch(row, active.settings, config.monitor)
         if is_best:
@@ -218,9 +231,7 @@ class _Epoch:
     def rate(self, update: int) -> float:
         """The learning rate of an update of this epoch."""
         in_phase = self.state.epoch * self.active.updates_per_epoch + update
-        return learning_rate(
-            self.active.settings, in_phase, self.active.updates_per_epoch, self.state.plateau_scale
-        )  # fmt: skip
+        return learning_rate(self.active.settings, in_phase, self.active.updates_per_epoch, self.state.plateau_scale)
 
     def seconds(self) -> float:
         """What the epoch has taken so far, in all sessions."""

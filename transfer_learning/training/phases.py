@@ -11,10 +11,10 @@ import tensorflow as tf
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.pipeline import Examples, batches_in_order
 from transfer_learning.errors import UserError
-from transfer_learning.models.boundary import Cut
 from transfer_learning.models.classifier import Classifier, leaf_layers
+from transfer_learning.models.freezing import Cut
 from transfer_learning.training.checkpoint import Arrays
-from transfer_learning.training.update import make_measure, make_updates
+from transfer_learning.training.train_step import make_measure, make_updates
 
 BYTES_AT_ONCE = 16e6  # of features that one call trains on
 
@@ -108,17 +108,33 @@ def start_phase(
     batch_bytes = config.batch_size * int(np.prod(stored.shape[1:])) * stored.dtype.size
     updates_at_once = max(1, int(BYTES_AT_ONCE // batch_bytes)) if len(stored.shape) == 2 else 1
     return ActivePhase(
-        name, settings, train, val, optimizer, metrics, finite_updates, weights, seeds, augmentation,
+        name,
+        settings,
+        train,
+        val,
+        optimizer,
+        metrics,
+        finite_updates,
+        weights,
+        seeds,
+        augmentation,
         make_updates(
-            partial(logits, training=True), variables, optimizer, *metrics, finite_updates, config.label_smoothing,
-            class_weights(config.class_weights, train.labels, num_classes), config.batch_size, config.micro_batches,
+            partial(logits, training=True),
+            variables,
+            optimizer,
+            *metrics,
+            finite_updates,
+            config.label_smoothing,
+            class_weights(config.class_weights, train.labels, num_classes),
+            config.batch_size,
+            config.micro_batches,
             (stored if augmentation == "none" else changed, labels),
         ),
         updates_at_once,
         make_measure(logits, num_classes, config.label_smoothing, (stored, labels)),
         measure_batch=config.batch_size // config.micro_batches * updates_at_once,
         updates_per_epoch=-(-len(train) // config.batch_size),
-    )  # fmt: skip
+    )
 
 
 def make_optimizer(settings: Phase) -> keras.optimizers.Optimizer:

@@ -75,7 +75,9 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         self._heard, self._told = socket.socketpair()
         self._told.setblocking(False)
-        self._previous = signal.set_wakeup_fd(self._told.fileno())  # gets the number of each signal, whatever Python does
+        self._previous = signal.set_wakeup_fd(
+            self._told.fileno()
+        )  # gets the number of each signal, whatever Python does
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 

@@ -1,0 +1,215 @@
+"""A folder of class folders: every file below it is an example or is ignored for a reason."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from transfer_learning import predict
+from transfer_learning.datasets.sources import folder
+from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.errors import UserError
+
+
+def lay(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def found(dataset):
+    return {example.id: (example.label, example.split) for example in dataset.examples}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        pytest.param(
+            ["cats/1.jpg", "dogs/1.jpg"], {"cats/1.jpg": ("cats", ""), "dogs/1.jpg": ("dogs", "")}, id="class folders"
+        ),
+        pytest.param(
+            ["train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/2.jpg", "test/dogs/2.jpg"],
+            {
+                "train/cats/1.jpg": ("cats", "train"),
+                "train/dogs/1.jpg": ("dogs", "train"),
+                "val/cats/2.jpg": ("cats", "val"),
+                "test/dogs/2.jpg": ("dogs", "test"),
+            },
+            id="splits above",
+        ),
+        pytest.param(
+            ["Train/a/1.jpg", "Train/b/1.jpg", "Validation/a/2.jpg", "Validation/b/2.jpg", "TEST/a/3.jpg"],
+            {
+                "Train/a/1.jpg": ("a", "train"),
+                "Train/b/1.jpg": ("b", "train"),
+                "Validation/a/2.jpg": ("a", "val"),
+                "Validation/b/2.jpg": ("b", "val"),
+                "TEST/a/3.jpg": ("a", "test"),
+            },
+            id="other names of splits",
+        ),
+        pytest.param(
+            ["Archive 1/Data Combined/cats/1.jpg", "Archive 1/Data Combined/dogs/1.jpg", "Archive 1/read me.txt"],
+            {"Archive 1/Data Combined/cats/1.jpg": ("cats", ""), "Archive 1/Data Combined/dogs/1.jpg": ("dogs", "")},
+            id="wrapped twice",
+        ),
+        pytest.param(
+            ["set/train/a/1.jpg", "set/train/b/1.jpg", "set/test/a/2.jpg", "set/test/b/2.jpg"],
+            {
+                "set/train/a/1.jpg": ("a", "train"),
+                "set/train/b/1.jpg": ("b", "train"),
+                "set/test/a/2.jpg": ("a", "test"),
+                "set/test/b/2.jpg": ("b", "test"),
+            },
+            id="wrapped splits",
+        ),
+        pytest.param(
+            ["cats/2019/may/1.jpg", "cats/2.jpg", "dogs/x/1.jpg"],
+            {"cats/2.jpg": ("cats", ""), "cats/2019/may/1.jpg": ("cats", ""), "dogs/x/1.jpg": ("dogs", "")},
+            id="folders inside a class",
+        ),
+        pytest.param(
+            ["a/1.JPG", "a/2.Jpeg", "b/3.PNG", "b/4.TIF", "b/5.webp", "b/6.gif", "b/7.bmp", "b/8.jfif"],
+            {
+                f"{name}": (name[0], "")
+                for name in ("a/1.JPG", "a/2.Jpeg", "b/3.PNG", "b/4.TIF", "b/5.webp", "b/6.gif", "b/7.bmp", "b/8.jfif")
+            },
+            id="suffixes in any case",
+        ),
+        pytest.param(
+            ["Kremil S/1.jpg", "Äpfel, reif/1.jpg", "nan/1.jpg", "01/1.jpg", "a\nb/1.jpg", "100 %/1.jpg"],
+            {f"{name}/1.jpg": (name, "") for name in ("Kremil S", "Äpfel, reif", "nan", "01", "a\nb", "100 %")},
+            id="odd names",
+        ),
+        pytest.param(
+            ["train/1.jpg", "bus/1.jpg", "car/1.jpg"],
+            {"train/1.jpg": ("train", ""), "bus/1.jpg": ("bus", ""), "car/1.jpg": ("car", "")},
+            id="a class that is called like a split",
+        ),
+    ],
+)
+def test_reads_the_usual_layouts(names, expected, tmp_path):
+    dataset = folder.read(lay(tmp_path / "root", *names))
+    assert found(dataset) == expected
+    assert dataset.class_names == tuple(sorted({label for label, _ in expected.values()}))
+    assert all(example.content == tmp_path / "root" / example.id for example in dataset.examples)
+
+
+def test_every_file_is_used_or_ignored_for_a_reason(tmp_path):
+    used = ["a/1.jpg", "b/1.jpg", "b/sub/2.png"]
+    ignored = {
+        "a/._1.jpg": "hidden",
+        ".DS_Store": "hidden",
+        "b/Thumbs.db": "left behind",
+        "__MACOSX/a/1.jpg": "left behind",
+        "a/labels.txt": "not named like an image (.txt)",
+        "README": "no suffix",
+        "b/1.heic": ".heic",
+        ".drawn_pills_version": "hidden",
+        ".ipynb_checkpoints/1.jpg": "hidden",
+    }
+    dataset = folder.read(lay(tmp_path, *used, *ignored))
+    assert [example.id for example in dataset.examples] == used, "in the order of their names"
+    reasons = dict(dataset.ignored)
+    assert reasons.keys() == ignored.keys()
+    assert all(words in reasons[name] for name, words in ignored.items())
+
+
+def test_the_order_of_the_disk_does_not_matter(tmp_path):
+    names = [f"{label}/{number}.jpg" for label in "cab" for number in (3, 1, 2)]
+    first, second = (lay(tmp_path / str(turn), *names[::turn]) for turn in (1, -1))
+    assert found(folder.read(first)) == found(folder.read(second))
+    assert list(found(folder.read(first))) == sorted(names)
+
+
+def test_links_to_folders_and_files_are_followed(tmp_path):
+    elsewhere = lay(tmp_path / "big disk", "1.jpg", "more/2.jpg")
+    root = lay(tmp_path / "root", "dogs/1.jpg")
+    (root / "cats").symlink_to(elsewhere, target_is_directory=True)
+    (root / "dogs" / "2.jpg").symlink_to(elsewhere / "1.jpg")
+    assert list(found(folder.read(root))) == ["cats/1.jpg", "cats/more/2.jpg", "dogs/1.jpg", "dogs/2.jpg"]
+    assert [str(file.relative_to(root)) for file in predict.image_files(root)] == list(found(folder.read(root)))
+
+
+def test_a_link_back_is_not_followed_for_ever(tmp_path):
+    root = lay(tmp_path / "root", "cats/1.jpg", "dogs/1.jpg")
+    (root / "cats" / "all").symlink_to(root, target_is_directory=True)
+    (root / "dogs" / "other").symlink_to(root / "cats", target_is_directory=True)
+    ids = list(found(folder.read(root)))
+    assert {"cats/1.jpg", "dogs/1.jpg", "dogs/other/1.jpg"} == set(ids)
+    assert dict(folder.read(root).ignored) == dict.fromkeys(
+        ("cats/all", "dogs/other/all"), "a link back to a folder that holds it, in which its files are found anyway"
+    )
+
+
+def test_folders_may_be_nested_as_deep_as_the_system_allows(tmp_path):
+    root = lay(tmp_path / "root", "cats/1.jpg", "dogs/1.jpg", "dogs/z.jpg")
+    levels = [root / ("dogs" + "/f" * depth) for depth in range(1, 1100)]
+    for level in levels:
+        level.mkdir()
+    file = levels[-1] / "2.jpg"
+    file.write_bytes(b"x")
+    try:
+        assert [example.content for example in folder.read(root).examples][2] == file
+    finally:  # nobody else would get rid of them
+        file.unlink()
+        for level in reversed(levels):
+            level.rmdir()
+
+
+def test_a_link_to_nothing_or_to_itself_is_an_example_that_the_manifest_will_name(tmp_path):
+    root = lay(tmp_path, "a/1.jpg", "b/1.jpg")
+    (root / "b" / "2.jpg").symlink_to(root / "gone.jpg")
+    (root / "b" / "3.jpg").symlink_to(root / "b" / "3.jpg")
+    assert {"b/2.jpg", "b/3.jpg"} <= found(folder.read(root)).keys()
+
+
+def test_a_pipe_is_ignored_not_waited_for(tmp_path):
+    root = lay(tmp_path, "a/1.jpg", "b/1.jpg")
+    os.mkfifo(root / "b" / "2.jpg")
+    assert dict(folder.read(root).ignored) == {"b/2.jpg": "neither a file nor a folder"}
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a/1.jpg", "b/1.jpg", "stray.jpg"], "stray.jpg lies beside"),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "test/1.jpg lies beside"),
+        (["train/a/1.jpg", "test/a/1.jpg", "unlabelled/1.jpg"], r"splits and others \(unlabelled\)"),
+        (["a/1.jpg", "b/1.txt"], "The folder b in .* holds no image"),
+        (["a/1.jpg", "b/1.jpg", "c/.hidden.jpg"], "The folder c in .* holds no image"),
+        (["train/a/1.jpg", "train/b/1.txt", "test/a/1.jpg"], "The folder b in .* holds no image"),
+    ],
+)
+def test_a_layout_that_could_be_misread_is_refused(names, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        folder.read(lay(tmp_path, *names))
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [([], "holds no images"), (["a/1.txt"], "holds no images"), (["a/1.jpg"], "only one class, a;")]
+)
+def test_a_folder_needs_images_of_two_classes(names, words, tmp_path):
+    with pytest.raises(UserError, match=words):
+        load_dataset(str(lay(tmp_path, *names)), "data")
+
+
+def test_a_folder_of_its_own_may_be_called_like_a_known_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(lay(tmp_path, "digits/one/1.jpg", "digits/two/1.jpg"))
+    assert load_dataset("./digits", "data").class_names == ("one", "two")
+    assert len(load_dataset("digits", "data").class_names) == 10
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: lay(path, "list.txt")])
+def test_predict_names_what_holds_no_image(make, tmp_path):
+    make(tmp_path / "photos")
+    with pytest.raises(UserError, match="photos"):
+        predict.image_files(tmp_path / "photos")
+
+
+def test_predict_takes_a_file_whatever_it_is_called(tmp_path):
+    lay(tmp_path, "upload", "a/1.jpg", "a/note.txt")
+    assert predict.image_files(tmp_path / "upload") == [tmp_path / "upload"]
+    assert predict.image_files(Path(tmp_path)) == [tmp_path / "a" / "1.jpg"]

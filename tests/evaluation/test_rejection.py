@@ -1,0 +1,71 @@
+"""The rule for unknown: where it lies, what it costs and what it catches, by numbers worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from transfer_learning.evaluation import predictions, rejection
+
+
+def judged(confidences, right):
+    confidences, right = np.array(confidences, np.float64), np.array(right, bool)
+    probabilities = np.stack([confidences, 1 - confidences], axis=1)
+    return predictions.table([str(i) for i in range(len(right))], (~right).astype(int), probabilities, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("confidences", "expected"),
+    [
+        (np.linspace(0.01, 1, 100), 0.05),  # the fifth of a hundred: four lie below it
+        (np.linspace(0.1, 1, 10), 0.1),  # of ten, one would be too many
+        ([0.7], 0.7),
+        ([0.5] * 50, 0.5),
+        ([1.0] * 50, 1.0),
+    ],
+)
+def test_the_threshold_keeps_the_share_that_it_was_chosen_for(confidences, expected):
+    found = rejection.threshold(np.array(confidences))
+    assert found == pytest.approx(expected)
+    assert np.mean(np.array(confidences) >= found) >= rejection.KEPT_SHARE
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 7, 19, 20, 21, 174, 1000])
+def test_it_is_one_of_the_confidences_and_no_rounding_moves_an_image(num_images):
+    confidences = np.random.default_rng(num_images).random(num_images).astype(np.float32)
+    found = rejection.threshold(confidences)
+    assert found in confidences.tolist()
+    assert np.mean(confidences < found) <= 1 - rejection.KEPT_SHARE < np.mean(confidences <= found) + 1e-9
+
+
+def test_cost_and_benefit_by_hand():
+    table = judged([0.9, 0.6, 0.8, 0.55, 0.95], [1, 1, 0, 0, 1])
+    others = {"noise": np.float32([0.5, 0.52, 0.7, 0.99]), "nothing like it": np.float32([0.5])}
+    result = rejection.measure(0.65, table, others)
+    kinds = result.pop("others")
+    assert result == {
+        "threshold": 0.65,
+        "kept_share": 0.95,
+        "num_examples": 5,
+        "num_right": 3,
+        "num_wrong": 2,
+        "num_right_called_unknown": 1,
+        "num_wrong_called_unknown": 1,
+    }
+    assert kinds["noise"]["num_images"] == 4 and kinds["noise"]["called_unknown"] == 0.5
+    assert kinds["noise"]["interval"][0] < 0.5 < kinds["noise"]["interval"][1]
+    # Of 20 pairs of a judged image and noise, the judged one is surer in 5 + 5 + 3 (0.9, 0.8, 0.95 above 0.7).
+    assert kinds["noise"]["told_apart"] == pytest.approx(13 / 20)
+    assert kinds["nothing like it"] | {"interval": None} == {
+        "num_images": 1,
+        "called_unknown": 1.0,
+        "told_apart": 1.0,
+        "interval": None,
+    }
+    assert json.loads(json.dumps(kinds, allow_nan=False)) == kinds
+
+
+def test_what_is_at_the_threshold_is_kept():
+    result = rejection.measure(0.75, judged([0.75], [1]), {"same": np.float32([0.75])})
+    assert result["num_right_called_unknown"] == 0 and result["others"]["same"]["called_unknown"] == 0
+    assert result["others"]["same"]["told_apart"] == 0.5

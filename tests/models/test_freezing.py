@@ -1,0 +1,105 @@
+"""The cut between frozen and trained layers: both sides together are the network, and it lies as high as it can."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from transfer_learning.config import RunConfig
+from transfer_learning.models.backbones import BACKBONES
+from transfer_learning.models.classifier import build_classifier, open_layers
+from transfer_learning.models.freezing import cut_at_boundary
+
+SIZE = 40
+IMAGES = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
+CLASSES = ("a", "b", "c")
+NETWORKS = ["resnet50", "resnet50v1_5", "resnet18", "mobilenetv3_small", "convnext_tiny", "efficientnet_lite0"]
+
+
+def built(backbone, image_size=64, **options):
+    """A network that counts as pretrained, though its weights are random: nothing has to be downloaded."""
+    config = RunConfig(backbone=backbone, weights="none", image_size=image_size, input_size=SIZE, head=(8,), **options)
+    return dataclasses.replace(build_classifier(config, CLASSES), pretrained=True)
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def classifier(request):
+    return request.param, built(request.param)
+
+
+def test_the_two_sides_are_the_network(classifier):
+    name, network = classifier
+    expected = np.asarray(network.model(IMAGES, training=False))
+    heights = []
+    for opened in ("none", *reversed(BACKBONES[name].stages[1:]), "0.1", "0.5"):
+        open_layers(network, name, opened)
+        cut = cut_at_boundary(network)
+        np.testing.assert_allclose(cut.logits(cut.lower(IMAGES)), expected, rtol=1e-4, atol=1e-4)
+        assert not cut.lower.trainable_variables, opened
+        above = {id(variable) for layer in cut.layers for variable in layer.trainable_variables}
+        assert above == {id(variable) for variable in network.model.trainable_variables}, opened
+        heights.append(cut.lower.count_params())
+    by_stage = heights[: len(BACKBONES[name].stages)]
+    assert by_stage == sorted(by_stage, reverse=True) and by_stage[-1] > 0
+
+
+def test_it_is_cut_between_its_stages(classifier):
+    name, network = classifier
+    for backbone, opened, shape in (
+        ("resnet50", "none", (2048,)),
+        ("resnet50", "conv5", (4, 4, 1024)),
+        ("resnet50", "conv4", (8, 8, 512)),
+        ("resnet18", "none", (512,)),
+        ("resnet18", "conv5", (4, 4, 256)),
+        ("resnet18", "conv3", (16, 16, 64)),
+        ("resnet50v1_5", "none", (2048,)),
+        ("resnet50v1_5", "conv4", (8, 8, 512)),
+        ("efficientnet_lite0", "none", (1280,)),
+        ("efficientnet_lite0", "stage5", (4, 4, 80)),
+    ):
+        if backbone == name:
+            open_layers(network, name, opened)
+            assert cut_at_boundary(network).lower.output_shape[1:] == shape
+
+
+def test_no_shortcut_crosses_the_cut_inside_of_a_block():
+    network = built("resnet50")
+    first = network.backbone.get_layer("conv5_block2_2_conv")  # its block's shortcut begins two layers below
+    for layer in network.backbone.layers:
+        layer.trainable = False
+    first.trainable = True
+    cut = cut_at_boundary(network)
+    assert cut.lower.output_shape[1:] == (2, 2, 2048)  # what block 1 ends with
+    expected = np.asarray(network.model(IMAGES, training=False))
+    np.testing.assert_allclose(cut.logits(cut.lower(IMAGES)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("pretrained", "opened"), [(True, "all"), (False, "block4"), (False, "all")])
+def test_nothing_can_be_kept_where_all_trains_or_batch_statistics_count(pretrained, opened):
+    network = dataclasses.replace(built("small_cnn"), pretrained=pretrained)
+    open_layers(network, "small_cnn", opened)
+    assert cut_at_boundary(network) is None
+
+
+def test_only_the_head_is_in_training_mode_above_the_cut():
+    network = built("small_cnn", dropout=0.5)
+    open_layers(network, "small_cnn", "block5")
+    cut = cut_at_boundary(network)
+    activations = cut.lower(IMAGES)
+    moving = [layer.moving_mean for layer in cut.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    before = [np.array(mean) for mean in moving]
+    assert not np.array_equal(cut.logits(activations, training=True), cut.logits(activations)), "dropout"
+    for mean, old in zip(moving, before, strict=True):
+        np.testing.assert_array_equal(mean, old)
+
+
+def test_in_mixed_float16_the_activations_are_those_of_the_network():
+    keras.config.set_dtype_policy("mixed_float16")
+    network = built("small_cnn")
+    expected = np.asarray(network.model(IMAGES, training=False))
+    open_layers(network, "small_cnn", "block4")
+    cut = cut_at_boundary(network)
+    kept = np.asarray(cut.lower(IMAGES))
+    assert kept.dtype == np.float16
+    np.testing.assert_array_equal(cut.logits(kept.astype(np.float32)), expected)

@@ -1,0 +1,313 @@
+"""The report shows what the files of a run directory say, names what is missing, and lets no name act as HTML."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.support.html import Page
+from transfer_learning import report as verb
+from transfer_learning.cli.parser import run_main
+from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.evaluation import calibration, metrics, predictions, rejection
+from transfer_learning.reports import run
+from transfer_learning.storage.run_directory import RunDir
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "\"><img src=x onerror='alert(2)'>",
+    "a & b",
+    "{{ 7 * 7 }}",
+    "nan",
+    "錠剤",
+    "\udcff",
+]
+FIGURES = (
+    "curves",
+    "confusion_matrix",
+    "confusion_matrix_normalised",
+    "reliability",
+    "samples",
+    "mistakes",
+    "hardware",
+    "attention",
+)
+PHASE = {
+    "epochs": 3,
+    "best_epoch": 2,
+    "loss": 0.4491,
+    "accuracy": 0.8442,
+    "val_loss": 0.3968,
+    "val_accuracy": 0.8662,
+    "seconds": 75.4,
+    "epoch_seconds": 25.1,
+    "checkpoint_seconds": 0.21,
+    "images_per_second": 412.25,
+}
+
+
+def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="test", fine_tune=None):
+    """A run directory of 12 examples, as `run` leaves it before the report."""
+    run_dir = RunDir(path)
+    run_dir.figures.mkdir(parents=True)
+    labels = np.arange(12) % len(class_names)
+    predicted = np.where(np.arange(12) < num_mistakes, (labels + 1) % len(class_names), labels)
+    probabilities = np.full((12, len(class_names)), 0.1 / (len(class_names) - 1))
+    probabilities[np.arange(12), predicted] = 0.9
+    ids = [f"{class_names[label]}/{i}.jpg" for i, label in enumerate(labels)]
+    table = predictions.table(ids, labels, probabilities, class_names)
+    predictions.write(table, run_dir.predictions(split))
+    evaluation = metrics.evaluate(table, class_names)
+    evaluation["calibration"] = calibration.measure(table, 1.25)
+    evaluation["unknown"] = rejection.measure(0.95, table, {"white noise": np.float32([0.5, 0.96])})
+    evaluation |= {"split": split, "weights_sha256": "ab" * 32, "frozen": PHASE, "fine_tune": fine_tune}
+    text = {"encoding": "utf-8", "errors": "surrogateescape"}
+    run_dir.evaluation.write_text(json.dumps(evaluation), **text)
+    run_dir.classification_report.write_text(metrics.classification_report(table, class_names), **text)
+    history = pd.DataFrame({"phase": ["frozen"] * 3, "epoch": [1, 2, 3], "loss": [0.5, 0.4491, 0.44]})
+    history.to_csv(run_dir.history, index=False)
+    manifest = pd.DataFrame({"id": ids, "file": ids, "label": table["label"], "split": ["train", "val", "test"] * 4})
+    manifest["problem"] = ""
+    manifest.loc[11, ["split", "problem"]] = ["", "truncated after 17 bytes"]
+    manifest.to_csv(run_dir.manifest, index=False, **text)
+    pd.DataFrame({"file": ["readme.txt"], "reason": ["no image"]}).to_csv(run_dir.ignored, index=False)
+    stages = [
+        {"name": "frozen", "estimated_seconds": 74.0, "seconds": 75.4},
+        {
+            "name": "decode",
+            "estimated_seconds": 1.5,
+            "estimated_bytes": 92_160_000,
+            "seconds": 2.0,
+            "num_bytes": 95_000_000,
+        },
+        {"name": "evaluate", "estimated_seconds": 61.0, "estimated_bytes": 0, "seconds": None, "num_bytes": 0},
+    ]
+    run_dir.foresight.write_text(json.dumps({"stages": stages}))
+    run_dir.notes.write_text(json.dumps(["float32, because a CPU gains nothing from less", "Warning: it is hot"]))
+    hardware = {
+        "time": ["2026-01-31T12:00:00+00:00", "2026-01-31T12:01:00+00:00"],
+        "session": 1,
+        "cpu_percent": ["", 80],
+    }
+    pd.DataFrame(hardware).to_csv(run_dir.hardware, index=False)
+    config = {"dataset": "pets", "head": [512, 256], "group_by": "", "frozen": {"learning_rate": 1e-3}}
+    run_dir.config.write_text(json.dumps(config))
+    sessions = [{"started": "Monday", "end": "killed"}, {"started": "Tuesday"}]
+    run_dir.environment.write_text(json.dumps({"device": {"model": "Abacus 3000"}, "sessions": sessions}))
+    for shade, name in enumerate(FIGURES):
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(run_dir.figures / f"{name}.png")
+    return run_dir
+
+
+def test_shows_every_result_of_the_run(tmp_path):
+    run_dir = make_run(tmp_path / "run", fine_tune=PHASE | {"val_accuracy": 0.9123, "seconds": 3700})
+    assert run.write_report(run_dir) == run_dir.report
+    page = Page(run_dir.report)
+    for text in (
+        "pets",
+        "83.33 %",
+        "95 % interval 55.20–95.30 %",
+        "12 test images",
+        "macro F1",
+        "2 mistakes",
+        "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 25 s 412.2",
+        "91.23 %",
+        "1:02 h",
+        "Decoding 1.5 s 2.0 s – 92 MB 95 MB",
+        "Frozen phase 1:14 min 1:15 min 0.2 s – –",
+        "Evaluation 1:01 min – – – –",
+        "cat dog 1 25.00 %",
+        "the two are 6.67 % apart",
+        "temperature 1.25,",
+        "less than 95.00 % confidence",
+        "10 of 10 right answers, and saves 2 of 2 mistakes",
+        "white noise 2 50.00 % 9.5–90.5 %",
+        "cat/0.jpg cat dog 90.00 %",
+        "cat 4 0 0 0 4",
+        "owl 0 0 3 1 4",
+        "all classes 4 4 3 1 12",
+        "Skipped images: 1",
+        "owl/11.jpg truncated after 17 bytes",
+        "readme.txt no image",
+        "2 samples in 1:00 min: processors 80 % busy on average. Warning: it is hot",
+        "float32, because a CPU gains nothing from less",
+        "head 512, 256",
+        "group_by none",
+        "frozen.learning_rate 0.001",
+        "device.model Abacus 3000",
+        "Monday killed",
+        "ab" * 32,
+        f"python -m transfer_learning.predict {run_dir.path} IMAGE_OR_FOLDER",
+        f"python -m transfer_learning.evaluate {run_dir.path} --split val",
+    ):
+        assert text in page.text, text
+    assert "missing" not in page.text
+    assert page.text.count("it is hot") == 1
+    contents = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.pictures()}
+    assert contents == {(run_dir.figures / f"{name}.png").read_bytes() for name in FIGURES}
+
+
+def test_needs_no_other_file_and_no_script(tmp_path):
+    page = Page(run.write_report(make_run(tmp_path / "run")))
+    assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
+    assert all(source.startswith("data:image/png;base64,") for source in page.pictures())
+    content = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "http" not in content and "@import" not in content and "url(" not in content
+
+
+def test_the_same_files_give_the_same_bytes(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    first = run.write_report(run_dir).read_bytes()
+    assert run.write_report(run_dir).read_bytes() == first
+    assert [path.name for path in run_dir.path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("where", ["classes", "config", "notes", "environment", "ignored", "problem"])
+def test_no_name_acts_as_html(tmp_path, where):
+    names = HOSTILE if where == "classes" else ("cat", "dog", "owl")
+    run_dir = make_run(tmp_path / "run", class_names=names)
+    plain = Page(run.write_report(make_run(tmp_path / "plain", class_names=list("abcdefg")[: len(names)])))
+    if where == "config":
+        run_dir.config.write_text(json.dumps({"dataset": HOSTILE[0], HOSTILE[1]: HOSTILE}))
+    elif where == "notes":
+        run_dir.notes.write_text(json.dumps(HOSTILE))
+    elif where == "environment":
+        run_dir.environment.write_text(json.dumps({HOSTILE[0]: HOSTILE[1], "sessions": [{HOSTILE[1]: HOSTILE[0]}]}))
+    elif where == "ignored":
+        pd.DataFrame({"file": HOSTILE[:4], "reason": HOSTILE[:4]}).to_csv(run_dir.ignored, index=False)
+    elif where == "problem":
+        manifest = pd.read_csv(run_dir.manifest, na_filter=False)
+        manifest.loc[0, ["file", "problem"]] = HOSTILE[:2]
+        manifest.to_csv(run_dir.manifest, index=False)
+    page = Page(run.write_report(run_dir))
+    assert set(page.tags) == set(plain.tags)
+    assert page.tags.count("img") == plain.tags.count("img")
+    assert HOSTILE[0] in page.text and HOSTILE[1] in page.text
+    assert {name for name, _ in page.attributes} == {name for name, _ in plain.attributes}
+    assert where in ("environment", "problem") or "{{ 7 * 7 }}" in page.text
+
+
+def test_says_so_where_the_numbers_are_of_the_validation_split(tmp_path):
+    test = Page(run.write_report(make_run(tmp_path / "test")))
+    val = Page(run.write_report(make_run(tmp_path / "val", split="val")))
+    assert "no test split" not in test.text
+    assert "no test split" in val.text and "12 validation images" in val.text and "12 test images" not in val.text
+
+
+def test_a_run_without_validation_images_is_not_told_to_evaluate_them(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    manifest = pd.read_csv(run_dir.manifest, na_filter=False)
+    manifest[manifest["split"] != "val"].to_csv(run_dir.manifest, index=False)
+    assert "--split val" not in Page(run.write_report(run_dir)).text
+
+
+def test_a_run_without_mistakes_says_so_and_wants_no_picture_of_them(tmp_path):
+    run_dir = make_run(tmp_path / "run", num_mistakes=0)
+    (run_dir.figures / "mistakes.png").unlink()
+    page = Page(run.write_report(run_dir))
+    assert "There are none: all 12 test images are classified correctly." in page.text
+    assert "missing" not in page.text
+
+
+def test_a_phase_that_was_left_out_says_so(tmp_path):
+    assert "Fine-tune phase left out" in Page(run.write_report(make_run(tmp_path / "run"))).text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *[f"figures/{name}.png" for name in FIGURES[:-1]],
+        "history.csv",
+        "manifest.csv",
+        "notes.json",
+        "environment.json",
+        "predictions/test.csv",
+    ],
+)
+def test_a_missing_part_is_named_on_the_page(tmp_path, name):
+    run_dir = make_run(tmp_path / "run")
+    (run_dir.path / name).unlink()
+    text = Page(run.write_report(run_dir)).text
+    assert re.search(rf"{name} .*is missing", text)
+    assert "83.33 %" in text
+
+
+@pytest.mark.parametrize("name", ["ignored.csv", "classification_report.txt", "hardware.csv"])
+def test_a_run_may_lack_what_says_nothing_more(tmp_path, name):
+    run_dir = make_run(tmp_path / "run")
+    (run_dir.path / name).unlink()
+    page = Page(run.write_report(run_dir))
+    assert "missing" not in page.text
+    assert ("Hardware" in page.text) == (name != "hardware.csv") and page.text.count("it is hot") == 1
+
+
+def test_a_damaged_picture_is_named_not_shown(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    (run_dir.figures / "curves.png").write_bytes(b"<svg onload=alert(1)>")
+    page = Page(run.write_report(run_dir))
+    assert "figures/curves.png (loss, accuracy and learning rate over the epochs) is missing or damaged" in page.text
+    assert len(page.pictures()) == len(FIGURES) - 1
+
+
+def test_a_hundred_classes_show_the_lowest_first_and_all_of_them(tmp_path):
+    names = [f"class {i}" for i in range(100)]
+    page = Page(run.write_report(make_run(tmp_path / "run", class_names=names)))
+    assert "The 10 lowest F1" in page.text and "All 100 classes" in page.text
+    assert page.text.index("class 2 ") < page.text.index("class 99 ")
+    assert "99 class 99 – – – 0" in page.text
+
+
+def test_a_thousand_classes_are_no_matrix_and_have_their_mistakes_named(tmp_path):
+    run_dir = make_run(tmp_path / "run", class_names=[f"n{number:08d}" for number in range(1000)], num_mistakes=12)
+    for name in ("confusion_matrix", "confusion_matrix_normalised"):
+        (run_dir.figures / f"{name}.png").unlink()
+    page = Page(run.write_report(run_dir))
+    assert "missing" not in page.text
+    assert "A matrix of 1,000 classes has too many cells to be read" in page.text
+    assert "n00000011 n00000012 1 100.00 %" in page.text, "the twelfth mistake: more than the ten beside a matrix"
+    assert " % top-5 accuracy: the true class is among the five most probable 95 % interval" in page.text
+    assert "The 10 lowest F1" in page.text and "All 1,000 classes" in page.text
+    assert len(page.text) < 300_000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", None, "no run directory"),
+        ("config.json", "[1]", "names no dataset"),
+        ("evaluation.json", None, "not ended.*run --resume"),
+        ("evaluation.json", "{", "is no JSON"),
+        ("evaluation.json", "{}", "is not what `run` writes"),
+        ("evaluation.json", "[]", "is not what `run` writes"),
+        ("notes.json", "\x00", "is no JSON"),
+        ("manifest.csv", 'id,"file\n', "is no table"),
+        ("predictions/test.csv", "a,b\n", "no table of predictions"),
+    ],
+)
+def test_a_run_that_cannot_be_reported_is_one_sentence(tmp_path, name, content, message):
+    run_dir = make_run(tmp_path / "run")
+    (run_dir.path / name).unlink()
+    if content is not None:
+        (run_dir.path / name).write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        verb.main([str(run_dir.path)])
+    assert "\n" not in str(caught.value)
+    assert not run_dir.report.exists()
+
+
+def test_the_verb_prints_the_path(tmp_path, capsys):
+    run_dir = make_run(tmp_path / "run")
+    verb.main([str(run_dir.path)])
+    assert capsys.readouterr().out == f"{run_dir.report}\n"
+    assert run_dir.is_finished
+
+
+@pytest.mark.parametrize("arguments", [[], ["nowhere"], ["--unknown"]])
+def test_the_verb_refuses_with_exit_code_2(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(verb.main, arguments) == ExitCode.USER_ERROR
+    assert capsys.readouterr().err.startswith("error: ")

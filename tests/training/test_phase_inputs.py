@@ -1,0 +1,197 @@
+"""What phases are fed: the head sees what the live frozen network would give it, and nothing is computed twice."""
+
+import dataclasses
+import errno
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.support.photos import draw_photos
+from transfer_learning.config import Phase
+from transfer_learning.datasets import augmentation
+from transfer_learning.datasets.data import load_data
+from transfer_learning.datasets.pipeline import key_of
+from transfer_learning.experiments.train import cut_of_phase, open_layers, prepare_phase
+from transfer_learning.models import freezing
+from transfer_learning.models.classifier import build_classifier, probabilities
+from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.run_directory import RunDir
+from transfer_learning.training import loop
+from transfer_learning.training.identity import Identity
+from transfer_learning.training.phase_inputs import VIEW_SEED, inputs_above, names_of_views
+from transfer_learning.training.state import TrainingState
+from transfer_learning.training.stopping import StopRequest
+
+
+def quiet(sentence):
+    pass
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Every image that went through a frozen graph, as bytes."""
+    images, original = [], freezing.frozen_graph
+
+    def watched(network, batch_size):
+        graph = original(network, batch_size)
+
+        def compute(batch):
+            images.extend(image.tobytes() for image in batch.numpy() if image.any())
+            return graph(batch)
+
+        return compute
+
+    monkeypatch.setattr(freezing, "frozen_graph", watched)
+    return images
+
+
+@pytest.fixture
+def config(small_config, tmp_path):
+    return dataclasses.replace(small_config, cache_dir=str(tmp_path / "cache"))
+
+
+def inputs_of(config, name="frozen", keep=True):
+    classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_data(config, quiet)
+    cut = cut_of_phase(name, config, classifier)
+    return inputs_above(cut, config.phase(name), keep, config, data, {}, quiet), data, cut
+
+
+@pytest.mark.parametrize(("name", "opened"), [("frozen", "none"), ("fine_tune", "block4"), ("fine_tune", "block5")])
+def test_they_are_what_the_live_network_makes_of_the_images(config, name, opened):
+    phase = Phase(epochs=1, open=opened)
+    config = dataclasses.replace(config, **{name: phase})
+    (train, val), data, cut = inputs_of(config, name)
+    for examples, split in ((train, "train"), (val, "val")):
+        images = data.split(split)
+        live = cut.lower(images.inputs[images.rows].astype(np.float32), training=False)
+        np.testing.assert_allclose(examples.inputs[examples.rows], live, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(examples.labels, images.labels)
+
+
+OTHER_RUNS = {
+    "another head": {"head": (8, 4)},
+    "another seed": {"seed": 5},
+    "another batch size": {"batch_size": 4},
+    "another split": {"val_fraction": 0.3, "test_fraction": 0.0},
+    "label smoothing": {"label_smoothing": 0.1},
+    "another rate": {"frozen": Phase(epochs=2, learning_rate=3e-3, augmentation="light", views=3)},
+}
+
+
+@pytest.mark.parametrize("change", OTHER_RUNS)
+def test_another_run_computes_only_what_is_new(config, seen, change):
+    config = dataclasses.replace(config, frozen=Phase(epochs=2, augmentation="light", views=3))
+    inputs_of(config)
+    done = len(seen)
+    inputs_of(dataclasses.replace(config, **OTHER_RUNS[change]))
+    assert len(seen) == done or change == "another split", "its training images need views that nobody needed before"
+    assert len(seen) == len(set(seen)), "no picture went through the network twice"
+
+
+def test_fewer_views_are_there_already_and_other_ones_are_not(config, seen):
+    three, two = (Phase(epochs=1, augmentation="light", views=views) for views in (3, 2))
+    inputs_of(dataclasses.replace(config, frozen=three))
+    done = len(seen)
+    inputs_of(dataclasses.replace(config, frozen=two))
+    inputs_of(dataclasses.replace(config, frozen=Phase(epochs=1)))
+    assert len(seen) == done
+    _, data, _ = inputs_of(dataclasses.replace(config, frozen=dataclasses.replace(two, augmentation="strong")))
+    assert len(seen) == done + len(data.split("train"))
+    inputs_of(dataclasses.replace(config, frozen=two, flip=False))
+    assert len(seen) == done + 2 * len(data.split("train"))
+
+
+def test_a_view_is_drawn_from_the_image_alone(config):
+    config = dataclasses.replace(config, frozen=Phase(epochs=1, augmentation="strong", views=3))
+    (train, val), data, cut = inputs_of(config)
+    images, hashes = data.split("train"), data.hashes("train")
+    assert train.rows.shape == (3, len(images))
+    pixels, keys = images.inputs[images.rows], np.array([key_of(hashed) for hashed in hashes], np.uint64)
+    for view in range(3):
+        changed = pixels.astype(np.float32)
+        if view:
+            drawn = augmentation.draw("strong", config.flip, VIEW_SEED, view, keys, pixels.shape[1])
+            changed = augmentation.apply("strong", tf.constant(pixels), *drawn)
+        live = cut.lower(changed, training=False)
+        np.testing.assert_allclose(train.inputs[train.rows[view]], live, rtol=1e-4, atol=1e-4)
+    assert val.rows.shape == (len(data.split("val")),), "validation sees the plain image"
+
+
+@pytest.mark.parametrize("views", [0, 3])
+@pytest.mark.parametrize("name", ["frozen", "fine_tune"])
+def test_kept_or_computed_anew_they_are_the_same_bits(config, name, views):
+    phase = Phase(epochs=1, open="block4" if name == "fine_tune" else "none", views=views, augmentation="light")
+    phase = phase if views else dataclasses.replace(phase, augmentation="none")
+    config = dataclasses.replace(config, **{name: phase})
+    kept, _, _ = inputs_of(config, name)
+    computed, _, _ = inputs_of(config, name, keep=False)
+    rng = np.random.default_rng(0)
+    for one, other in zip(kept, computed, strict=True):
+        assert one.rows.shape == other.rows.shape and one.inputs.dtype == other.inputs.dtype
+        chosen = rng.permutation(len(one))[:40]  # more than pass the network at a time, in another order
+        for view in range(max(1, views) if one.rows.ndim == 2 else 1):
+            rows, other_rows = (e.rows[view] if e.rows.ndim == 2 else e.rows for e in (one, other))
+            np.testing.assert_array_equal(one.inputs[rows[chosen]], other.inputs[other_rows[chosen]], strict=True)
+
+
+def test_names_tell_views_apart():
+    names = names_of_views(["a", "b"], Phase(augmentation="light", views=3), True)
+    other = names_of_views(["a", "b"], Phase(augmentation="strong", views=3), True)
+    unflipped = names_of_views(["a", "b"], Phase(augmentation="light", views=3), False)
+    assert names[0] == ["a", "b"] and names_of_views(["a"], Phase(), True) == [["a"]]
+    assert len({name for views in (names, other, unflipped) for view in views for name in view}) == 2 + 3 * 2 * 2
+
+
+def trained_head(config, with_cut, run_dir):
+    """Validation predictions of a head that was trained through the live network, or on what is kept of it."""
+    data = load_data(config, quiet)
+    classifier = build_classifier(config, data.class_names)
+    identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
+    cut = cut_of_phase("frozen", config, classifier) if with_cut else None
+    open_layers(classifier, config.backbone, "none")
+
+    def make_phase(name, parts, **_):
+        return prepare_phase(name, config, classifier, cut, True, data, identity, quiet)
+
+    run_dir.path.mkdir()
+    with StopRequest() as stop:
+        loop.train(identity, TrainingState(), None, make_phase, classifier.model, run_dir, [], stop)
+    val = data.split("val")
+    return probabilities(classifier, val.inputs, val.rows)
+
+
+@pytest.mark.parametrize("head", [(16,), ()])
+def test_a_head_trained_on_what_is_kept_agrees_with_one_trained_through_the_live_network(head, config, tmp_path):
+    config = dataclasses.replace(
+        config,
+        dataset=str(draw_photos(tmp_path / "photos", num_per_class=120)),
+        val_fraction=0.6,
+        test_fraction=0.0,
+        head=head,
+        head_start="random",
+        frozen=Phase(epochs=4, learning_rate=5e-3, schedule="cosine"),
+        fine_tune=Phase(),
+    )
+    kept = trained_head(config, True, RunDir(tmp_path / "kept"))
+    live = trained_head(config, False, RunDir(tmp_path / "live"))
+    assert len(kept) >= 150 and kept.max(axis=1).mean() > 0.5
+    assert (kept.argmax(axis=1) == live.argmax(axis=1)).mean() >= 0.999
+    np.testing.assert_allclose(kept, live, atol=1e-3)
+
+
+def test_without_room_anywhere_they_are_computed_in_every_epoch_to_the_same_bits(config, monkeypatch):
+    (expected, _), _, _ = inputs_of(config)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(KeptArrays, "_add_on_disk", full)
+    said, classifier, data = [], build_classifier(config, ("circle", "cross", "stripes")), load_data(config, quiet)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    changed = dataclasses.replace(config, cache_dir=f"{config.cache_dir} of its own")
+    cut = cut_of_phase("frozen", config, classifier)
+    train, _ = inputs_above(cut, config.frozen, True, changed, data, {}, said.append)
+    assert "need 1 MB in" in said[-1] and "computes them in every epoch" in said[-1]
+    np.testing.assert_array_equal(train.inputs[train.rows], expected.inputs[expected.rows])

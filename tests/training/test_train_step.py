@@ -1,0 +1,116 @@
+"""Updates of a tiny network, against the same numbers computed another way."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from transfer_learning.training.train_step import make_updates
+
+NUM_CLASSES, WIDTH = 3, 4
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(10, WIDTH)).astype(np.float32)
+LABELS = RNG.integers(0, NUM_CLASSES, 10).astype(np.int32)
+SIGNATURE = (tf.TensorSpec((None, WIDTH), tf.float32), tf.TensorSpec((None,), tf.int32))
+
+
+def linear_network():
+    network = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(NUM_CLASSES)])
+    network.layers[-1].kernel.assign(np.linspace(-1, 1, WIDTH * NUM_CLASSES).reshape(WIDTH, NUM_CLASSES))
+    return network
+
+
+def updated(
+    inputs,
+    labels,
+    micro_batches=1,
+    label_smoothing=0.0,
+    class_weights=(1.0,) * NUM_CLASSES,
+    batch_size=10,
+    rates=(1.0,),
+    at_once=None,
+    momentum=0.0,
+):
+    """Kernel after an update at each of the rates by SGD, loss and accuracy; `at_once` updates in a call."""
+    network, optimizer = linear_network(), keras.optimizers.SGD(1.0, momentum=momentum)
+    optimizer.build(network.trainable_variables)
+    metrics = keras.metrics.Mean(), keras.metrics.Mean()
+    finite_updates = keras.Variable(0, dtype="int64", trainable=False)
+    run_updates = make_updates(
+        network,
+        network.trainable_variables,
+        optimizer,
+        *metrics,
+        finite_updates,
+        label_smoothing,
+        list(class_weights),
+        batch_size,
+        micro_batches,
+        SIGNATURE,
+    )
+    at_once = at_once or len(rates)
+    for first in range(0, len(rates), at_once):
+        examples = slice(first * batch_size, (first + at_once) * batch_size)
+        run_updates(inputs[examples], labels[examples], list(rates[first : first + at_once]))
+    return network.layers[-1].kernel.numpy(), *(float(metric.result()) for metric in metrics), int(finite_updates)
+
+
+def expected_kernel(inputs, labels, label_smoothing, class_weights):
+    kernel = linear_network().layers[-1].kernel.numpy().astype(np.float64)
+    logits = inputs.astype(np.float64) @ kernel
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    wanted = np.eye(NUM_CLASSES)[labels] * (1 - label_smoothing) + label_smoothing / NUM_CLASSES
+    errors = (probabilities - wanted) * np.asarray(class_weights)[labels][:, None]
+    return kernel - inputs.T @ errors / len(labels)
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("class_weights", [(1.0, 1.0, 1.0), (0.5, 2.0, 1.0)])
+@pytest.mark.parametrize(("batch_size", "micro_batches"), [(10, 1), (10, 10), (12, 4), (10, 2), (64, 1), (64, 64)])
+@pytest.mark.parametrize("num_examples", [10, 7, 1])
+def test_an_update_is_a_step_down_the_mean_loss_whatever_the_parts(
+    num_examples, batch_size, micro_batches, class_weights, label_smoothing
+):
+    inputs, labels = INPUTS[:num_examples], LABELS[:num_examples]
+    kernel, *_ = updated(inputs, labels, micro_batches, label_smoothing, class_weights, batch_size)
+    assert kernel == pytest.approx(expected_kernel(inputs, labels, label_smoothing, class_weights), abs=1e-5)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_loss_and_accuracy_are_means_over_examples_before_the_update(micro_batches):
+    _, loss, accuracy, _ = updated(INPUTS, LABELS, micro_batches)
+    logits = INPUTS @ linear_network().layers[-1].kernel.numpy()
+    chosen = logits[np.arange(10), LABELS]
+    assert loss == pytest.approx((np.log(np.exp(logits).sum(axis=1)) - chosen).mean(), abs=1e-5)
+    assert accuracy == pytest.approx((logits.argmax(axis=1) == LABELS).mean())
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_updates_are_the_same_bits_however_many_come_in_a_call(at_once, micro_batches):
+    settings = {"batch_size": 4, "rates": (0.5, 0.25, 1.0), "micro_batches": micro_batches, "momentum": 0.9}
+    kernel, *figures = updated(INPUTS, LABELS, **settings)  # batches of 4, 4 and 2
+    again, *figures_again = updated(INPUTS, LABELS, at_once=at_once, **settings)
+    assert np.array_equal(kernel, again) and figures == figures_again
+
+
+def test_each_update_has_its_own_rate_and_examples():
+    first = expected_kernel(INPUTS[:6], LABELS[:6], 0.0, (1.0,) * NUM_CLASSES)
+    alone, *_ = updated(INPUTS[:6], LABELS[:6], batch_size=6)
+    assert alone == pytest.approx(first, abs=1e-5)
+    still, *_ = updated(INPUTS, LABELS, batch_size=6, rates=(1.0, 0.0))
+    assert still == pytest.approx(first, abs=1e-5)
+    skipped, *_ = updated(INPUTS, LABELS, batch_size=6, rates=(0.0, 1.0))
+    expected = expected_kernel(INPUTS[6:], LABELS[6:], 0.0, (1.0,) * NUM_CLASSES)
+    assert skipped == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+@pytest.mark.parametrize(("bad", "finite"), [(None, 5), (0, 0), (5, 2), (9, 4)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_updates_are_counted_up_to_the_first_that_is_no_number(bad, finite, value, at_once):
+    inputs = INPUTS.copy()
+    if bad is not None:
+        inputs[bad] = value
+    *_, counted = updated(inputs, LABELS, batch_size=2, rates=(0.1,) * 5, at_once=at_once)
+    assert counted == finite

@@ -1,0 +1,60 @@
+"""A few images of a dataset, looked at before all of them: how many are decoded already, and how fast the others are."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from transfer_learning.datasets.dataset import Content, Dataset
+from transfer_learning.datasets.decoding.decode import content_hash, decode
+from transfer_learning.datasets.decoding.pixel_cache import POOLS, how_kept
+from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
+from transfer_learning.storage.array_cache import share_kept
+
+NUM_IMAGES = 64
+SECONDS = 0.3  # of decoding; at least one image a processor
+SECONDS_PER_IMAGE = 5  # one that takes longer is none to measure by
+
+
+class Sample(NamedTuple):
+    """What a sample tells of its dataset."""
+
+    hashes: list[str]  # of the images that can be read
+    missing: float  # share of the images that no earlier run has decoded
+    rate: float  # images decoded in a second, by all processors
+    record_bytes: int  # that a decoded image takes on disk
+    decoding: str  # see `Store`
+
+
+def look_at_sample(dataset: Dataset, size: int, resize: str, cache_dir: str | Path, decoded_gb: float) -> Sample:
+    """Looks at images spread evenly over the dataset; decodes some of them only to measure how long that takes."""
+    contents = [example.content for example in dataset.examples[:: -(-len(dataset.examples) // NUM_IMAGES) or 1]]
+    readable = {hashed: content for content in contents if (hashed := content_hash(content))}
+    hashes = list(readable)
+    kept = how_kept(len(dataset.examples), size, resize, decoded_gb)
+    shape = None if kept.as_jpeg else (size, size, 3)
+    missing = 1.0 - share_kept(Path(cache_dir) / POOLS / kept.decoding, shape, np.uint8, hashes)
+    rate = _rate(list(readable.values()), size, resize) if missing else np.inf
+    return Sample(hashes, missing, rate, kept.record_bytes, kept.decoding)
+
+
+def _rate(contents: list[Content], size: int, resize: str) -> float:
+    """Decodes as the store does: files in processes of their own, arrays in this one."""
+    cores, num_decoded = usable_cores(), 0
+    with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers, ThreadPoolExecutor(cores) as threads:
+
+        def decode_one(content: Content) -> None:
+            if isinstance(content, np.ndarray):
+                decode(content, size, resize)
+            else:
+                workers.decode(content)
+
+        list(threads.map(decode_one, contents[:cores]))  # starts the processes
+        started = time.monotonic()
+        for start in range(0, len(contents), cores):
+            num_decoded += len(list(threads.map(decode_one, contents[start : start + cores])))
+            if time.monotonic() - started > SECONDS:
+                break
+        return max(1, num_decoded) / max(1e-9, time.monotonic() - started)

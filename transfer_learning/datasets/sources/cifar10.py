@@ -1,0 +1,174 @@
+"""CIFAR-10: 60,000 photos of 32 x 32 pixels, 10 classes, with an official test split of 10,000.
+
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; www.cs.toronto.edu/~kriz/cifar.html.
+"""
+
+import io
+import os
+import tarfile
+import tempfile
+import textwrap
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.datasets.sources import folder
+from transfer_learning.datasets.sources.archive import entries
+from transfer_learning.errors import UserError
+from transfer_learning.storage.pickled import read_pickle
+
+CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
+SIDE = 32  # in pixels
+PIXEL_BYTES = 3 * SIDE * SIDE  # of an image: all of red, then green, then blue, row by row
+MOST_BYTES = 10**8  # of one batch in an archive, whose header may promise anything; the real ones have 31 MB
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # of that file, as Keras has it
+DAMAGE = (
+    OSError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    zlib.error,
+    tarfile.TarError,
+)
+
+
+class Form(NamedTuple):
+    """A form in which the set is published: an archive that holds a folder with the batches."""
+
+    archive: str
+    folder: str
+    suffix: str  # of the batches
+    read: Callable[[bytes], tuple[np.ndarray, np.ndarray]]  # uint8 (n, PIXEL_BYTES), uint8 (n,); or raises DAMAGE
+
+
+def load(data_dir: Path) -> Dataset:
+    """Reads ``data_dir/cifar10``: the binary or the python version, packed or unpacked, or PNG files in
+    ``train/CLASS`` and ``test/CLASS``; where none is there, the python version is downloaded to it with Keras.
+
+    Archives are read where they are. Both versions give the same examples; PNG files have hashes of their own, and so
+    another validation split.
+
+    Raises:
+        UserError: a file is damaged, or there is none and the download is out of reach.
+    """
+    root = data_dir / "cifar10"
+    for form in FORMS:
+        for source in (root / form.folder, root / form.archive):
+            if source.exists():
+                return _dataset(form, source)
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        return _of_folders(root)
+    return _dataset(PYTHON, _download(root / PYTHON.archive))
+
+
+def read_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of the binary version: a byte for the label ahead of the bytes of each image."""
+    records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXEL_BYTES)
+    return records[:, 1:], records[:, 0]
+
+
+def read_python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """A batch of the python version: a dictionary with an array of images and a list of labels, pickled by Python 2."""
+    batch = read_pickle(io.BytesIO(content), _check_name)
+    _, shape, kind, is_fortran, pixels = batch[b"data"].state
+    if kind.arguments[0] != b"u1" or is_fortran or type(pixels) is not bytes or shape[1:] != (PIXEL_BYTES,):
+        raise ValueError(f"it holds no bytes of images of {SIDE} x {SIDE} pixels")
+    return np.frombuffer(pixels, np.uint8).reshape(shape), np.array(batch[b"labels"], np.uint8)
+
+
+def _check_name(name: str) -> None:
+    """Raises ValueError for a name that is not one of those with which a batch describes its array."""
+    if name not in ("numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"):
+        raise ValueError(f"it asks for {name}, which no batch needs")
+
+
+PYTHON = Form("cifar-10-python.tar.gz", "cifar-10-batches-py", "", read_python)
+FORMS = (Form("cifar-10-binary.tar.gz", "cifar-10-batches-bin", ".bin", read_binary), PYTHON)
+
+
+def _dataset(form: Form, source: Path) -> Dataset:
+    batches = {}
+    try:
+        for name, content in _members(source, form) if source.is_file() else _files(source, form):
+            try:
+                pixels, labels = form.read(content)
+                if not 0 < len(pixels) == len(labels) or (labels >= len(CLASS_NAMES)).any():
+                    raise ValueError(f"images, and one label below {len(CLASS_NAMES)} for each, were expected")
+            except DAMAGE as error:
+                raise ValueError(f"{name}: {str(error) or type(error).__name__}") from None
+            images = pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+            batches[name] = np.ascontiguousarray(images), labels
+        for name in (*BATCHES["train"], *BATCHES["test"]):
+            if name not in batches:
+                raise ValueError(f"{name}{form.suffix} is missing")
+    except DAMAGE as error:
+        raise UserError(
+            f"{source} is damaged ({str(error) or type(error).__name__}); fetch it again from "
+            "www.cs.toronto.edu/~kriz/cifar.html, or delete it to have it downloaded."
+        ) from None
+    examples = []
+    for split, names in BATCHES.items():
+        labelled = (pair for name in names for pair in zip(*batches[name], strict=True))
+        examples += [
+            Example(f"{split}/{number:05d}", CLASS_NAMES[label], "" if split == "train" else "test", image)
+            for number, (image, label) in enumerate(labelled)
+        ]
+    return Dataset("cifar10", CLASS_NAMES, tuple(examples))
+
+
+def _files(source: Path, form: Form) -> Iterator[tuple[str, bytes]]:
+    for name in (*BATCHES["train"], *BATCHES["test"]):
+        yield name, (source / f"{name}{form.suffix}").read_bytes()
+
+
+def _members(source: Path, form: Form) -> Iterator[tuple[str, bytes]]:
+    """What an archive holds under the expected names; whatever else is in it is not looked at, and nothing written."""
+    names = {f"{form.folder}/{name}{form.suffix}": name for name in (*BATCHES["train"], *BATCHES["test"])}
+    with entries(source) as found:
+        for entry in found:
+            if name := names.get(entry.name):
+                if entry.problem or entry.num_bytes > MOST_BYTES:
+                    raise ValueError(f"{entry.name} is no batch")
+                yield name, entry.open().read()
+
+
+def _of_folders(root: Path) -> Dataset:
+    dataset = folder.read(root)
+    if dataset.class_names != CLASS_NAMES:
+        raise UserError(
+            f"{root} has the classes {', '.join(dataset.class_names) or 'none'}; the ten of CIFAR-10 were expected in its "
+            f"folders train and test ({', '.join(CLASS_NAMES)}), so rename them, or give the folder itself to --dataset."
+        )
+    return replace(dataset, name="cifar10")
+
+
+def _download(archive: Path) -> Path:
+    import keras
+
+    root = archive.parent
+    root.mkdir(parents=True, exist_ok=True)
+    print(f"cifar10: {root} holds it in no form, so {archive.name} is downloaded.")
+    # To another place first: a download that is killed would pass for the archive.
+    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as unfinished:
+        try:
+            path = keras.utils.get_file(archive.name, URL, file_hash=SHA256, cache_dir=unfinished, cache_subdir="")
+        except Exception as error:  # Keras wraps whatever the network raised in a bare Exception
+            reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
+            raise UserError(
+                f"CIFAR-10 is not in {root} and cannot be downloaded ({reason}); put {PYTHON.archive} or "
+                f"{FORMS[0].archive} from www.cs.toronto.edu/~kriz/cifar.html there, or its images as train/CLASS/*.png and "
+                "test/CLASS/*.png; --dataset digits works now."
+            ) from None
+        os.replace(path, archive)
+    return archive

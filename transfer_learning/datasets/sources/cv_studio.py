@@ -1,0 +1,209 @@
+"""Projects of IBM's CV Studio and Cloud Annotations: images, and an `_annotations.json` that labels them.
+
+``{"version": "1.0", "type": "localization", "labels": ["stop", "other"], "annotations": {"1.jpg": [{"label": "stop",
+"x": 0.1, "y": 0.2, "x2": 0.4, "y2": 0.8}]}}``; a project of the type "classification" has labels without boxes. Source:
+Cloud Annotations, "Uploading images/labels via API".
+
+The rules. The images lie beside the file, or in the folder `images`, where CV Studio's client lays them. A whole image
+takes the one label that it has, in however many boxes; one with several labels, or with none, is ignored. A box takes its
+own label. Its sides are fractions of the image's, or pixels where one of them is above 2; what reaches beyond the image is
+cut off, and a box of which no pixel is left is ignored, as is a label that the project does not list. All that is ignored
+is named, with the reason.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
+from transfer_learning.datasets.decoding.decode import FORMATS, content_hash, decode, read_file, seen_size, upright
+from transfer_learning.datasets.decoding.workers import usable_cores
+from transfer_learning.datasets.sources import s3
+from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
+from transfer_learning.errors import UserError
+from transfer_learning.storage.files import written_atomically
+
+ANNOTATIONS = "_annotations.json"
+IMAGES = "images/"  # the folder that CV Studio's client makes
+SIDES = ("x", "y", "x2", "y2")  # of a box: left, top, right, bottom
+LARGEST_FRACTION = 2.0  # a box may be drawn beyond the edge, but not so far
+FARTHEST = 1e9  # in pixels
+
+
+class AnnotatedImage(NamedTuple):
+    """An image of the project, and what it is labelled with."""
+
+    name: str  # the path below the project's folder
+    path: Path
+    annotations: dict[int, dict[str, Any]]  # by their numbers from 1 on; those whose label the project lists
+
+
+def read(place: str, data_dir: Path) -> Dataset:
+    """The whole images of a project.
+
+    Args:
+        place: its folder, or ``s3://BUCKET/PREFIX``.
+
+    Raises:
+        UserError: there is no such project, or its annotations are damaged.
+    """
+    images, ignored = _annotated_images(place, data_dir)
+    examples = []
+    for image in images:
+        labels = sorted({annotation["label"] for annotation in image.annotations.values()})
+        if len(labels) == 1:
+            examples.append(Example(image.name, labels[0], "", image.path))
+        else:
+            ignored.append((image.name, f"has the labels {', '.join(labels)}; one was expected"))
+    return _dataset(f"cv_studio:{place}", examples, ignored)
+
+
+def read_boxes(place: str, data_dir: Path) -> Dataset:
+    """The boxes of a project, each cut out of its image and kept below ``data_dir/cv_studio_boxes`` for later runs.
+
+    All boxes of an image share a split. Arguments and errors are those of `read`.
+    """
+    images, ignored = _annotated_images(place, data_dir)
+    examples = []
+    threads = ThreadPoolExecutor(usable_cores())  # Pillow decodes outside of Python's lock
+    try:
+        cuts = threads.map(lambda image: _cut(image, data_dir / "cv_studio_boxes"), images)
+        for image, crops in zip(images, cuts, strict=True):
+            for (number, annotation), crop in zip(image.annotations.items(), crops, strict=True):
+                name = f"{image.name}#{number}"
+                if isinstance(crop, Path):
+                    examples.append(Example(name, annotation["label"], "", crop, group=image.name))
+                else:
+                    ignored.append((name, crop))
+    finally:
+        threads.shutdown(cancel_futures=True)
+    return _dataset(f"cv_studio_boxes:{place}", examples, ignored)
+
+
+def _dataset(name: str, examples: list[Example], ignored: list[tuple[str, str]]) -> Dataset:
+    dataset = with_class_names(name, examples, ignored)
+    if len(dataset.class_names) < 2:
+        counts = Counter(reason for _, reason in ignored).most_common(3)
+        reasons = "; ".join(f"{count:,}: {reason}" for reason, count in counts)
+        raise UserError(
+            f"{name} has {len(examples):,} images with {', '.join(dataset.class_names) or 'a label'}; two labels or more "
+            f"were expected, so label others{f' (left out are {reasons})' if reasons else ''}."
+        )
+    return dataset
+
+
+def _annotated_images(place: str, data_dir: Path) -> tuple[list[AnnotatedImage], list[tuple[str, str]]]:
+    """The labelled images in the order of their names, and the other files and annotations with the reasons."""
+    ignored: list[tuple[str, str]] = []
+    if place.startswith(s3.SCHEME):
+        root, ignored = s3.fetch(place, data_dir / "cv_studio", also=ANNOTATIONS)
+    else:
+        root = Path(place)
+    labels, annotations = _annotations(root / ANNOTATIONS)
+    names = {path.relative_to(root).as_posix(): path for path in files_below(root)}
+    images, found, used = [], set(), set()
+    for name, path in names.items():
+        inner = name.removeprefix(IMAGES)
+        key = inner if name not in annotations and inner not in names else name
+        found.add(key)
+        if name in (ANNOTATIONS, s3.INDEX):
+            continue
+        if reason := reason_to_ignore(path, root):
+            ignored.append((name, reason))
+        elif not annotations.get(key):
+            ignored.append((name, "has no label"))
+        else:
+            on_image = {annotation["label"] for annotation in annotations[key]}
+            used |= on_image
+            unlisted = sorted(on_image - labels)
+            ignored += [(name, f"has the label {label}, which the project does not list") for label in unlisted]
+            if on_image & labels:
+                numbered = enumerate(annotations[key], start=1)
+                listed = {number: annotation for number, annotation in numbered if annotation["label"] in labels}
+                images.append(AnnotatedImage(name, path, listed))
+    ignored += [(name, "is annotated, but not there") for name in annotations if name not in found]
+    ignored += [(ANNOTATIONS, f"lists the label {label}, which no image has") for label in sorted(labels - used)]
+    return images, ignored
+
+
+def _annotations(path: Path) -> tuple[set[str], dict[str, list[dict[str, Any]]]]:
+    """The labels that the project lists, or all that it uses, and the annotations by the name of the image.
+
+    Raises:
+        UserError: there is no such file, or it holds something else.
+    """
+    try:
+        project = json.loads(path.read_bytes())
+        json.dumps(project, ensure_ascii=False).encode()  # halves of characters could not be written down
+        annotations = project["annotations"]
+        used = {annotation["label"] for image in annotations.values() for annotation in image}
+        labels = set(project.get("labels", used))
+        if isinstance(project.get("labels"), str) or not all(
+            isinstance(label, str) and label for label in used | labels
+        ):
+            raise TypeError("labels that are no texts")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise UserError(
+            f"{path} is not there; a folder with the {ANNOTATIONS} of a CV Studio project and its images was expected, so "
+            "name that, or s3://BUCKET/PREFIX."
+        ) from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "a part of it is missing, or is something else"
+        raise UserError(
+            f"{path} is not what CV Studio writes ({reason}); labels, and annotations with a list of labels for each image, "
+            "were expected, so export it again."
+        ) from None
+    return labels, annotations
+
+
+def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
+    """The file of each annotation's box, cut out at full size and without loss, or the reason why there is none."""
+    try:
+        content = read_file(image.path)
+    except (OSError, ValueError):
+        return [image.path] * len(image.annotations)  # which tells why when it is decoded
+    # The name tells image and pixels, so what is there is what would be made.
+    folder = folder / f"{image.path.stem[:80]}-{content_hash(image.name.encode() + content)[:16]}"
+    picture, crops = None, []
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
+            size = seen_size(header)
+        for annotation in image.annotations.values():
+            box = _pixels(annotation, *size)
+            if isinstance(box, str):
+                crops.append(box)
+                continue
+            crop = folder / f"{'-'.join(map(str, box))}.png"
+            if not crop.exists():
+                picture = picture or upright(content)
+                with written_atomically(crop) as temporary:
+                    picture.crop(box).save(temporary)
+            crops.append(crop)
+    except Exception as error:  # as in `decode`
+        if isinstance(error, OSError) and error.errno:  # the disk
+            raise
+        # The whole file stands for its boxes where nobody can read it: so it is told, and skipped, like any other.
+        is_unreadable = bool(decode(content, 8, "squash").problem)
+        reason = f"cannot be cut out ({str(error) or type(error).__name__})"[:200]
+        return [image.path if is_unreadable else reason] * len(image.annotations)
+    return crops
+
+
+def _pixels(annotation: dict[str, Any], width: int, height: int) -> tuple[int, int, int, int] | str:
+    """The box in whole pixels: left, top, right, bottom; or the reason why there is none."""
+    sides = [annotation.get(side) for side in SIDES]
+    if all(side is None for side in sides):
+        return "has no box"
+    if not all(type(side) in (int, float) and abs(side) < FARTHEST for side in sides):  # not-a-number is nowhere
+        return f"has a box whose {', '.join(SIDES)} are no numbers"
+    if max(sides) <= LARGEST_FRACTION:
+        sides = [side * length for side, length in zip(sides, (width, height) * 2, strict=True)]
+    left, right = (round(min(max(side, 0), width)) for side in sorted(sides[::2]))
+    top, bottom = (round(min(max(side, 0), height)) for side in sorted(sides[1::2]))
+    return (left, top, right, bottom) if left < right and top < bottom else "has a box without a pixel of the image"

@@ -1,0 +1,83 @@
+"""Fashion-MNIST: 70,000 grey images of clothes, 28 x 28 pixels, 10 classes, with an official test split of 10,000.
+
+Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017.
+"""
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.errors import UserError
+
+CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist lays the files
+MOST_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
+FILES = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+
+
+def load(data_dir: Path) -> Dataset:
+    """Reads the four IDX files from ``data_dir/fashion_mnist`` or Debian's package, else lets Keras download them.
+
+    Raises:
+        UserError: a file is damaged, or there are none and the download is out of reach.
+    """
+    for folder in (data_dir / "fashion_mnist", DEBIAN_FOLDER):
+        if all((folder / name).is_file() for names in FILES.values() for name in names):
+            return _dataset({split: tuple(read_idx(folder / name) for name in names) for split, names in FILES.items()})
+    return _dataset(_download(data_dir))
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Returns the uint8 array of a gzipped IDX file, whose header gives its number of axes and their lengths.
+
+    Raises:
+        UserError: the file is no such file, or is cut off.
+    """
+    try:
+        with gzip.open(path) as file:
+            zeros, kind, axes = struct.unpack(">HBB", file.read(4))
+            if zeros != 0 or kind != 8:
+                raise ValueError("it does not start as an IDX file of bytes")
+            shape = struct.unpack(f">{axes}I", file.read(4 * axes))
+            content = file.read(MOST_BYTES + 1)  # and no more, however small it was packed
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+        return np.frombuffer(content, np.uint8).reshape(shape)
+    except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise UserError(f"{path} is damaged ({error}); fetch it again, or delete it to have it downloaded.") from None
+
+
+def _download(data_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    import keras
+
+    try:
+        train, test = keras.datasets.fashion_mnist.load_data()
+    except Exception as error:  # Keras wraps whatever the network raised in a bare Exception
+        raise UserError(
+            f"Fashion-MNIST cannot be downloaded ({error}); put its four *-ubyte.gz files into "
+            f"{data_dir / 'fashion_mnist'}, or install Debian's package dataset-fashion-mnist; "
+            "--dataset digits works now."
+        ) from None
+    return {"train": train, "test": test}
+
+
+def _dataset(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
+    examples = []
+    for split, (images, labels) in arrays.items():
+        if images.ndim != 3 or labels.shape != images.shape[:1] or (labels >= len(CLASS_NAMES)).any():
+            raise UserError(
+                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; as many "
+                f"labels below {len(CLASS_NAMES)} as images were expected, so fetch its files again."
+            )
+        examples += [
+            Example(f"{split}/{number:05d}", CLASS_NAMES[label], "" if split == "train" else "test", image)
+            for number, (image, label) in enumerate(zip(images, labels, strict=True))
+        ]
+    return Dataset("fashion_mnist", CLASS_NAMES, tuple(examples))

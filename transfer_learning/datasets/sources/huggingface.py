@@ -1,0 +1,274 @@
+"""Datasets of Hugging Face, by the name that they have on its hub or in a folder; the library `datasets` fetches them.
+
+What is written ``hf:PLACE`` names a dataset of the hub (``hf:AI-Lab-Makerere/beans``) or a folder: one that
+`save_to_disk` wrote, or one of Parquet files, images or whatever else `load_dataset` reads. Where there is a choice,
+``,config=``, ``,image=`` and ``,label=`` name a configuration and columns: ``hf:uoft-cs/cifar100,label=fine_label``.
+What a dataset would have to be programmed for is refused: no code of a stranger is run.
+
+The library keeps all rows in Arrow files, the images encoded as they were. Of each image only its place in such a file
+is taken from them, so that no image is in memory before it is decoded.
+"""
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transfer_learning.datasets.dataset import Content, Dataset, Example, FilePart
+from transfer_learning.datasets.sources.folder import SPLIT_FOLDERS
+from transfer_learning.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow
+
+OPTIONS = ("config", "image", "label")
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")  # of a column that is no ClassLabel
+LABEL_TYPES = (
+    "string",
+    "large_string",
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+NETWORK_ERRORS = (
+    "ConnectError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "ProxyError",
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+)
+
+
+def read(place: str, data_dir: Path) -> Dataset:
+    """Fetches what is not there yet into Hugging Face's own cache (which HF_HOME moves), and lists every row.
+
+    A split that has neither of the names train, validation and test is left out where there are others; so are rows
+    without an image or a label (-1 by the hub's habit, as in the test split of ImageNet). Each is counted. The classes
+    are in the order of the labels' numbers, where they have some.
+
+    Raises:
+        UserError: the dataset is not there, not open to this user or out of reach; or which of its columns hold the
+            images and the labels cannot be told.
+    """
+    name, options = _parsed(place)
+    tables = _load(name, options.get("config"))
+    features = next(iter(tables.values())).features
+    image, label = (
+        _image_column(place, features, options.get("image")),
+        _label_column(place, features, options.get("label")),
+    )
+    split_of = (
+        {split: SPLIT_FOLDERS.get(split.lower()) for split in tables} if len(tables) > 1 else dict.fromkeys(tables, "")
+    )
+    if "train" not in split_of.values() and len(tables) > 1:
+        raise UserError(
+            f"hf:{place} has the splits {', '.join(tables)}; one of them was expected to be train, so save it with such a "
+            "split by save_to_disk, and give hf:FOLDER."
+        )
+    names = getattr(features[label], "names", None)  # of a ClassLabel
+    folders = _folders_of_images(name)
+    examples, ignored, labels = [], [], set()
+    for split, table in tables.items():
+        if split_of[split] is None:
+            ignored.append((f"{split} ({len(table):,} rows)", "a split that is neither train, validation nor test"))
+            continue
+        files = [file["filename"] for file in table.cache_files]
+        rows = _rows(place, files, image, label if label in table.features else None, folders)
+        for number, (content, value) in enumerate(rows):
+            id = f"{split}/{number:07d}" if split else f"{number:07d}"
+            if content is None:
+                ignored.append((id, "a row without an image"))
+            elif value in (None, "") or (type(value) is int and value < 0):
+                ignored.append((id, "a row without a label"))
+            else:
+                labels.add(value)
+                examples.append(Example(id, names[value] if names else str(value), split_of[split], content))
+    if names:
+        ignored += [(name, "a class without an image") for value, name in enumerate(names) if value not in labels]
+    class_names = tuple(names[value] if names else str(value) for value in sorted(labels))
+    return Dataset(f"hf:{place}", class_names, tuple(examples), tuple(ignored))
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote the folder."""
+    return any((folder / file).is_file() for file in ("dataset_dict.json", "state.json"))
+
+
+def _parsed(place: str) -> tuple[str, dict[str, str]]:
+    """``"beans,label=labels"`` -> ``("beans", {"label": "labels"})``."""
+    if Path(place).exists():
+        return place, {}
+    name, *parts = place.split(",")
+    options = dict(part.partition("=")[::2] for part in parts)
+    for option, value in options.items():
+        if option not in OPTIONS or not value:
+            raise UserError(
+                f"hf:{place} says {option!r} behind the comma; config=, image= or label= and a name were expected."
+                f"{did_you_mean(option, OPTIONS)}"
+            )
+    return name, options
+
+
+def _load(name: str, config: str | None) -> Mapping[str, "datasets.Dataset"]:
+    """The tables of a dataset by their splits; "" where a single one has no name."""
+    import datasets  # which takes a second
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        if is_saved(Path(name)):
+            loaded = datasets.load_from_disk(name, keep_in_memory=False)
+        else:
+            loaded = datasets.load_dataset(name, config, keep_in_memory=False)
+    except Exception as error:  # besides its own, the library passes on what the network, pyarrow and the disk raise
+        raise _explained(name, error) from None
+    return loaded if isinstance(loaded, dict) else {str(loaded.split or ""): loaded}
+
+
+def _explained(name: str, error: Exception) -> UserError:
+    """What the library's error means for who named the dataset."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    reason = ": ".join(str(cause) or type(cause).__name__ for cause in (error, error.__cause__) if cause)
+    short = textwrap.shorten(reason, 200, placeholder=" ...")
+    otherwise = "a folder of images for each class works now, and so does --dataset drawn_pills, which needs no network"
+    if "gated dataset" in reason or "GatedRepoError" in kinds:
+        return UserError(
+            f"hf:{name} is gated: accept its terms on https://huggingface.co/datasets/{name} with your account, log in on "
+            f"this machine by `hf auth login`, and give the same command again; {otherwise}."
+        )
+    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
+        return UserError(
+            f"There is no folder {name}, and the hub has no such dataset or does not show it to you ({short}); correct the "
+            f"name as huggingface.co/datasets writes it, or, if it is private, log in by `hf auth login`; {otherwise}."
+        )
+    if kinds & {"ConnectionError", "TimeoutError", *NETWORK_ERRORS}:
+        return UserError(
+            f"hf:{name} is no folder, and huggingface.co is out of reach ({short}); where there is a network, write it to "
+            f"a folder by datasets.load_dataset({name!r}).save_to_disk(FOLDER), bring that here and give hf:FOLDER; "
+            f"{otherwise}."
+        )
+    if "scripts are no longer supported" in reason:
+        return UserError(
+            f"hf:{name} comes as a program that makes it, and a stranger's code is not run; look on its page for a version "
+            f"in Parquet files; {otherwise}."
+        )
+    if "onfig" in reason and isinstance(error, ValueError):
+        return UserError(f"hf:{name} has several configurations ({short}); name one, as in hf:{name},config=NAME.")
+    return UserError(f"hf:{name} cannot be read ({short}); a dataset of images was expected; {otherwise}.")
+
+
+def _image_column(place: str, features: Mapping[str, Any], wanted: str | None) -> str:
+    import datasets
+
+    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    return _chosen(place, "image", columns, ("image", "img"), features, wanted, columns)
+
+
+def _label_column(place: str, features: Mapping[str, Any], wanted: str | None) -> str:
+    import datasets
+
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    plain = [name for name, feature in features.items() if getattr(feature, "dtype", "") in LABEL_TYPES]
+    likely = classes or [name for name in plain if name in LABEL_NAMES]
+    return _chosen(
+        place, "label", likely, ("label", "labels"), features, wanted, list(dict.fromkeys([*classes, *plain]))
+    )
+
+
+def _chosen(
+    place: str,
+    what: str,
+    likely: list[str],
+    usual: Iterable[str],
+    features: Mapping[str, Any],
+    wanted: str | None,
+    possible: list[str],
+) -> str:
+    """The column that is wanted, the only likely one, or the one of a usual name among several."""
+    columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+    if wanted:
+        if wanted not in possible:
+            raise UserError(
+                f"hf:{place} asks for the {what} column {wanted}, and the columns that can be it are "
+                f"{', '.join(possible) or 'none'} of {columns}.{did_you_mean(wanted, possible)}"
+            )
+        return wanted
+    if len(likely) == 1:
+        return likely[0]
+    if found := [name for name in usual if name in likely]:
+        return found[0]
+    if not possible:
+        raise UserError(f"hf:{place} has no {what} column among {columns}; images with one label each were expected.")
+    raise UserError(
+        f"hf:{place} has the columns {columns}, and {' or '.join(likely or possible)} may be the {what}; say which, as in "
+        f"hf:{place},{what}={(likely or possible)[0]}."
+    )
+
+
+def _folders_of_images(name: str) -> list[str]:
+    """Where images may lie that are files of their own: in the folder that was named, and where the library fetches to."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    fetched = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    named = (name,) if Path(name).is_dir() else ()
+    return [real(folder) for folder in (*named, *fetched) for real in (os.path.abspath, os.path.realpath)]
+
+
+def _rows(
+    place: str, files: list[str], image: str, label: str | None, folders: list[str]
+) -> Iterator[tuple[Content | None, Any]]:
+    """Where the image of each row lies, and its label; None for what a row does not have.
+
+    The files are Arrow streams, whose buffers lie in them as they do in memory. Each is mapped only while it is listed.
+    """
+    import pyarrow
+
+    for file in files:
+        path = Path(file)
+        with pyarrow.memory_map(file) as source:
+            whole = source.read_buffer()
+            source.seek(0)
+            for batch in pyarrow.ipc.open_stream(source):
+                images = batch.column(image)
+                values = batch.column(label).to_pylist() if label else [None] * len(batch)
+                starts, lengths = _places(images.field("bytes"), whole)
+                links = images.field("path").to_pylist()
+                for start, length, link, value in zip(starts, lengths, links, values, strict=True):
+                    if length:
+                        if not 0 <= start <= whole.size - length:
+                            raise UserError(
+                                f"hf:{place} has compressed columns in {file}; write it to another folder by "
+                                "datasets.load_from_disk and save_to_disk, and give hf:FOLDER."
+                            )
+                        yield FilePart(path, start, length), value
+                    elif link and "://" in link:
+                        raise UserError(
+                            f"hf:{place} holds links in place of images ({link}); fetch or unpack them, and give the folder "
+                            "that they are in."
+                        )
+                    elif link:
+                        path_of_image = Path(os.path.abspath(link))
+                        if not any(path_of_image.is_relative_to(folder) for folder in folders):
+                            raise UserError(
+                                f"hf:{place} asks for the file {link}, which lies outside of it; if it is an image of "
+                                "yours, copy it into a folder of its class, and give the folder that these are in."
+                            )
+                        yield path_of_image, value
+                    else:
+                        yield None, value
+
+
+def _places(encoded: "pyarrow.BinaryArray", whole: "pyarrow.Buffer") -> tuple[list[int], list[int]]:
+    """For each value where it begins in the file that `whole` maps, and its length; 0 for a value that is missing."""
+    _, offsets, data = encoded.buffers()
+    offsets = np.frombuffer(offsets, np.int32 if encoded.type == "binary" else np.int64)
+    offsets = offsets[encoded.offset : encoded.offset + len(encoded) + 1].astype(np.int64)
+    starts = offsets[:-1] + (data.address - whole.address if data else 0)
+    lengths = np.where(encoded.is_valid().to_numpy(zero_copy_only=False), np.diff(offsets), 0)
+    return starts.tolist(), lengths.tolist()

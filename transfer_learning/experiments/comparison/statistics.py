@@ -1,0 +1,257 @@
+"""Several runs set against each other: learning curves with their spread, convergence speed, accuracy, a paired test.
+
+Nothing is read from disk here: histories, timings and predictions come in as tables, numbers go out.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binom, norm
+
+from transfer_learning.errors import UserError
+from transfer_learning.evaluation.ensemble import aligned, paired_difference, right
+from transfer_learning.evaluation.intervals import difference_interval
+
+QUANTITIES = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+class Run(NamedTuple):
+    """What is compared of one finished run."""
+
+    name: str
+    seed: int
+    history: pd.DataFrame  # a row an epoch, as `with_seconds` returns it
+    timings: pd.DataFrame  # a row an epoch: phase, epoch, seconds, images_per_second
+    predictions: pd.DataFrame  # of the judged split, as `predictions.table` makes it
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Time
+
+
+def with_seconds(history: pd.DataFrame, timings: pd.DataFrame, preparation: Mapping[str, float]) -> pd.DataFrame:
+    """The history with a column ``seconds``: the training time at the end of each epoch.
+
+    Args:
+        timings: an epoch that was begun again counts once; one whose row a kill has taken counts 0, because its time is
+            in the `preparation` then.
+        preparation: by phase, the seconds that none of its epochs holds: what its frozen layers make of the images, and
+            compiling.
+    """
+    took = timings.drop_duplicates("epoch", keep="last").set_index("epoch")["seconds"]
+    seconds = history["epoch"].map(took).fillna(0.0)
+    ahead = history["phase"].map(dict(preparation)).fillna(0.0).where(~history["phase"].duplicated(), 0.0)
+    return history.assign(seconds=(seconds + ahead).cumsum())
+
+
+def curves(histories: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """A row an epoch over several runs.
+
+    Args:
+        histories: one or more, as `with_seconds` returns them; some may have ended early.
+
+    Returns:
+        Columns ``epoch``, ``num_runs`` (that trained so long), ``seconds`` (median), and for each of `QUANTITIES` its
+        mean, and with ``_low`` and ``_high`` behind the name its range; NaN where no run has a number.
+    """
+    by_epoch = pd.concat(histories).groupby("epoch")
+    table = pd.DataFrame({"num_runs": by_epoch.size(), "seconds": by_epoch["seconds"].median()})
+    for name in QUANTITIES:
+        table[name], table[f"{name}_low"], table[f"{name}_high"] = (
+            by_epoch[name].mean(),
+            by_epoch[name].min(),
+            by_epoch[name].max(),
+        )
+    return table.reset_index()
+
+
+def reached(history: pd.DataFrame, accuracy: float) -> tuple[int, float] | None:
+    """(epoch, seconds) at the end of the first epoch whose validation accuracy is `accuracy` or more; None: none is."""
+    rows = history[history["val_accuracy"] >= accuracy]  # NaN is not
+    return None if rows.empty else (int(rows["epoch"].iloc[0]), float(rows["seconds"].iloc[0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The search for a learning rate
+
+
+def best_value(history: pd.DataFrame, monitor: str) -> float:
+    """The best finite value of `monitor` in the last phase of a history, that of the weights it kept; NaN: there is none."""
+    values = history.loc[history["phase"] == history["phase"].iloc[-1], monitor]
+    values = values[np.isfinite(values)]
+    return float(values.max() if monitor.endswith("accuracy") else values.min())
+
+
+def chosen_rate(histories: Mapping[float, pd.DataFrame], monitor: str) -> float:
+    """The learning rate whose run came to the best value of `monitor`; of equals the lowest.
+
+    It sees the histories alone, in which no test image has a part.
+
+    Args:
+        histories: by learning rate, without the runs that diverged.
+        monitor: ``val_loss`` or ``val_accuracy``.
+
+    Raises:
+        UserError: no run came to a number.
+    """
+    sign = -1.0 if monitor.endswith("accuracy") else 1.0
+    found = {rate: sign * best_value(history, monitor) for rate, history in histories.items()}
+    found = {rate: value for rate, value in found.items() if np.isfinite(value)}
+    if not found:
+        raise UserError(
+            "Training diverged at every learning rate that was tried; start again with lower --learning-rates."
+        )
+    return min(found, key=lambda rate: (found[rate], rate))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accuracy
+
+
+def mean_accuracy_interval(share: float, num_images: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `num_images` (Wilson, 1927); the share may be a mean over several runs.
+
+    Such a mean varies less from one draw of the images to another than the accuracy of one run, so the interval is
+    rather too wide than too narrow; images times runs as the number would make it too narrow.
+    """
+    z = norm.ppf(0.975)
+    shrunk = share + z**2 / (2 * num_images)
+    half = z * np.sqrt(share * (1 - share) / num_images + z**2 / (4 * num_images**2))
+    low, high = ((shrunk + sign * half) / (1 + z**2 / num_images) for sign in (-1, 1))
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+def sign_flip_p(differences: np.ndarray) -> float:
+    """Exact two-sided p-value of Fisher's randomisation test for pairs (The Design of Experiments, 1935, section 21).
+
+    If two sides were equally good, each image's difference could as well have had the other sign, independently of the
+    others; the p-value is the share of all such sign changes whose sum is as far from zero as the one that was found.
+    With one run a side it is McNemar's exact test (Psychometrika 12, 1947). With several, all runs of an image change
+    sides together, so that runs judged on the same images are not taken for independent ones.
+
+    Args:
+        differences: whole numbers, one an image: right predictions of the one side minus those of the other.
+    """
+    sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
+    chances = np.ones(1)  # of every sum, from the lowest to the highest
+    for size, count in zip(sizes, counts, strict=True):
+        flips = np.zeros(2 * size * count + 1)
+        flips[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, flips)
+    sums = np.arange(len(chances)) - len(chances) // 2
+    return min(1.0, float(chances[np.abs(sums) >= abs(differences.sum())].sum()))
+
+
+def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
+    """How much more often `first` is right than `second` on the same images, seed by seed and over all seeds.
+
+    Returns:
+        ``difference`` of the mean accuracies, from -1 to 1, with its ``interval`` (95 %, images drawn again) and
+        ``p_value`` (see `sign_flip_p`); and in ``seeds``, for each, the images that only one of the two runs judges
+        rightly, and the ``p_value`` of McNemar's exact test.
+
+    Raises:
+        UserError: the runs were not judged on the same images.
+    """
+    tables = aligned({run.name: run.predictions for run in (*first, *second)})
+    both = np.array([right(table) for table in tables]).astype(int)
+    differences = both[: len(first)].sum(axis=0) - both[len(first) :].sum(axis=0)
+    seeds = []
+    for one, other in zip(first, second, strict=True):
+        found = paired_difference(before=other.predictions, after=one.predictions)
+        only = {"only_first": found["only_after_right"], "only_second": found["only_before_right"]}
+        seeds.append({"seed": one.seed, **only, "p_value": found["mcnemar_p"]})
+    return {
+        "difference": float(differences.mean()) / len(first),
+        "interval": difference_interval(differences / len(first)),
+        "p_value": sign_flip_p(differences),
+        "seeds": seeds,
+    }
+
+
+def pairs(sides: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """`paired` for every two sides; with more than one pair each p-value over all seeds is multiplied by their number.
+
+    That is Bonferroni's correction: among many pairs one would differ by chance.
+    """
+    combinations = list(itertools.combinations(sides, 2))
+    results = []
+    for first, second in combinations:
+        result = paired(sides[first], sides[second])
+        result["p_value"] = min(1.0, len(combinations) * result["p_value"])
+        results.append({"first": first, "second": second, **result})
+    return results
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One side
+
+
+def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
+    """What the runs of one side come to, in plain numbers, None where there is none.
+
+    Returns:
+        ``accuracy`` (mean over the seeds) with ``accuracy_interval`` and ``accuracy_range``; ``reached``, for each of
+        `reach`: over how many seeds (``num_runs``) it was reached, the median ``epoch`` and ``seconds`` (None where half
+        of the seeds or more did not reach it) with their ranges over those that did; ``best_val_accuracy``, the highest
+        of any epoch, as median and range; ``epoch_seconds`` and ``images_per_second``, medians by phase; ``curves``; and
+        ``runs``, the same of each seed.
+    """
+    rates = np.array([right(table).mean() for table in aligned({run.name: run.predictions for run in runs})])
+    accuracy, num_images = float(rates.mean()), len(runs[0].predictions)
+    highest = [float(run.history["val_accuracy"].max()) for run in runs]
+    times = pd.concat([run.timings.drop_duplicates("epoch", keep="last") for run in runs])
+    by_phase = times.groupby("phase", sort=False)[["seconds", "images_per_second"]].median()
+    by_run = [[reached(run.history, accuracy) for accuracy in reach] for run in runs]
+    return {
+        "num_runs": len(runs),
+        "num_images": num_images,
+        "accuracy": accuracy,
+        "accuracy_interval": list(mean_accuracy_interval(accuracy, num_images)),
+        "accuracy_range": [float(rates.min()), float(rates.max())],
+        "best_val_accuracy": _or_none(np.median(highest)),
+        "best_val_accuracy_range": [_or_none(min(highest)), _or_none(max(highest))],
+        "reached": [
+            {"accuracy": value, **_over_runs([found[place] for found in by_run])} for place, value in enumerate(reach)
+        ],
+        "epoch_seconds": by_phase["seconds"].to_dict(),
+        "images_per_second": by_phase["images_per_second"].to_dict(),
+        "curves": [
+            {name: _or_none(value) for name, value in row.items()}
+            for row in curves([run.history for run in runs]).to_dict("records")
+        ],
+        "runs": [
+            {
+                "directory": run.name,
+                "seed": run.seed,
+                "accuracy": float(rate),
+                "best_val_accuracy": _or_none(best),
+                "epochs": len(run.history),
+                "seconds": float(run.history["seconds"].iloc[-1]),
+                "reached": [
+                    {"accuracy": value, "epoch": epoch, "seconds": seconds}
+                    for value, (epoch, seconds) in zip(reach, [place or (None, None) for place in found], strict=True)
+                ],
+            }
+            for run, rate, best, found in zip(runs, rates, highest, by_run, strict=True)
+        ],
+    }
+
+
+def _over_runs(places: Sequence[tuple[int, float] | None]) -> dict[str, Any]:
+    """Median and range of (epoch, seconds) over runs; a run that never came there counts as later than all others."""
+    there = [place for place in places if place]
+    result: dict[str, Any] = {"num_runs": len(there)}
+    for column, name in enumerate(("epoch", "seconds")):
+        values = [place[column] if place else np.inf for place in places]
+        result[name] = _or_none(np.median(values))
+        column_there = [place[column] for place in there]
+        result[f"{name}_range"] = [min(column_there), max(column_there)] if there else None
+    return result
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,286 @@
+"""Finished runs evaluated again: one, in several views, several as an ensemble, two against each other.
+
+A run is read, and written into, as its directory. What several runs make together goes into a directory of its own.
+"""
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from time import perf_counter
+from typing import Any
+
+import pandas as pd
+
+from transfer_learning.cli.formatting import duration, tell
+from transfer_learning.cli.progress import count_progress
+from transfer_learning.config import RunConfig
+from transfer_learning.datasets.data import Data, load_data
+from transfer_learning.errors import UserError
+from transfer_learning.evaluation import ensemble, metrics, predictions
+from transfer_learning.evaluation.tta import View
+from transfer_learning.experiments.train import evaluate_split
+from transfer_learning.machine.devices import set_up_devices
+from transfer_learning.models.classifier import Classifier, load_model, probabilities
+from transfer_learning.reports.paired import write_paired
+from transfer_learning.storage.files import read_json, write_json
+from transfer_learning.storage.run_directory import RunDir
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """A finished run, as its directory tells it."""
+
+    run_dir: RunDir
+
+    @property
+    def name(self) -> str:
+        return str(self.run_dir.path)
+
+    @cached_property
+    def config(self) -> RunConfig:
+        return self.run_dir.read_config()
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return read_json(self.run_dir.environment, device=dict, dataset=dict)
+
+    @cached_property
+    def recorded(self) -> dict[str, Any]:
+        """The evaluation of its run."""
+        return read_json(self.run_dir.evaluation, weights_sha256=str, class_names=list)
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.recorded["class_names"]
+
+    @cached_property
+    def val_accuracy(self) -> float | None:
+        """On its validation images, as its run predicted them; None where there are none."""
+        if not self.run_dir.predictions("val").exists():
+            return None
+        return float(ensemble.right(predictions.read(self.run_dir.predictions("val"))).mean())
+
+    def examples(self, split: str) -> pd.DataFrame:
+        """id, label and sha256 of the images of a split."""
+        try:
+            manifest = pd.read_csv(self.run_dir.manifest, dtype=str, na_filter=False, encoding="utf-8")
+            return manifest.loc[manifest["split"] == split, ["id", "label", "sha256"]]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.run_dir.manifest} cannot be read ({error}); restore it, or leave the run out."
+            ) from None
+
+    def network(self) -> Classifier:
+        """Its network, computing as when the run was begun."""
+        gc.collect()  # layers and variables refer to each other, so the network of another member may still lie about
+        device = self.environment["device"]
+        set_up_devices(self.config.precision, self.config.seed, say=lambda sentence: None, begun_with=device)
+        return load_model(self.config, self.run_dir.model, self.recorded["weights_sha256"])
+
+    def data(self, split: str, say: Say) -> Data:
+        """The images that it was trained on and judged by.
+
+        Raises:
+            UserError: they have changed since, or the split has none.
+        """
+        data = load_data(self.config, say)
+        if data.fingerprint != self.environment["dataset"]["fingerprint"]:
+            raise UserError(
+                f"The images, labels, splits or order of classes of {self.config.dataset} are not those that {self.name} was "
+                "trained on; restore them, or use predict on the new ones."
+            )
+        if not len(data.split(split)):
+            others = [other for other in ("val", "test") if len(data.split(other))]
+            raise UserError(f"{self.config.dataset} has no {split} images; give --split {others[0]}.")
+        return data
+
+
+def evaluate_again(member: Member, split: str, say: Say = tell) -> dict[str, Any]:
+    """Predicts a split once more, into the run's directory."""
+    run_dir, classifier, data = member.run_dir, member.network(), member.data(split, say)
+    with run_dir.locked():
+        evaluation = evaluate_split(classifier, data, split, run_dir)
+        write_json(run_dir.evaluation_of(split), evaluation | {"weights_sha256": classifier.weights_sha256})
+    say(f"{metrics.in_words(evaluation)}\nResults: {run_dir.evaluation_of(split)} and {run_dir.predictions(split)}")
+    return evaluation
+
+
+def evaluate_views(member: Member, split: str, views: Sequence[View], say: Say = tell) -> dict[str, Any]:
+    """The average over views of each image against the plain one, into the run's directory."""
+    warn_of_mirrors([member], views, say)
+    with member.run_dir.locked():
+        tables, seconds = predict_in_views(member, split, views, say)
+        table = ensemble.average(tables)
+        gain = ensemble.paired_difference(tables["plain"], table)
+        evaluation = {
+            "split": split,
+            **metrics.evaluate(table, predictions.class_names(table)),
+            "weights_sha256": member.recorded["weights_sha256"],
+            "views": list(tables),
+            "gain": {"before": "plain", **gain},
+            "seconds": {"before": seconds["plain"], "after": sum(seconds.values())},
+        }
+        say(f"In {len(views)} views: {metrics.in_words(evaluation)}")
+        say(f"Gain: {ensemble.in_words(gain, 'the plain image', f'the average of {len(views)} views')}")
+        say(cost_in_words(evaluation, len(views), "the plain image"))
+        _write(evaluation, table, member.run_dir, say, in_views=True)
+    return evaluation
+
+
+def evaluate_ensemble(
+    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = tell
+) -> dict[str, Any]:
+    """The average over members, each of it over views, against the member that validation images tell to be the best."""
+    check_same_images(members, [split])
+    warn_of_mirrors(members, views, say)
+    say = once(say)
+    best = by_validation(members)[0]
+    tables, plain, seconds = {}, {}, {}
+    for member in members:  # one network in memory at a time
+        of_views, seconds_of_views = predict_in_views(member, split, views, say)
+        plain[member], tables[member] = of_views["plain"], ensemble.average(of_views)
+        seconds[member] = seconds_of_views
+    table = ensemble.average({member.name: tables[member] for member in members})
+    gain = ensemble.paired_difference(plain[best], table)
+    rows = [
+        {
+            "run_dir": member.name,
+            "weights_sha256": member.recorded["weights_sha256"],
+            "accuracy": float(ensemble.right(tables[member]).mean()),
+            "val_accuracy": member.val_accuracy,
+            "seconds": sum(seconds[member].values()),
+        }
+        for member in members
+    ]
+    evaluation = {
+        "split": split,
+        **metrics.evaluate(table, predictions.class_names(table)),
+        "members": rows,
+        "views": [view.name for view in views],
+        "gain": {"before": best.name, **gain},
+        "seconds": {"before": seconds[best]["plain"], "after": sum(row["seconds"] for row in rows)},
+    }
+    for row in rows:
+        say(f"{row['run_dir']}: {split} accuracy {row['accuracy']:.2%}{_validation_in_words(row['val_accuracy'])}")
+    say(f"The average of {len(members)} members: {metrics.in_words(evaluation)}")
+    in_views = f" in {len(views)} views" if len(views) > 1 else ""
+    why = "the first given" if best.val_accuracy is None else "the best on validation images"
+    say(
+        f"Gain: {ensemble.in_words(gain, f'{best.name} ({why}) alone', f'the average of {len(members)} members{in_views}')}"
+    )
+    say(cost_in_words(evaluation, len(members) * len(views), f"{best.name} alone"))
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    with run_dir.locked():
+        _write(evaluation, table, run_dir, say)
+    return evaluation
+
+
+def compare_pair(
+    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = tell
+) -> dict[str, Any]:
+    """Two runs on the same images, judged image by image; nothing is averaged over the two."""
+    check_same_images(members, [split])
+    warn_of_mirrors(members, views, say)
+    say, tables, seconds = once(say), {}, {}
+    for member in members:
+        of_views, seconds_of_views = predict_in_views(member, split, views, say)
+        tables[member], seconds[member] = ensemble.average(of_views), sum(seconds_of_views.values())
+    (first, first_table), (second, second_table) = tables.items()
+    difference = ensemble.paired_difference(first_table, second_table)
+    comparison = {
+        "split": split,
+        "views": [view.name for view in views],
+        "before": first.name,
+        "after": second.name,
+        **difference,
+        "seconds": {"before": seconds[first], "after": seconds[second]},
+        "only_before_right_ids": ensemble.only_right(first_table, second_table),
+        "only_after_right_ids": ensemble.only_right(second_table, first_table),
+    }
+    say(f"Difference: {ensemble.in_words(difference, first.name, second.name)}")
+    say(ensemble.table_in_words(difference, first.name, second.name))
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    with run_dir.locked():
+        write_json(run_dir.comparison_of(split), comparison)
+        write_paired(comparison, run_dir.comparison_of(split), run_dir.comparison_page_of(split))
+    say(f"Results: {run_dir.comparison_of(split)}\nPage: {run_dir.comparison_page_of(split)}")
+    return comparison
+
+
+def predict_in_views(
+    member: Member, split: str, views: Sequence[View], say: Say
+) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
+    """The predictions of a split by the name of each view, and the seconds that each took, without loading and compiling.
+
+    The network is dropped on return.
+    """
+    classifier, data = member.network(), member.data(split, say)
+    examples = data.split(split)
+    probabilities(classifier, examples.inputs, examples.rows[:1])  # compiles
+    tables, seconds = {}, {}
+    for view in views:
+        progress = count_progress(f"{member.name}, {view.name} {split} images:")
+        started = perf_counter()
+        predicted = probabilities(classifier, examples.inputs, examples.rows, progress, view)
+        seconds[view.name] = perf_counter() - started
+        tables[view.name] = predictions.table(examples.ids, examples.labels, predicted, data.class_names)
+    return tables, seconds
+
+
+def warn_of_mirrors(members: Sequence[Member], views: Sequence[View], say: Say) -> None:
+    unflipped = [member.name for member in members if not member.config.flip]
+    if unflipped and any(view.mirrored for view in views):
+        say(
+            f"Careful: {', '.join(unflipped)} {'was' if len(unflipped) == 1 else 'were'} trained with --no-flip, as if a "
+            "mirrored image meant something else; --views flip may lower the accuracy."
+        )
+
+
+def check_same_images(members: Sequence[Member], splits: Sequence[str]) -> None:
+    """Raises UserError where the runs' images, labels, splits or classes differ, before anything is computed."""
+    class_names = {member.name: member.class_names for member in members}
+    for split in splits:
+        ensemble.check_same_examples({member.name: member.examples(split) for member in members}, class_names)
+
+
+def by_validation(members: Sequence[Member]) -> list[Member]:
+    """The members with the highest accuracy on validation images first; as they are where one of them has none."""
+    if any(member.val_accuracy is None for member in members):
+        return list(members)
+    return sorted(members, key=lambda member: -member.val_accuracy)
+
+
+def cost_in_words(evaluation: dict[str, Any], num_passes: int, before: str) -> str:
+    """``Cost: 12 forward passes an image took 36 s for 246 images, 11.8 times as long as the plain image (3.1 s).``"""
+    seconds = evaluation["seconds"]
+    return (
+        f"Cost: {num_passes} forward passes an image took {duration(seconds['after'])} for "
+        f"{evaluation['num_examples']:,} images, {seconds['after'] / seconds['before']:.1f} times as long as {before} "
+        f"({duration(seconds['before'])})."
+    )
+
+
+def _write(evaluation: dict, table: pd.DataFrame, run_dir: RunDir, say: Say, in_views: bool = False) -> None:
+    split = evaluation["split"]
+    predictions.write(table, run_dir.predictions(split, in_views))
+    write_json(run_dir.evaluation_of(split, in_views), evaluation)
+    say(f"Results: {run_dir.evaluation_of(split, in_views)} and {run_dir.predictions(split, in_views)}")
+
+
+def once(say: Say) -> Say:
+    """Members of one dataset would say the same of it."""
+    said = set()
+
+    def say_once(sentence: str) -> None:
+        if sentence not in said:
+            said.add(sentence)
+            say(sentence)
+
+    return say_once
+
+
+def _validation_in_words(accuracy: float | None) -> str:
+    return "" if accuracy is None else f" (validation {accuracy:.2%})"

@@ -1,0 +1,56 @@
+"""What the frozen backbone makes of every image as it is: what the frozen phase keeps of its images, for all of them."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from transfer_learning.cli.formatting import tell
+from transfer_learning.config import RunConfig
+from transfer_learning.datasets.data import Data
+from transfer_learning.errors import UserError
+from transfer_learning.machine.devices import set_up_devices
+from transfer_learning.models.classifier import build_classifier, open_layers
+from transfer_learning.models.features import kept_activations
+from transfer_learning.models.freezing import cut_at_boundary
+from transfer_learning.training.phase_inputs import activations_of_cut
+
+
+def plain_features(
+    config: RunConfig,
+    data: Data,
+    say: Callable[[str], None] = tell,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """Returns the features of all readable images; a run with this config finds them kept.
+
+    Returns:
+        Features, float32 (k, width); the positions of their images in the manifest, int64 (k,); what they are, in words.
+
+    Raises:
+        UserError: the backbone has random weights, or none below the head; or there is no space for the features.
+    """
+    devices = set_up_devices(config.precision, config.seed, say)
+    classifier = build_classifier(config, data.class_names)
+    open_layers(classifier, config.backbone, "none")
+    cut = cut_at_boundary(classifier)
+    if cut is None:
+        raise UserError(
+            f"--features needs a pretrained backbone, and {config.backbone} with --weights {config.weights} is none; leave "
+            "the flag out, or name another backbone."
+        )
+    activations = activations_of_cut(cut, config, data.store.decoding, devices.fingerprint)
+    positions = np.flatnonzero(data.store.rows >= 0)
+    names = data.manifest["sha256"].iloc[positions].tolist()
+    kept, rows = kept_activations(
+        activations,
+        lambda images: cut.compute(images),
+        data.store.pixels,
+        data.store.rows[positions],
+        names,
+        config.cache_dir,
+        config.cache_gb,
+        None,
+        say,
+        progress,
+    )
+    return kept[rows], positions, f"{activations.about}, of every image that can be read"

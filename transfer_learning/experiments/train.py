@@ -1,0 +1,388 @@
+"""The story of a run, top to bottom: machine, data, network, training, evaluation, report."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.progress import count_progress
+from transfer_learning.config import PHASES, RunConfig, flag_name
+from transfer_learning.datasets.data import Data, open_data
+from transfer_learning.datasets.dataset import HELD_OUT, hold_out
+from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.errors import UserError
+from transfer_learning.evaluation import calibration, figures, hardware_figure, metrics, ood, predictions, rejection
+from transfer_learning.evaluation.grad_cam import attention
+from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
+from transfer_learning.machine.monitor import Monitor, read_hardware
+from transfer_learning.models.backbones import find_backbone
+from transfer_learning.models.classifier import (
+    Classifier,
+    build_classifier,
+    open_layers,
+    predicted_logits,
+    probabilities,
+    save_model,
+    softmax,
+)
+from transfer_learning.models.freezing import Cut, cut_at_boundary
+from transfer_learning.reports.run import MOST_CLASSES_DRAWN, write_report
+from transfer_learning.storage.files import read_json, write_json, write_text
+from transfer_learning.storage.run_directory import RunDir
+from transfer_learning.training.estimate import Foresight, foresee
+from transfer_learning.training.history import fine_tuned_worse, phase_results
+from transfer_learning.training.identity import Identity
+from transfer_learning.training.loop import restore, train
+from transfer_learning.training.phase_inputs import inputs_above
+from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
+from transfer_learning.training.ridge import ridge_head
+from transfer_learning.training.stopping import StopRequest
+
+NUM_PICTURES = 20  # in the figures of random images and of mistakes
+NUM_LOOKED_AT = 4  # right ones, and as many wrong ones, of which it is shown where the network looked
+
+
+def run_experiment(
+    config: RunConfig, run_dir: RunDir, callbacks: Sequence[keras.callbacks.Callback] = (), reasons: Sequence[str] = ()
+) -> dict:
+    """Trains and evaluates what `config` asks for; a run directory with a checkpoint is continued to the same bits.
+
+    Args:
+        callbacks: Keras callbacks, called as by `fit`, epochs counted over both phases. `stop_training` ends the phase
+            at the end of its epoch; the learning rate is the config's, and a callback cannot change it. What callbacks
+            keep in memory is not part of the exact resume.
+        reasons: sentences about choices that were made before, kept with those made here.
+
+    Returns:
+        What stands in ``evaluation.json``: results on the judged split, and of each phase.
+
+    Raises:
+        UserError: anything that the user can mend.
+        Stopped: SIGINT or SIGTERM came; the same call continues.
+    """
+    config.check()
+    find_backbone(config.backbone).opened_part(config.fine_tune.open)  # not only once the frozen phase is over
+    with StopRequest() as stop, run_dir.begun(config), lack_of_memory_told(config), ExitStack() as watched:
+        say = Notes(run_dir, reasons)
+
+        # The machine; a resumed run computes as it was begun.
+        begun_with = read_json(run_dir.environment)["device"] if run_dir.environment.exists() else {}
+        devices = set_up_devices(config.precision, config.seed, say, begun_with)
+        scalars = run_dir.tensorboard / "hardware" if config.tensorboard else None
+        monitor = watched.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, say, scalars))
+
+        # The network: preprocessing inside, the head new; and what each phase leaves frozen.
+        dataset = load_dataset(config.dataset, config.data_dir)
+        learnt = hold_out(dataset, config.held_out)
+        classifier = build_classifier(config, learnt.class_names)
+        say(
+            f"{find_backbone(config.backbone).description}; {config.weights} weights. With a head of "
+            f"{classifier.head.count_params():,} weights for {len(learnt.class_names)} classes it has "
+            f"{classifier.model.count_params():,}."
+        )
+        cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
+        for name, cut in cuts.items():
+            if cut is None and config.phase(name).views:
+                raise UserError(
+                    f"--{flag_name(name)}.views {config.phase(name).views} keeps what frozen layers make of the views, and "
+                    f"with --{flag_name(name)}.open {config.phase(name).open} none lie below; name a stage, or pass views 0."
+                )
+
+        # What it is going to take.
+        foresight = Foresight(run_dir.foresight, config.cache_dir, say)
+        if not foresight.stages:
+            foresight.foretell(*foresee(config, learnt, classifier, cuts, devices.fingerprint, say))
+
+        @contextmanager
+        def stage(name: str) -> Iterator[None]:
+            with foresight.stage(name), monitor.stage(name):
+                yield
+
+        # The data: every file looked at once.
+        with stage("decode"):
+            data = open_data(dataset, config, say, count_progress("Looking at images:"))
+        del dataset, learnt  # the paths of a million images take a gigabyte, and are needed no more
+        if config.monitor.startswith("val") and not len(data.split("val")):
+            raise UserError(
+                f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "
+                "pass --monitor loss."
+            )
+        if config.held_out and not len(data.split("val")):
+            raise UserError(
+                f"--held-out {config.held_out} tries the rule for unknown, which val images tell, and {config.dataset} has "
+                "none; raise --val-fraction, or leave --held-out away."
+            )
+        if not len(data.split(data.judged_split)):
+            raise UserError(
+                f"{config.dataset} has neither val nor test images, so nothing could be judged; raise --val-fraction or "
+                "--test-fraction."
+            )
+        say(f"{data.in_words()}.")
+
+        # What was done already, if it belongs to this run.
+        identity = Identity(config, data.fingerprint, classifier.weights_sha256, devices.fingerprint)
+        state, arrays = restore(run_dir, identity, say)
+        write_beginning(run_dir, identity, data, devices)
+
+        # Training: each phase starts from what its frozen layers make of the images, or from the images.
+        def make_phase(name: str, parts: int = 0, is_begun: bool = False, is_over: bool = False) -> ActivePhase:
+            keep = not is_over and (name == "frozen" or foresight.keeps_boundary)
+            settings = replace(config, micro_batches=parts or config.micro_batches)
+            return prepare_phase(name, settings, classifier, cuts[name], keep, data, identity, say, is_begun)
+
+        all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
+        state = train(
+            identity,
+            state,
+            arrays,
+            make_phase,
+            classifier.model,
+            run_dir,
+            all_callbacks,
+            stop,
+            stage,
+            say,
+            monitor.trained,
+        )
+
+        # Evaluation, on the images and through the whole model, which is saved as it is judged.
+        with stage("evaluate"):
+            classifier, results = calibrate_and_judge(classifier, data, run_dir, say)
+            seconds = {name: stage.seconds for name, stage in foresight.stages.items()}
+            phases = phase_results(state.history, run_dir.timings, config.monitor, seconds)
+            if worse := fine_tuned_worse(phases, config.monitor):
+                say(worse)
+            evaluation = results[data.judged_split] | {
+                "weights_sha256": classifier.weights_sha256,
+                "num_parameters": classifier.model.count_params(),
+                **dict.fromkeys(PHASES),
+                **phases,
+            }
+            draw_figures(config, data, state.history, evaluation, run_dir)
+            draw_attention(classifier, data, data.judged_split, run_dir)
+            write_json(run_dir.evaluation, evaluation)
+
+        # The report, from the files alone.
+        write_report(run_dir)
+    return evaluation
+
+
+@contextmanager
+def lack_of_memory_told(config: RunConfig) -> Iterator[None]:
+    """Turns a lack of memory that no smaller part of a batch has answered into a UserError."""
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise UserError(
+            f"The memory is not enough for images of {config.image_size} x {config.image_size}, even few at a time; start "
+            "a new run with a smaller --image-size or another --backbone, or end what else uses the memory and try again."
+        ) from None
+
+
+class Notes:
+    """Prints a sentence and keeps it in the run directory, with those of earlier sessions; any thread may call it."""
+
+    def __init__(self, run_dir: RunDir, sentences: Sequence[str] = ()):
+        self._lock = threading.Lock()
+        self._path = run_dir.notes
+        self._sentences = read_json(self._path) if self._path.exists() else []
+        self._keep(*sentences)
+
+    def __call__(self, sentence: str) -> None:
+        tell(sentence)
+        self._keep(sentence)
+
+    def _keep(self, *sentences: str) -> None:
+        with self._lock:
+            self._sentences += [sentence for sentence in sentences if sentence not in self._sentences]
+            write_json(self._path, self._sentences)
+
+
+def cut_of_phase(name: str, config: RunConfig, classifier: Classifier) -> Cut | None:
+    """Where the phase may start from what its frozen layers made of the images once; None where it cannot."""
+    settings = config.phase(name)
+    open_layers(classifier, config.backbone, settings.open)
+    sees_same_pixels = settings.augmentation == "none" or settings.views > 0
+    return cut_at_boundary(classifier) if sees_same_pixels else None
+
+
+def prepare_phase(
+    name: str,
+    config: RunConfig,
+    classifier: Classifier,
+    cut: Cut | None,
+    keep: bool,
+    data: Data,
+    identity: Identity,
+    say: Callable[[str], None],
+    is_begun: bool = False,
+) -> ActivePhase:
+    """Opens the layers of a phase and gives it its inputs: what is below the cut, once if `keep` is set, or images.
+
+    is_begun: whether its weights are going to be taken from a checkpoint.
+    """
+    settings = config.phase(name)
+    say(f"Phase {name} trains {open_layers(classifier, config.backbone, settings.open)}.")
+    if name == "frozen" and not config.head and not config.starts_from_ridge:
+        say(
+            "The head starts from random weights: its ridge solution was not wanted, or would need features that are kept."
+        )
+    if cut is None:
+        return start_phase(name, config, classifier, data.split("train"), data.split("val"))
+    progress = count_progress("Computing what is frozen:")
+    train_examples, val_examples = inputs_above(cut, settings, keep, config, data, identity.surroundings, say, progress)
+    if name == "frozen" and config.starts_from_ridge and not is_begun:
+        start_from_ridge(config, classifier, train_examples, say)
+    return start_phase(name, config, classifier, train_examples, val_examples, cut)
+
+
+def start_from_ridge(config: RunConfig, classifier: Classifier, features: Examples, say: Callable[[str], None]) -> None:
+    """Puts the closed-form solution into a linear head, from where the frozen phase needs few epochs."""
+    weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
+    head = ridge_head(features.in_view(0), len(classifier.class_names), weights)
+    classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
+    say(
+        f"The head starts from its ridge solution, whose loss on training images left out one by one is {head.loss:.3f}."
+    )
+
+
+def flagged_callbacks(config: RunConfig, run_dir: RunDir) -> list[keras.callbacks.Callback]:
+    """The Keras callbacks that flags ask for."""
+    callbacks = []
+    if config.tensorboard:
+        callbacks.append(keras.callbacks.TensorBoard(str(run_dir.tensorboard), write_graph=False))
+    if config.csv_log:
+        callbacks.append(keras.callbacks.CSVLogger(str(run_dir.csv_log), append=run_dir.csv_log.exists()))
+    return callbacks
+
+
+def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: Devices) -> None:
+    """Writes what is known before training, and adds this session to those that worked on the run."""
+    config = identity.config
+    sessions = read_json(run_dir.environment)["sessions"] if run_dir.environment.exists() else []
+    session = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **identity.surroundings}
+    environment = {
+        "versions": versions(),
+        "device": {
+            "name": devices.name,
+            "num_gpus": devices.num_gpus,
+            "precision": devices.precision,
+            "threads": devices.threads,
+        },
+        "git_commit": git_commit(),
+        "dataset": {"name": config.dataset, "fingerprint": identity.dataset, "num_images": len(data.manifest)},
+        "initial_weights_sha256": identity.initial_weights,
+        "sessions": [*sessions, session],
+    }
+    write_json(run_dir.environment, environment)
+    write_text(run_dir.manifest, data.manifest.to_csv(index=False, lineterminator="\n"))
+    ignored = pd.DataFrame(data.ignored, columns=["file", "reason"])
+    write_text(run_dir.ignored, ignored.to_csv(index=False, lineterminator="\n"))
+
+
+def calibrate_and_judge(
+    classifier: Classifier, data: Data, run_dir: RunDir, say: Callable[[str], None]
+) -> tuple[Classifier, dict[str, dict]]:
+    """Gives the classifier what validation images tell, saves it, and judges it on each split it was not trained on."""
+    logits = {split: logits_of_split(classifier, data, split) for split in ("val", "test") if len(data.split(split))}
+    if "val" in logits:
+        temperature, reason = calibration.fitted_temperature(logits["val"], data.split("val").labels)
+        say(reason)
+        unknown_below = rejection.threshold(softmax(logits["val"], temperature).max(axis=1))
+        classifier = replace(classifier, temperature=temperature, unknown_below=unknown_below)
+    save_model(classifier, run_dir.model)
+    results = {split: judge(logits[split], classifier.temperature, data, split, run_dir) for split in logits}
+    results[data.judged_split]["unknown"] = judge_unknown(classifier, data, data.judged_split, run_dir)
+    return classifier, results
+
+
+def judge_unknown(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict | None:
+    """What the rule for unknown costs on a split, and what it catches of other images; None where there is no rule."""
+    if not classifier.unknown_below:
+        return None
+    examples = data.split(split)
+    some = examples.rows[np.random.default_rng(0).permutation(len(examples))[: ood.NUM_IMAGES]]
+    images = {
+        "uniform noise": ood.uniform_noise(ood.NUM_IMAGES, classifier.model.input_shape[1]),
+        f"{split} images, scrambled": ood.scrambled(examples.inputs[some]),
+    }
+    looked_at = {name: (pixels, np.arange(len(pixels))) for name, pixels in images.items()}
+    if len(held_out := data.split(HELD_OUT)):
+        looked_at = {"classes held out": (held_out.inputs, held_out.rows), **looked_at}
+    confidences = {name: probabilities(classifier, *pixels).max(axis=1) for name, pixels in looked_at.items()}
+    return rejection.measure(classifier.unknown_below, predictions.read(run_dir.predictions(split)), confidences)
+
+
+def evaluate_split(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict:
+    """Predicts a split from its images, writes ``predictions/<split>.csv`` and returns the metrics."""
+    return judge(logits_of_split(classifier, data, split), classifier.temperature, data, split, run_dir)
+
+
+def logits_of_split(classifier: Classifier, data: Data, split: str) -> np.ndarray:
+    examples = data.split(split)
+    progress = count_progress(f"Predicting {split} images:")
+    return predicted_logits(classifier, examples.inputs, examples.rows, progress)
+
+
+def judge(logits: np.ndarray, temperature: float, data: Data, split: str, run_dir: RunDir) -> dict:
+    """Writes the predictions of a split, and measures them."""
+    examples = data.split(split)
+    table = predictions.table(examples.ids, examples.labels, softmax(logits, temperature), data.class_names)
+    predictions.write(table, run_dir.predictions(split))
+    measured = metrics.evaluate(table, data.class_names)
+    return {"split": split, **measured, "calibration": calibration.measure(table, temperature)}
+
+
+def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation: dict, run_dir: RunDir) -> None:
+    """Draws what the report shows, and writes the classification report."""
+    split, class_names = evaluation["split"], data.class_names
+    table = predictions.read(run_dir.predictions(split))
+    if len(hardware := read_hardware(run_dir.hardware)):
+        figures.save(hardware_figure.hardware(hardware), run_dir.figures / "hardware.png")
+    write_text(run_dir.classification_report, metrics.classification_report(table, class_names))
+    best = {phase: evaluation[phase]["best_epoch"] for phase in PHASES if evaluation[phase]}
+    if history:  # a soup was not trained
+        figures.save(figures.curves(pd.DataFrame(history), best), run_dir.figures / "curves.png")
+    matrices = ((False, "confusion_matrix.png"), (True, "confusion_matrix_normalised.png"))
+    for normalised, name in matrices if len(class_names) <= MOST_CLASSES_DRAWN else ():
+        figure = figures.confusion_matrix(evaluation["confusion_matrix"], class_names, normalised)
+        figures.save(figure, run_dir.figures / name)
+    figures.save(figures.reliability(evaluation["calibration"]), run_dir.figures / "reliability.png")
+    right = (table["label"] == table["predicted"]).to_numpy()
+    by_chance = np.random.default_rng(config.seed).permutation(len(table))
+    by_confidence = np.argsort(-table["confidence"].to_numpy(), kind="stable")
+    examples = data.split(split)
+    for name, rows in (("samples.png", by_chance), ("mistakes.png", by_confidence[~right[by_confidence]])):
+        rows = rows[:NUM_PICTURES]
+        (run_dir.figures / name).unlink(missing_ok=True)  # a run without mistakes has no picture of them
+        if len(rows):
+            captions = figures.captions(table.iloc[rows])
+            figure = figures.image_grid(examples.inputs[examples.rows[rows]], captions, right[rows])
+            figures.save(figure, run_dir.figures / name)
+
+
+def draw_attention(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> None:
+    """Draws where the network looked in random right predictions and in its most confident mistakes."""
+    path = run_dir.figures / "attention.png"
+    path.unlink(missing_ok=True)
+    table, examples = predictions.read(run_dir.predictions(split)), data.split(split)
+    right = (table["label"] == table["predicted"]).to_numpy()
+    by_chance = np.random.default_rng(0).permutation(len(table))
+    by_confidence = np.argsort(-table["confidence"].to_numpy(), kind="stable")
+    ordered = by_chance[right[by_chance]], by_confidence[~right[by_confidence]]
+    rows = np.concatenate([kind[:NUM_LOOKED_AT] for kind in ordered])
+    images = examples.inputs[examples.rows[rows]]
+    predicted = [data.class_names.index(name) for name in table["predicted"].iloc[rows]]
+    maps = attention(classifier, images, predicted)
+    if maps[0].size == 1:  # one place is the whole image
+        return
+    pictures = [figures.beside_attention(image, places) for image, places in zip(images, maps, strict=True)]
+    figures.save(figures.image_grid(pictures, figures.captions(table.iloc[rows]), right[rows], wide=2), path)

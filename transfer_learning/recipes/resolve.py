@@ -1,0 +1,95 @@
+"""Which config the flags of a command ask for: the recipe of the dataset, or the rule for everybody's own images."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.parser import given_values
+from transfer_learning.config import PHASES, RunConfig, flag_name, with_values
+from transfer_learning.datasets.dataset import hold_out
+from transfer_learning.datasets.sources.registry import load_dataset, scheme_of
+from transfer_learning.datasets.survey import survey
+from transfer_learning.errors import UserError
+from transfer_learning.models.backbones import find_backbone
+from transfer_learning.recipes.known import RECIPES, own_images
+
+
+def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
+    """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
+    config, reasons = config_for(given_values(flags))
+    for reason in reasons:
+        tell(reason)
+    return config, reasons
+
+
+def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:
+    """The recipe of the dataset that `values` name, the reasons by field where there is none, and `values` with full paths.
+
+    values: given ones, by the names that `config.with_values` takes.
+    """
+    values = dict(values)
+    if "backbone" in values:
+        find_backbone(values["backbone"])  # before a look at the data, which may be slow
+    if "dataset" not in values:
+        raise UserError(
+            "--dataset is missing; name one of "
+            f"{', '.join(RECIPES)}, a folder or a table, or continue a run with --resume."
+        )
+    for name, known in (("dataset", RECIPES), ("weights", ("imagenet", "none")), ("corrections", ())):
+        if values.get(name) and values[name] not in known and Path(values[name]).exists():
+            values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
+    _check_places(values)
+    scheme, place = scheme_of(values["dataset"])
+    path, *options = [place] if Path(place).exists() else place.split(",")
+    if scheme and Path(path).exists():
+        values["dataset"] = f"{scheme}:{','.join([os.path.abspath(path), *options])}"
+    if recipe := RECIPES.get(scheme or values["dataset"]):
+        return recipe(), {}, values
+    dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
+    dataset = hold_out(dataset, values.get("held_out", RunConfig.held_out))
+    return *own_images(values["dataset"], **survey(dataset)._asdict()), values
+
+
+def _check_places(values: dict[str, Any]) -> None:
+    """Raises UserError where what is kept would come to lie among the user's own images, and be taken for a class."""
+    images = Path(values["dataset"])
+    if values["dataset"] in RECIPES or not images.is_dir():
+        return
+    for name in ("cache_dir", "data_dir"):
+        place = values.get(name, getattr(RunConfig, name))
+        if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(images)):
+            raise UserError(
+                f"--{flag_name(name)} {place} lies in the folder of the images, {images}, into which nothing is written; "
+                "start from another folder, or name other places by --data-dir and --cache-dir."
+            )
+
+
+def config_for(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
+    """The recipe of the dataset that `values` name with these values, and the reasons for what it was not told."""
+    config, reason_of, values = recipe_for(values)
+    config = with_values(config, values)
+    config.check()
+    if "frozen.epochs" in reason_of and not config.starts_from_ridge and "frozen.epochs" not in values:
+        longer = {"frozen.epochs": 3 * config.frozen.epochs, "frozen.patience": 5, "frozen.learning_rate": 1e-3}
+        config = with_values(config, {name: value for name, value in longer.items() if name not in values})
+        reason_of["frozen.epochs"] = (
+            f"Frozen phase of at most {config.frozen.epochs} epochs, ended early when validation stalls: this head starts "
+            "from random weights."
+        )
+    backbone = find_backbone(config.backbone)
+    try:
+        backbone.opened_part(config.fine_tune.open)
+    except UserError:
+        if "fine_tune.open" in values:
+            raise
+        reason_of["fine_tune.open"] = (
+            f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.open} is no stage of "
+            f"{config.backbone}."
+        )
+        config = with_values(config, {"fine_tune.open": "0.3"})
+    left_out = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
+    return config, [
+        reason for name, reason in reason_of.items() if name not in values and not name.startswith(left_out)
+    ]

@@ -1,0 +1,342 @@
+"""What `prepare` found, for people: a page with pictures, a table of every file, and a table of corrections to fill in."""
+
+import base64
+import io
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from transfer_learning.config import RESIZES, RunConfig
+from transfer_learning.datasets.audit.findings import COLOURS, DECIDED, KINDS, Audit
+from transfer_learning.datasets.corrections import COLUMNS, Corrections
+from transfer_learning.datasets.data import Data
+from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.decoding.decode import decode
+from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
+from transfer_learning.errors import UserError
+from transfer_learning.reports.page import counts_by_class, held_out_classes, write_page
+from transfer_learning.storage.files import write_text
+
+PAGE, TABLE, CORRECTIONS = "audit.html", "audit.csv", "corrections.csv"
+NUM_SEEN = 12  # images, in the section on what the network sees
+NUM_PICTURES, NUM_GROUPS, NUM_OF_GROUP, NUM_NAMED = 30, 12, 8, 50
+THUMBNAIL = 112  # pixels
+
+
+class Written(NamedTuple):
+    """The files of an audit, and how many images the corrections ask a person to decide on."""
+
+    page: Path
+    table: Path
+    corrections: Path
+    num_doubtful: int = 0
+
+
+def new_audit_dir(path: str | os.PathLike) -> Path:
+    """Returns `path`, if it is a new or an empty directory.
+
+    Raises:
+        UserError: it is not: nobody's corrections are to be written over.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path} is a file; a new or empty directory was expected, so choose another name.")
+    if path.is_dir() and any(path.iterdir()):
+        raise UserError(f"--out {path} holds files; a new or empty directory was expected, so choose another name.")
+    return path
+
+
+def write_audit(
+    audit: Audit,
+    dataset: Dataset,
+    data: Data,
+    config: RunConfig,
+    folder: Path,
+    command: Sequence[str],
+    decided: Corrections | None = None,
+) -> Written:
+    """Writes the page and both tables into `folder`.
+
+    Args:
+        command: that trains on the dataset, without corrections.
+        decided: corrections that were applied already: they go ahead of the new rows, so that the new table replaces
+            the old one, and what they decide is not asked again.
+    """
+    written = Written(folder / PAGE, folder / TABLE, folder / CORRECTIONS)
+    folder.mkdir(parents=True, exist_ok=True)
+    table = audit.files.drop(columns=["quality"]).rename(columns={"num_bytes": "bytes"})
+    write_text(written.table, table.to_csv(index=False, lineterminator="\n", float_format="%.3f"))
+    doubtful = audit.doubtful()
+    doubtful = doubtful[~doubtful["id"].isin(_decided_ids(decided))]
+    rows = pd.concat([_decided_rows(decided, audit), doubtful.assign(action="keep")], ignore_index=True)
+    write_text(written.corrections, rows[list(COLUMNS)].to_csv(index=False, lineterminator="\n", float_format="%.3f"))
+    content = page_content(audit, dataset, data, config, doubtful)
+    corrected = [*command, "--corrections", str(written.corrections)]
+    write_page(PAGE, content | {"command": shlex.join(command), "corrected": shlex.join(corrected)}, written.page)
+    return written._replace(num_doubtful=len(doubtful))
+
+
+def in_lines(audit: Audit) -> Iterator[str]:
+    """The sum of the files, and a line a kind of finding."""
+    yield sum_of_files(audit)
+    counts = audit.counts
+    width = max((len(f"{count:,}") for count in counts.values()), default=0)
+    for kind, count in counts.items():
+        yield f"  {count:>{width},} {kind}: {KINDS[kind]}"
+
+
+def crop_in_words(audit: Audit) -> str:
+    """What ``--resize crop`` does to the images of a dataset."""
+    lost = _shares_lost(audit.files)
+    median, worst = f"{lost.median():.1%}", f"{lost.max():.1%}"
+    return f"--resize crop throws away {median} of the pixels of the median image, and {worst} of the worst."
+
+
+def sum_of_files(audit: Audit) -> str:
+    """``1,263 files on disk = 1,190 used + 10 skipped + 63 ignored``, with a remark should the disk hold another number."""
+    parts = audit.files["what"].value_counts()
+    named = " + ".join(f"{parts.get(what, 0):,} {what}" for what in ("used", "skipped", "ignored"))
+    total = len(audit.files)
+    if audit.num_on_disk is None:
+        return f"{total:,} images and other entries of the dataset = {named}"
+    if audit.num_on_disk != total:
+        return f"{total:,} files = {named}; now {audit.num_on_disk:,} are on disk: it changed meanwhile, so look again"
+    return f"{total:,} files on disk = {named}"
+
+
+def page_content(
+    audit: Audit, dataset: Dataset, data: Data, config: RunConfig, doubtful: pd.DataFrame
+) -> dict[str, Any]:
+    """Everything that the template shows, as plain values."""
+    files = audit.files
+    pictures = Pictures(data, files)
+    kinds = [
+        {
+            "kind": kind,
+            "count": count,
+            "meaning": KINDS[kind],
+            "is_decided": kind in DECIDED,
+            "rows": _named_rows(audit.of_kind(kind).head(NUM_NAMED)),
+        }
+        for kind, count in audit.counts.items()
+    ]
+    likely = audit.of_kind("likely label error")
+    likely = likely[likely["id"].isin(doubtful["id"])].sort_values("quality", kind="stable")
+    odd = audit.findings[audit.findings["kind"].isin(("outlier", "of one colour", "elongated"))]
+    odd = files.loc[odd["position"].drop_duplicates()]
+    ignored = files[files["what"] == "ignored"].groupby("reason")["id"]
+    return {
+        "dataset": dataset.name,
+        "num_classes": len(data.class_names),
+        "parts": {what: int((files["what"] == what).sum()) for what in ("used", "skipped", "ignored")},
+        "total": len(files),
+        "is_folder": audit.num_on_disk is not None,
+        "sum": sum_of_files(audit),
+        "kinds": kinds,
+        "num_named": NUM_NAMED,
+        "counts": counts_by_class(data.manifest, data.class_names),
+        "held_out": held_out_classes(data.manifest),
+        "formats": _formats(files),
+        "colours": _colours(files),
+        "ignored": sorted(((len(ids), reason, ids.iloc[0]) for reason, ids in ignored), reverse=True),
+        "seen": _seen(files, dataset, data, config),
+        "resizes": _resizes(files, config),
+        "image_size": config.image_size,
+        "stored_size": config.stored_size,
+        "resize": config.resize,
+        "likely": [
+            pictures.card(row, f"{row.label} → {row.suggestion}", f"{row.probability:.0%}, its own {row.quality:.0%}")
+            for row in likely.head(NUM_PICTURES).itertuples()
+        ],
+        "num_likely": len(likely),
+        "num_doubtful": len(doubtful),
+        "duplicates": list(_groups(audit, pictures, "duplicates")),
+        "near_duplicates": list(_groups(audit, pictures, "near_duplicates")),
+        "odd": [pictures.card(row, row.label, row.findings) for row in odd.head(NUM_PICTURES).itertuples()],
+        "num_odd": len(odd),
+        "thumbnail": THUMBNAIL,
+        "notes": audit.notes,
+        "files": Written(*map(Path, (PAGE, TABLE, CORRECTIONS))),
+    }
+
+
+class Pictures:
+    """Small pictures of the images as the network sees them, as text for the page."""
+
+    def __init__(self, data: Data, files: pd.DataFrame):
+        self._data, self._files = data, files
+
+    def card(self, row, title: str, text: str) -> dict[str, str]:
+        return {"picture": self.of(row.Index), "title": title, "text": text, "id": row.id}
+
+    def of(self, position: int) -> str:
+        """``data:image/jpeg;base64,...``; "" for what could not be decoded."""
+        row = self._data.store.rows[position]
+        return as_text(self._data.store.pixels[int(row)]) if row >= 0 else ""
+
+
+def as_text(pixels: np.ndarray, side: int = THUMBNAIL) -> str:
+    """A picture, uint8 (height, width, 3), for the page; small ones keep their pixels, which the page enlarges."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    if max(image.size) < side:
+        image.save(file, "PNG")
+        return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _decided_ids(decided: Corrections | None) -> set[str]:
+    return {*decided.kept, *decided.dropped, *decided.labels} if decided else set()
+
+
+def _decided_rows(decided: Corrections | None, audit: Audit) -> pd.DataFrame:
+    if decided is None:
+        return pd.DataFrame(columns=list(COLUMNS))
+    actions = dict.fromkeys(decided.kept, "keep") | dict.fromkeys(decided.dropped, "drop")
+    actions |= {id: f"relabel:{label}" for id, label in decided.labels.items()}
+    rows = audit.files[audit.files["id"].isin(actions.keys())]
+    return rows.assign(why="decided before", action=rows["id"].map(actions))[list(COLUMNS)]
+
+
+def _named_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
+    return [
+        {"id": row.id, "where": ", ".join(filter(None, (row.label, row.split or row.what))), "detail": row.detail}
+        for row in rows.itertuples()
+    ]
+
+
+def _formats(files: pd.DataFrame) -> list[tuple[str, int]]:
+    remarks = files.loc[files["remarks"] != "", "remarks"]
+    return list(remarks.str.split().str[0].value_counts().items())
+
+
+def _colours(files: pd.DataFrame) -> list[tuple[str, int, str]]:
+    """Mode, count and how it becomes RGB."""
+    words = files.loc[files["remarks"] != "", "remarks"].str.split()
+    modes = words.map(
+        lambda words: " ".join([words[1], *(word for word in words if word in ("16-bit", "transparent"))])
+    )
+    rows = []
+    for mode, count in modes.value_counts().items():
+        kinds = ["16 bits" if "16-bit" in mode else COLOURS.get(mode.split()[0], "other colours")]
+        kinds += ["transparent"] if "transparent" in mode else []
+        rows.append((mode, count, ", ".join(KINDS[kind] for kind in kinds if kind) or "as it is"))
+    return rows
+
+
+def _resizes(files: pd.DataFrame, config: RunConfig) -> list[dict[str, Any]]:
+    """What each way of making a picture square does to these."""
+    lost = _shares_lost(files)
+    if lost.empty:
+        return []
+    stretch = 1 / (1 - lost)
+    worst = files.loc[lost.idxmax(), "id"] if lost.max() > lost.min() else ""
+    of = {
+        "crop": ("of its pixels are thrown away", f"{lost.median():.1%}", f"{lost.max():.1%}"),
+        "squash": (
+            "times narrower for its length, nothing thrown away",
+            f"{stretch.median():.2f}",
+            f"{stretch.max():.2f}",
+        ),
+        "pad": (
+            "of what the network sees are black bars, nothing thrown away",
+            f"{lost.median():.1%}",
+            f"{lost.max():.1%}",
+        ),
+    }
+    return [
+        {
+            "resize": name,
+            "is_chosen": name == config.resize,
+            "what": of[name][0],
+            "median": of[name][1],
+            "worst": of[name][2],
+            "worst_id": worst,
+        }
+        for name in RESIZES
+    ]
+
+
+def _shares_lost(files: pd.DataFrame) -> pd.Series:
+    """The share, 0 to 1, of the pixels of each image in use that lies outside of the square in its middle."""
+    known = files[(files["what"] == "used") & (files["width"] > 0)]
+    return 1 - known[["width", "height"]].min(axis=1) / known[["width", "height"]].max(axis=1)
+
+
+def _seen(files: pd.DataFrame, dataset: Dataset, data: Data, config: RunConfig) -> list[dict[str, Any]]:
+    """Some images as they are, with the part that is kept, and as the network sees them: the most elongated one first."""
+    lost = _shares_lost(files)
+    order = lost.sort_values(ascending=False, kind="stable").index.to_numpy()
+    chosen = (
+        order[np.unique(np.linspace(0, len(order) - 1, min(NUM_SEEN, len(order))).astype(int))] if len(order) else []
+    )
+    side = 2 * THUMBNAIL
+    with DecodeWorkers(side, "pad") as workers, ThreadPoolExecutor(usable_cores()) as threads:
+
+        def original(position: int) -> np.ndarray | None:
+            content = dataset.examples[position].content
+            image = decode(content, side, "pad") if isinstance(content, np.ndarray) else workers.decode(content)[1]
+            return image.pixels
+
+        originals = list(threads.map(original, chosen))
+    seen = []
+    for position, pixels in zip(chosen, originals, strict=True):
+        if pixels is None:  # gone meanwhile, or too thin for this size
+            continue
+        row = files.loc[position]
+        width, height = (
+            round(side * value / max(row["width"], row["height"])) for value in (row["width"], row["height"])
+        )
+        left, top = (side - width) // 2, (side - height) // 2
+        kept = min(row["width"], row["height"]) / row[["width", "height"]]
+        network = Image.fromarray(data.store.pixels[int(data.store.rows[position])])
+        network = network.resize((config.image_size,) * 2, Image.Resampling.BILINEAR)
+        seen.append(
+            {
+                "id": row["id"],
+                "size": f"{row['width']} x {row['height']}",
+                "original": as_text(pixels[top : top + height, left : left + width], side),
+                "network": as_text(np.asarray(network), side),
+                "frame": {
+                    "left": 50 * (1 - kept["width"]),
+                    "top": 50 * (1 - kept["height"]),
+                    "width": 100 * kept["width"],
+                    "height": 100 * kept["height"],
+                }
+                if config.resize == "crop"
+                else None,
+                "lost": f"{lost[position]:.1%}",
+            }
+        )
+    return seen
+
+
+def _groups(audit: Audit, pictures: Pictures, column: str) -> Iterator[dict[str, Any]]:
+    """Groups of equal or nearly equal pictures, those first that cross classes or splits."""
+    files = audit.files[audit.files[column] >= 0]
+    groups = [group for _, group in files.groupby(column)]
+    groups.sort(key=lambda group: (not _crossed(group)["labels"], not _crossed(group)["splits"], -len(group)))
+    for group in groups[:NUM_GROUPS]:
+        yield {
+            **_crossed(group),
+            "count": len(group),
+            "cards": [
+                pictures.card(row, row.label, row.split or f"skipped: {row.reason}")
+                for row in group.head(NUM_OF_GROUP).itertuples()
+            ],
+            "num_groups": len(groups),
+        }
+
+
+def _crossed(group: pd.DataFrame) -> Mapping[str, bool]:
+    splits = set(group["split"]) - {""}
+    return {"labels": group["label"].nunique() > 1, "splits": len(splits) > 1 or bool((group["split"] == "").any())}

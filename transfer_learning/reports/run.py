@@ -1,0 +1,241 @@
+"""A run directory as one page: reads its JSON, CSV and PNG files, writes `report.html`, which needs no other file."""
+
+import base64
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from transfer_learning.errors import UserError
+from transfer_learning.evaluation import predictions
+from transfer_learning.machine import monitor
+from transfer_learning.reports.page import counts_by_class, held_out_classes, number, write_page
+from transfer_learning.storage.run_directory import RunDir
+
+PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
+NUM_NAMED = 50  # files, pairs or mistakes; a page is read by a person
+NUM_WORST = 10
+MOST_CLASSES_DRAWN = 200  # in a confusion matrix: of 1,000 a cell would be four pixels wide, and most of them empty
+
+
+def write_report(run_dir: RunDir) -> Path:
+    """Writes `report.html` out of the other files of a run directory, whole or not at all.
+
+    The same files give the same bytes. What is missing without being essential is named on the page.
+
+    Raises:
+        UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
+    """
+    write_page("report.html", page_content(run_dir), run_dir.report)
+    return run_dir.report
+
+
+def page_content(run_dir: RunDir) -> dict[str, Any]:
+    """Everything that the template shows, as plain values.
+
+    Raises:
+        UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
+    """
+    config = _read_json(run_dir.config)
+    if not isinstance(config, dict) or "dataset" not in config:
+        raise UserError(
+            f"{run_dir.config} names no dataset, so it is no config of a run; give a directory that `run` made."
+        )
+    if not run_dir.evaluation.exists():
+        raise UserError(
+            f"{run_dir.path} has no {run_dir.evaluation.name}, so its run has not ended; end it by "
+            f"python -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
+        )
+    evaluation = _read_json(run_dir.evaluation)
+    try:
+        matrix = np.array(evaluation["confusion_matrix"], dtype=np.int64)
+        per_class = evaluation["per_class"]
+        # JSON keeps the order of per_class; class_names says it outright.
+        class_names = [str(name) for name in evaluation.get("class_names", per_class)]
+        content = {
+            "dataset": str(config["dataset"]),
+            "backbone": str(config.get("backbone", "")),
+            "split": evaluation["split"],
+            "accuracy": evaluation["accuracy"],
+            "accuracy_interval": evaluation["accuracy_interval"],
+            "num_examples": evaluation["num_examples"],
+            "macro_f1": evaluation["macro_f1"],
+            "macro_f1_interval": evaluation.get("macro_f1_interval"),
+            "top_5_accuracy": evaluation.get("top_5_accuracy"),
+            "top_5_interval": evaluation.get("top_5_interval"),
+            "log_loss": evaluation.get("log_loss"),
+            "weights_sha256": evaluation.get("weights_sha256"),
+            "phases": [(title, evaluation.get(name)) for name, title in PHASES.items()],
+            "soup": evaluation.get("soup"),
+            "calibration": evaluation.get("calibration"),
+            "unknown": evaluation.get("unknown"),
+            "per_class": [(place, name, per_class[name]) for place, name in enumerate(class_names)],
+            "confused": most_confused(matrix, class_names),
+            "num_mistakes": int(matrix.sum() - np.trace(matrix)),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{run_dir.evaluation} is not what `run` writes (at {error}); restore it, or evaluate the run again."
+        ) from None
+    notes = _read_json(run_dir.notes) if run_dir.notes.exists() else None
+    hardware = monitor.read_hardware(run_dir.hardware)
+    return content | {
+        "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
+        "num_worst": NUM_WORST,
+        "num_named": NUM_NAMED,
+        "most_classes_drawn": MOST_CLASSES_DRAWN,
+        "history": _history(run_dir),
+        "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
+        "figures": {
+            name: _picture(run_dir.figures / f"{name}.png")
+            for name in (
+                "curves",
+                "confusion_matrix",
+                "confusion_matrix_normalised",
+                "reliability",
+                "samples",
+                "mistakes",
+                "hardware",
+                "attention",
+            )
+        },
+        "mistakes": _most_confident_mistakes(run_dir.predictions(content["split"])),
+        "counts": _counts(run_dir.manifest, class_names),
+        "held_out": _held_out(run_dir.manifest),
+        "skipped": _reasons(run_dir.manifest, "problem"),
+        "ignored": _reasons(run_dir.ignored, "reason"),
+        "notes": notes,
+        "hardware": monitor.in_words(hardware) if len(hardware) else None,
+        "warnings": [note for note in notes or () if str(note).startswith(monitor.WARNING)],
+        "config": flat(config),
+        "environment": _environment(run_dir.environment),
+        "classification_report": run_dir.classification_report.read_text(encoding="utf-8", errors="replace")
+        if run_dir.classification_report.exists()
+        else None,
+        "run_path": shlex.quote(str(run_dir.path)),
+    }
+
+
+def most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """The kinds of mistake, most frequent first: true and predicted class, count, share of the true class (0 to 1)."""
+    mistakes = matrix * ~np.eye(len(matrix), dtype=bool)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[
+        : NUM_WORST if len(matrix) <= MOST_CLASSES_DRAWN else NUM_NAMED
+    ]
+    return [
+        {
+            "true": class_names[row],
+            "predicted": class_names[column],
+            "count": int(mistakes[row, column]),
+            "share": mistakes[row, column] / matrix[row].sum(),
+        }
+        for row, column in zip(*np.unravel_index(order, matrix.shape), strict=True)
+        if mistakes[row, column]
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``; lists become texts with commas."""
+    result = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            result |= flat(value, f"{prefix}{name}.")
+        else:
+            result[f"{prefix}{name}"] = _text(value)
+    return result
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value in (None, "", {}) else str(value)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; give a directory that `run` made.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON ({error}), so it is damaged; restore it, or run again.") from None
+
+
+def _read_csv(path: Path) -> pd.DataFrame | None:
+    """All values as texts, because class names such as ``01`` and ``nan`` are names; None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        return pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8", encoding_errors="surrogateescape")
+    except ValueError as error:  # also pandas' own errors about CSV
+        raise UserError(f"{path} is no table ({error}), so it is damaged; restore it, or run again.") from None
+
+
+def _history(run_dir: RunDir) -> list[dict[str, str]]:
+    history = _read_csv(run_dir.history)
+    if history is None:
+        return []
+    shortened = history.map(lambda text: number(float(text)) if "." in text else text)
+    return shortened.to_dict("records")
+
+
+def _picture(path: Path) -> str | None:
+    """A PNG as text for the page; None where there is none, or where the file is no PNG."""
+    content = path.read_bytes() if path.exists() else b""
+    return base64.b64encode(content).decode() if content.startswith(b"\x89PNG\r\n") else None
+
+
+def _most_confident_mistakes(path: Path) -> list[dict[str, Any]] | None:
+    if not path.exists():
+        return None
+    table = predictions.read(path)
+    wrong = table[table["label"] != table["predicted"]]
+    worst = wrong.sort_values("confidence", ascending=False, kind="stable").head(NUM_WORST)
+    return worst[list(predictions.FIRST_COLUMNS)].to_dict("records")
+
+
+def _counts(path: Path, class_names: Sequence[str]) -> list[dict[str, Any]] | None:
+    manifest = _read_csv(path)
+    if manifest is None or not {"label", "split"} <= set(manifest.columns):
+        return None
+    return counts_by_class(manifest, class_names)
+
+
+def _held_out(path: Path) -> dict[str, int]:
+    """Images by class, of the classes that were not learnt."""
+    manifest = _read_csv(path)
+    if manifest is None or not {"label", "split"} <= set(manifest.columns):
+        return {}
+    return held_out_classes(manifest)
+
+
+def _reasons(path: Path, column: str) -> list[tuple[str, str]] | None:
+    """(file, reason) of the rows that have a reason; None where the table is not there."""
+    table = _read_csv(path)
+    if table is None or column not in table.columns:
+        return None
+    files = table["file"].where(table["file"] != "", table["id"]) if "id" in table.columns else table["file"]
+    return [(file, reason) for file, reason in zip(files, table[column], strict=True) if reason]
+
+
+def _environment(path: Path) -> dict[str, Any] | None:
+    """Plain values, and lists of dicts (the sessions) as tables of their own."""
+    if not path.exists():
+        return None
+    environment = _read_json(path)
+    lists = {
+        name: [flat(entry) for entry in value]
+        for name, value in environment.items()
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)
+    }
+    return {
+        "values": flat({name: value for name, value in environment.items() if name not in lists}),
+        "tables": {
+            name: (list(dict.fromkeys(column for row in rows for column in row)), rows) for name, rows in lists.items()
+        },
+    }

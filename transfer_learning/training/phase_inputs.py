@@ -1,0 +1,98 @@
+"""What a phase is fed: images, or, computed once, what its frozen part makes of them."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer_learning.config import Phase, RunConfig
+from transfer_learning.datasets import augmentation
+from transfer_learning.datasets.data import Data
+from transfer_learning.datasets.pipeline import Examples, key_of
+from transfer_learning.models.features import Activations, ComputedActivations, activations_of, kept_activations
+from transfer_learning.models.freezing import Cut
+from transfer_learning.storage.array_cache import NoSpace
+
+VIEW_SEED = 0  # not the run's: another run would have to make its own views
+
+
+def activations_of_cut(cut: Cut, config: RunConfig, decoding: str, surroundings: dict[str, str]) -> Activations:
+    """Names what the lower side of the cut makes of images.
+
+    Args:
+        decoding: see `Store`.
+        surroundings: versions, device and flags, that the last bits depend on.
+    """
+    key = json.dumps([surroundings, decoding, keras.mixed_precision.dtype_policy().name])
+    return activations_of(cut.lower, key, f"{config.backbone} at {config.image_size} pixels", config.cache_dir)
+
+
+def names_of_views(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
+    """For each view of a phase the names that its images are kept under; view 0 of an image is the image."""
+    kind = f"{settings.augmentation} {augmentation.VERSION} {'flip' if flip else 'no flip'}"
+    return [list(hashes), *([f"{hashed} {kind} {view}" for hashed in hashes] for view in range(1, settings.views))]
+
+
+def inputs_above(
+    cut: Cut,
+    settings: Phase,
+    keep: bool,
+    config: RunConfig,
+    data: Data,
+    surroundings: dict[str, str],
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Examples, Examples]:
+    """The training and validation examples of a phase as what ``cut.lower`` makes of them.
+
+    The views of an image are drawn from its content alone. So another run finds them, whatever its seed, its labels and
+    the images beside them.
+
+    Args:
+        keep: whether they are computed once and kept, or in every epoch, to the same bits.
+    """
+    train, val = data.split("train"), data.split("val")
+    train_hashes, val_hashes = data.hashes("train").tolist(), data.hashes("val").tolist()
+    views = names_of_views(train_hashes, settings, config.flip)
+
+    def draw_views(images: np.ndarray, names: list[str]) -> tf.Tensor:
+        keys = np.array([key_of(name.split()[0]) for name in names], np.uint64)  # of the content
+        numbers = np.array([int(name.split()[-1]) if " " in name else 0 for name in names])
+        drawn = augmentation.draw(settings.augmentation, config.flip, VIEW_SEED, numbers, keys, images.shape[1])
+        is_plain = (numbers == 0)[:, None, None, None]
+        changed = augmentation.apply(settings.augmentation, tf.constant(images), *drawn)
+        return tf.where(is_plain, tf.cast(images, tf.float32), changed)
+
+    def compute(images: tf.Tensor) -> tf.Tensor:  # built when the first image is missing, not before
+        return cut.compute(images)
+
+    activations = activations_of_cut(cut, config, data.store.decoding, surroundings)
+    all_rows = np.concatenate([np.tile(train.rows, len(views)), val.rows])
+    all_names = [name for names in views for name in names] + val_hashes
+    change = draw_views if len(views) > 1 else None
+    inputs = ComputedActivations(activations, compute, data.store.pixels, all_rows, all_names, change)
+    positions = np.arange(len(all_names))
+    if keep:
+        try:
+            inputs, positions = kept_activations(
+                activations,
+                compute,
+                data.store.pixels,
+                all_rows,
+                all_names,
+                config.cache_dir,
+                config.cache_gb,
+                change,
+                say,
+                progress,
+            )
+        except NoSpace as error:
+            say(f"{error} The run goes on and computes them in every epoch, to the same bits.")
+    num_rows = len(views) * len(train)
+    train_rows = positions[:num_rows].reshape(len(views), len(train))
+    if len(views) == 1:
+        train_rows = train_rows[0]
+    return replace(train, inputs=inputs, rows=train_rows), replace(val, inputs=inputs, rows=positions[num_rows:])
