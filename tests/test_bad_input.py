@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning import run
 from transfer_learning.cli.parser import run_main
@@ -192,8 +193,8 @@ def test_an_image_is_no_table(here):
 def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
     damaged = add_damaged(draw_photos(here / "photos"))
     config = dataclasses.replace(small_config, dataset=str(here / "photos"), skip_unreadable=True)
-    said = []
-    data = load_data(config, said.append)
+    said = log_messages()
+    data = load_data(config)
     assert "42 images" not in data.in_words() and "1 skipped" in data.in_words()
     assert [sentence for sentence in said if sentence.startswith("Skipped 1 image of 43") and str(damaged) in sentence]
     row = data.manifest[data.manifest["file"] == str(damaged)].iloc[0]

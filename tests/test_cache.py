@@ -22,7 +22,7 @@ POOLS = {"features/abc": "features of resnet18 at 160 pixels", "pixels/160": "",
 def folder(tmp_path):
     """A cache of three pools of 5, 10 and 15 MB, the first one used last."""
     for number, (name, about) in enumerate(POOLS.items(), 1):
-        with KeptArrays(tmp_path / "cache" / name, (5000, 250), np.float32, print, about) as arrays:
+        with KeptArrays(tmp_path / "cache" / name, (5000, 250), np.float32, about) as arrays:
             arrays.add([str(key) for key in range(number)], [np.zeros((5000, 250), np.float32)] * number)
         os.utime(tmp_path / "cache" / name / "records.bin", (1e9 / number, 1e9 / number))
     return tmp_path / "cache"

@@ -76,7 +76,7 @@ ALLOWED = {  # (module, what): why
     ("peers/ours.py", "runpy.run_module"): "the same",
     ("datasets/pipeline.py", "tensorflow.numpy_function"): "calls a function of the pipeline's own on its arrays",
     (
-        "models/frozen_graph.py",
+        "models/inference_graph.py",
         "keras.models.clone_model",
     ): "of a network in memory, whose layers are taken as they are",
 }

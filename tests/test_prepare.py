@@ -289,7 +289,7 @@ def test_only_what_corrections_decide_counts_for_a_resume_and_not_where_they_lie
     def fingerprint_with(name, *rows):
         Path(name).write_text("\n".join(["id,action", *rows]))
         config, _ = chosen_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache", "--corrections", name]))
-        return config, load_data(config, lambda sentence: None).fingerprint
+        return config, load_data(config).fingerprint
 
     one = fingerprint_with("one.csv", "circle/001.png,drop")
     moved = fingerprint_with("moved.csv", "circle/001.png,drop", "circle/002.png,keep")

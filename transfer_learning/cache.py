@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
@@ -71,7 +70,7 @@ def _clear(cache_dir: str, chosen: str) -> None:
 
 
 def _keep(cache_dir: str, limit_bytes: float) -> None:
-    fits = make_room(cache_dir, 0, limit_bytes, tell)
+    fits = make_room(cache_dir, 0, limit_bytes)
     left = f"{cache_dir} holds {_size(sum(pool.num_bytes for pool in list_pools(cache_dir)))} MB"
     print(f"{left}." if fits else f"{left}, more than that: what is left is in use, or of another user.")
 

@@ -11,6 +11,7 @@ The same command, or --resume, goes on where a stopped one ended; what is finish
 import argparse
 import dataclasses
 import hashlib
+import logging
 import os
 import shlex
 import signal
@@ -22,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.cli.parser import Parser, add_config_flags, given_values, run_main
 from transfer_learning.config import RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
@@ -33,6 +33,8 @@ from transfer_learning.experiments.comparison.variants import chosen_sides
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.stopping import STOPS, StopRequest
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parent.parent
 LOOK_SECONDS = 0.1  # between two looks at the process that trains
@@ -159,7 +161,7 @@ def begun(flags: argparse.Namespace, command: str = "") -> tuple[ComparisonDir, 
     elif directory.path.exists() and not is_empty(directory.path):
         raise UserError(f"--run-dir {directory.path} holds something else; choose a new or an empty directory.")
     for reason in reasons:
-        tell(reason)
+        logger.info(reason)
     return directory, plan
 
 
@@ -225,7 +227,7 @@ def best_rates(
         except UserError as error:
             if DIVERGED not in str(error):
                 raise
-            tell(f"{title}: {error}")
+            logger.info(f"{title}: {error}")
             diverged[run_dir.path.name] = str(error)
             write_json(directory.diverged, diverged)
 

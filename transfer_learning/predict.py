@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from transfer_learning.cli.console import muted
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
@@ -41,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from transfer_learning.machine.devices import set_up_devices
         from transfer_learning.models.classifier import load_model, probabilities
 
-    set_up_devices(config.precision, config.seed, lambda sentence: None, begun_with)
+    with muted():
+        set_up_devices(config.precision, config.seed, begun_with)
     classifier = load_model(config, run_dir.model, recorded["weights_sha256"])
     if flags.unknown and not classifier.unknown_below:
         raise UserError(

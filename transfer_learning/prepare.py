@@ -1,5 +1,6 @@
 """Fetch, check, split and decode a dataset, so that `run` finds it done: ``python -m transfer_learning.prepare DATASET``."""
 
+import logging
 import shlex
 import sys
 import time
@@ -11,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_learning.cli.formatting import duration, printable, size, tell
+from transfer_learning.cli.formatting import duration, printable, size
 from transfer_learning.cli.parser import Parser, add_config_flags, as_flags, given_values, quiet_start, run_main
-from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.findings import Features, audit
 from transfer_learning.datasets.corrections import read_corrections
@@ -27,6 +27,8 @@ from transfer_learning.recipes.resolve import chosen_config
 from transfer_learning.reports.audit import crop_in_words, in_lines, new_audit_dir, write_audit
 from transfer_learning.reports.page import counts_by_class, held_out_classes
 from transfer_learning.storage.cache import list_pools
+
+logger = logging.getLogger(__name__)
 
 FILES_SHOWN = 20  # of those that are skipped
 EPILOG = """examples:
@@ -66,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{config.dataset}: {num_images:,} images, found in {duration(found - started)}.", flush=True)
 
     # Unreadable images are no reason to stop before everything is told.
-    data = look_at(dataset, replace(config, skip_unreadable=True), progress=count_progress("Looking at images:"))
+    data = look_at(dataset, replace(config, skip_unreadable=True))
     seconds = time.monotonic() - found
 
     for line in described_data(data):
-        tell(line)
+        logger.info(line)
     for pool in list_pools(config.cache_dir):
         if pool.path == data.store.folder:  # none where the disk refuses, which was said
             print(f"Kept in {pool.path}, with those of other datasets: {pool.about}, {size(pool.num_bytes)}.")
@@ -79,14 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
     started = time.monotonic()
-    found_in = audit(dataset, data, features_for(config, data, flags.features), count_progress("Comparing images:"))
+    found_in = audit(dataset, data, features_for(config, data, flags.features))
     values = given_values(flags) | {"dataset": flags.dataset}
     command = [sys.executable, "-m", "transfer_learning.run"]
     without = as_flags({name: value for name, value in values.items() if name != "corrections"})
     written = write_audit(found_in, dataset, data, config, folder, [*command, *without], decided)
     print()
     for line in in_lines(found_in):
-        tell(line)
+        logger.info(line)
     if config.resize == "crop":
         print(crop_in_words(found_in))
     print(
@@ -120,7 +122,7 @@ def features_for(config: RunConfig, data: Data, is_asked: bool) -> Features | No
     if is_asked:
         with quiet_start():  # imports TensorFlow
             from transfer_learning.experiments.plain_features import plain_features
-        values, examples, about = plain_features(config, data, progress=count_progress("Computing features:"))
+        values, examples, about = plain_features(config, data)
     else:
         found = find_kept_features(data.manifest["sha256"].tolist(), config.backbone, config.cache_dir)
         if found is None:

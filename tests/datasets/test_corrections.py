@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.logs import log_messages
 from transfer_learning.datasets.corrections import Corrections, apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import Example, with_class_names
 from transfer_learning.errors import UserError
@@ -31,8 +32,8 @@ def test_every_action_is_done_and_said(tmp_path):
     assert read == Corrections(
         path, frozenset({"a/0.jpg"}), frozenset({"b/0.jpg"}), {"a/1.jpg": "b", "a/2.jpg": "b", "b/1.jpg": "b"}
     )
-    said = []
-    corrected, dropped = apply_corrections(dataset(), read, said.append)
+    said = log_messages()
+    corrected, dropped = apply_corrections(dataset(), read)
     labels = {example.id: example.label for example in corrected.examples}
     assert labels == {"a/0.jpg": "a", "a/1.jpg": "b", "a/2.jpg": "b", "b/0.jpg": "b", "b/1.jpg": "b", "b/2.jpg": "b"}
     assert dropped == {"b/0.jpg": "dropped by some corrections.csv"} and corrected.class_names == ("a", "b")
@@ -45,7 +46,7 @@ def test_a_table_of_two_columns_as_a_spreadsheet_saves_it_will_do(tmp_path):
     path = tmp_path / "c.csv"
     path.write_bytes('\ufeffid,action\r\n"a/0.jpg",drop\r\n'.encode())
     assert read_corrections(path).dropped == {"a/0.jpg"}
-    assert apply_corrections(dataset(), read_corrections(table(tmp_path)), lambda sentence: None) == (dataset(), {})
+    assert apply_corrections(dataset(), read_corrections(table(tmp_path))) == (dataset(), {})
 
 
 @pytest.mark.parametrize(
@@ -64,13 +65,13 @@ def test_a_table_of_two_columns_as_a_spreadsheet_saves_it_will_do(tmp_path):
 )
 def test_what_cannot_be_meant_is_refused(rows, words, tmp_path):
     with pytest.raises(UserError) as caught:
-        apply_corrections(dataset(), read_corrections(table(tmp_path, *rows)), lambda sentence: None)
+        apply_corrections(dataset(), read_corrections(table(tmp_path, *rows)))
     assert words in str(caught.value) and "some corrections.csv" in str(caught.value)
 
 
 def test_a_kept_image_may_be_gone(tmp_path):
     read = read_corrections(table(tmp_path, "c/9.jpg,c,,,,keep"))
-    assert apply_corrections(dataset(), read, lambda sentence: None) == (dataset(), {})
+    assert apply_corrections(dataset(), read) == (dataset(), {})
 
 
 @pytest.mark.parametrize(

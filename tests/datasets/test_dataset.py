@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.support.logs import log_messages
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.dataset import HELD_OUT, Example, hold_out, with_class_names
 from transfer_learning.errors import UserError
@@ -33,8 +34,8 @@ def test_a_class_that_is_not_there_and_too_few_that_are_left(names, words):
 
 
 def test_the_images_of_other_classes_keep_their_split_and_the_held_out_ones_have_no_label(small_config):
-    said = []
-    every, left = (load_data(dataclasses.replace(small_config, held_out=names), said.append) for names in ("", "cross"))
+    said = log_messages()
+    every, left = (load_data(dataclasses.replace(small_config, held_out=names)) for names in ("", "cross"))
     assert left.class_names == ("circle", "stripes") and "14 of classes held out" in left.in_words()
     held_out = left.split(HELD_OUT)
     assert len(held_out) == 14 and set(held_out.labels) == {-1} and not len(every.split(HELD_OUT))
@@ -52,5 +53,5 @@ def test_the_same_picture_in_a_class_that_is_held_out_sets_nothing_aside(small_c
     folder = draw_photos(tmp_path / "photos")
     for path in (folder / "circle").iterdir():
         (folder / "cross" / f"again_{path.name}").write_bytes(path.read_bytes())
-    data = load_data(dataclasses.replace(small_config, dataset=str(folder), held_out="cross"), lambda sentence: None)
+    data = load_data(dataclasses.replace(small_config, dataset=str(folder), held_out="cross"))
     assert (data.manifest["problem"] == "").all() and len(data.split(HELD_OUT)) == 28

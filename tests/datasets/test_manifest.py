@@ -7,6 +7,7 @@ from collections import Counter
 import pandas as pd
 import pytest
 
+from tests.support.logs import log_messages
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.manifest import COLUMNS, check_classes, fingerprint, make_manifest
 from transfer_learning.errors import UserError
@@ -29,9 +30,9 @@ def manifest_of(rows, val=0.15, test=0.15, skip=False, ids=None, pixels=None, **
             "problem": [problem for *_, problem, _ in rows],
         }
     )
-    said = []
+    said = log_messages()
     names = tuple(sorted({label for label, *_ in rows}))
-    manifest = make_manifest(Dataset("rows", names, tuple(examples)), facts, val, test, skip, said.append, **options)
+    manifest = make_manifest(Dataset("rows", names, tuple(examples)), facts, val, test, skip, **options)
     return manifest, said
 
 

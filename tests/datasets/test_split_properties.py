@@ -52,7 +52,7 @@ def manifest_of(images, group_by, names=("",)):
     )
     labels = tuple(sorted({image.label for image in images}))
     dataset = Dataset("made up", labels, examples)
-    return make_manifest(dataset, facts, 0.2, 0.25, True, lambda sentence: None, group_by).set_index("id")
+    return make_manifest(dataset, facts, 0.2, 0.25, True, group_by).set_index("id")
 
 
 @st.composite

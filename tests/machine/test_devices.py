@@ -5,6 +5,7 @@ import pynvml
 import pytest
 import tensorflow as tf
 
+from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.machine import devices
 
@@ -28,8 +29,8 @@ def machine(monkeypatch):
 
 
 def set_up(precision="auto"):
-    said = []
-    return devices.set_up_devices(precision, 3, said.append), " ".join(said)
+    said = log_messages()
+    return devices.set_up_devices(precision, 3), " ".join(said)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pynvml
 import pytest
 
+from tests.support.logs import log_messages
 from transfer_learning.machine import gpus
 
 NOT_SUPPORTED = pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -90,7 +91,7 @@ def make_machine(monkeypatch, *machine, missing=(), error=None):
 
 
 def only_gpu():
-    with gpus.visible_gpus(1, pytest.fail) as (gpu,):
+    with gpus.visible_gpus(1) as (gpu,):
         return gpu
 
 
@@ -184,8 +185,8 @@ def test_the_gpus_that_tensorflow_sees_are_watched(machine, visible, order, numb
     for name, value in (("CUDA_VISIBLE_DEVICES", visible), ("CUDA_DEVICE_ORDER", order)):
         if value is not None:
             monkeypatch.setenv(name, value)
-    sentences = []
-    with gpus.visible_gpus(number, sentences.append) as found:
+    sentences = log_messages()
+    with gpus.visible_gpus(number) as found:
         assert [gpu.index for gpu in found] == expected
     assert ["all are watched" in sentence for sentence in sentences] == [True] * said
 

@@ -13,6 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.machine.test_gpus import GPU, NOT_SUPPORTED, make_machine
+from tests.support.logs import log_messages
 from transfer_learning.errors import Stopped
 from transfer_learning.machine import gpus, monitor, resources
 from transfer_learning.machine.monitor import COLUMNS, Monitor, in_words, read_hardware
@@ -74,10 +75,10 @@ def watched(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(Monitor, "_watch", lambda self: None)
 
     def make(**arguments):
-        arguments = {"num_gpus": 0, "say": make.said.append, "clock": lambda: machine.now} | arguments
+        arguments = {"num_gpus": 0, "clock": lambda: machine.now} | arguments
         return Monitor(tmp_path / "hardware.csv", tmp_path / "cache" / "deep", **arguments)
 
-    make.said = []
+    make.said = log_messages()
     return make
 
 
@@ -308,9 +309,9 @@ def test_a_full_disk_is_said_once_and_the_table_goes_on_when_there_is_room(watch
 
 def test_a_directory_that_cannot_be_written_ends_no_run(machine, tmp_path, monkeypatch):
     monkeypatch.setattr(Monitor, "_watch", lambda self: None)
-    said = []
+    said = log_messages()
     (tmp_path / "file").touch()
-    with Monitor(tmp_path / "file" / "hardware.csv", tmp_path, say=said.append) as running:
+    with Monitor(tmp_path / "file" / "hardware.csv", tmp_path) as running:
         assert running.sample()["memory_total_mb"] == 16000
     assert len(said) == 1 and "cannot be watched" in said[0]
 
@@ -384,7 +385,7 @@ def test_the_thread_samples_until_the_end_and_does_not_outlive_it(tmp_path, monk
 
     monkeypatch.setattr(monitor, "pause", pause)
     before, deadline = threading.active_count(), time.monotonic() + DEADLINE
-    with pytest.raises(ZeroDivisionError), Monitor(path, tmp_path, say=pytest.fail, tensorboard=tmp_path / "events"):
+    with pytest.raises(ZeroDivisionError), Monitor(path, tmp_path, tensorboard=tmp_path / "events"):
         while len(read_hardware(path)) < 5 and time.monotonic() < deadline:
             time.sleep(0.01)
         1 / 0  # noqa: B018
@@ -403,7 +404,7 @@ def test_what_is_left_of_a_hanging_driver_keeps_no_run_from_ending(tmp_path, mon
 
     monkeypatch.setattr(Monitor, "_watch", watch)
     monkeypatch.setattr(monitor, "JOIN_SECONDS", 0.01)
-    with Monitor(tmp_path / "hardware.csv", tmp_path, say=pytest.fail) as running:
+    with Monitor(tmp_path / "hardware.csv", tmp_path) as running:
         assert begun.wait(DEADLINE)
     assert running._thread.is_alive() and running._thread.daemon
     hangs.set()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.support import ROOT
+from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.models import features
 from transfer_learning.models.classifier import build_classifier
@@ -46,7 +47,7 @@ def extract(extractor, tmp_path, batches):
     """Calls `kept_activations` with a cache of its own; returns the features in the order of `rows`, and what was said."""
 
     def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None, cache_gb=1.0, change=None):
-        said = []
+        said = log_messages()
         hashes = [HASHES[row] for row in rows]
         graph = frozen_graph(extractor, 2)
 
@@ -56,7 +57,7 @@ def extract(extractor, tmp_path, batches):
 
         activations = features.activations_of(extractor, key, "small_cnn", tmp_path / cache)
         values, positions = features.kept_activations(
-            activations, compute, IMAGES, rows, hashes, tmp_path / cache, cache_gb, change, said.append, progress
+            activations, compute, IMAGES, rows, hashes, tmp_path / cache, cache_gb, change
         )
         assert values.dtype == np.float32 and positions.dtype == np.int64
         return values[positions], said

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.support import ROOT
+from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.storage import array_cache
 from transfer_learning.storage.array_cache import KeptArrays, share_kept, space_told
@@ -37,8 +38,8 @@ def pool(tmp_path):
 
 def found(folder, shape=SHAPE):
     """Opens a pool; returns the keys that are in it, each with the right bits, and what was said."""
-    said = []
-    with KeptArrays(folder, shape, np.float32, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(folder, shape, np.float32) as arrays:
         positions, rows = arrays.positions(KEYS), arrays.rows
     here = [key for key, position in zip(KEYS, positions, strict=True) if position >= 0]
     for expected, position in zip(ARRAYS, positions, strict=True):
@@ -48,7 +49,7 @@ def found(folder, shape=SHAPE):
 
 
 def add_all(folder):
-    with KeptArrays(folder, SHAPE, np.float32, lambda sentence: None) as arrays:
+    with KeptArrays(folder, SHAPE, np.float32) as arrays:
         arrays.positions(KEYS)
         arrays.add(KEYS, ARRAYS)
 
@@ -98,7 +99,7 @@ RECORDS = {  # shape and dtype of a pool, and records for it
 def test_rows_by_position_on_disk_and_in_memory(name, num_on_disk, positions, tmp_path, monkeypatch):
     monkeypatch.setattr(array_cache, "BYTES_AT_ONCE", 7)
     shape, dtype, records = RECORDS[name]
-    with KeptArrays(tmp_path / "pool", shape, dtype, lambda sentence: None) as arrays:
+    with KeptArrays(tmp_path / "pool", shape, dtype) as arrays:
         arrays.add(KEYS[:num_on_disk], records[:num_on_disk])
         arrays.hold_in_memory("a test")
         arrays.add(KEYS[num_on_disk:4], records[num_on_disk:])
@@ -126,7 +127,7 @@ def test_rows_by_position_on_disk_and_in_memory(name, num_on_disk, positions, tm
 )
 def test_what_is_no_position_is_refused_and_not_taken_for_another_one(positions, shape, tmp_path):
     records = ARRAYS if shape else [b"a", b"b", b"c", b"d", b"e"]
-    with KeptArrays(tmp_path / "pool", shape, np.float32, lambda sentence: None) as arrays:
+    with KeptArrays(tmp_path / "pool", shape, np.float32) as arrays:
         arrays.add(KEYS[:4], records[:4])
         arrays.hold_in_memory("a test")
         arrays.add(["held"], records[4:5])
@@ -144,12 +145,12 @@ def test_bytes_come_back_and_their_damage_is_found_out(tmp_path, monkeypatch):
     assert content == b"".join(records)
     content[30] ^= 1
     (tmp_path / "pool" / "records.bin").write_bytes(content)
-    said = []
-    with KeptArrays(tmp_path / "pool", None, None, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(tmp_path / "pool", None, None) as arrays:
         assert arrays.positions(KEYS[:4]).tolist() == [0, 1, -1, 3] and "1 kept arrays" in said[0]
         assert arrays.add(KEYS[:4], records).tolist() == [0, 1, 4, 3]
         assert arrays.rows[[3, 4, 0]] == [records[3], records[2], b""]
-    with KeptArrays(tmp_path / "pool", None, None, pytest.fail) as arrays:
+    with KeptArrays(tmp_path / "pool", None, None) as arrays:
         assert arrays.positions(KEYS[:4]).tolist() == [0, 1, 4, 3]
 
 
@@ -178,7 +179,7 @@ def test_a_row_of_the_index_that_says_something_else_is_damage(shape, change, tm
         arrays.add(KEYS[:3], records)
     with contextlib.closing(sqlite3.connect(tmp_path / "pool" / "index.sqlite")) as index, index:
         index.execute(f"UPDATE kept SET {change} WHERE number = 2")
-    with KeptArrays(tmp_path / "pool", shape, np.uint8, lambda sentence: None) as arrays:
+    with KeptArrays(tmp_path / "pool", shape, np.uint8) as arrays:
         assert bytes(arrays.rows[0]) == b"first.", "rows are there before anybody has looked for damage"
         assert arrays.positions(KEYS[:3]).tolist() == [0, -1, 2]
         assert list(map(bytes, arrays.rows[[0, 2]])) == [b"first.", b"third."]
@@ -190,7 +191,7 @@ def test_a_row_that_points_to_the_right_bytes_in_another_place_is_damage_where_p
     with contextlib.closing(sqlite3.connect(tmp_path / "pool" / "index.sqlite")) as index, index:
         index.execute("UPDATE kept SET offset = 6 WHERE number = 1")
     (tmp_path / "pool" / "records.bin").write_bytes(bytes([9] * 6 + list(range(6))))
-    with KeptArrays(tmp_path / "pool", (6,), np.uint8, lambda sentence: None) as arrays:
+    with KeptArrays(tmp_path / "pool", (6,), np.uint8) as arrays:
         assert arrays.positions(KEYS[:2]).tolist() == [-1, -1]
 
 
@@ -205,8 +206,8 @@ def test_many_keys_are_found_in_parts_and_each_with_its_own_record(tmp_path, mon
             records.seek(16 * number)
             records.write(b"\xff")
     asked = list(np.random.default_rng(0).permutation(350)) + [7, 200, 200]
-    said = []
-    with KeptArrays(tmp_path / "pool", (2,), np.int64, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(tmp_path / "pool", (2,), np.int64) as arrays:
         positions = arrays.positions([f"key {number}" for number in asked])
     expected = [-1 if number >= 333 or number in (0, 49, 50, 200, 332) else number for number in asked]
     assert positions.tolist() == expected and len(said) == 1 and said[0].startswith("5 kept arrays")
@@ -275,7 +276,7 @@ def test_processes_that_add_overlapping_keys_at_once_write_over_nothing(tmp_path
         for numbers in ranges
     ]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
-    with KeptArrays(tmp_path / "pool", (64,), np.int64, pytest.fail) as arrays:
+    with KeptArrays(tmp_path / "pool", (64,), np.int64) as arrays:
         positions = arrays.positions([str(number) for number in range(150)])
         assert sorted(positions) == list(range(150)) and len(arrays.rows) == 150
         np.testing.assert_array_equal(arrays.rows[positions], np.repeat(np.arange(150)[:, None], 64, axis=1))
@@ -325,7 +326,7 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_the_run_goes
             return original(arguments[0], arguments[1][:5], arguments[2])  # a short write comes first
         raise OSError(number, os.strerror(number))
 
-    with KeptArrays(pool, SHAPE, np.float32, said.append, "features of a test") as arrays:
+    with KeptArrays(pool, SHAPE, np.float32, "features of a test") as arrays:
         before = arrays.rows
         with monkeypatch.context() as patched:
             patched.setattr(array_cache.os, function, full)
@@ -353,7 +354,7 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_the_run_goes
 
 @pytest.mark.parametrize("array", [np.zeros((3, 2), np.float32), np.zeros(SHAPE, np.float64)])
 def test_another_shape_or_dtype_is_refused_in_memory_too(array, pool):
-    with KeptArrays(pool, SHAPE, np.float32, pytest.fail) as arrays:
+    with KeptArrays(pool, SHAPE, np.float32) as arrays:
         arrays.hold_in_memory("a test")
         with pytest.raises(ValueError, match="expected float32"):
             arrays.add(KEYS[4:], [ARRAYS[4], array])
@@ -361,8 +362,8 @@ def test_another_shape_or_dtype_is_refused_in_memory_too(array, pool):
 
 
 def test_an_index_that_cannot_grow_is_a_full_disk(pool):
-    said = []
-    with KeptArrays(pool, SHAPE, np.float32, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(pool, SHAPE, np.float32) as arrays:
         arrays._index.execute(f"PRAGMA max_page_count = {arrays._index.execute('PRAGMA page_count').fetchone()[0]}")
         many = [f"{number:0200}" for number in range(100)]
         positions = arrays.add(many, [ARRAYS[0]] * 100)
@@ -375,7 +376,7 @@ def test_what_the_disk_is_not_to_blame_for_stays_an_error(number, pool, monkeypa
     def fail(*arguments):
         raise OSError(number, os.strerror(number))
 
-    with monkeypatch.context() as patched, KeptArrays(pool, SHAPE, np.float32, pytest.fail) as arrays:
+    with monkeypatch.context() as patched, KeptArrays(pool, SHAPE, np.float32) as arrays:
         patched.setattr(array_cache.os, "fsync", fail)
         with pytest.raises(OSError, match=os.strerror(number)):
             arrays.add(KEYS, ARRAYS)
@@ -388,8 +389,8 @@ def test_what_the_disk_is_not_to_blame_for_stays_an_error(number, pool, monkeypa
 )
 def test_half_of_the_available_memory_may_be_taken(available, needed, fits, pool, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
-    said = []
-    with KeptArrays(pool, SHAPE, np.float32, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(pool, SHAPE, np.float32) as arrays:
         arrays.hold_in_memory("No space left on device")
         if fits:
             assert arrays.add(KEYS[4:], ARRAYS[4:], needed_bytes=needed)[0] == array_cache.HELD and len(said) == 1
@@ -403,7 +404,7 @@ def test_half_of_the_available_memory_may_be_taken(available, needed, fits, pool
 def test_what_is_in_memory_already_counts_where_nobody_says_how_much_will_come(pool, monkeypatch):
     available = [200]
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available[0]))
-    with KeptArrays(pool, SHAPE, np.float32, lambda sentence: None) as arrays:
+    with KeptArrays(pool, SHAPE, np.float32) as arrays:
         arrays.hold_in_memory("No space left on device")
         for key in range(4):
             arrays.add([str(key)], ARRAYS[:1])
@@ -415,8 +416,8 @@ def test_what_is_in_memory_already_counts_where_nobody_says_how_much_will_come(p
 @pytest.mark.parametrize("is_full_later", [True, False])
 def test_damage_on_a_full_disk_is_not_taken_for_what_is_there(is_full_later, pool, monkeypatch):
     flip_bit(pool)
-    said = []
-    with KeptArrays(pool, SHAPE, np.float32, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(pool, SHAPE, np.float32) as arrays:
         limit = arrays._index.execute("PRAGMA page_count").fetchone()[0]
         with contextlib.closing(sqlite3.connect(pool / "index.sqlite", isolation_level=None)) as other:
             monkeypatch.setattr(array_cache, "LOCK_SECONDS", 0.1)
@@ -474,7 +475,7 @@ def test_files_that_may_not_grow_by_the_systems_own_word(limit, most, tmp_path):
     assert done.returncode == 0, done.stderr
     num_on_disk, num_said = map(int, done.stdout.split()[:2])
     assert num_on_disk <= most and num_on_disk % 10 == 0 and num_said == (num_on_disk < 100)
-    with KeptArrays(tmp_path / "pool", (100,), np.int64, pytest.fail) as arrays:
+    with KeptArrays(tmp_path / "pool", (100,), np.int64) as arrays:
         keys = [str(number) for number in range(100)]
         positions = arrays.positions(keys)
         assert (positions >= 0).sum() == num_on_disk
@@ -587,7 +588,7 @@ def test_what_a_running_process_reads_does_not_change_when_another_one_starts_an
         rows = running.rows
         damage(pool)
         before = rows[np.arange(4)]
-        with KeptArrays(pool, SHAPE, np.float32, lambda sentence: None) as other:
+        with KeptArrays(pool, SHAPE, np.float32) as other:
             other.positions(KEYS)
             other.add(KEYS[4:], ARRAYS[4:])
     np.testing.assert_array_equal(rows[np.arange(4)], before)
@@ -595,10 +596,10 @@ def test_what_a_running_process_reads_does_not_change_when_another_one_starts_an
 
 
 def test_a_running_process_whose_pool_was_made_anew_goes_on_in_memory(pool):
-    said = []
-    with KeptArrays(pool, SHAPE, np.float32, said.append) as running:
+    said = log_messages()
+    with KeptArrays(pool, SHAPE, np.float32) as running:
         delete_index(pool)
-        with KeptArrays(pool, SHAPE, np.float32, lambda sentence: None) as other:
+        with KeptArrays(pool, SHAPE, np.float32) as other:
             other.add(KEYS[:1], ARRAYS[:1])
             assert (
                 running.add(KEYS, ARRAYS).tolist() == [0, 1, 2, 3, array_cache.HELD, array_cache.HELD + 1]
@@ -631,8 +632,8 @@ def read_only(pool):
 
 def test_a_folder_that_cannot_be_written_is_read_and_what_is_new_goes_to_memory(read_only):
     assert found(read_only) == (KEYS[:4], [])
-    said = []
-    with KeptArrays(read_only, SHAPE, np.float32, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(read_only, SHAPE, np.float32) as arrays:
         assert arrays.add(KEYS[:4], ARRAYS[:4]).tolist() == [0, 1, 2, 3] and said == []
         assert arrays.add(KEYS, ARRAYS).tolist() == [0, 1, 2, 3, array_cache.HELD, array_cache.HELD + 1]
         np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
@@ -644,8 +645,8 @@ def test_a_folder_that_cannot_be_written_is_read_and_what_is_new_goes_to_memory(
 @pytest.mark.parametrize(("name", "shape"), [("new", SHAPE), ("deep/new", None), ("", (3,))])
 def test_a_folder_that_cannot_be_made_or_made_anew_leaves_memory(name, shape, read_only):
     records = [b"a", b"b"] if shape is None else [np.full(shape, number, np.float32) for number in range(2)]
-    said = []
-    with KeptArrays(read_only / name, shape, np.float32, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(read_only / name, shape, np.float32) as arrays:
         assert arrays.positions(KEYS).tolist() == [-1] * 6 and len(arrays.rows) == 0 and arrays.notes(KEYS[:1]) == [""]
         assert arrays.add(KEYS[:2], records, ["x", "y"]).tolist() == [array_cache.HELD, array_cache.HELD + 1]
         arrays.add(KEYS[1:3], records)
@@ -686,7 +687,7 @@ def test_records_that_cannot_be_written_in_a_folder_that_can_are_made_anew_where
         os.seteuid(0)
     os.chmod(read_only, 0o777)
     os.seteuid(user)
-    with KeptArrays(read_only, (6,), np.float32, lambda sentence: None) as arrays:
+    with KeptArrays(read_only, (6,), np.float32) as arrays:
         assert arrays.add(KEYS[:1], [ARRAYS[0].reshape(6)]) == [0], "on disk, not in memory"
 
 

@@ -25,6 +25,7 @@ from tests.storage.test_array_cache import (
     older_version,
     truncated_index,
 )
+from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.storage import array_cache
 from transfer_learning.storage import cache as cache_module
@@ -36,7 +37,7 @@ from transfer_learning.storage.cache import clear, list_pools, make_room
 def cache(tmp_path):
     """A cache of three pools, the oldest first: pixels/old 24 B, features/middle 48 B, features/new 72 B of records."""
     for number, name in enumerate(("pixels/old", "features/middle", "features/new"), 1):
-        with KeptArrays(tmp_path / "cache" / name, SHAPE, np.float32, print, f"{number} of a test") as arrays:
+        with KeptArrays(tmp_path / "cache" / name, SHAPE, np.float32, f"{number} of a test") as arrays:
             arrays.add(KEYS[:number], ARRAYS[:number])
         os.utime(tmp_path / "cache" / name / "records.bin", (1e9 * number / 3, 1e9 * number / 3))
     return tmp_path / "cache"
@@ -70,7 +71,7 @@ def test_being_opened_is_the_last_use_and_looking_is_none(cache):
 
 def test_words_about_a_pool_are_those_of_its_last_use_that_had_any(cache):
     for about, expected in (("other", "other"), ("", "other"), ("last", "last")):
-        with KeptArrays(cache / "pixels" / "old", SHAPE, np.float32, print, about) as arrays:
+        with KeptArrays(cache / "pixels" / "old", SHAPE, np.float32, about) as arrays:
             assert arrays.positions(KEYS[:1]) == [0]
         assert list_pools(cache)[2].about == expected
 
@@ -117,7 +118,7 @@ def test_what_is_no_pool_is_neither_listed_nor_touched(cache):
     files = {path for path in cache.rglob("*") if path.is_file() and path.parent.name not in ("old", "middle", "new")}
     assert names(cache) == ALL
     assert [pool.name for pool in clear(cache, "all")[0]] == ALL and names(cache) == []
-    assert make_room(cache, 10**9, 0, pytest.fail) is False
+    assert make_room(cache, 10**9, 0) is False
     assert {path for path in cache.rglob("*") if path.is_file()} == files | {cache / "pixels" / "old" / "mine.txt"}
     assert outside.exists() and not (cache / "features" / "new").exists()
 
@@ -174,7 +175,7 @@ def test_room_is_made_by_what_was_not_used_for_longest(num_bytes, limit, used, d
     with contextlib.ExitStack() as stack:
         for name in used:
             stack.enter_context(KeptArrays(cache / name, SHAPE, np.float32))
-        assert make_room(cache, num_bytes * size, limit * size, said.append) is fits
+        assert make_room(cache, num_bytes * size, limit * size) is fits
     assert names(cache) == [name for name in ALL if name not in deleted]
     assert len(said) == bool(deleted)
     for name in deleted:
@@ -192,7 +193,7 @@ def test_a_pool_that_may_not_be_deleted_stays_and_others_make_room(cache, monkey
         return original(folder)
 
     monkeypatch.setattr(cache_module, "_delete", refusing)
-    assert make_room(cache, 0, list_pools(cache)[0].num_bytes + 100, lambda sentence: None) is True
+    assert make_room(cache, 0, list_pools(cache)[0].num_bytes + 100) is True
     assert names(cache) == ["pixels/old"]
 
 
@@ -233,7 +234,7 @@ def test_a_pool_that_another_process_uses_stays_until_that_is_killed(cache):
         process.stdout.readline()
         deleted, in_use = clear(cache, "all")
         assert [pool.name for pool in deleted] == ALL[:2] and [pool.name for pool in in_use] == ALL[2:]
-        assert not make_room(cache, 0, 0, pytest.fail)
+        assert not make_room(cache, 0, 0)
         process.kill()
         process.wait()
         assert [pool.name for pool in clear(cache, "all")[0]] == ALL[2:]
@@ -251,8 +252,8 @@ def test_rows_stay_valid_after_the_pool_is_deleted(cache, monkeypatch):
 
 def test_a_run_whose_pool_is_deleted_under_it_goes_on_in_memory(cache, monkeypatch):
     monkeypatch.setattr(cache_module, "_is_used", lambda folder: False)
-    said = []
-    with KeptArrays(cache / "features" / "new", SHAPE, np.float32, said.append) as arrays:
+    said = log_messages()
+    with KeptArrays(cache / "features" / "new", SHAPE, np.float32) as arrays:
         clear(cache, "all")
         assert (arrays.add(KEYS[3:], ARRAYS[3:]) >= array_cache.HELD).all() and len(said) == 1
         np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)

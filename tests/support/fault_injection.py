@@ -101,7 +101,7 @@ def kill_in_saves(folder: Path, num_saves: int) -> Counter:
                 if not _is_killed(folder, number, at, when):
                     break
                 said: list[str] = []
-                loaded = number_of(checkpoint.load(folder, said.append))
+                loaded = number_of(checkpoint.load(folder))
                 assert loaded in (number - 1, number) and not said, (number, at, when, loaded, said)
                 found["kills"] += 1
                 found["newest" if loaded == number else "older"] += 1

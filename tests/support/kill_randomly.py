@@ -93,7 +93,7 @@ def where(run_dir: Path) -> str:
     saved = [path for path in run_dir.glob("checkpoint/*") if path.name.isdigit()]
     if not saved:
         return "before training"
-    state = checkpoint.load(run_dir / "checkpoint", print)[1]["state"]
+    state = checkpoint.load(run_dir / "checkpoint")[1]["state"]
     if state["phase"] == 0 and state["epoch"] == NUM_EPOCHS:
         return "change of phase"
     return ("frozen phase", "fine-tune phase", "after training")[state["phase"]]

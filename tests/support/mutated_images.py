@@ -123,7 +123,7 @@ def outcome(root: Path, cache_dir: Path) -> tuple[dict[str, str], dict[str, str]
     """Looks at the files as a run does, from an empty cache; returns each one's problem ("" where it is used), and the
     digest of its pixels."""
     dataset = folder.read(root)
-    store = open_store(dataset, SIZE, "squash", cache_dir, lambda sentence: None)
+    store = open_store(dataset, SIZE, "squash", cache_dir)
     ids = [example.id for example in dataset.examples]
     pixels = {
         name: hashlib.sha256(store.pixels[int(row)].tobytes()).hexdigest()

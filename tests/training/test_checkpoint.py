@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.training import checkpoint
 
@@ -74,8 +75,8 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, name, damage):
     saved(tmp_path, 3)
     DAMAGE[damage](tmp_path / "000003" / name)
-    said = []
-    loaded = checkpoint.load(tmp_path, said.append)
+    said = log_messages()
+    loaded = checkpoint.load(tmp_path)
     if (name, damage) == (checkpoint.MANIFEST, "a flipped bit") and not said:
         pytest.fail("a flipped bit in the manifest went unnoticed")
     assert loaded[1]["number"] == 2
@@ -89,9 +90,9 @@ def test_when_all_are_damaged_nothing_is_begun_anew_in_silence(tmp_path):
     for path in tmp_path.glob("*/arrays.npz"):
         flip_a_bit(path)
     with pytest.raises(UserError, match="Every checkpoint in .* is damaged; restore"):
-        checkpoint.load(tmp_path, lambda sentence: None)
+        checkpoint.load(tmp_path)
     with pytest.raises(UserError, match="Every checkpoint"):  # and a second try does not either
-        checkpoint.load(tmp_path, lambda sentence: None)
+        checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("target", ["numpy.savez", "os.rename", "os.fsync", "pathlib.Path.write_text"])

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support import ROOT
 from tests.support.fault_injection import around_calls, number_of, state_of
+from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.training import checkpoint
 
@@ -53,8 +54,8 @@ def test_a_failing_call_loses_nothing(code, before, tmp_path):
             except OSError as error:
                 assert error.errno == code
                 failed = True
-        said = []
-        loaded = number_of(checkpoint.load(folder, said.append))
+        said = log_messages()
+        loaded = number_of(checkpoint.load(folder))
         assert not said
         assert loaded == number or (failed and loaded == before), (at, names[-1], loaded)
         checkpoint.save(folder, *state_of(number + 1))
@@ -86,8 +87,8 @@ def check_damage(tmp_path, kind, times):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
         what = damaged(folder, kind, random)
-        said = []
-        assert number_of(checkpoint.load(folder, said.append)) == 2, (time, what)
+        said = log_messages()
+        assert number_of(checkpoint.load(folder)) == 2, (time, what)
         assert len(said) == 1 and "000003 is damaged" in said[0], (time, what, said)
         left = contents(folder)
         assert all(left[name] == content for name, content in whole.items() if name.parts[0] == "000002")
@@ -110,8 +111,8 @@ def test_a_deleted_file_is_said_or_was_the_older_one(name, newest, tmp_path):
     folder = saved(tmp_path / "checkpoint", 3)
     target = folder / newest / name
     shutil.rmtree(target) if target.is_dir() else target.unlink()
-    said = []
-    assert number_of(checkpoint.load(folder, said.append)) == (2 if newest == "000003" else 3)
+    said = log_messages()
+    assert number_of(checkpoint.load(folder)) == (2 if newest == "000003" else 3)
     assert len(said) == (newest == "000003" and name != "")
 
 
@@ -120,7 +121,7 @@ def test_when_nothing_whole_is_left_it_is_an_error(tmp_path):
     for path in folder.glob("*/*"):
         os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(UserError, match="Every checkpoint"):
-        checkpoint.load(folder, lambda sentence: None)
+        checkpoint.load(folder)
 
 
 def killed(folder, saves):

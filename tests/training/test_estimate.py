@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.support.logs import log_messages
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.decoding.sample import Sample, look_at_sample
@@ -75,9 +76,9 @@ def test_fine_tuning_from_the_boundary_pays_for_the_lower_layers_once():
     ],
 )
 def test_the_boundary_is_kept_where_it_saves_time_and_has_space(settings, free_bytes, cache_bytes, expected, words):
-    said = []
+    said = log_messages()
     kept = Kept(forward_rate=12.0, num_bytes=1000, missing=1.0)
-    assert estimate.choose_kept(settings, WORK, 10.0, kept, free_bytes, cache_bytes, said.append) == expected
+    assert estimate.choose_kept(settings, WORK, 10.0, kept, free_bytes, cache_bytes) == expected
     assert len(said) == 1 and words in said[0]
 
 
@@ -112,8 +113,8 @@ def test_foresee_measures_what_is_missing_and_finds_what_is_kept(
     dataset = load_dataset(config.dataset, config.data_dir)
     classifier = build_classifier(config, dataset.class_names)
     cuts = {name: train.cut_of_phase(name, config, classifier) for name in ("frozen", "fine_tune")}
-    said = []
-    stages, keeps = estimate.foresee(config, dataset, classifier, cuts, {}, said.append)
+    said = log_messages()
+    stages, keeps = estimate.foresee(config, dataset, classifier, cuts, {})
     assert [stage.name for stage in stages] == ["decode", "frozen", "fine_tune", "evaluate"]
     assert all(stage.estimated_seconds > 0 for stage in stages)
     assert {stage.name for stage in stages if stage.estimated_bytes} - {"decode"} == stages_that_keep
@@ -163,8 +164,8 @@ def test_times_are_added_up_over_sessions_and_the_choice_stays(tmp_path):
 )
 def test_a_damaged_file_is_made_again_and_costs_no_run(content, tmp_path):
     (tmp_path / "foresight.json").write_text(content)
-    said = []
-    assert not Foresight(tmp_path / "foresight.json", tmp_path, said.append).stages
+    said = log_messages()
+    assert not Foresight(tmp_path / "foresight.json", tmp_path).stages
     assert len(said) == 1 and "is damaged, and made again" in said[0]
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning.config import Phase
 from transfer_learning.datasets import augmentation
@@ -53,9 +54,9 @@ def config(small_config, tmp_path):
 
 
 def inputs_of(config, name="frozen", keep=True):
-    classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_data(config, quiet)
+    classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_data(config)
     cut = cut_of_phase(name, config, classifier)
-    return inputs_above(cut, config.phase(name), keep, config, data, {}, quiet), data, cut
+    return inputs_above(cut, config.phase(name), keep, config, data, {}), data, cut
 
 
 @pytest.mark.parametrize(("name", "opened"), [("frozen", "none"), ("fine_tune", "block4"), ("fine_tune", "block5")])
@@ -146,14 +147,14 @@ def test_names_tell_views_apart():
 
 def trained_head(config, with_cut, run_dir):
     """Validation predictions of a head that was trained through the live network, or on what is kept of it."""
-    data = load_data(config, quiet)
+    data = load_data(config)
     classifier = build_classifier(config, data.class_names)
     identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
     cut = cut_of_phase("frozen", config, classifier) if with_cut else None
     open_layers(classifier, config.backbone, "none")
 
     def make_phase(name, parts, **_):
-        return prepare_phase(name, config, classifier, cut, True, data, identity, quiet)
+        return prepare_phase(name, config, classifier, cut, True, data, identity)
 
     run_dir.path.mkdir()
     with StopRequest() as stop:
@@ -188,10 +189,11 @@ def test_without_room_anywhere_they_are_computed_in_every_epoch_to_the_same_bits
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(KeptArrays, "_add_on_disk", full)
-    said, classifier, data = [], build_classifier(config, ("circle", "cross", "stripes")), load_data(config, quiet)
+    classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_data(config)
+    said = log_messages()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     changed = dataclasses.replace(config, cache_dir=f"{config.cache_dir} of its own")
     cut = cut_of_phase("frozen", config, classifier)
-    train, _ = inputs_above(cut, config.frozen, True, changed, data, {}, said.append)
+    train, _ = inputs_above(cut, config.frozen, True, changed, data, {})
     assert "need 1 MB in" in said[-1] and "computes them in every epoch" in said[-1]
     np.testing.assert_array_equal(train.inputs[train.rows], expected.inputs[expected.rows])

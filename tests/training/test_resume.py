@@ -89,7 +89,7 @@ def config(small_config):
 
 @pytest.fixture(scope="module")
 def data(config, mixed_float16):
-    return load_data(config, say=lambda sentence: None)
+    return load_data(config)
 
 
 def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callback=True):
@@ -119,7 +119,7 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
     all_callbacks = [*([stop] if stop and is_callback else []), *callbacks]
     stop = stop or StopAfter()
     try:
-        state, arrays = restore(run_dir, identity, lambda sentence: None)
+        state, arrays = restore(run_dir, identity)
         state = train(identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop)
     except Stopped:
         return None
@@ -199,7 +199,7 @@ def fresh_phase(config, data):
     classifier = build_classifier(config, data.class_names)
     cut = cut_of_phase("fine_tune", config, classifier)
     identity = Identity(config, "", "", {})
-    return prepare_phase("fine_tune", config, classifier, cut, True, data, identity, lambda sentence: None)
+    return prepare_phase("fine_tune", config, classifier, cut, True, data, identity)
 
 
 def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stopped, tmp_path):
@@ -293,7 +293,7 @@ def test_a_phase_that_a_callback_ended_stays_ended(config, data, tmp_path):
 
 
 def updates_in_an_epoch(config):
-    return -(-len(load_data(config, lambda sentence: None).split("train")) // config.batch_size)
+    return -(-len(load_data(config).split("train")) // config.batch_size)
 
 
 def delete(cache):
@@ -344,7 +344,7 @@ def config_of_views(config):
 def unbroken_with_views(config_of_views, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     config = dataclasses.replace(config_of_views, cache_dir=str(folder / "cache"))
-    result = session(config, load_data(config, lambda sentence: None), RunDir(folder / "run"))
+    result = session(config, load_data(config), RunDir(folder / "run"))
     assert {path.parent.name for path in (folder / "cache").glob("*/*")} == {"pixels", "features", "activations"}
     return result
 
@@ -356,18 +356,18 @@ def test_what_happens_to_the_cache_between_stops_changes_no_bit(
     config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"))
     in_frozen, in_fine_tune = StopAfter(2), StopAfter(updates_in_an_epoch(config) * config.frozen.epochs)
     for stop in (in_frozen, in_fine_tune):
-        data = load_data(config, lambda sentence: None)
+        data = load_data(config)
         assert session(config, data, RunDir(tmp_path / "run"), stop) is None
         happens(tmp_path / "cache")
     assert checkpoint.load(RunDir(tmp_path / "run").checkpoint)[1]["state"]["phase"] == 1
-    data = load_data(config, lambda sentence: None)
+    data = load_data(config)
     assert session(config, data, RunDir(tmp_path / "run")) == unbroken_with_views
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["held in memory", "computed in every epoch"])
 def test_a_cache_that_may_hold_nothing_changes_no_bit(keep, config_of_views, unbroken_with_views, tmp_path):
     config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), cache_gb=0.0)
-    data = load_data(config, lambda sentence: None)
+    data = load_data(config)
     assert session(config, data, RunDir(tmp_path / "run"), keep=keep) == unbroken_with_views
 
 
@@ -394,8 +394,8 @@ def test_stopped_between_calls_of_several_updates(updates_in_a_call, config, dat
 
 def test_images_that_are_kept_as_jpegs_are_resumed_as_well(config_of_views, tmp_path):
     config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), decoded_gb=0.0)
-    data = load_data(config, lambda sentence: None)
+    data = load_data(config)
     expected = session(config, data, RunDir(tmp_path / "unbroken"))
     assert session(config, data, RunDir(tmp_path / "run"), StopAfter(updates_in_an_epoch(config) * 3 + 2)) is None
     delete(tmp_path / "cache")
-    assert session(config, load_data(config, lambda sentence: None), RunDir(tmp_path / "run")) == expected
+    assert session(config, load_data(config), RunDir(tmp_path / "run")) == expected

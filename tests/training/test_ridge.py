@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 from sklearn.linear_model import Ridge
 
+from tests.support.logs import log_messages
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.experiments import train
@@ -102,12 +103,13 @@ def test_edges(kind):
 )
 def test_a_linear_head_on_kept_features_starts_there(head, head_start, starts_there, small_config):
     config = dataclasses.replace(small_config, head=head, head_start=head_start)
-    data, said = load_data(config, lambda sentence: None), []
+    data = load_data(config)
+    said = log_messages()
     classifier = build_classifier(config, data.class_names)
     before = [np.array(weight) for weight in classifier.head.weights]
     cut = train.cut_of_phase("frozen", config, classifier)
     identity = Identity(config, "", "", {})
-    active = train.prepare_phase("frozen", config, classifier, cut, True, data, identity, said.append)
+    active = train.prepare_phase("frozen", config, classifier, cut, True, data, identity)
     assert any("starts from its ridge solution" in sentence for sentence in said) == starts_there
     if starts_there:
         expected = ridge_head(active.train, 3, [1.0] * 3)

@@ -30,8 +30,3 @@ def megabytes(num_bytes: float) -> str:
 def printable(text: str) -> str:
     """``text`` for the terminal: names of files and classes may hold what a terminal obeys, which becomes ``\\x1b``."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-def tell(sentence: str) -> None:
-    """Prints a sentence, or lines of them, at once; each is `printable`."""
-    print("\n".join(map(printable, sentence.split("\n"))), flush=True)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import errno
+import logging
 import os
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, get_type_hints
 
+from transfer_learning.cli.console import set_up_logging
 from transfer_learning.cli.formatting import printable
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
 from transfer_learning.errors import ExitCode, UserError
@@ -79,6 +81,16 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+        group = self.add_mutually_exclusive_group()
+        group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+        group.add_argument("--verbose", action="store_true", help="print details, too")
+
+    def parse_args(self, arguments=None, namespace=None):
+        flags = super().parse_args(arguments, namespace)
+        level = logging.WARNING if flags.quiet else logging.DEBUG if flags.verbose else logging.INFO
+        set_up_logging(level)
+        return flags
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see {self.prog} --help.")

@@ -5,14 +5,16 @@ action is ``keep``, ``drop``, ``relabel:NAME``, or ``relabel`` for the suggestio
 """
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.errors import UserError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ("id", "label", "suggestion", "probability", "why", "action")
 NAMED = 4
@@ -71,9 +73,7 @@ def read_corrections(path: str | Path) -> Corrections:
     )
 
 
-def apply_corrections(
-    dataset: Dataset, corrections: Corrections, say: Callable[[str], None] = tell
-) -> tuple[Dataset, dict[str, str]]:
+def apply_corrections(dataset: Dataset, corrections: Corrections) -> tuple[Dataset, dict[str, str]]:
     """Returns the dataset with the new labels, and the reason by the id of each image that is to be dropped.
 
     Raises:
@@ -95,7 +95,7 @@ def apply_corrections(
     changed = [id for id, label in labels.items() if label != old[id]]
     examples = tuple(example._replace(label=labels.get(example.id, example.label)) for example in dataset.examples)
     relabelled, dropped = _named([f"{id} as {labels[id]}" for id in changed]), _named(sorted(corrections.dropped))
-    say(
+    logger.info(
         f"{path.name}: {len(changed):,} of {len(examples):,} images relabelled{relabelled}, "
         f"{len(corrections.dropped):,} dropped{dropped}, {len(corrections.kept):,} kept as "
         f"{'it is' if len(corrections.kept) == 1 else 'they are'}."

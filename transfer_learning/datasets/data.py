@@ -1,13 +1,11 @@
 """A dataset as a run sees it: loaded, decoded, divided into splits."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import HELD_OUT, Dataset, hold_out
@@ -60,56 +58,37 @@ class Data:
         )
 
 
-def load_data(
-    config: RunConfig,
-    say: Callable[[str], None] = tell,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Data:
+def load_data(config: RunConfig) -> Data:
     """Loads, decodes (unless an earlier run did) and splits the dataset that `config` names.
 
     Args:
-        say: takes a sentence for each choice, and for each thing that was left out.
-        progress: called with the images that were looked at so far, and with their number.
 
     Raises:
         UserError: there is no such dataset, or no classifier can be made of it.
     """
-    return open_data(load_dataset(config.dataset, config.data_dir), config, say, progress)
+    return open_data(load_dataset(config.dataset, config.data_dir), config)
 
 
-def open_data(
-    dataset: Dataset,
-    config: RunConfig,
-    say: Callable[[str], None] = tell,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Data:
+def open_data(dataset: Dataset, config: RunConfig) -> Data:
     """`load_data` of a dataset whose files are listed already."""
-    data = look_at(dataset, config, say, progress)
+    data = look_at(dataset, config)
     check_classes(data.manifest, data.class_names)
     return data
 
 
-def look_at(
-    dataset: Dataset,
-    config: RunConfig,
-    say: Callable[[str], None] = tell,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Data:
+def look_at(dataset: Dataset, config: RunConfig) -> Data:
     """`open_data` of a dataset of which a class may have nothing to train on."""
     dropped: dict[str, str] = {}
     if config.corrections:
-        dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections), say)
+        dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections))
     dataset = hold_out(dataset, config.held_out)  # by the corrected labels
-    store = open_store(
-        dataset, config.stored_size, config.resize, config.cache_dir, say, progress, config.decoded_gb, config.cache_gb
-    )
+    store = open_store(dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb, config.cache_gb)
     manifest = make_manifest(
         dataset,
         store.facts,
         config.val_fraction,
         config.test_fraction,
         config.skip_unreadable,
-        say,
         config.group_by,
         dropped,
     )

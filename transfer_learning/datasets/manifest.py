@@ -13,17 +13,19 @@ keeps its own first, then the validation. So an image may lose its place to one 
 
 import hashlib
 import json
+import logging
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
 from transfer_learning.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
 
@@ -46,7 +48,6 @@ def make_manifest(
     val_fraction: float,
     test_fraction: float,
     skip_unreadable: bool = False,
-    say: Callable[[str], None] = tell,
     group_by: str = "",
     dropped: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
@@ -60,7 +61,6 @@ def make_manifest(
         facts: a row an example: sha256, width, height, problem and pixels, the hash of the decoded ones.
         val_fraction: share of the training images (or groups) that becomes `val`, where the dataset names no `val`.
         test_fraction: share of the images (or groups) that becomes `test`, where the dataset names no `test`.
-        say: takes a sentence for each thing that was left out.
         group_by: regular expression; what its first group, or else the whole of it, matches in an id names the group
             of the image. "" or no match: its group is the dataset's own, and where that has none, it stands alone.
         dropped: the reason by the id of each image that is not to be used.
@@ -77,23 +77,23 @@ def make_manifest(
             "own_group": [example.group for example in dataset.examples],
         }
     )
-    manifest["group"] = groups(manifest["id"].tolist(), group_by, say)
+    manifest["group"] = groups(manifest["id"].tolist(), group_by)
     manifest["group"] = manifest["group"].where(manifest["group"] != "", manifest["own_group"])
     manifest = pd.concat([manifest, facts.reset_index(drop=True)], axis=1)
-    _set_aside_dropped(manifest, dropped or {}, say)
-    _set_aside_unreadable(manifest, skip_unreadable, say)
+    _set_aside_dropped(manifest, dropped or {})
+    _set_aside_unreadable(manifest, skip_unreadable)
     named = {example.split for example in dataset.examples}
     fractions = {"test": 0.0 if "test" in named else test_fraction, "val": 0.0 if "val" in named else val_fraction}
     _draw_splits(manifest, fractions)
     for split, images in (("test", "its images"), ("val", "the training images")):
         if fractions[split]:
-            say(
+            logger.info(
                 f"The dataset names no {split} split: about {fractions[split]:.0%} of {images}, chosen by their "
                 f"{'group' if group_by else 'content'}, become it."
             )
-    _set_aside_parted(manifest, say)
-    _say_two_labels(manifest, say)
-    _say_empty(manifest, dataset.class_names, named | {split for split in fractions if fractions[split]}, say)
+    _set_aside_parted(manifest)
+    _say_two_labels(manifest)
+    _say_empty(manifest, dataset.class_names, named | {split for split in fractions if fractions[split]})
     return manifest[list(COLUMNS)]
 
 
@@ -122,7 +122,7 @@ def fingerprint(manifest: pd.DataFrame, class_names: Sequence[str]) -> str:
     return hashlib.sha256(f"{json.dumps(list(class_names))}\n{rows}".encode()).hexdigest()
 
 
-def groups(ids: list[str], group_by: str, say: Callable[[str], None] = tell) -> list[str]:
+def groups(ids: list[str], group_by: str) -> list[str]:
     """Returns the group of each id, "" where it has none; see `make_manifest`.
 
     Raises:
@@ -140,21 +140,21 @@ def groups(ids: list[str], group_by: str, say: Callable[[str], None] = tell) -> 
         )
     sizes = pd.Series(names)[lambda name: name != ""].value_counts()
     alone = f"; {num_alone:,} that it does not match stand alone, such as {ids[names.index('')]}" if num_alone else ""
-    say(
+    logger.info(
         f"--group-by puts {len(ids) - num_alone:,} images into {len(sizes):,} groups of {sizes.min():,} to "
         f"{sizes.max():,}, the largest of them {sizes.index[0]}{alone}."
     )
     return names
 
 
-def _set_aside_dropped(manifest: pd.DataFrame, dropped: Mapping[str, str], say: Callable[[str], None]) -> None:
+def _set_aside_dropped(manifest: pd.DataFrame, dropped: Mapping[str, str]) -> None:
     reasons = manifest["id"].map(dropped)
     manifest["problem"] = manifest["problem"].where(reasons.isna(), reasons)
     manifest.loc[reasons.notna(), "split"] = ""
     manifest["is_dropped"] = reasons.notna()
 
 
-def _set_aside_unreadable(manifest: pd.DataFrame, skip_unreadable: bool, say: Callable[[str], None]) -> None:
+def _set_aside_unreadable(manifest: pd.DataFrame, skip_unreadable: bool) -> None:
     bad = manifest[(manifest["problem"] != "") & ~manifest["is_dropped"]]
     if bad.empty:
         return
@@ -166,7 +166,7 @@ def _set_aside_unreadable(manifest: pd.DataFrame, skip_unreadable: bool, say: Ca
             f"{images} of {len(manifest)} cannot be read ({named}{more}); mend or remove what is named, or go on "
             "without it by --skip-unreadable."
         )
-    say(f"Skipped {images} of {len(manifest)} that cannot be read ({named}{more}).")
+    logger.info(f"Skipped {images} of {len(manifest)} that cannot be read ({named}{more}).")
     manifest.loc[bad.index, "split"] = ""
 
 
@@ -183,7 +183,7 @@ def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
     manifest.loc[pool.index, "split"] = [split_of[key] for key in zip(pool["group"], pool["sha256"], strict=True)]
 
 
-def _set_aside_parted(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
+def _set_aside_parted(manifest: pd.DataFrame) -> None:
     """A training image that is also a test image would make the test say nothing: the test keeps it.
 
     Whether an image is skipped hangs on its own split and that of those like it, and not on whether these are skipped.
@@ -201,29 +201,27 @@ def _set_aside_parted(manifest: pd.DataFrame, say: Callable[[str], None]) -> Non
     manifest.loc[list(reasons), "split"] = ""
     manifest.loc[list(reasons), "problem"] = list(reasons.values())
     for reason, count in Counter(reasons.values()).items():
-        say(f"Skipped {'1 image' if count == 1 else f'{count:,} images'} because {reason}.")
+        logger.info(f"Skipped {'1 image' if count == 1 else f'{count:,} images'} because {reason}.")
 
 
-def _say_two_labels(manifest: pd.DataFrame, say: Callable[[str], None]) -> None:
+def _say_two_labels(manifest: pd.DataFrame) -> None:
     """The same picture under two labels is kept, since nobody but the user knows which is right; but it is said."""
     used = manifest[manifest["split"] != ""]
     repeated = used[used["pixels"].duplicated(keep=False)]
     doubtful = repeated[repeated.groupby("pixels")["label"].transform("nunique") > 1] if len(repeated) else repeated
     if len(doubtful):
         named = ", ".join(doubtful["id"].head(NAMED))
-        say(f"{len(doubtful)} images are there under two labels, such as {named}; one of them is wrong.")
+        logger.info(f"{len(doubtful)} images are there under two labels, such as {named}; one of them is wrong.")
 
 
-def _say_empty(
-    manifest: pd.DataFrame, class_names: tuple[str, ...], wanted: set[str], say: Callable[[str], None]
-) -> None:
+def _say_empty(manifest: pd.DataFrame, class_names: tuple[str, ...], wanted: set[str]) -> None:
     counts = Counter(zip(manifest["label"], manifest["split"], strict=True))
     for split in ("val", "test"):
         empty = [name for name in class_names if not counts[name, split]]
         if split in wanted and empty:
             named = ", ".join(empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
             have = f"The class {named} has" if len(empty) == 1 else f"{len(empty):,} classes ({named}) have"
-            say(
+            logger.info(
                 f"{have} no {split} image: an image's split hangs on that image alone, so that others never move it, and few "
                 "images may all fall elsewhere; add some, or give the splits in a table."
             )

@@ -4,7 +4,8 @@ A run is read, and written into, as its directory. What several runs make togeth
 """
 
 import gc
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from time import perf_counter
@@ -12,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from transfer_learning.cli.formatting import duration, tell
+from transfer_learning.cli.console import each_message_once, muted
+from transfer_learning.cli.formatting import duration
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.data import Data, load_data
@@ -26,7 +28,7 @@ from transfer_learning.reports.paired import write_paired
 from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.storage.run_directory import RunDir
 
-Say = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,17 @@ class Member:
         """Its network, computing as when the run was begun."""
         gc.collect()  # layers and variables refer to each other, so the network of another member may still lie about
         device = self.environment["device"]
-        set_up_devices(self.config.precision, self.config.seed, say=lambda sentence: None, begun_with=device)
+        with muted():
+            set_up_devices(self.config.precision, self.config.seed, begun_with=device)
         return load_model(self.config, self.run_dir.model, self.recorded["weights_sha256"])
 
-    def data(self, split: str, say: Say) -> Data:
+    def data(self, split: str) -> Data:
         """The images that it was trained on and judged by.
 
         Raises:
             UserError: they have changed since, or the split has none.
         """
-        data = load_data(self.config, say)
+        data = load_data(self.config)
         if data.fingerprint != self.environment["dataset"]["fingerprint"]:
             raise UserError(
                 f"The images, labels, splits or order of classes of {self.config.dataset} are not those that {self.name} was "
@@ -98,21 +101,23 @@ class Member:
         return data
 
 
-def evaluate_again(member: Member, split: str, say: Say = tell) -> dict[str, Any]:
+def evaluate_again(member: Member, split: str) -> dict[str, Any]:
     """Predicts a split once more, into the run's directory."""
-    run_dir, classifier, data = member.run_dir, member.network(), member.data(split, say)
+    run_dir, classifier, data = member.run_dir, member.network(), member.data(split)
     with run_dir.locked():
         evaluation = evaluate_split(classifier, data, split, run_dir)
         write_json(run_dir.evaluation_of(split), evaluation | {"weights_sha256": classifier.weights_sha256})
-    say(f"{metrics.in_words(evaluation)}\nResults: {run_dir.evaluation_of(split)} and {run_dir.predictions(split)}")
+    logger.info(
+        f"{metrics.in_words(evaluation)}\nResults: {run_dir.evaluation_of(split)} and {run_dir.predictions(split)}"
+    )
     return evaluation
 
 
-def evaluate_views(member: Member, split: str, views: Sequence[View], say: Say = tell) -> dict[str, Any]:
+def evaluate_views(member: Member, split: str, views: Sequence[View]) -> dict[str, Any]:
     """The average over views of each image against the plain one, into the run's directory."""
-    warn_of_mirrors([member], views, say)
+    warn_of_mirrors([member], views)
     with member.run_dir.locked():
-        tables, seconds = predict_in_views(member, split, views, say)
+        tables, seconds = predict_in_views(member, split, views)
         table = ensemble.average(tables)
         gain = ensemble.paired_difference(tables["plain"], table)
         evaluation = {
@@ -123,24 +128,22 @@ def evaluate_views(member: Member, split: str, views: Sequence[View], say: Say =
             "gain": {"before": "plain", **gain},
             "seconds": {"before": seconds["plain"], "after": sum(seconds.values())},
         }
-        say(f"In {len(views)} views: {metrics.in_words(evaluation)}")
-        say(f"Gain: {ensemble.in_words(gain, 'the plain image', f'the average of {len(views)} views')}")
-        say(cost_in_words(evaluation, len(views), "the plain image"))
-        _write(evaluation, table, member.run_dir, say, in_views=True)
+        logger.info(f"In {len(views)} views: {metrics.in_words(evaluation)}")
+        logger.info(f"Gain: {ensemble.in_words(gain, 'the plain image', f'the average of {len(views)} views')}")
+        logger.info(cost_in_words(evaluation, len(views), "the plain image"))
+        _write(evaluation, table, member.run_dir, in_views=True)
     return evaluation
 
 
-def evaluate_ensemble(
-    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = tell
-) -> dict[str, Any]:
+@each_message_once()
+def evaluate_ensemble(members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir) -> dict[str, Any]:
     """The average over members, each of it over views, against the member that validation images tell to be the best."""
     check_same_images(members, [split])
-    warn_of_mirrors(members, views, say)
-    say = once(say)
+    warn_of_mirrors(members, views)
     best = by_validation(members)[0]
     tables, plain, seconds = {}, {}, {}
     for member in members:  # one network in memory at a time
-        of_views, seconds_of_views = predict_in_views(member, split, views, say)
+        of_views, seconds_of_views = predict_in_views(member, split, views)
         plain[member], tables[member] = of_views["plain"], ensemble.average(of_views)
         seconds[member] = seconds_of_views
     table = ensemble.average({member.name: tables[member] for member in members})
@@ -164,29 +167,30 @@ def evaluate_ensemble(
         "seconds": {"before": seconds[best]["plain"], "after": sum(row["seconds"] for row in rows)},
     }
     for row in rows:
-        say(f"{row['run_dir']}: {split} accuracy {row['accuracy']:.2%}{_validation_in_words(row['val_accuracy'])}")
-    say(f"The average of {len(members)} members: {metrics.in_words(evaluation)}")
+        logger.info(
+            f"{row['run_dir']}: {split} accuracy {row['accuracy']:.2%}{_validation_in_words(row['val_accuracy'])}"
+        )
+    logger.info(f"The average of {len(members)} members: {metrics.in_words(evaluation)}")
     in_views = f" in {len(views)} views" if len(views) > 1 else ""
     why = "the first given" if best.val_accuracy is None else "the best on validation images"
-    say(
+    logger.info(
         f"Gain: {ensemble.in_words(gain, f'{best.name} ({why}) alone', f'the average of {len(members)} members{in_views}')}"
     )
-    say(cost_in_words(evaluation, len(members) * len(views), f"{best.name} alone"))
+    logger.info(cost_in_words(evaluation, len(members) * len(views), f"{best.name} alone"))
     run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
-        _write(evaluation, table, run_dir, say)
+        _write(evaluation, table, run_dir)
     return evaluation
 
 
-def compare_pair(
-    members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir, say: Say = tell
-) -> dict[str, Any]:
+@each_message_once()
+def compare_pair(members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir) -> dict[str, Any]:
     """Two runs on the same images, judged image by image; nothing is averaged over the two."""
     check_same_images(members, [split])
-    warn_of_mirrors(members, views, say)
-    say, tables, seconds = once(say), {}, {}
+    warn_of_mirrors(members, views)
+    tables, seconds = {}, {}
     for member in members:
-        of_views, seconds_of_views = predict_in_views(member, split, views, say)
+        of_views, seconds_of_views = predict_in_views(member, split, views)
         tables[member], seconds[member] = ensemble.average(of_views), sum(seconds_of_views.values())
     (first, first_table), (second, second_table) = tables.items()
     difference = ensemble.paired_difference(first_table, second_table)
@@ -200,24 +204,24 @@ def compare_pair(
         "only_before_right_ids": ensemble.only_right(first_table, second_table),
         "only_after_right_ids": ensemble.only_right(second_table, first_table),
     }
-    say(f"Difference: {ensemble.in_words(difference, first.name, second.name)}")
-    say(ensemble.table_in_words(difference, first.name, second.name))
+    logger.info(f"Difference: {ensemble.in_words(difference, first.name, second.name)}")
+    logger.info(ensemble.table_in_words(difference, first.name, second.name))
     run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
         write_json(run_dir.comparison_of(split), comparison)
         write_paired(comparison, run_dir.comparison_of(split), run_dir.comparison_page_of(split))
-    say(f"Results: {run_dir.comparison_of(split)}\nPage: {run_dir.comparison_page_of(split)}")
+    logger.info(f"Results: {run_dir.comparison_of(split)}\nPage: {run_dir.comparison_page_of(split)}")
     return comparison
 
 
 def predict_in_views(
-    member: Member, split: str, views: Sequence[View], say: Say
+    member: Member, split: str, views: Sequence[View]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """The predictions of a split by the name of each view, and the seconds that each took, without loading and compiling.
 
     The network is dropped on return.
     """
-    classifier, data = member.network(), member.data(split, say)
+    classifier, data = member.network(), member.data(split)
     examples = data.split(split)
     probabilities(classifier, examples.inputs, examples.rows[:1])  # compiles
     tables, seconds = {}, {}
@@ -230,10 +234,10 @@ def predict_in_views(
     return tables, seconds
 
 
-def warn_of_mirrors(members: Sequence[Member], views: Sequence[View], say: Say) -> None:
+def warn_of_mirrors(members: Sequence[Member], views: Sequence[View]) -> None:
     unflipped = [member.name for member in members if not member.config.flip]
     if unflipped and any(view.mirrored for view in views):
-        say(
+        logger.info(
             f"Careful: {', '.join(unflipped)} {'was' if len(unflipped) == 1 else 'were'} trained with --no-flip, as if a "
             "mirrored image meant something else; --views flip may lower the accuracy."
         )
@@ -263,23 +267,11 @@ def cost_in_words(evaluation: dict[str, Any], num_passes: int, before: str) -> s
     )
 
 
-def _write(evaluation: dict, table: pd.DataFrame, run_dir: RunDir, say: Say, in_views: bool = False) -> None:
+def _write(evaluation: dict, table: pd.DataFrame, run_dir: RunDir, in_views: bool = False) -> None:
     split = evaluation["split"]
     predictions.write(table, run_dir.predictions(split, in_views))
     write_json(run_dir.evaluation_of(split, in_views), evaluation)
-    say(f"Results: {run_dir.evaluation_of(split, in_views)} and {run_dir.predictions(split, in_views)}")
-
-
-def once(say: Say) -> Say:
-    """Members of one dataset would say the same of it."""
-    said = set()
-
-    def say_once(sentence: str) -> None:
-        if sentence not in said:
-            said.add(sentence)
-            say(sentence)
-
-    return say_once
+    logger.info(f"Results: {run_dir.evaluation_of(split, in_views)} and {run_dir.predictions(split, in_views)}")
 
 
 def _validation_in_words(accuracy: float | None) -> str:

@@ -1,10 +1,7 @@
 """What the frozen backbone makes of every image as it is: what the frozen phase keeps of its images, for all of them."""
 
-from collections.abc import Callable
-
 import numpy as np
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.data import Data
 from transfer_learning.errors import UserError
@@ -15,12 +12,7 @@ from transfer_learning.models.freezing import cut_at_boundary
 from transfer_learning.training.phase_inputs import activations_of_cut
 
 
-def plain_features(
-    config: RunConfig,
-    data: Data,
-    say: Callable[[str], None] = tell,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[np.ndarray, np.ndarray, str]:
+def plain_features(config: RunConfig, data: Data) -> tuple[np.ndarray, np.ndarray, str]:
     """Returns the features of all readable images; a run with this config finds them kept.
 
     Returns:
@@ -29,7 +21,7 @@ def plain_features(
     Raises:
         UserError: the backbone has random weights, or none below the head; or there is no space for the features.
     """
-    devices = set_up_devices(config.precision, config.seed, say)
+    devices = set_up_devices(config.precision, config.seed)
     classifier = build_classifier(config, data.class_names)
     open_layers(classifier, config.backbone, "none")
     cut = cut_at_boundary(classifier)
@@ -50,7 +42,5 @@ def plain_features(
         config.cache_dir,
         config.cache_gb,
         None,
-        say,
-        progress,
     )
     return kept[rows], positions, f"{activations.about}, of every image that can be read"

@@ -1,17 +1,18 @@
 """Several finished runs made into one: a network with the mean of their weights, in a directory like that of any run."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.console import each_message_once
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import difference, named
 from transfer_learning.datasets.data import Data
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
-from transfer_learning.experiments.finished_run import Member, Say, by_validation, check_same_images, once
+from transfer_learning.experiments.finished_run import Member, by_validation, check_same_images
 from transfer_learning.experiments.train import calibrate_and_judge, draw_attention, draw_figures
 from transfer_learning.machine.devices import git_commit, versions
 from transfer_learning.models import soup
@@ -20,8 +21,11 @@ from transfer_learning.reports.run import write_report
 from transfer_learning.storage.files import write_json, write_text
 from transfer_learning.storage.run_directory import RunDir
 
+logger = logging.getLogger(__name__)
 
-def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = tell) -> dict[str, Any]:
+
+@each_message_once()
+def make_soup(members: Sequence[Member], run_dir: RunDir) -> dict[str, Any]:
     """Averages the best weights of runs into one network, whose directory is that of a finished run.
 
     The greedy soup of Wortsman et al., 2022: in the order of their accuracy on validation images, each member is stirred
@@ -50,9 +54,9 @@ def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = tell) -> di
             "A soup is chosen by validation images, and there are none; train the members with a --val-fraction above 0, "
             "or evaluate them as an ensemble, without --soup."
         )
-    say, ordered = once(say), by_validation(members)
+    ordered = by_validation(members)
     best = ordered[0]
-    data = best.data("val", say)
+    data = best.data("val")
     weights, steps = soup.greedy_soup(*_tasted(ordered, data))
     rows = [
         {
@@ -70,7 +74,7 @@ def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = tell) -> di
     # A directory like that of any finished run: the config last but the page, so that a half-made one is no run.
     run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
-        classifier, results = calibrate_and_judge(classifier, data, run_dir, say)
+        classifier, results = calibrate_and_judge(classifier, data, run_dir)
         gain = ensemble.paired_difference(
             predictions.read(best.run_dir.predictions(judged)), predictions.read(run_dir.predictions(judged))
         )
@@ -86,14 +90,14 @@ def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = tell) -> di
         write_json(run_dir.evaluation, evaluation)
         for row in rows:
             did = "stirred in" if row["is_taken"] else "left out"
-            say(
+            logger.info(
                 f"{row['run_dir']}: validation accuracy {row['val_accuracy']:.2%}; {did}, with it the soup has "
                 f"{row['soup_val_accuracy']:.2%}."
             )
         num_taken = sum(row["is_taken"] for row in rows)
-        say(f"The mean weights of {num_taken} of {len(rows)} runs: {metrics.in_words(evaluation)}")
+        logger.info(f"The mean weights of {num_taken} of {len(rows)} runs: {metrics.in_words(evaluation)}")
         told = f"Gain: {ensemble.in_words(gain, f'{best.name} (the best on validation images)', 'the soup')}"
-        say(f"{told} It costs no more time than one network.")
+        logger.info(f"{told} It costs no more time than one network.")
         write_json(
             run_dir.notes,
             [
@@ -108,7 +112,7 @@ def make_soup(members: Sequence[Member], run_dir: RunDir, say: Say = tell) -> di
             if source.exists():
                 write_text(copy, source.read_text(encoding="utf-8"))
         write_text(run_dir.config, best.config.to_json())
-        say(f"Report: {write_report(run_dir)}")
+        logger.info(f"Report: {write_report(run_dir)}")
     return evaluation
 
 

@@ -1,7 +1,7 @@
 """The story of a run, top to bottom: machine, data, network, training, evaluation, report."""
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.console import log_file, logged_to
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.data import Data, open_data
@@ -36,6 +36,7 @@ from transfer_learning.models.classifier import (
 from transfer_learning.models.freezing import Cut, cut_at_boundary
 from transfer_learning.reports.run import MOST_CLASSES_DRAWN, write_report
 from transfer_learning.storage.files import read_json, write_json, write_text
+from transfer_learning.storage.notes import NotesHandler
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.estimate import Foresight, foresee
 from transfer_learning.training.history import fine_tuned_worse, phase_results
@@ -45,6 +46,8 @@ from transfer_learning.training.phase_inputs import inputs_above
 from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
 from transfer_learning.training.ridge import ridge_head
 from transfer_learning.training.stopping import StopRequest
+
+logger = logging.getLogger(__name__)
 
 NUM_PICTURES = 20  # in the figures of random images and of mistakes
 NUM_LOOKED_AT = 4  # right ones, and as many wrong ones, of which it is shown where the network looked
@@ -71,19 +74,19 @@ def run_experiment(
     config.check()
     find_backbone(config.backbone).opened_part(config.fine_tune.open)  # not only once the frozen phase is over
     with StopRequest() as stop, run_dir.begun(config), lack_of_memory_told(config), ExitStack() as watched:
-        say = Notes(run_dir, reasons)
+        watched.enter_context(logged_to(log_file(run_dir.log), NotesHandler(run_dir.notes, reasons)))
 
         # The machine; a resumed run computes as it was begun.
         begun_with = read_json(run_dir.environment)["device"] if run_dir.environment.exists() else {}
-        devices = set_up_devices(config.precision, config.seed, say, begun_with)
+        devices = set_up_devices(config.precision, config.seed, begun_with)
         scalars = run_dir.tensorboard / "hardware" if config.tensorboard else None
-        monitor = watched.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, say, scalars))
+        monitor = watched.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, scalars))
 
         # The network: preprocessing inside, the head new; and what each phase leaves frozen.
         dataset = load_dataset(config.dataset, config.data_dir)
         learnt = hold_out(dataset, config.held_out)
         classifier = build_classifier(config, learnt.class_names)
-        say(
+        logger.info(
             f"{find_backbone(config.backbone).description}; {config.weights} weights. With a head of "
             f"{classifier.head.count_params():,} weights for {len(learnt.class_names)} classes it has "
             f"{classifier.model.count_params():,}."
@@ -97,9 +100,9 @@ def run_experiment(
                 )
 
         # What it is going to take.
-        foresight = Foresight(run_dir.foresight, config.cache_dir, say)
+        foresight = Foresight(run_dir.foresight, config.cache_dir)
         if not foresight.stages:
-            foresight.foretell(*foresee(config, learnt, classifier, cuts, devices.fingerprint, say))
+            foresight.foretell(*foresee(config, learnt, classifier, cuts, devices.fingerprint))
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
@@ -108,7 +111,7 @@ def run_experiment(
 
         # The data: every file looked at once.
         with stage("decode"):
-            data = open_data(dataset, config, say, count_progress("Looking at images:"))
+            data = open_data(dataset, config)
         del dataset, learnt  # the paths of a million images take a gigabyte, and are needed no more
         if config.monitor.startswith("val") and not len(data.split("val")):
             raise UserError(
@@ -125,41 +128,31 @@ def run_experiment(
                 f"{config.dataset} has neither val nor test images, so nothing could be judged; raise --val-fraction or "
                 "--test-fraction."
             )
-        say(f"{data.in_words()}.")
+        logger.info(f"{data.in_words()}.")
 
         # What was done already, if it belongs to this run.
         identity = Identity(config, data.fingerprint, classifier.weights_sha256, devices.fingerprint)
-        state, arrays = restore(run_dir, identity, say)
+        state, arrays = restore(run_dir, identity)
         write_beginning(run_dir, identity, data, devices)
 
         # Training: each phase starts from what its frozen layers make of the images, or from the images.
         def make_phase(name: str, parts: int = 0, is_begun: bool = False, is_over: bool = False) -> ActivePhase:
             keep = not is_over and (name == "frozen" or foresight.keeps_boundary)
             settings = replace(config, micro_batches=parts or config.micro_batches)
-            return prepare_phase(name, settings, classifier, cuts[name], keep, data, identity, say, is_begun)
+            return prepare_phase(name, settings, classifier, cuts[name], keep, data, identity, is_begun)
 
         all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
         state = train(
-            identity,
-            state,
-            arrays,
-            make_phase,
-            classifier.model,
-            run_dir,
-            all_callbacks,
-            stop,
-            stage,
-            say,
-            monitor.trained,
+            identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop, stage, monitor.trained
         )
 
         # Evaluation, on the images and through the whole model, which is saved as it is judged.
         with stage("evaluate"):
-            classifier, results = calibrate_and_judge(classifier, data, run_dir, say)
+            classifier, results = calibrate_and_judge(classifier, data, run_dir)
             seconds = {name: stage.seconds for name, stage in foresight.stages.items()}
             phases = phase_results(state.history, run_dir.timings, config.monitor, seconds)
             if worse := fine_tuned_worse(phases, config.monitor):
-                say(worse)
+                logger.info(worse)
             evaluation = results[data.judged_split] | {
                 "weights_sha256": classifier.weights_sha256,
                 "num_parameters": classifier.model.count_params(),
@@ -187,25 +180,6 @@ def lack_of_memory_told(config: RunConfig) -> Iterator[None]:
         ) from None
 
 
-class Notes:
-    """Prints a sentence and keeps it in the run directory, with those of earlier sessions; any thread may call it."""
-
-    def __init__(self, run_dir: RunDir, sentences: Sequence[str] = ()):
-        self._lock = threading.Lock()
-        self._path = run_dir.notes
-        self._sentences = read_json(self._path) if self._path.exists() else []
-        self._keep(*sentences)
-
-    def __call__(self, sentence: str) -> None:
-        tell(sentence)
-        self._keep(sentence)
-
-    def _keep(self, *sentences: str) -> None:
-        with self._lock:
-            self._sentences += [sentence for sentence in sentences if sentence not in self._sentences]
-            write_json(self._path, self._sentences)
-
-
 def cut_of_phase(name: str, config: RunConfig, classifier: Classifier) -> Cut | None:
     """Where the phase may start from what its frozen layers made of the images once; None where it cannot."""
     settings = config.phase(name)
@@ -222,7 +196,6 @@ def prepare_phase(
     keep: bool,
     data: Data,
     identity: Identity,
-    say: Callable[[str], None],
     is_begun: bool = False,
 ) -> ActivePhase:
     """Opens the layers of a phase and gives it its inputs: what is below the cut, once if `keep` is set, or images.
@@ -230,26 +203,25 @@ def prepare_phase(
     is_begun: whether its weights are going to be taken from a checkpoint.
     """
     settings = config.phase(name)
-    say(f"Phase {name} trains {open_layers(classifier, config.backbone, settings.open)}.")
+    logger.info(f"Phase {name} trains {open_layers(classifier, config.backbone, settings.open)}.")
     if name == "frozen" and not config.head and not config.starts_from_ridge:
-        say(
+        logger.info(
             "The head starts from random weights: its ridge solution was not wanted, or would need features that are kept."
         )
     if cut is None:
         return start_phase(name, config, classifier, data.split("train"), data.split("val"))
-    progress = count_progress("Computing what is frozen:")
-    train_examples, val_examples = inputs_above(cut, settings, keep, config, data, identity.surroundings, say, progress)
+    train_examples, val_examples = inputs_above(cut, settings, keep, config, data, identity.surroundings)
     if name == "frozen" and config.starts_from_ridge and not is_begun:
-        start_from_ridge(config, classifier, train_examples, say)
+        start_from_ridge(config, classifier, train_examples)
     return start_phase(name, config, classifier, train_examples, val_examples, cut)
 
 
-def start_from_ridge(config: RunConfig, classifier: Classifier, features: Examples, say: Callable[[str], None]) -> None:
+def start_from_ridge(config: RunConfig, classifier: Classifier, features: Examples) -> None:
     """Puts the closed-form solution into a linear head, from where the frozen phase needs few epochs."""
     weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
     head = ridge_head(features.in_view(0), len(classifier.class_names), weights)
     classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
-    say(
+    logger.info(
         f"The head starts from its ridge solution, whose loss on training images left out one by one is {head.loss:.3f}."
     )
 
@@ -288,14 +260,12 @@ def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: De
     write_text(run_dir.ignored, ignored.to_csv(index=False, lineterminator="\n"))
 
 
-def calibrate_and_judge(
-    classifier: Classifier, data: Data, run_dir: RunDir, say: Callable[[str], None]
-) -> tuple[Classifier, dict[str, dict]]:
+def calibrate_and_judge(classifier: Classifier, data: Data, run_dir: RunDir) -> tuple[Classifier, dict[str, dict]]:
     """Gives the classifier what validation images tell, saves it, and judges it on each split it was not trained on."""
     logits = {split: logits_of_split(classifier, data, split) for split in ("val", "test") if len(data.split(split))}
     if "val" in logits:
         temperature, reason = calibration.fitted_temperature(logits["val"], data.split("val").labels)
-        say(reason)
+        logger.info(reason)
         unknown_below = rejection.threshold(softmax(logits["val"], temperature).max(axis=1))
         classifier = replace(classifier, temperature=temperature, unknown_below=unknown_below)
     save_model(classifier, run_dir.model)

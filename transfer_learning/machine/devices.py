@@ -1,9 +1,10 @@
 """What the machine has, what is used of it, and why: GPUs, precision, threads, oneDNN, determinism, seeds."""
 
+import logging
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Environment variables by which TensorFlow's libraries compute with other numbers, or in another order
 ARITHMETIC_FLAGS = (
@@ -41,9 +43,7 @@ class Devices:
     fingerprint: dict[str, str]  # what has to be the same for a resumed run to give the same bits
 
 
-def set_up_devices(
-    precision: str, seed: int, say: Callable[[str], None] = tell, begun_with: Mapping[str, Any] = MappingProxyType({})
-) -> Devices:
+def set_up_devices(precision: str, seed: int, begun_with: Mapping[str, Any] = MappingProxyType({})) -> Devices:
     """Makes TensorFlow ready for one run and says what was found, chosen and why.
 
     Args:
@@ -65,18 +65,18 @@ def set_up_devices(
                 "in a notebook after a restart of the kernel."
             ) from None
     threads = _set_threads(begun_with.get("threads") or _available_threads())
-    name = _say_gpus(gpus, say) if gpus else _say_processor(threads, say)
+    name = _say_gpus(gpus) if gpus else _say_processor(threads)
     if "precision" in begun_with:
         policy = begun_with["precision"]
         again = f" and {threads} threads" if threads == begun_with.get("threads") else ""
-        say(f"Precision {policy}{again}, as the run was begun with.")
+        logger.info(f"Precision {policy}{again}, as the run was begun with.")
     else:
-        policy = _choose_precision(precision, gpus, say)
+        policy = _choose_precision(precision, gpus)
     keras.mixed_precision.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
     # Without it some GPU kernels add numbers in another order each time, and no resume could be exact.
     tf.config.experimental.enable_op_determinism()
-    say(f"Seed {seed}; deterministic operations, so that the same run gives the same bits on this machine.")
+    logger.info(f"Seed {seed}; deterministic operations, so that the same run gives the same bits on this machine.")
     return Devices(name, len(gpus), policy, threads, _fingerprint(name, len(gpus), threads))
 
 
@@ -95,23 +95,23 @@ def _set_threads(threads: int) -> int:
         return tf.config.threading.get_intra_op_parallelism_threads() or _available_threads()
 
 
-def _say_gpus(gpus: list, say: Callable[[str], None]) -> str:
+def _say_gpus(gpus: list) -> str:
     built = tf.sysconfig.get_build_info()
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     names = [detail.get("device_name", "GPU") for detail in details]
-    say(f"Found {len(gpus)} GPU{'s' * (len(gpus) > 1)}: {', '.join(names)}; memory grows as it is needed.")
-    say(
+    logger.info(f"Found {len(gpus)} GPU{'s' * (len(gpus) > 1)}: {', '.join(names)}; memory grows as it is needed.")
+    logger.info(
         f"TensorFlow was built for CUDA {built.get('cuda_version', '?')} and cuDNN {built.get('cudnn_version', '?')}; "
         f"the driver supports CUDA {driver_cuda_version() or 'of an unknown version'}."
     )
     return names[0]
 
 
-def _say_processor(threads: int, say: Callable[[str], None]) -> str:
+def _say_processor(threads: int) -> str:
     driver = driver_cuda_version()
     cuda = tf.sysconfig.get_build_info().get("cuda_version")
     if driver:
-        say(
+        logger.info(
             f"There is a GPU driver for CUDA {driver}, but TensorFlow "
             + (
                 f"(built for CUDA {cuda}) cannot use it; install tensorflow[and-cuda]."
@@ -123,25 +123,25 @@ def _say_processor(threads: int, say: Callable[[str], None]) -> str:
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
         onednn = "on, since it is faster (TF_ENABLE_ONEDNN_OPTS=0 turns it off)"
     name = _processor_name()
-    say(f"Found no GPU: everything runs on {name}, {threads} threads, oneDNN {onednn}.")
+    logger.info(f"Found no GPU: everything runs on {name}, {threads} threads, oneDNN {onednn}.")
     return name
 
 
-def _choose_precision(precision: str, gpus: list, say: Callable[[str], None]) -> str:
+def _choose_precision(precision: str, gpus: list) -> str:
     if precision != "auto":
         slower = "; without a GPU it is slower than float32 (--precision float32)" * (
             precision != "float32" and not gpus
         )
-        say(f"Precision {precision}, as asked for{slower}.")
+        logger.info(f"Precision {precision}, as asked for{slower}.")
         return precision
     if not gpus:
-        say("Precision float32: 16-bit arithmetic is slower on most processors.")
+        logger.info("Precision float32: 16-bit arithmetic is slower on most processors.")
         return "float32"
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
     if min(capabilities) >= TENSOR_CORES:
-        say("Precision mixed_float16: this GPU has tensor cores; weights and loss stay in float32.")
+        logger.info("Precision mixed_float16: this GPU has tensor cores; weights and loss stay in float32.")
         return "mixed_float16"
-    say("Precision float32: this GPU has no tensor cores, so 16 bits would gain little.")
+    logger.info("Precision float32: this GPU has no tensor cores, so 16 bits would gain little.")
     return "float32"
 
 

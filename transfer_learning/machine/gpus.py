@@ -1,5 +1,6 @@
 """GPUs as NVIDIA's driver reports them (NVML): use, memory, temperature, power, clocks, and why the clocks were lowered."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,7 +9,8 @@ from typing import Any
 
 import pynvml
 
-from transfer_learning.cli.formatting import tell
+logger = logging.getLogger(__name__)
+
 
 # Why a clock is lower than it could be, as bits of NVML's mask, in the words of `throttled_by`. Left out is what slows
 # no training: an idle GPU, and clocks that somebody set.
@@ -80,7 +82,7 @@ def throttled_by(mask: int) -> str:
 
 
 @contextmanager
-def visible_gpus(number: int, say: Callable[[str], None] = tell) -> Iterator[list[Gpu]]:
+def visible_gpus(number: int) -> Iterator[list[Gpu]]:
     """Yields the GPUs that CUDA_VISIBLE_DEVICES leaves to this process; NVML is closed behind the block.
 
     Args:
@@ -96,7 +98,7 @@ def visible_gpus(number: int, say: Callable[[str], None] = tell) -> Iterator[lis
         chosen = gpus if asked is None else _named(asked, gpus)
         if len(chosen) != number:
             among = "" if asked is None else f" and CUDA_VISIBLE_DEVICES {asked}"
-            say(
+            logger.info(
                 f"Which of the {len(gpus)} GPUs of this machine are used cannot be told from the {number} that TensorFlow "
                 f"found{among}: all are watched."
             )

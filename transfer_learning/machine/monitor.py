@@ -3,6 +3,7 @@
 It watches and warns, and does nothing else: it decides no result, and what fails here ends no run.
 """
 
+import logging
 import os
 import re
 import threading
@@ -17,9 +18,11 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from transfer_learning.cli.formatting import duration, size, tell
+from transfer_learning.cli.formatting import duration, size
 from transfer_learning.machine import gpus, resources
 from transfer_learning.storage.files import existing_part, written_atomically
+
+logger = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 1.0, 10.0  # seconds from one sample to the next
 SAMPLES_PER_TENFOLD = 100  # so that ten seconds have ten samples, and a day is no large file
@@ -44,7 +47,6 @@ COLUMNS = (
 )
 TEXTS = ("time", "stage", "throttled_by")
 
-WARNING = "Warning: "  # how the sentences begin by which the report knows them
 LOW_MEMORY = 0.05  # of all, left
 FULL_GPU = 0.95  # of its memory, in use
 LOW_DISK = 1e9  # bytes left
@@ -70,7 +72,6 @@ class Monitor:
         path: of the table.
         cache_dir: what the run keeps for later ones, which may lie on another disk than the table.
         num_gpus: that TensorFlow found.
-        say: takes each warning, once in a session, and each sentence about what cannot be sampled.
         tensorboard: a directory to write the numbers to as well, at steps that are seconds since the run began.
     """
 
@@ -79,11 +80,10 @@ class Monitor:
         path: Path,
         cache_dir: str | Path,
         num_gpus: int = 0,
-        say: Callable[[str], None] = tell,
         tensorboard: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._path, self._num_gpus, self._say, self._tensorboard, self._clock = path, num_gpus, say, tensorboard, clock
+        self._path, self._num_gpus, self._tensorboard, self._clock = path, num_gpus, tensorboard, clock
         self._disks = {"run": path.parent, "cache": Path(cache_dir)}
         self._process = psutil.Process()
         self._open, self._over = ExitStack(), threading.Event()
@@ -116,7 +116,7 @@ class Monitor:
         self._started = self._clock()
         with self._harmless("the GPUs"):
             if self._num_gpus:
-                self._gpus = self._open.enter_context(gpus.visible_gpus(self._num_gpus, self._say))
+                self._gpus = self._open.enter_context(gpus.visible_gpus(self._num_gpus))
         self._columns = [*COLUMNS, *(f"gpu{gpu.index}_{figure}" for gpu in self._gpus for figure in gpus.FIGURES)]
         self._first = datetime.now(UTC)
         with self._harmless(str(self._path)):
@@ -188,13 +188,15 @@ class Monitor:
                 self._said.add(what)
                 with suppress(Exception):
                     why = str(error) or type(error).__name__
-                    self._say(f"{what[:1].upper()}{what[1:]} cannot be watched ({why}); the run goes on without it.")
+                    logger.warning(
+                        f"{what[:1].upper()}{what[1:]} cannot be watched ({why}); the run goes on without it."
+                    )
 
     def _warn(self, kind: str, holds: bool, sentence: str, in_a_row: int = 1) -> None:
         self._in_a_row[kind] = self._in_a_row.get(kind, 0) + 1 if holds else 0
         if self._in_a_row[kind] >= in_a_row and kind not in self._said:
             self._said.add(kind)
-            self._say(WARNING + sentence)
+            logger.warning(sentence)
 
     def _grown(self, name: str, value: float) -> float | None:
         """By how much a counter has grown since the sample before; None at the first one, and where it began anew."""

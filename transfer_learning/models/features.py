@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.progress import count_progress
 from transfer_learning.models.weights import weights_digest
 from transfer_learning.storage.array_cache import KeptArrays, KeptRows, share_kept, space_told
 from transfer_learning.storage.cache import make_room
+
+logger = logging.getLogger(__name__)
 
 # Images that go through the network at a time. Not the batch size of the run: another one may change the last bits of
 # the activations, and those of an image must not depend on which run computed them first.
@@ -94,8 +97,6 @@ def kept_activations(
     cache_dir: str | Path,
     cache_gb: float,
     change: Callable[[np.ndarray, list[str]], tf.Tensor] | None = None,
-    say: Callable[[str], None] = tell,
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[KeptRows, np.ndarray]:
     """Returns what `compute` makes of ``images[rows]``; an image is computed unless an earlier run kept the result.
 
@@ -109,8 +110,6 @@ def kept_activations(
         names: of the n images: what decides the pixels that the network sees, as their contents' hash.
         cache_dir: folder of everything that is kept, and `cache_gb` the most that it may hold, in 10^9 bytes.
         change: of a batch of `images` and their names, to what the network shall see of them, float32; None: as stored.
-        say: takes the sentence that tells how many are computed, and those about damage.
-        progress: called with the images computed so far and how many are to be computed.
 
     Returns:
         Activations, float32 (records, ...), read-only; and their positions, int64 (n,), in the order of `rows`.
@@ -126,21 +125,21 @@ def kept_activations(
         return space_told(f"The {activations.about}", num_images * activations.num_bytes, cache_dir)
 
     with writing(len(distinct)):
-        kept = KeptArrays(activations.folder, activations.shape, DTYPE, say, activations.about)
+        kept = KeptArrays(activations.folder, activations.shape, DTYPE, activations.about)
     with kept:
         with writing(len(distinct)):
             position = dict(zip(distinct, kept.positions(distinct).tolist(), strict=True))
         missing = [name for name in distinct if position[name] < 0]
         if missing:
-            say(
+            logger.info(
                 f"Computing the {kind} of {len(missing):,} {of_network} once, since frozen layers make the same of them "
                 f"in every epoch; {len(distinct) - len(missing):,} are kept from earlier runs."
             )
-            if not make_room(cache_dir, len(missing) * activations.num_bytes, cache_gb * 1e9, say):
+            if not make_room(cache_dir, len(missing) * activations.num_bytes, cache_gb * 1e9):
                 kept.hold_in_memory(f"--cache-gb {cache_gb:g} allows no more")
         elif distinct:
-            say(f"The {kind} of {len(distinct):,} {of_network} are kept from earlier runs.")
-        computed: list[np.ndarray] = []
+            logger.info(f"The {kind} of {len(distinct):,} {of_network} are kept from earlier runs.")
+        progress, computed = count_progress(f"Computing {kind}"), []
         for start in range(0, len(missing), BATCH):
             batch_names = missing[start : start + BATCH]
             batch = images[np.array([row[name] for name in batch_names])]

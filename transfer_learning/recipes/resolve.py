@@ -1,11 +1,11 @@
 """Which config the flags of a command ask for: the recipe of the dataset, or the rule for everybody's own images."""
 
 import argparse
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.cli.parser import given_values
 from transfer_learning.config import PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.dataset import hold_out
@@ -15,12 +15,14 @@ from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.recipes.known import RECIPES, own_images
 
+logger = logging.getLogger(__name__)
+
 
 def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
     config, reasons = config_for(given_values(flags))
     for reason in reasons:
-        tell(reason)
+        logger.info(reason)
     return config, reasons
 
 

@@ -15,7 +15,7 @@ from transfer_learning.storage.files import written_atomically
 def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
     """Fills a template of this folder, and writes the page whole or not at all."""
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(__file__).parents[1]]),
         autoescape=True,  # class and file names come from anywhere
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

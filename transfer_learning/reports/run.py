@@ -14,6 +14,7 @@ from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.machine import monitor
 from transfer_learning.reports.page import counts_by_class, held_out_classes, number, write_page
+from transfer_learning.storage.notes import as_note
 from transfer_learning.storage.run_directory import RunDir
 
 PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
@@ -30,7 +31,7 @@ def write_report(run_dir: RunDir) -> Path:
     Raises:
         UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
     """
-    write_page("report.html", page_content(run_dir), run_dir.report)
+    write_page("run.html", page_content(run_dir), run_dir.report)
     return run_dir.report
 
 
@@ -81,7 +82,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         raise UserError(
             f"{run_dir.evaluation} is not what `run` writes (at {error}); restore it, or evaluate the run again."
         ) from None
-    notes = _read_json(run_dir.notes) if run_dir.notes.exists() else None
+    notes = [as_note(note) for note in _read_json(run_dir.notes)] if run_dir.notes.exists() else None
     hardware = monitor.read_hardware(run_dir.hardware)
     return content | {
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
@@ -108,9 +109,9 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "held_out": _held_out(run_dir.manifest),
         "skipped": _reasons(run_dir.manifest, "problem"),
         "ignored": _reasons(run_dir.ignored, "reason"),
-        "notes": notes,
+        "notes": [note["text"] for note in notes] if notes is not None else None,
         "hardware": monitor.in_words(hardware) if len(hardware) else None,
-        "warnings": [note for note in notes or () if str(note).startswith(monitor.WARNING)],
+        "warnings": [note["text"] for note in notes or () if note["level"] == "warning"],
         "config": flat(config),
         "environment": _environment(run_dir.environment),
         "classification_report": run_dir.classification_report.read_text(encoding="utf-8", errors="replace")

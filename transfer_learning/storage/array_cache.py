@@ -14,21 +14,24 @@ committed, and its bytes reach the disk before that; so a kill leaves at most by
 import ast
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
 import weakref
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from transfer_learning.cli.formatting import megabytes, tell
+from transfer_learning.cli.formatting import megabytes
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import available_bytes
 from transfer_learning.storage.cache import INDEX, JOURNAL, RECORDS, VERSION, alone, looked_into
+
+logger = logging.getLogger(__name__)
 
 LOCK_SECONDS = 60  # an addition of another process is waited for so long
 HELD = 1 << 40  # positions from here on are of records in this process's memory
@@ -54,23 +57,20 @@ class KeptArrays:
     """A pool of arrays of one shape and dtype, or of `bytes`, which several processes may share; a context manager.
 
     Where the disk refuses (no space, a quota, no permission, a read-only file system), what is added is held in the
-    memory of this process instead, for this run alone, and `say` gets one sentence about it.
+    memory of this process instead, for this run alone, which is logged once.
 
     Args:
         folder: of this pool alone; made where it is missing. One that cannot be written is opened for reading.
         shape: of each array; None: records are `bytes` of any length.
         dtype: of each array; ignored where `shape` is None.
-        say: takes a sentence where something kept is lost, or cannot be kept.
         about: what the pool holds, in words, as "features of resnet18 at 160 pixels"; "" leaves an earlier one.
 
     Raises:
         OSError: the folder is a file, or its index is held by another process for long.
     """
 
-    def __init__(
-        self, folder: Path, shape: tuple[int, ...] | None, dtype, say: Callable[[str], None] = tell, about: str = ""
-    ):
-        self.folder, self.about, self._say = folder, about, say
+    def __init__(self, folder: Path, shape: tuple[int, ...] | None, dtype, about: str = ""):
+        self.folder, self.about = folder, about
         self.shape = None if shape is None else tuple(shape)
         self.dtype = np.dtype(object if shape is None else dtype)
         self._record_bytes = None if shape is None else int(np.prod(shape)) * self.dtype.itemsize
@@ -149,7 +149,7 @@ class KeptArrays:
                 positions[index] = self._held[key][0]
         if damaged:
             self._forget(damaged)
-            self._say(f"{len(damaged):,} kept arrays in {self.folder} were damaged; they are made again.")
+            logger.info(f"{len(damaged):,} kept arrays in {self.folder} were damaged; they are made again.")
         return positions
 
     def notes(self, keys: Sequence[str]) -> list[str]:
@@ -243,7 +243,7 @@ class KeptArrays:
         if not self._is_told:
             self._is_told = True
             what = self.about[:1].upper() + self.about[1:] or "The arrays"
-            self._say(
+            logger.info(
                 f"{what} need {megabytes(needed_bytes)} in {self.folder}, which cannot be written ({reason}); the run "
                 "goes on with them in memory, and they are not kept for later runs."
             )
@@ -342,7 +342,7 @@ class KeptArrays:
             for name in (INDEX, JOURNAL, RECORDS):
                 (self.folder / name).unlink(missing_ok=True)
             if num_bytes:
-                self._say(
+                logger.info(
                     f"The index of the arrays kept in {self.folder} is missing, damaged or of another version; they "
                     "are made again."
                 )

@@ -7,16 +7,19 @@ deletes it holds its folder alone. The time of last use is the modification time
 
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from transfer_learning.cli.formatting import megabytes, tell
+from transfer_learning.cli.formatting import megabytes
 from transfer_learning.errors import UserError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 VERSION = 2  # of the layout of a pool; another one is made anew
 RECORDS, INDEX, JOURNAL = "records.bin", "index.sqlite", "index.sqlite-journal"
@@ -58,7 +61,7 @@ def list_pools(cache_dir: str | Path) -> list[Pool]:
     return pools
 
 
-def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float, say: Callable[[str], None] = tell) -> bool:
+def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float) -> bool:
     """Deletes pools, least recently used first, until `num_bytes` more fit; returns whether they do.
 
     Pools in use stay: open the pool that is to grow first. Where `num_bytes` cannot fit whatever is deleted, no more
@@ -66,7 +69,6 @@ def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float, say: Ca
 
     Args:
         limit_bytes: most that the cache may hold.
-        say: takes the sentence that names what was deleted, and why.
     """
     try:
         pools = list_pools(cache_dir)
@@ -82,7 +84,9 @@ def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float, say: Ca
                 total -= pool.num_bytes
     if deleted:
         more = f", and {megabytes(num_bytes)} are to be added" if num_bytes else ""
-        say(f"Deleted {', '.join(deleted)}, not used for longest: {cache_dir} may hold {megabytes(limit_bytes)}{more}.")
+        logger.info(
+            f"Deleted {', '.join(deleted)}, not used for longest: {cache_dir} may hold {megabytes(limit_bytes)}{more}."
+        )
     return total + num_bytes <= limit_bytes
 
 

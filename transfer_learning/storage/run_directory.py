@@ -39,6 +39,11 @@ class RunDir:
         return self.path / "notes.json"
 
     @property
+    def log(self) -> Path:
+        """Everything that the sessions of the run printed, with time and level."""
+        return self.path / "log.txt"
+
+    @property
     def foresight(self) -> Path:
         """The stages of the run: what was foretold of their time and disk, and what they took."""
         return self.path / "foresight.json"
@@ -160,7 +165,7 @@ class RunDir:
             except UserError:
                 if is_new and not self.checkpoint.exists():
                     written = (self.notes, self.foresight, self.environment, self.manifest, self.ignored, self.config)
-                    for file in (*written, self.hardware, self.lock):
+                    for file in (*written, self.hardware, self.log, self.lock):
                         file.unlink(missing_ok=True)
                     shutil.rmtree(self.tensorboard, ignore_errors=True)
                     with suppress(OSError):

@@ -10,19 +10,20 @@ are kept.
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import sync_to_disk
+
+logger = logging.getLogger(__name__)
 
 NUM_KEPT = 2
 ARRAYS, STATE, MANIFEST = "arrays.npz", "state.json", "manifest.json"
@@ -103,7 +104,7 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     return final
 
 
-def load(folder: Path, say: Callable[[str], None] = tell) -> tuple[Arrays, dict] | None:
+def load(folder: Path) -> tuple[Arrays, dict] | None:
     """Returns the newest whole checkpoint as (arrays, state), or None where none was ever written.
 
     A damaged one is named, set aside under another name, and the one before it used.
@@ -117,7 +118,9 @@ def load(folder: Path, say: Callable[[str], None] = tell) -> tuple[Arrays, dict]
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(path, aside)
-            say(f"The checkpoint {path} is damaged ({problem}); it was set aside, and the one before it is used.")
+            logger.info(
+                f"The checkpoint {path} is damaged ({problem}); it was set aside, and the one before it is used."
+            )
             continue
         state = json.loads((path / STATE).read_text())
         with np.load(path / ARRAYS, allow_pickle=False) as stored:

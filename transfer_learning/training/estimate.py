@@ -4,6 +4,7 @@ The time of a stage grows with the images that are decoded or pass through the n
 not grow (compiling, drawing the figures) stands here as a constant. The report shows both figures side by side.
 """
 
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from transfer_learning.cli.formatting import duration, size, tell
+from transfer_learning.cli.formatting import duration, size
 from transfer_learning.config import PHASES, Phase, RunConfig
 from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
 from transfer_learning.datasets.decoding.sample import Sample, look_at_sample
@@ -28,6 +29,8 @@ from transfer_learning.models.inference_graph import frozen_graph
 from transfer_learning.storage.cache import RECORDS
 from transfer_learning.storage.files import existing_part, read_json, write_json
 from transfer_learning.training.phase_inputs import activations_of_cut, names_of_views
+
+logger = logging.getLogger(__name__)
 
 MEASURED_SECONDS = 0.3  # of passing images through a network, after a warm-up; at least one batch
 SAMPLE_ERROR = 0.2  # a sample of some 64 images cannot tell a smaller share from none
@@ -71,7 +74,7 @@ class Kept(NamedTuple):
 class Foresight:
     """The stages of a run in their order, kept in a file of the run directory; a damaged one counts as none."""
 
-    def __init__(self, path: Path, cache_dir: str | Path, say: Callable[[str], None] = tell):
+    def __init__(self, path: Path, cache_dir: str | Path):
         self._path, self._cache_dir = path, Path(cache_dir)
         self.stages, self.keeps_boundary = {}, False
         try:
@@ -79,7 +82,7 @@ class Foresight:
             self.stages = {stage["name"]: Stage(**stage) for stage in kept["stages"]}
             self.keeps_boundary = bool(kept["keeps_boundary"])
         except (UserError, TypeError, KeyError):
-            say(f"{path} is damaged, and made again: no result depends on it.")
+            logger.info(f"{path} is damaged, and made again: no result depends on it.")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -117,7 +120,6 @@ def foresee(
     classifier: Classifier,
     cuts: Mapping[str, Cut | None],
     surroundings: dict[str, str],
-    say: Callable[[str], None],
 ) -> tuple[list[Stage], bool]:
     """Decodes a few images, passes some through the network, and returns the stages with what they are going to take.
 
@@ -140,14 +142,16 @@ def foresee(
         forward_rate = rate(frozen_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
     free = shutil.disk_usage(existing_part(Path(config.cache_dir))).free
     keeps = "fine_tune" in kept and choose_kept(
-        config.fine_tune, work, forward_rate, kept["fine_tune"], free, config.cache_gb * 1e9, say
+        config.fine_tune, work, forward_rate, kept["fine_tune"], free, config.cache_gb * 1e9
     )
     lower_rate = kept["fine_tune"].forward_rate if "fine_tune" in kept else np.inf
     if not keeps:
         kept.pop("fine_tune", None)
     stages = estimates(config, work, sample, forward_rate, kept, lower_rate)
     total = sum(stage.estimated_seconds for stage in stages)
-    say(f"Foreseen, from a moment of each kind of work: {', '.join(map(in_words, stages))}; {duration(total)} in all.")
+    logger.info(
+        f"Foreseen, from a moment of each kind of work: {', '.join(map(in_words, stages))}; {duration(total)} in all."
+    )
     return stages, keeps
 
 
@@ -197,13 +201,7 @@ def estimates(
 
 
 def choose_kept(
-    settings: Phase,
-    work: Work,
-    forward_rate: float,
-    kept: Kept,
-    free_bytes: float,
-    cache_bytes: float,
-    say: Callable[[str], None],
+    settings: Phase, work: Work, forward_rate: float, kept: Kept, free_bytes: float, cache_bytes: float
 ) -> bool:
     """Returns whether keeping the activations below a fine-tune phase saves time and has space; says which, and why."""
     live, _ = _phase(settings, False, work, forward_rate, None, lower_rate=kept.forward_rate)
@@ -212,7 +210,7 @@ def choose_kept(
     is_kept = from_kept < live and num_bytes <= space
     with_it, without = f"{duration(from_kept)} and {size(num_bytes)} on disk with it", f"{duration(live)} without"
     why = f", since {size(space)} are free for it" if num_bytes > space else ""
-    say(
+    logger.info(
         f"What fine-tuning leaves frozen is computed {'once' if is_kept else 'in every epoch'}: {with_it}, {without}{why}."
     )
     return is_kept

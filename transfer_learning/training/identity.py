@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
+import logging
 
 from transfer_learning.config import RunConfig, difference, named
 from transfer_learning.errors import UserError
 from transfer_learning.storage.run_directory import RunDir
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Identity:
     def to_values(self) -> dict:
         return dataclasses.asdict(self) | {"config": json.loads(self.config.to_json())}
 
-    def check(self, values: dict, run_dir: RunDir, say: Callable[[str], None]) -> None:
+    def check(self, values: dict, run_dir: RunDir) -> None:
         """Compares with the `to_values` of a checkpoint in `run_dir`; says which surroundings have changed.
 
         Raises:
@@ -49,4 +51,6 @@ class Identity:
         }
         if changed:
             was = ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
-            say(f"The run continues in other surroundings ({was}), so its last bits may differ from an unbroken run's.")
+            logger.info(
+                f"The run continues in other surroundings ({was}), so its last bits may differ from an unbroken run's."
+            )

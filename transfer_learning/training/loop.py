@@ -1,6 +1,7 @@
 """The loop: phases, epochs, updates; each can be left between two calls of updates and entered again there, to the bit."""
 
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +11,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer_learning.cli.formatting import tell
 from transfer_learning.cli.progress import EpochProgress
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.pipeline import training_batches
@@ -24,29 +24,31 @@ from transfer_learning.training.schedules import learning_rate
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
 
+logger = logging.getLogger(__name__)
+
 SECONDS_BETWEEN_LOOKS = 2.0  # at the loss, whether it is still a number
 
 
-def restore(
-    run_dir: RunDir, identity: Identity, say: Callable[[str], None] = tell
-) -> tuple[TrainingState, checkpoint.Arrays | None]:
+def restore(run_dir: RunDir, identity: Identity) -> tuple[TrainingState, checkpoint.Arrays | None]:
     """Returns the state and the arrays of the newest checkpoint of `run_dir`; the beginning where there is none.
 
     Raises:
         UserError: it belongs to another config, dataset or network, or every checkpoint is damaged.
     """
-    found = checkpoint.load(run_dir.checkpoint, say)
+    found = checkpoint.load(run_dir.checkpoint)
     if found is None:
         return TrainingState(), None
     arrays, values = found
     try:
-        identity.check(values["identity"], run_dir, say)
+        identity.check(values["identity"], run_dir)
         state = TrainingState(**values["state"])
     except (KeyError, TypeError, AttributeError):
         raise UserError(
             f"{run_dir.path} was begun by another version, which kept another state; start a new run."
         ) from None
-    say(f"Continuing after epoch {len(state.history)}" + (f" and {state.update} updates." if state.update else "."))
+    logger.info(
+        f"Continuing after epoch {len(state.history)}" + (f" and {state.update} updates." if state.update else ".")
+    )
     return state, arrays
 
 
@@ -60,7 +62,6 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback],
     stop: StopRequest,
     timed: Callable[[str], AbstractContextManager] = nullcontext,
-    say: Callable[[str], None] = tell,
     trained: Callable[[int, float | None], None] = lambda num_images, learning_rate: None,
 ) -> TrainingState:
     """Trains all phases from `state` on; the best weights of the last one are left in place.
@@ -73,8 +74,6 @@ def train(
         model: what the callbacks see as their model.
         stop: asked after every call of updates; it takes effect once the state is on disk.
         timed: called with a phase's name; what it returns is entered while the phase is made and trained.
-        say: takes a sentence about what is done when the device has too little memory: smaller parts of a batch, from
-            the last checkpoint on.
         trained: told of updates, as by `EpochProgress`.
 
     Raises:
@@ -89,7 +88,7 @@ def train(
     try:
         with checkpoint.Writer(run_dir.checkpoint) as writer:
             return _train_phases(
-                identity, state, arrays, make_phase, model, run_dir, writer, callback_list, stop, timed, say, trained
+                identity, state, arrays, make_phase, model, run_dir, writer, callback_list, stop, timed, trained
             )
     finally:
         if callback_list:  # also after a stop: this is where Keras' own callbacks close their files
@@ -107,7 +106,6 @@ def _train_phases(
     callbacks: keras.callbacks.CallbackList | None,
     stop: StopRequest,
     timed: Callable[[str], AbstractContextManager],
-    say: Callable[[str], None],
     trained: Callable[[int, float | None], None],
 ) -> TrainingState:
     names = [name for name in PHASES if identity.config.phase(name).epochs > 0]
@@ -129,9 +127,9 @@ def _train_phases(
                     raise
                 del active  # and its memory
                 writer.wait()
-                state, arrays = restore(run_dir, identity, say)
+                state, arrays = restore(run_dir, identity)
                 state.micro_batches = parts
-                say(
+                logger.info(
                     f"Memory ran out, so from update {state.update + 1} of epoch {len(state.history) + 1} on each batch of "
                     f"{identity.config.batch_size} is computed in {parts} parts, whose gradients are summed."
                 )

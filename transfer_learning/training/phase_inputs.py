@@ -1,7 +1,8 @@
 """What a phase is fed: images, or, computed once, what its frozen part makes of them."""
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import keras
@@ -15,6 +16,8 @@ from transfer_learning.datasets.pipeline import Examples, key_of
 from transfer_learning.models.features import Activations, ComputedActivations, activations_of, kept_activations
 from transfer_learning.models.freezing import Cut
 from transfer_learning.storage.array_cache import NoSpace
+
+logger = logging.getLogger(__name__)
 
 VIEW_SEED = 0  # not the run's: another run would have to make its own views
 
@@ -37,14 +40,7 @@ def names_of_views(hashes: Sequence[str], settings: Phase, flip: bool) -> list[l
 
 
 def inputs_above(
-    cut: Cut,
-    settings: Phase,
-    keep: bool,
-    config: RunConfig,
-    data: Data,
-    surroundings: dict[str, str],
-    say: Callable[[str], None],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    cut: Cut, settings: Phase, keep: bool, config: RunConfig, data: Data, surroundings: dict[str, str]
 ) -> tuple[Examples, Examples]:
     """The training and validation examples of a phase as what ``cut.lower`` makes of them.
 
@@ -78,19 +74,10 @@ def inputs_above(
     if keep:
         try:
             inputs, positions = kept_activations(
-                activations,
-                compute,
-                data.store.pixels,
-                all_rows,
-                all_names,
-                config.cache_dir,
-                config.cache_gb,
-                change,
-                say,
-                progress,
+                activations, compute, data.store.pixels, all_rows, all_names, config.cache_dir, config.cache_gb, change
             )
         except NoSpace as error:
-            say(f"{error} The run goes on and computes them in every epoch, to the same bits.")
+            logger.info(f"{error} The run goes on and computes them in every epoch, to the same bits.")
     num_rows = len(views) * len(train)
     train_rows = positions[:num_rows].reshape(len(views), len(train))
     if len(views) == 1:

@@ -23,7 +23,7 @@ SIZE = 48
 
 def looked_at(dataset, cache, **values):
     config = RunConfig(dataset=dataset.name, image_size=SIZE, skip_unreadable=True, cache_dir=str(cache), **values)
-    return look_at(dataset, config, lambda sentence: None)
+    return look_at(dataset, config)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from tests.support import ROOT
+from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning.datasets.dataset import Dataset, Example, FilePart
 from transfer_learning.datasets.decoding import pixel_cache
@@ -42,8 +43,8 @@ def opened(tmp_path):
 
     def open_it(root_or_dataset, size=8, resize="squash", **limits):
         dataset = root_or_dataset if isinstance(root_or_dataset, Dataset) else folder.read(root_or_dataset)
-        said = []
-        return open_store(dataset, size, resize, tmp_path / "cache", said.append, **limits), said
+        said = log_messages()
+        return open_store(dataset, size, resize, tmp_path / "cache", **limits), said
 
     return open_it
 
@@ -216,7 +217,7 @@ def test_progress_counts_what_is_decoded(photos_here, tmp_path, monkeypatch):
     counted = []
     for _ in range(2):
         dataset = folder.read(photos_here)
-        open_store(dataset, 8, "squash", tmp_path, lambda _: None, lambda *counts: counted.append(counts))
+        open_store(dataset, 8, "squash", tmp_path)
     assert counted == [(4, 9), (8, 9), (9, 9)] * 2
 
 
@@ -340,7 +341,7 @@ def test_killed_in_the_middle_it_continues_with_the_rest_to_the_same_bits(photos
     assert done.returncode == -signal.SIGKILL
     kept, said = opened(photos_here)
     assert len(decoded) <= 9 - 4 and said == told(9, len(decoded), 9 - len(decoded)), "two chunks were written before"
-    unbroken = open_store(folder.read(photos_here), 8, "squash", tmp_path / "other cache", lambda _: None)
+    unbroken = open_store(folder.read(photos_here), 8, "squash", tmp_path / "other cache")
     np.testing.assert_array_equal(kept.pixels[kept.rows], unbroken.pixels[unbroken.rows])
     assert kept.facts.equals(unbroken.facts)
     assert len([path for path in (tmp_path / "cache").rglob("*.*") if path.is_file()]) == 2, "nothing is left over"
@@ -451,9 +452,7 @@ def peak_memory(num_images, tmp_path):
     examples = [Example(str(number), "ab"[number % 2], "", part) for number, part in enumerate(parts)]
     dataset, decoded_bytes = Dataset("table", ("a", "b"), tuple(examples)), num_images * size**2 * 3
     tracemalloc.start()
-    opened = open_store(
-        dataset, size, "squash", tmp_path / "cache", lambda sentence: None, decoded_gb=decoded_bytes / 1e9 / 100
-    )
+    opened = open_store(dataset, size, "squash", tmp_path / "cache", decoded_gb=decoded_bytes / 1e9 / 100)
     assert isinstance(opened.pixels, JpegPixels)
     ids = np.array([example.id for example in examples], object)
     images = Examples(opened.pixels, opened.rows, np.zeros(num_images, np.int32), ids)

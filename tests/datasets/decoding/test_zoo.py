@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.support import bad_images
+from tests.support.logs import log_messages
 from transfer_learning import prepare
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import RunConfig
@@ -64,8 +65,8 @@ def test_each_kind_has_its_fate_and_no_file_is_unreported(laid, tmp_path, capfd)
     )
     counts = []
     for turn in ("cold", "warm"):
-        said = []
-        data = open_data(load_dataset(str(root), tmp_path), config, said.append)
+        said = log_messages()
+        data = open_data(load_dataset(str(root), tmp_path), config)
         fates = fates_of(data)
         assert sorted(fates) == sorted(expected), f"{turn}: a file is reported twice, or not at all"
         wrong = {name: (fate, expected[name]) for name, fate in fates.items() if not is_so(fate, expected[name])}
@@ -91,7 +92,7 @@ def test_looking_at_headers_and_at_a_sample_waits_for_nothing_and_reads_nothing_
     assert survey(dataset).short_side == 30
     sample = look_at_sample(dataset, 16, "squash", tmp_path / "cache", 16)
     assert len(sample.hashes) == 36, "the good ones alone"
-    facts = open_store(dataset, 16, "squash", tmp_path / "cache", lambda sentence: None).facts
+    facts = open_store(dataset, 16, "squash", tmp_path / "cache").facts
     assert (facts["problem"] == "").sum() == 36 and (facts["problem"] != "").sum() == len(dataset.examples) - 36
 
 

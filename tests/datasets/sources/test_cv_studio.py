@@ -289,7 +289,7 @@ def test_an_image_that_cannot_be_read_is_named_with_all_of_its_boxes_as_any_othe
         "bad.png#1",
         "bad.png#2",
     ]
-    store = open_store(dataset, 8, "squash", tmp_path / "cache", say=lambda sentence: None)
+    store = open_store(dataset, 8, "squash", tmp_path / "cache")
     with pytest.raises(UserError, match="2 images of 8 cannot be read .*bad.png"):
         make_manifest(dataset, store.facts, 0.1, 0.0)
 
@@ -304,8 +304,8 @@ def test_the_boxes_of_an_image_share_a_split(tmp_path):
         for number in range(30)
     }
     dataset = load(lay(tmp_path / "signs", annotations), "cv_studio_boxes")[2]
-    store = open_store(dataset, 8, "squash", tmp_path / "cache", say=lambda sentence: None)
-    manifest = make_manifest(dataset, store.facts, 0.3, 0.0, say=lambda sentence: None)
+    store = open_store(dataset, 8, "squash", tmp_path / "cache")
+    manifest = make_manifest(dataset, store.facts, 0.3, 0.0)
     photo = manifest["id"].str.partition("#")[0]
     assert (manifest.groupby(photo)["split"].nunique() == 1).all() and photo.nunique() == 30
     assert set(manifest["split"]) == {"train", "val"}

@@ -14,6 +14,7 @@ from datasets import ClassLabel, DatasetDict, Features, Image, List, Value
 from huggingface_hub.errors import GatedRepoError
 from PIL import Image as Picture
 
+from tests.support.logs import log_messages
 from transfer_learning.cli.parser import run_main
 from transfer_learning.datasets.dataset import FilePart
 from transfer_learning.datasets.decoding.decode import content_hash, decode
@@ -113,10 +114,10 @@ def test_an_image_in_a_table_is_the_same_as_its_file_to_the_store(tmp_path):
     """So what a run on class folders has decoded, one on a table of the same images finds."""
     class_folders(tmp_path / "files")
     saved(tmp_path / "table")
-    open_store(folder.read(tmp_path / "files"), 8, "squash", tmp_path / "cache", lambda sentence: None)
-    said = []
+    open_store(folder.read(tmp_path / "files"), 8, "squash", tmp_path / "cache")
+    said = log_messages()
     dataset = read(tmp_path / "table", tmp_path)
-    store = open_store(dataset, 8, "squash", tmp_path / "cache", said.append)
+    store = open_store(dataset, 8, "squash", tmp_path / "cache")
     assert said == []
     for example, row in zip(dataset.examples, store.rows, strict=True):
         np.testing.assert_array_equal(store.pixels[int(row)], decode(example.content, 8, "squash").pixels)
@@ -127,7 +128,7 @@ def test_a_table_is_decoded_by_the_workers(as_jpeg, tmp_path):
     saved(tmp_path / "set")
     dataset, said = read(tmp_path / "set", tmp_path), []
     limit = {"decoded_gb": 0.0} if as_jpeg else {}
-    store = open_store(dataset, 8, "squash", tmp_path / "cache", said.append, **limit)
+    store = open_store(dataset, 8, "squash", tmp_path / "cache", **limit)
     assert said[-1] == "Decoded 9 images; 0 were kept from earlier runs."
     assert (store.facts["problem"] == "").all() and (store.facts[["width", "height"]] == [16, 12]).all(axis=None)
     assert store.facts["sha256"].tolist() == expected_images()
@@ -136,7 +137,7 @@ def test_a_table_is_decoded_by_the_workers(as_jpeg, tmp_path):
 def test_an_image_that_is_none_is_a_problem_of_its_own(tmp_path):
     rows = [{"bytes": png(0), "path": None}, {"bytes": b"no image", "path": None}, {"bytes": png(2), "path": None}]
     table(3, image=(Image(), rows)).save_to_disk(tmp_path / "set")
-    store = open_store(read(tmp_path / "set", tmp_path), 8, "squash", tmp_path / "cache", lambda sentence: None)
+    store = open_store(read(tmp_path / "set", tmp_path), 8, "squash", tmp_path / "cache")
     assert store.facts["problem"].str.contains("cannot be decoded").tolist() == [False, True, False]
 
 

@@ -53,7 +53,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     (tmp_path / "t.csv").write_text("path,label\n1.png,a\n2.png,b\n")
     config = RunConfig(dataset=str(tmp_path / "t.csv"), image_size=8, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"2\.png: there is no such file"):
-        load_data(config, say=lambda sentence: None)
+        load_data(config)
 
 
 def test_a_table_without_an_end_is_not_read(tmp_path):

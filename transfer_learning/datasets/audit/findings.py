@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -166,18 +166,12 @@ class Audit:
         return rows.sort_values(["quality", "id"], kind="stable")[["id", "label", "suggestion", "probability", "why"]]
 
 
-def audit(
-    dataset: Dataset,
-    data: Data,
-    features: Features | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Audit:
+def audit(dataset: Dataset, data: Data, features: Features | None = None) -> Audit:
     """Looks for everything that KINDS names.
 
     Args:
         data: what became of `dataset`.
         features: of as many of the images as there are; None: what needs them is left out, and a note says so.
-        progress: called with the images whose pixels were read so far, and with their number.
     """
     files = _files(dataset, data)
     notes: list[str] = []
@@ -185,7 +179,7 @@ def audit(
         *_of_names(dataset, files),
         *_of_reasons(dataset, files),
         *_of_files(dataset, files, data.store.pixels.shape[1]),
-        *_of_pictures(files, data, features, progress, notes),
+        *_of_pictures(files, data, features, notes),
     ]
     findings = pd.DataFrame(found, columns=["position", "kind", "detail"])
     order = {kind: number for number, kind in enumerate(KINDS)}
@@ -357,7 +351,7 @@ def _of_remarks(remarks: str, suffix: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _of_pictures(
-    files: pd.DataFrame, data: Data, features: Features | None, progress: Callable[[int, int], None], notes: list[str]
+    files: pd.DataFrame, data: Data, features: Features | None, notes: list[str]
 ) -> Iterator[tuple[int, str, str]]:
     """Fills the columns about groups and suggestions in place."""
     digests = data.store.facts["pixels"]
@@ -366,7 +360,7 @@ def _of_pictures(
 
     used = np.flatnonzero(files["what"] == "used")
     one_each = used[~digests.iloc[used].duplicated().to_numpy()]  # of equal pictures the first speaks for all
-    hashes, contrasts = perceptual_hashes(data.store.pixels, data.store.rows[one_each], progress)
+    hashes, contrasts = perceptual_hashes(data.store.pixels, data.store.rows[one_each])
     has_pattern = contrasts >= FLAT
     flat = set(digests.iloc[one_each[~has_pattern]])
     yield from ((position, "of one colour", "") for position in used if digests.iloc[position] in flat)

@@ -7,7 +7,7 @@ turned or mirrored picture, nor one that is cut elsewhere; such ones the feature
 clothes on black, share it too, so those that do are compared pixel by pixel.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,14 +15,14 @@ from scipy.fft import dct
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from transfer_learning.cli.progress import count_progress
+
 SIDE, FREQUENCIES = 32, 8
 PIXELS_AT_ONCE, ROWS_AT_ONCE, PAIRS_AT_ONCE = 2**23, 512, 2**14
 FLAT = 2.0  # grey levels: of a picture that varies less, the hash is of noise
 
 
-def perceptual_hashes(
-    pixels, rows: np.ndarray, progress: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[np.ndarray, np.ndarray]:
+def perceptual_hashes(pixels, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hashes images of one size.
 
     Args:
@@ -34,6 +34,7 @@ def perceptual_hashes(
         pixels, float32 (n,), by which one of a single colour is known.
     """
     frequencies = (dct(np.eye(SIDE), axis=0)[:FREQUENCIES]).astype(np.float32)
+    progress = count_progress("Comparing images")
     hashes, contrasts = np.empty(len(rows), np.uint64), np.empty(len(rows), np.float32)
     for part, grey in _grey_pictures(pixels, rows):
         contrasts[part] = grey.std(axis=(1, 2))

@@ -1,7 +1,8 @@
 """The decoded images of datasets: every content is decoded once, and its pixels are kept for every later run."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 import pandas as pd
 import PIL
 
-from transfer_learning.cli.formatting import tell
+from transfer_learning.cli.progress import count_progress
 from transfer_learning.datasets.dataset import Content, Dataset, Example
 from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
 from transfer_learning.storage.array_cache import KeptArrays, KeptRows, space_told
 from transfer_learning.storage.cache import make_room
+
+logger = logging.getLogger(__name__)
 
 VERSION = 3  # a part of the pool's name: raise it when `decode` changes what it returns
 POOLS = "pixels"  # the folder of the cache
@@ -78,14 +81,7 @@ class JpegPixels:
 
 
 def open_store(
-    dataset: Dataset,
-    size: int,
-    resize: str,
-    cache_dir: str | Path,
-    say: Callable[[str], None] = tell,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    decoded_gb: float = 16.0,
-    cache_gb: float = 100.0,
+    dataset: Dataset, size: int, resize: str, cache_dir: str | Path, decoded_gb: float = 16.0, cache_gb: float = 100.0
 ) -> Store:
     """Opens the store of `dataset`; what no earlier run has decoded, of this dataset or another one, is decoded first.
 
@@ -97,8 +93,6 @@ def open_store(
         size: side of the kept images in pixels.
         resize: how they become square, as `decode` takes it.
         cache_dir: folder of everything that is kept for later runs.
-        say: takes the sentences about what is decoded, how it is kept, and damage.
-        progress: called with the images that were looked at so far, and with their number.
         decoded_gb: a dataset whose decoded images, copies included, take more (in 10^9 bytes) is kept as JPEGs.
         cache_gb: most that the cache may hold, in 10^9 bytes; what does not fit is held in memory.
 
@@ -108,7 +102,7 @@ def open_store(
     examples = dataset.examples
     as_jpeg, record_bytes, decoding = how_kept(len(examples), size, resize, decoded_gb)
     if as_jpeg:
-        say(
+        logger.info(
             f"Decoded, the {len(examples):,} images would take {len(examples) * size**2 * 3 / 1e9:,.2f} GB, more than "
             f"--decoded-gb {decoded_gb:g} allows; so they are kept as JPEGs of {size} x {size} pixels, quality "
             f"{JPEG_QUALITY}, about {len(examples) * record_bytes / 1e9:,.2f} GB, which every access decodes; `predict`, "
@@ -117,10 +111,11 @@ def open_store(
     folder = Path(cache_dir) / POOLS / decoding
     about = f"images of {size} x {size} pixels{' as JPEGs' * as_jpeg} ({resize})"
     with space_told("The decoded images", len(examples) * record_bytes, cache_dir):
-        kept = KeptArrays(folder, None if as_jpeg else (size, size, 3), np.uint8, say, about)
+        kept = KeptArrays(folder, None if as_jpeg else (size, size, 3), np.uint8, about)
+    progress = count_progress("Reading images")
     names: list[str] = []
     with kept, _Decoders(size, resize, as_jpeg) as decoders:
-        filling = _Filling(kept, len(examples), record_bytes, cache_dir, cache_gb, say)
+        filling = _Filling(kept, len(examples), record_bytes, cache_dir, cache_gb)
         hashes = decoders.hash(examples[:CHUNK])
         images: dict[str, Future[Decoded]] = {}  # of the chunk before
         for start in range(0, len(examples) + CHUNK, CHUNK):  # the last turn has no chunk of its own
@@ -138,7 +133,7 @@ def open_store(
         pixels = JpegPixels(kept.rows, size) if as_jpeg else kept.rows
     if filling.num_missing:
         num_kept = sum(name in filling.found for name in names)
-        say(f"Decoded {filling.num_added:,} images; {num_kept:,} were kept from earlier runs.")
+        logger.info(f"Decoded {filling.num_added:,} images; {num_kept:,} were kept from earlier runs.")
     known = [filling.known[name] for name in names]
     facts = [
         ("" if name.startswith(UNREADABLE) else name, *facts) for name, (_, *facts) in zip(names, known, strict=True)
@@ -186,17 +181,9 @@ def how_kept(num_images: int, size: int, resize: str, decoded_gb: float) -> HowK
 class _Filling:
     """What is known of the contents that were looked at, and the pool that takes those which are missing."""
 
-    def __init__(
-        self,
-        kept: KeptArrays,
-        num_images: int,
-        record_bytes: int,
-        cache_dir: str | Path,
-        cache_gb: float,
-        say: Callable[[str], None],
-    ):
+    def __init__(self, kept: KeptArrays, num_images: int, record_bytes: int, cache_dir: str | Path, cache_gb: float):
         self._kept, self._num_images, self._record_bytes = kept, num_images, record_bytes
-        self._cache_dir, self._cache_gb, self._say = cache_dir, cache_gb, say
+        self._cache_dir, self._cache_gb = cache_dir, cache_gb
         self._num_looked_at = self._num_with_room = 0
         self.num_missing = self.num_added = 0
         self.known: dict[str, _Known] = {}
@@ -213,11 +200,11 @@ class _Filling:
         missing = [name for name in fresh if name not in found]
         self.known |= found | dict.fromkeys(missing, _Known())
         if missing and not self.num_missing:
-            self._say(f"Decoding those of {self._num_images:,} images that no earlier run has decoded.")
+            logger.info(f"Decoding those of {self._num_images:,} images that no earlier run has decoded.")
         self.num_missing += len(missing)
         if self.num_missing > self._num_with_room:
             self._num_with_room = self.num_missing + self._num_expected()
-            if not make_room(self._cache_dir, self._num_bytes_left(), self._cache_gb * 1e9, self._say):
+            if not make_room(self._cache_dir, self._num_bytes_left(), self._cache_gb * 1e9):
                 self._kept.hold_in_memory(f"--cache-gb {self._cache_gb:g} allows no more")
                 self._num_with_room = self._num_images  # nothing else is deleted for what is not written
         return missing

@@ -35,7 +35,7 @@ COMMAND = (
     "-m",
     "transfer_learning.datasets.decoding.workers",
 )  # -P: no modules out of the folder
-PACKAGE_PARENT = str(Path(__file__).parents[2])
+PACKAGE_PARENT = str(Path(__file__).parents[3])
 
 
 def usable_cores() -> int:

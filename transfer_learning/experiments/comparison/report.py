@@ -57,7 +57,7 @@ def write_results(
     write_text(directory.table, table_of_runs(results))
     curves = {name: pd.DataFrame(side["curves"]).astype(float) for name, side in results["sides"].items()}
     figures.save(figures.comparison(curves, plan.reach), directory.figure)
-    write_page("comparison.html", page_content(results, sides, directory), directory.page)
+    write_page("experiments/comparison/report.html", page_content(results, sides, directory), directory.page)
     lines = [*aligned(overview(results)), "", *results["conclusions"], *results["remarks"]]
     return "\n".join([*lines, SECONDS_COUNTED, f"Page: {directory.page}"])
 
