@@ -57,5 +57,5 @@ def small_config(photos, weights_file, tmp_path_factory):
         batch_size=8,
         cache_dir=str(tmp_path_factory.getbasetemp() / "cache"),
         frozen=Phase(epochs=2, learning_rate=1e-2),
-        fine_tune=Phase(epochs=2, learning_rate=1e-3, open="block4", augmentation="light"),
+        fine_tune=Phase(epochs=2, learning_rate=1e-3, unfreeze="block4", augmentation="light"),
     )

@@ -16,8 +16,8 @@ from transfer_learning.datasets.decoding.decode import content_hash
 from transfer_learning.datasets.sources import table
 from transfer_learning.errors import UserError
 from transfer_learning.experiments import train
-from transfer_learning.recipes.resolve import chosen_config
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.recipes.resolve import resolve_config
+from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.run_directory import RunDir
 
 
@@ -132,13 +132,19 @@ def test_a_folder_that_cannot_be_trained_on(make, flags, words, refused, here):
         (["--dataset", "no/such/folder", "--backbone", "resnet5"], ["resnet5"]),  # before a look at the data
         (["--dataset", "digits", "--optimiser", "adam"], ["--optimiser", "--help"]),
         (["--dataset", "digits", "--batch-size", "x"], ["--batch-size", "'x'", "--help"]),
-        (["--dataset", "digits", "--micro-batches", "3"], ["--micro-batches 3", "--batch-size 32", "divisor"]),
+        (
+            ["--dataset", "digits", "--gradient-accumulation-steps", "3"],
+            ["--gradient-accumulation-steps 3", "--batch-size 32", "divisor"],
+        ),
         (["--dataset", "digits", "--weights", "none"], ["--weights none", "--frozen.epochs 0"]),
         (["--dataset", "digits", "--frozen.epochs", "0", "--fine-tune.epochs", "0"], ["Both phases have 0 epochs"]),
-        (["--dataset", "digits", "--fine-tune.open", "conv5"], ["conv5", "efficientnet_lite0", "stage5", "0.3"]),
-        (["--dataset", "digits", "--fine-tune.open", "1.5"], ["1.5", "efficientnet_lite0", "stage5", "0.3"]),
-        (["--dataset", "digits", "--held-out", "1,x"], ["--held-out 1,x", "no class x", "Known: 0, 1"]),
-        (["--dataset", "digits", "--held-out", "0,1,2,3,4,5,6,7,8"], ["leaves 1 of the 10 classes", "hold out fewer"]),
+        (["--dataset", "digits", "--fine-tune.unfreeze", "conv5"], ["conv5", "efficientnet_lite0", "stage5", "0.3"]),
+        (["--dataset", "digits", "--fine-tune.unfreeze", "1.5"], ["1.5", "efficientnet_lite0", "stage5", "0.3"]),
+        (["--dataset", "digits", "--unseen-classes", "1,x"], ["--unseen-classes 1,x", "no class x", "Known: 0, 1"]),
+        (
+            ["--dataset", "digits", "--unseen-classes", "0,1,2,3,4,5,6,7,8"],
+            ["leaves 1 of the 10 classes", "hold out fewer"],
+        ),
         (["--resume", "no/such/run"], ["no/such/run", "no run directory"]),
         (["--resume", "x", "--run-dir", "y"], ["--resume already names", "--run-dir"]),
     ],
@@ -150,14 +156,14 @@ def test_a_flag_that_is_wrong(arguments, words, refused):
 
 def test_a_recipe_whose_stage_the_backbone_lacks_opens_its_upper_layers_and_says_so(capsys):
     flags = run.parse(["--dataset", "drawn_pills", "--backbone", "resnet50"])
-    config, reasons = chosen_config(flags)
-    assert config.fine_tune.open == "0.3"
+    config, reasons = resolve_config(flags)
+    assert config.fine_tune.unfreeze == "0.3"
     assert len(reasons) == 1 and "stage5" in reasons[0] and "resnet50" in reasons[0]
     assert capsys.readouterr().out == reasons[0] + "\n"
 
 
 def test_a_choice_that_a_flag_makes_is_not_given_another_reason(photos):
-    config, reasons = chosen_config(run.parse(["--dataset", str(photos), "--backbone", "small_cnn"]))
+    config, reasons = resolve_config(run.parse(["--dataset", str(photos), "--backbone", "small_cnn"]))
     assert config.backbone == "small_cnn"
     assert not [reason for reason in reasons if "efficientnet" in reason]
     assert [reason for reason in reasons if "Batch size" in reason]
@@ -195,7 +201,7 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
     config = dataclasses.replace(small_config, dataset=str(here / "photos"), skip_unreadable=True)
     said = log_messages()
     data = load_data(config)
-    assert "42 images" not in data.in_words() and "1 skipped" in data.in_words()
+    assert "42 images" not in data.describe() and "1 skipped" in data.describe()
     assert [sentence for sentence in said if sentence.startswith("Skipped 1 image of 43") and str(damaged) in sentence]
     row = data.manifest[data.manifest["file"] == str(damaged)].iloc[0]
     assert row["split"] == "" and row["problem"]
@@ -235,14 +241,14 @@ def test_views_need_something_frozen_below(refused, photos, here):
         "32",
         "--cache-dir",
         here / "cache",
-        "--fine-tune.open",
+        "--fine-tune.unfreeze",
         "all",
         "--fine-tune.augmentation",
         "light",
-        "--fine-tune.views",
+        "--fine-tune.copies",
         "4",
     )
-    assert "--fine-tune.views 4" in line and "--fine-tune.open all" in line and "name a stage" in line
+    assert "--fine-tune.copies 4" in line and "--fine-tune.unfreeze all" in line and "name a stage" in line
 
 
 @pytest.mark.parametrize(
@@ -250,12 +256,12 @@ def test_views_need_something_frozen_below(refused, photos, here):
     [
         ([], True),
         (["--head", "16"], False),
-        (["--head-start", "random"], False),
+        (["--head-init", "random"], False),
         (["--frozen.augmentation", "light"], False),
     ],
 )
 def test_a_head_that_starts_at_random_gets_the_epochs_that_it_needs(flags, from_ridge, photos):
-    config, reasons = chosen_config(run.parse(["--dataset", str(photos), *flags]))
+    config, reasons = resolve_config(run.parse(["--dataset", str(photos), *flags]))
     assert any("closed-form" in reason for reason in reasons) == from_ridge
     assert any("random weights" in reason for reason in reasons) != from_ridge
     assert config.frozen.learning_rate == (3e-4 if from_ridge else 1e-3) and config.starts_from_ridge == from_ridge
@@ -334,7 +340,7 @@ def test_where_neither_disk_nor_memory_has_room_it_says_how_much_is_needed_and_w
     def fail(*arguments):
         raise OSError(number, "It cannot be")
 
-    monkeypatch.setattr(KeptArrays, "_add_on_disk", fail)
+    monkeypatch.setattr(ArrayCache, "_add_on_disk", fail)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     line = refused("--dataset", photos, "--image-size", "32", "--cache-dir", here / "cache")
     for words in ("need 1 MB in", str(here / "cache"), "It cannot be", "--cache-dir"):
@@ -347,7 +353,7 @@ def test_a_disk_that_refuses_the_cache_alone_does_not_end_the_run(number, monkey
         raise OSError(number, "It cannot be")
 
     expected = train.run_experiment(small_config, RunDir(here / "kept"))
-    monkeypatch.setattr(KeptArrays, "_add_on_disk", fail)
+    monkeypatch.setattr(ArrayCache, "_add_on_disk", fail)
     config = dataclasses.replace(small_config, cache_dir=str(here / "cache"))
     capsys.readouterr()
     evaluation = train.run_experiment(config, RunDir(here / "held"))

@@ -12,8 +12,8 @@ from tests.support import ROOT
 from transfer_learning import cache
 from transfer_learning.cli.parser import run_main
 from transfer_learning.errors import ExitCode
-from transfer_learning.storage.array_cache import KeptArrays
-from transfer_learning.storage.cache import list_pools
+from transfer_learning.storage.array_cache import ArrayCache
+from transfer_learning.storage.cache import list_entries
 
 POOLS = {"features/abc": "features of resnet18 at 160 pixels", "pixels/160": "", "pixels/224": "images"}
 
@@ -22,7 +22,7 @@ POOLS = {"features/abc": "features of resnet18 at 160 pixels", "pixels/160": "",
 def folder(tmp_path):
     """A cache of three pools of 5, 10 and 15 MB, the first one used last."""
     for number, (name, about) in enumerate(POOLS.items(), 1):
-        with KeptArrays(tmp_path / "cache" / name, (5000, 250), np.float32, about) as arrays:
+        with ArrayCache(tmp_path / "cache" / name, (5000, 250), np.float32, about) as arrays:
             arrays.add([str(key) for key in range(number)], [np.zeros((5000, 250), np.float32)] * number)
         os.utime(tmp_path / "cache" / name / "records.bin", (1e9 / number, 1e9 / number))
     return tmp_path / "cache"
@@ -41,11 +41,11 @@ def shown(capsys):
 
 
 def left(folder):
-    return [pool.name for pool in list_pools(folder)]
+    return [pool.name for pool in list_entries(folder)]
 
 
 def test_a_table_of_what_is_kept(folder, shown):
-    with KeptArrays(folder / "pixels" / "160", (5000, 250), np.float32):
+    with ArrayCache(folder / "pixels" / "160", (5000, 250), np.float32):
         code, lines, error = shown("--cache-dir", folder)
     assert code == ExitCode.DONE and error == "" and len(lines) == 6
     cells = [re.split(r"\s{2,}", line) for line in lines[:5]]
@@ -93,7 +93,7 @@ def test_what_is_chosen_is_cleared_and_told(chosen, deleted, freed, folder, show
 
 
 def test_what_a_process_uses_is_left_and_told(folder, shown):
-    with KeptArrays(folder / "pixels" / "160", (5000, 250), np.float32):
+    with ArrayCache(folder / "pixels" / "160", (5000, 250), np.float32):
         code, lines, error = shown("--cache-dir", folder, "--clear", "pixels")
         assert code == 0 and left(folder) == ["features/abc", "pixels/160"]
         assert lines[0].startswith("Deleted pixels/224 (images, 16 MB") and lines[2] == "15.0 MB freed."

@@ -46,7 +46,7 @@ def arguments(small_config, path, *more):
         "none",
         "--frozen.epochs",
         "0",
-        "--fine-tune.open",
+        "--fine-tune.unfreeze",
         "all",
         "--epochs",
         "2",
@@ -137,21 +137,21 @@ def test_the_results_are_those_of_the_runs(finished):
     assert found["command"].startswith("python -m transfer_learning.compare --dataset ")
     assert found["environment"]["device"] and found["environment"]["tensorflow"]
     right = {}
-    for name, side in found["sides"].items():
+    for name, variant in found["variants"].items():
         tables = [
-            predictions.read(directory.path / run["directory"] / "predictions" / "test.csv") for run in side["runs"]
+            predictions.read(directory.path / run["directory"] / "predictions" / "test.csv") for run in variant["runs"]
         ]
         right[name] = [(table["label"] == table["predicted"]).to_numpy() for table in tables]
-        assert side["accuracy"] == pytest.approx(sum(row.mean() for row in right[name]) / 2)
-        model = directory.path / side["runs"][0]["directory"] / "model.keras"
-        assert side["num_bytes"] == model.stat().st_size
+        assert variant["accuracy"] == pytest.approx(sum(row.mean() for row in right[name]) / 2)
+        model = directory.path / variant["runs"][0]["directory"] / "model.keras"
+        assert variant["num_bytes"] == model.stat().st_size
         network = keras.models.load_model(model)
-        assert side["num_parameters"] == network.count_params()
-        assert [row["epoch"] for row in side["curves"]] == [1, 2]
-        seconds = [row["seconds"] for row in side["curves"]]
+        assert variant["num_parameters"] == network.count_params()
+        assert [row["epoch"] for row in variant["curves"]] == [1, 2]
+        seconds = [row["seconds"] for row in variant["curves"]]
         assert 0 < seconds[0] < seconds[1]
-        timings = pd.read_csv(directory.path / side["runs"][1]["directory"] / "timings.csv")
-        assert side["runs"][1]["seconds"] >= timings["seconds"].sum()
+        timings = pd.read_csv(directory.path / variant["runs"][1]["directory"] / "timings.csv")
+        assert variant["runs"][1]["seconds"] >= timings["seconds"].sum()
     (pair,) = found["pairs"]
     for row, warm, cold in zip(pair["seeds"], right["warm"], right["cold"], strict=True):
         assert (row["only_first"], row["only_second"]) == ((warm & ~cold).sum(), (cold & ~warm).sum())
@@ -161,11 +161,11 @@ def test_it_ends_with_a_table_that_stands_in_the_page_and_the_path_of_the_page(f
     directory, _, _, printed = finished
     assert printed.endswith(f"Page: {directory.page}")
     found, page = results(directory), Page(directory.page)
-    for name, side in found["sides"].items():
+    for name, variant in found["variants"].items():
         assert re.search(r"warm +cold\n-+\nnetwork +small_cnn +small_cnn", printed)
-        percent = f"{100 * side['accuracy']:.1f} %"
+        percent = f"{100 * variant['accuracy']:.1f} %"
         assert percent in printed and percent in page.text
-        assert f"{side['num_parameters']:,}" in page.text and name in page.text
+        assert f"{variant['num_parameters']:,}" in page.text and name in page.text
     assert found["command"] in page.text
     assert found["reasons"] and all(reason in page.text for reason in found["reasons"])
     for words in (
@@ -200,7 +200,12 @@ def test_the_table_has_a_row_a_run(finished):
     directory = finished[0]
     with open(directory.table, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["side"], row["seed"]) for row in rows] == [("warm", "0"), ("warm", "1"), ("cold", "0"), ("cold", "1")]
+    assert [(row["variant"], row["seed"]) for row in rows] == [
+        ("warm", "0"),
+        ("warm", "1"),
+        ("cold", "0"),
+        ("cold", "1"),
+    ]
     for row in rows:
         assert float(row["test_accuracy"]) <= 1 and row["epochs"] == "2"
         assert (row["epoch_of_0.3"] == "") == (row["seconds_to_0.3"] == "")
@@ -263,7 +268,7 @@ def test_an_error_of_a_run_is_its_sentence_and_what_is_finished_is_kept(small_co
 
 def test_runs_on_other_images_are_not_compared(finished, tmp_path, monkeypatch, capsys):
     directory = ComparisonDir(shutil.copytree(finished[0].path, tmp_path / "copy"))
-    run_dir = RunDir(directory.path / results(directory)["sides"]["cold"]["runs"][1]["directory"])
+    run_dir = RunDir(directory.path / results(directory)["variants"]["cold"]["runs"][1]["directory"])
     environment = json.loads(run_dir.environment.read_text())
     environment["dataset"]["fingerprint"] = "0" * 64
     run_dir.environment.write_text(json.dumps(environment))
@@ -273,7 +278,11 @@ def test_runs_on_other_images_are_not_compared(finished, tmp_path, monkeypatch, 
 
 
 def test_a_damaged_plan_is_named(tmp_path, capsys):
-    contents = {"{": "is damaged", "{}": "is not what `compare` writes", '{"sides": {"a": {}}}': "the config of a in"}
+    contents = {
+        "{": "is damaged",
+        "{}": "is not what `compare` writes",
+        '{"variants": {"a": {}}}': "the config of a in",
+    }
     for content, message in contents.items():
         (tmp_path / "plan.json").write_text(content)
         assert run_main(compare.main, ["--resume", str(tmp_path)]) == 2
@@ -307,7 +316,7 @@ def test_cifar10_from_its_images_to_the_page(tmp_path, monkeypatch, capsys):
     assert run_main(compare.main, [str(word) for word in given]) == 0
     found = results(ComparisonDir(tmp_path / "compared"))
     assert (found["dataset"], found["split"], found["num_images"]) == ("cifar10", "test", 20)
-    pretrained, scratch = found["sides"].values()
+    pretrained, scratch = found["variants"].values()
     assert (pretrained["num_parameters"], scratch["num_parameters"]) == (11_191_242, 1_205_802)
     assert pretrained["num_bytes"] > 11e6 * 4 and scratch["num_bytes"] < pretrained["num_bytes"] / 8
     assert "pretrained against scratch" in Page(tmp_path / "compared" / "compare.html").text
@@ -322,7 +331,7 @@ COMES_TO = {1e-4: ([0.9, 0.8], 1.0), 1e-3: ([0.9, 0.3], 0.25), 1e-2: ([0.5, 0.7]
 
 
 class MadeUp:
-    """Leaves what a run leaves, without training; rate 1e-2 of the side whose weights are random diverges."""
+    """Leaves what a run leaves, without training; rate 1e-2 of the variant whose weights are random diverges."""
 
     def __init__(self):
         self.started = []
@@ -384,9 +393,9 @@ def test_each_rate_is_tried_once_and_the_best_one_is_the_first_seeds_run(searche
         "cold-0.001-seed1",
         "warm-0.001-seed1",
     ]
-    for name, side in results(directory)["sides"].items():
-        assert [run["directory"] for run in side["runs"]] == [f"{name}-0.001-seed{seed}" for seed in (0, 1)]
-        assert side["learning_rates"] == {"fine_tune": 1e-3}
+    for name, variant in results(directory)["variants"].items():
+        assert [run["directory"] for run in variant["runs"]] == [f"{name}-0.001-seed{seed}" for seed in (0, 1)]
+        assert variant["learning_rates"] == {"fine_tune": 1e-3}
 
 
 def test_the_best_rate_is_that_of_the_validation_images_and_no_test_image_has_a_part_in_it(searched, monkeypatch):
@@ -400,9 +409,9 @@ def test_the_best_rate_is_that_of_the_validation_images_and_no_test_image_has_a_
         for path in (run_dir.evaluation, run_dir.predictions("test"), run_dir.model):
             path.unlink(missing_ok=True)
     children.started.clear()
-    sides, again = compare.best_rates(directory.read_plan(), directory, StopRequest())
+    variants, again = compare.best_rates(directory.read_plan(), directory, StopRequest())
     assert again == search and children.started == []
-    assert [config.fine_tune.learning_rate for config in sides.values()] == [1e-3, 1e-3]
+    assert [config.fine_tune.learning_rate for config in variants.values()] == [1e-3, 1e-3]
 
 
 def test_a_rate_that_diverges_is_set_aside_with_its_sentence_and_not_tried_again(searched, capsys):
@@ -424,7 +433,7 @@ def test_more_seeds_are_added_to_a_finished_comparison(searched):
     found = results(directory)
     assert found["seeds"] == [0, 1, 2]
     # 4 seconds ahead of the first epoch of 3
-    assert found["sides"]["warm"]["reached"] == [
+    assert found["variants"]["warm"]["reached"] == [
         {
             "accuracy": 0.6,
             "num_runs": 3,

@@ -7,14 +7,17 @@ import pytest
 
 from transfer_learning.config import PHASES, Phase, RunConfig, difference, flat, with_values
 from transfer_learning.errors import UserError
-from transfer_learning.recipes.known import RECIPES, own_images
+from transfer_learning.recipes.known import RECIPES, auto_recipe
 
 CONTRADICTIONS = {  # fields that differ from the default, and what the sentence has to name
     "image too small": ({"image_size": 4}, ["--image-size 4", "8 pixels"]),
     "negative input size": ({"input_size": -1}, ["--input-size -1"]),
     "no batch": ({"batch_size": 0}, ["--batch-size 0"]),
-    "parts that do not divide": ({"micro_batches": 5}, ["--micro-batches 5", "--batch-size 32"]),
-    "no part": ({"micro_batches": 0}, ["--micro-batches 0"]),
+    "parts that do not divide": (
+        {"gradient_accumulation_steps": 5},
+        ["--gradient-accumulation-steps 5", "--batch-size 32"],
+    ),
+    "no part": ({"gradient_accumulation_steps": 0}, ["--gradient-accumulation-steps 0"]),
     "layer without width": ({"head": (512, 0)}, ["--head", "512,256"]),
     "everything dropped": ({"dropout": 1.0}, ["--dropout 1.0"]),
     "dropout not a number": ({"dropout": float("nan")}, ["--dropout nan"]),
@@ -28,12 +31,12 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
     "negative fraction": ({"val_fraction": -0.1}, ["--val-fraction -0.1"]),
     "negative time": ({"checkpoint_seconds": -1.0}, ["--checkpoint-seconds -1.0"]),
     "no epoch at all": ({"frozen.epochs": 0}, ["--frozen.epochs", "--fine-tune.epochs"]),
-    "open while frozen": ({"frozen.open": "all"}, ["--frozen.open all", "--fine-tune.open"]),
-    "closed while fine-tuning": ({"fine_tune.epochs": 2, "fine_tune.open": "none"}, ["--fine-tune.open none"]),
+    "open while frozen": ({"frozen.unfreeze": "all"}, ["--frozen.unfreeze all", "--fine-tune.unfreeze"]),
+    "closed while fine-tuning": ({"fine_tune.epochs": 2, "fine_tune.unfreeze": "none"}, ["--fine-tune.unfreeze none"]),
     "random and frozen": ({"weights": "none"}, ["--weights none", "--frozen.epochs 0"]),
     "random and half open": (
-        {"weights": "none", "frozen.epochs": 0, "fine_tune.epochs": 2, "fine_tune.open": "conv5"},
-        ["--weights none", "--fine-tune.open conv5", "--fine-tune.open all"],
+        {"weights": "none", "frozen.epochs": 0, "fine_tune.epochs": 2, "fine_tune.unfreeze": "conv5"},
+        ["--weights none", "--fine-tune.unfreeze conv5", "--fine-tune.unfreeze all"],
     ),
     "unknown choice": ({"resize": "squach"}, ["--resize squach", "Did you mean squash?"]),
     "unknown choice of a phase": ({"frozen.optimizer": "adm"}, ["--frozen.optimizer adm", "adam"]),
@@ -47,8 +50,8 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
     "negative patience": ({"frozen.patience": -1}, ["--frozen.patience -1"]),
     "plateau at once": ({"frozen.plateau_patience": 0}, ["--frozen.plateau-patience 0"]),
     "triangle without height": (
-        {"frozen.schedule": "triangular2", "frozen.lowest_rate": 0.01, "frozen.learning_rate": 0.01},
-        ["--frozen.lowest-rate 0.01"],
+        {"frozen.schedule": "triangular2", "frozen.min_learning_rate": 0.01, "frozen.learning_rate": 0.01},
+        ["--frozen.min-learning-rate 0.01"],
     ),
     "triangle without length": (
         {"frozen.schedule": "triangular2", "frozen.cycle_epochs": 0.0},
@@ -59,11 +62,11 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
         ["--frozen.warmup-epochs 1.0", "triangular2"],
     ),
     "cycle that begins above its top": (
-        {"frozen.schedule": "one_cycle", "frozen.start_divisor": 0.5},
-        ["--frozen.start-divisor 0.5"],
+        {"frozen.schedule": "one_cycle", "frozen.div_factor": 0.5},
+        ["--frozen.div-factor 0.5"],
     ),
-    "one view": ({"frozen.augmentation": "light", "frozen.views": 1}, ["--frozen.views 1", "2 or more"]),
-    "views of nothing": ({"frozen.views": 4}, ["--frozen.views 4", "--frozen.augmentation none"]),
+    "one view": ({"frozen.augmentation": "light", "frozen.copies": 1}, ["--frozen.copies 1", "2 or more"]),
+    "views of nothing": ({"frozen.copies": 4}, ["--frozen.copies 4", "--frozen.augmentation none"]),
     "a cache of negative size": ({"cache_gb": -1.0}, ["--cache-gb -1.0"]),
     "decoded images of negative size": ({"decoded_gb": -1.0}, ["--decoded-gb -1.0"]),
     "plateau that raises": ({"frozen.plateau_factor": 2.0}, ["--frozen.plateau-factor 2.0"]),
@@ -99,7 +102,7 @@ def test_a_phase_of_any_recipe_can_be_left_out_by_its_epochs_alone(recipe, phase
 
 def test_training_from_scratch_works_as_the_sentence_says():
     values = {"weights": "none", "frozen.epochs": 0, "fine_tune.epochs": 20, "fine_tune.learning_rate": 1e-3}
-    with_values(RunConfig(), values | {"fine_tune.open": "all"}).check()
+    with_values(RunConfig(), values | {"fine_tune.unfreeze": "all"}).check()
 
 
 def test_the_recipe_of_a_dataset_trains_on_that_dataset():
@@ -175,7 +178,7 @@ SURVEYS = {
 
 @pytest.mark.parametrize("counts", SURVEYS.values(), ids=SURVEYS)
 def test_own_images_get_a_config_without_contradiction_and_a_sentence_for_each_choice(counts):
-    config, reasons = own_images("photos", **counts)
+    config, reasons = auto_recipe("photos", **counts)
     config.check()
     assert config.dataset == "photos"
     assert set(reasons) <= set(flat(config)), "each reason bears the name of the field that it is about"

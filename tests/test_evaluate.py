@@ -80,9 +80,9 @@ def test_the_temperature_is_a_part_of_the_model_and_of_every_answer(runs, name, 
 
 def test_predict_calls_unknown_what_lies_below_the_confidence_that_validation_images_told(runs, photos, capsys):
     run_dir = runs["seed 0"]
-    rule = read_json(run_dir.evaluation)["unknown"]
+    rule = read_json(run_dir.evaluation)["rejection"]
     confidences = predictions.read(run_dir.predictions("val"))["confidence"]
-    assert np.mean(confidences >= rule["threshold"]) >= rule["kept_share"] and rule["threshold"] in set(
+    assert np.mean(confidences >= rule["threshold"]) >= rule["accepted_fraction"] and rule["threshold"] in set(
         confidences.tolist()
     )
     assert list(rule["others"]) == ["uniform noise", "test images, scrambled"]
@@ -97,10 +97,10 @@ def test_predict_calls_unknown_what_lies_below_the_confidence_that_validation_im
 
 
 def test_classes_that_are_held_out_are_not_learnt_and_try_the_rule(small_config, here):
-    config = dataclasses.replace(small_config, **SHORT, held_out="stripes")
+    config = dataclasses.replace(small_config, **SHORT, unseen_classes="stripes")
     evaluation = run_experiment(config, RunDir(here / "run"))
     assert evaluation["class_names"] == ["circle", "cross"] == read_json(RunDir(here / "run").evaluation)["class_names"]
-    others = evaluation["unknown"]["others"]
+    others = evaluation["rejection"]["others"]
     assert list(others)[0] == "classes held out" and others["classes held out"]["num_images"] == 14
     page = (here / "run" / "report.html").read_text()
     assert "Held out" in page and "stripes (14 images)" in page
@@ -110,8 +110,8 @@ def test_classes_that_are_held_out_are_not_learnt_and_try_the_rule(small_config,
 
 
 def test_held_out_classes_need_validation_images(small_config, here):
-    config = dataclasses.replace(small_config, **SHORT, held_out="stripes", val_fraction=0.0, monitor="loss")
-    with pytest.raises(UserError, match="--held-out stripes .* raise --val-fraction"):
+    config = dataclasses.replace(small_config, **SHORT, unseen_classes="stripes", val_fraction=0.0, monitor="loss")
+    with pytest.raises(UserError, match="--unseen-classes stripes .* raise --val-fraction"):
         run_experiment(config, RunDir(here / "run"))
     assert not (here / "run").exists()
 

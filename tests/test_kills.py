@@ -14,11 +14,11 @@ from tests.support import ROOT
 
 LOOP, PHASES, CHECKPOINT = (f"transfer_learning.training.{name}" for name in ("loop", "phases", "checkpoint"))
 EXPERIMENT = "transfer_learning.experiments.train"
-KEPT = "transfer_learning.storage.array_cache:KeptArrays"
+KEPT = "transfer_learning.storage.array_cache:ArrayCache"
 
 # One run, killed at each of these in turn: (function, before or after its call, which call of it in that session).
 KILLS = [
-    (f"{EXPERIMENT}:foresee", "before", 1),  # nothing but the config is there
+    (f"{EXPERIMENT}:estimate_run", "before", 1),  # nothing but the config is there
     (f"{KEPT}._append", "after", 20),  # the images are being decoded and kept
     (f"{KEPT}.add", "before", 2),  # they are kept, the features of their views are computed
     (f"{KEPT}._append", "after", 90),  # the features are being kept
@@ -74,15 +74,15 @@ def flags(config):
         "3",
         "--fine-tune.learning-rate",
         "0.001",
-        "--fine-tune.open",
+        "--fine-tune.unfreeze",
         "block4",
         "--fine-tune.augmentation",
         "light",
         "--frozen.augmentation",
         "light",
-        "--frozen.views",
+        "--frozen.copies",
         "4",
-        "--fine-tune.views",
+        "--fine-tune.copies",
         "2",
     ]
 

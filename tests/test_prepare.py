@@ -21,8 +21,8 @@ from transfer_learning.config import difference
 from transfer_learning.datasets.corrections import COLUMNS
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
-from transfer_learning.recipes.resolve import chosen_config
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.recipes.resolve import resolve_config
+from transfer_learning.storage.array_cache import ArrayCache
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
     assert (code, errors) == (0, "") and files_of(photos) == before
     table = cells(output)
     assert list(table) == ["a long name", "all", "circle", "(all)"]
-    data = load_data(chosen_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache"]))[0])
+    data = load_data(resolve_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache"]))[0])
     for name, (*splits, skipped, total) in table.items():
         rows = data.manifest[data.manifest["label"] == name] if name != "(all)" else data.manifest
         assert splits == [(rows["split"] == split).sum() for split in ("train", "val", "test")]
@@ -94,7 +94,7 @@ def test_what_run_would_choose_is_prepared_so_that_it_decodes_nothing(flags, pre
     command = shlex.split(output.splitlines()[-1].removeprefix("Train on it with: "))
     assert code == 0 and command[:3] == [sys.executable, "-m", "transfer_learning.run"]
     monkeypatch.setattr(DecodeWorkers, "decode", lambda *arguments: pytest.fail("an image is decoded again"))
-    config, _ = chosen_config(run.parse(command[3:]))
+    config, _ = resolve_config(run.parse(command[3:]))
     data = load_data(config)
     assert (data.store.rows >= 0).all() and len(data.manifest) == 42
     splits = cells(output)["(all)"][:3]
@@ -185,11 +185,11 @@ def test_it_needs_no_tensorflow(photos, tmp_path):
 
 
 def test_classes_that_are_held_out_are_counted_and_told_apart(prepared, photos, here):
-    flags = ["--held-out", "stripes", "--val-fraction", "0"]
+    flags = ["--unseen-classes", "stripes", "--val-fraction", "0"]
     code, output, errors = prepared("--dataset", photos, *flags, "--out", "seen")
     assert (code, errors) == (0, "") and "\nHeld out: stripes (14 images).\n" in output
     assert list(cells(output)) == ["circle", "cross", "(all)"] and cells(output)["(all)"][-1] == 28
-    assert "42 files on disk = 42 used + 0 skipped + 0 ignored\n" in output and "--held-out stripes" in output
+    assert "42 files on disk = 42 used + 0 skipped + 0 ignored\n" in output and "--unseen-classes stripes" in output
     assert "stripes (14 images)." in Path("seen/audit.html").read_text()
 
 
@@ -267,7 +267,7 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     second = rows_of("second/corrections.csv").set_index("id")["action"]
     assert second.to_dict() == actions.to_dict(), "what was decided stands, and nothing is asked again"
     assert "for you to decide on" not in output
-    config, _ = chosen_config(run.parse(command[3:]))
+    config, _ = resolve_config(run.parse(command[3:]))
     rows = load_data(config).manifest.set_index("id")
     assert rows.at["circle/soft.jpg", "label"] == "cross" and rows.at["circle/soft.jpg", "split"] != ""
     assert rows.at["cross/linked/out.png", "split"] == ""
@@ -288,7 +288,7 @@ def test_a_class_that_corrections_empty_is_left_out_as_the_sentence_says(prepare
 def test_only_what_corrections_decide_counts_for_a_resume_and_not_where_they_lie(photos, here):
     def fingerprint_with(name, *rows):
         Path(name).write_text("\n".join(["id,action", *rows]))
-        config, _ = chosen_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache", "--corrections", name]))
+        config, _ = resolve_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache", "--corrections", name]))
         return config, load_data(config).fingerprint
 
     one = fingerprint_with("one.csv", "circle/001.png,drop")
@@ -315,7 +315,7 @@ def test_groups_share_a_split_and_the_table_says_which(prepared, here):
     code, output, _ = prepared("photos", "--group-by", r"^([^/]*/animal\d+)_", "--image-size", "32")
     assert code == 0 and "--group-by puts 120 images into 30 groups of 4 to 4" in output
     assert "--group-by '^([^/]*/animal" in output.splitlines()[-1]
-    manifest = load_data(chosen_config(run.parse(shlex.split(output.splitlines()[-1])[7:]))[0]).manifest
+    manifest = load_data(resolve_config(run.parse(shlex.split(output.splitlines()[-1])[7:]))[0]).manifest
     assert (manifest.groupby("group")["split"].nunique() == 1).all() and manifest["group"].nunique() == 30
     assert set(manifest["split"]) == {"train", "val", "test"}
 
@@ -323,7 +323,7 @@ def test_groups_share_a_split_and_the_table_says_which(prepared, here):
 def test_features_that_a_run_has_kept_find_wrong_labels_without_tensorflow(prepared, here):
     photos = draw_photos(here / "photos", num_per_class=30)
     (photos / "circle" / "005.png").rename(photos / "cross" / "from circle.png")
-    config, _ = chosen_config(run.parse(["--dataset", "photos", "--cache-dir", "cache"]))
+    config, _ = resolve_config(run.parse(["--dataset", "photos", "--cache-dir", "cache"]))
     manifest = load_data(config).manifest
     rng = np.random.default_rng(0)
     is_circle = (manifest["label"] == "circle") | manifest["id"].str.contains("from circle")
@@ -332,7 +332,7 @@ def test_features_that_a_run_has_kept_find_wrong_labels_without_tensorflow(prepa
     kept_of = (manifest["split"] != "test").to_numpy()  # a run computes no features of test images
     for name, chosen in (("few", kept_of & (np.arange(90) < 20)), ("most", kept_of)):
         about = "features of efficientnet_lite0 at 96 pixels"
-        with KeptArrays(Path("cache/features") / name, (24,), np.float32, about=about) as kept:
+        with ArrayCache(Path("cache/features") / name, (24,), np.float32, about=about) as kept:
             kept.add(manifest["sha256"][chosen].tolist(), values[chosen])
     code, output, _ = prepared("photos", "--out", "seen")
     table = rows_of("seen/corrections.csv").set_index("id")
@@ -376,7 +376,7 @@ def test_features_that_are_asked_for_are_those_that_run_finds(prepared, photos, 
                 "0",
                 "--fine-tune.epochs",
                 "1",
-                "--fine-tune.open",
+                "--fine-tune.unfreeze",
                 "all",
             ],
             "--features needs a pretrained backbone",

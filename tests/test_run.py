@@ -146,7 +146,7 @@ def test_the_hardware_is_watched_and_shown_by_the_report_and_by_tensorboard(fini
 
 def test_watching_each_update_changes_no_bit(small_config, tmp_path, monkeypatch):
     config = dataclasses.replace(
-        small_config, frozen=Phase(epochs=1), fine_tune=Phase(epochs=2, learning_rate=1e-4, open="block5")
+        small_config, frozen=Phase(epochs=1), fine_tune=Phase(epochs=2, learning_rate=1e-4, unfreeze="block5")
     )
     stages, rows = [], []
     enter, trained = Monitor.stage, Monitor.trained
@@ -254,7 +254,7 @@ def only(**changes):
     return {"frozen": Phase(epochs=1, learning_rate=1e-2), "fine_tune": Phase()} | changes
 
 
-FINE_TUNE = {"frozen": Phase(), "fine_tune": Phase(epochs=1, learning_rate=1e-3, open="all")}
+FINE_TUNE = {"frozen": Phase(), "fine_tune": Phase(epochs=1, learning_rate=1e-3, unfreeze="all")}
 
 
 @pytest.mark.parametrize(
@@ -264,9 +264,9 @@ FINE_TUNE = {"frozen": Phase(), "fine_tune": Phase(epochs=1, learning_rate=1e-3,
         only(**FINE_TUNE),
         only(**FINE_TUNE, weights="none"),
         only(frozen=Phase(epochs=1, augmentation="light")),
-        only(**FINE_TUNE, micro_batches=4, class_weights="balanced", label_smoothing=0.1),
+        only(**FINE_TUNE, gradient_accumulation_steps=4, class_weights="balanced", label_smoothing=0.1),
         only(precision="mixed_float16"),
-        only(fine_tune=Phase(epochs=1, optimizer="adamw", weight_decay=0.1, schedule="cosine", open="0.3")),
+        only(fine_tune=Phase(epochs=1, optimizer="adamw", weight_decay=0.1, schedule="cosine", unfreeze="0.3")),
         only(frozen=Phase(epochs=2, optimizer="sgd", schedule="plateau", warmup_epochs=1.0)),
         only(input_size=8, resize="pad", head=()),
         only(test_fraction=0.0),
@@ -323,7 +323,7 @@ def test_callbacks_of_keras_are_driven_as_by_fit(small_config, tmp_path):
         small_config,
         batch_size=16,
         frozen=Phase(epochs=2),
-        fine_tune=Phase(epochs=1, learning_rate=1e-3, open="block5"),
+        fine_tune=Phase(epochs=1, learning_rate=1e-3, unfreeze="block5"),
     )
     run_experiment(config, RunDir(tmp_path / "run"), callbacks=[recorder])
     epochs = [[("epoch_begin", n), ("batch_end", 0), ("batch_end", 1), ("epoch_end", n)] for n in range(3)]

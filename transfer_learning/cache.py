@@ -7,7 +7,7 @@ from pathlib import Path
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
-from transfer_learning.storage.cache import Pool, clear, described, list_pools, make_room
+from transfer_learning.storage.cache import CacheEntry, clear, described, list_entries, make_room
 
 COLUMNS = ("kind", "name", "holds", "records", "MB", "last used", "in use")
 TO_THE_RIGHT = ("records", "MB")
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(arguments)
     if flags.keep_gb is not None and not 0 <= flags.keep_gb < float("inf"):
         raise UserError(f"--keep-gb {flags.keep_gb:g} is no size; give 0 or more, in 10^9 bytes.")
-    pools = list_pools(flags.cache_dir)
+    pools = list_entries(flags.cache_dir)
     if not Path(flags.cache_dir).exists():
         print(
             f"There is no folder {flags.cache_dir}, so nothing is kept; a run makes it, or --cache-dir names another one."
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
-def table(pools: Sequence[Pool]) -> list[str]:
+def table(pools: Sequence[CacheEntry]) -> list[str]:
     """The lines of a table of pools: a heading, one for each, a total."""
     rows = [COLUMNS]
     for pool in pools:
@@ -71,7 +71,7 @@ def _clear(cache_dir: str, chosen: str) -> None:
 
 def _keep(cache_dir: str, limit_bytes: float) -> None:
     fits = make_room(cache_dir, 0, limit_bytes)
-    left = f"{cache_dir} holds {_size(sum(pool.num_bytes for pool in list_pools(cache_dir)))} MB"
+    left = f"{cache_dir} holds {_size(sum(pool.num_bytes for pool in list_entries(cache_dir)))} MB"
     print(f"{left}." if fits else f"{left}, more than that: what is left is in use, or of another user.")
 
 

@@ -1,6 +1,6 @@
 """Set configs against each other: ``python -m transfer_learning.compare --dataset NAME|FOLDER|TABLE.csv``.
 
-Without --config, a pretrained network against a small one from random weights. Every side is trained with every seed on the
+Without --config, a pretrained network against a small one from random weights. Every variant is trained with every seed on the
 same images for as many epochs, one process after the other. Out come learning curves with their spread, the epochs and
 seconds to given accuracies, the final accuracy with an interval and a paired test, parameters, size and time: a table, a
 figure and a page.
@@ -29,7 +29,7 @@ from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison import statistics
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan, last_phase
 from transfer_learning.experiments.comparison.report import read_table, write_results
-from transfer_learning.experiments.comparison.variants import chosen_sides
+from transfer_learning.experiments.comparison.variants import chosen_variants
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.stopping import STOPS, StopRequest
@@ -45,7 +45,7 @@ EXAMPLES = """examples:
   python -m transfer_learning.compare --dataset photos/ --seeds 5 --epochs 20
   python -m transfer_learning.compare --dataset photos/ --config narrow= --config 'wide=--head 512' --config other=a.json
 
-Flags of a config apply to all sides, but without --config --weights is where the pretrained one starts. `--config NAME=` is
+Flags of a config apply to all variants, but without --config --weights is where the pretrained one starts. `--config NAME=` is
 the recipe of the dataset as `run` takes it."""
 
 
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     try:
         with StopRequest() as stop, directory.locked():
             directory.write_plan(plan)
-            sides, search = best_rates(plan, directory, stop)
-            train_all(plan, sides, directory, stop)
-            print(f"\n{write_results(plan, sides, search, directory)}")
+            variants, search = best_rates(plan, directory, stop)
+            train_all(plan, variants, directory, stop)
+            print(f"\n{write_results(plan, variants, search, directory)}")
     except Stopped as stopped:
         print(f"Stopped by {stopped}; continue the comparison with: {command}")
         return stopped.exit_code
@@ -78,20 +78,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--config",
         action="append",
         metavar="NAME=WHAT",
-        help="a side: a JSON file with all fields of a config or some, or flags in quotes",
+        help="a variant: a JSON file with all fields of a config or some, or flags in quotes",
     )
     parser.add_argument(
         "--seeds",
         type=int,
         metavar="N",
-        help=f"runs of each side, with seeds from --seed on (default: {Plan.num_seeds})",
+        help=f"runs of each variant, with seeds from --seed on (default: {Plan.num_seeds})",
     )
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of each side, of both phases together")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of each variant, of both phases together")
     parser.add_argument(
         "--learning-rates",
         type=numbers,
         metavar="RATES",
-        help="as 1e-4,1e-3,1e-2: each side is trained with each, and goes on with the one that is best on "
+        help="as 1e-4,1e-3,1e-2: each variant is trained with each, and goes on with the one that is best on "
         "the validation images; of a config with two phases it is the rate of the second",
     )
     parser.add_argument(
@@ -141,15 +141,15 @@ def begun(flags: argparse.Namespace, command: str = "") -> tuple[ComparisonDir, 
     if flags.resume:
         if flags.config or flags.epochs or flags.learning_rates or flags.run_dir or given_values(flags):
             raise UserError(
-                "--resume takes the sides as they were begun; leave every flag out but --seeds and --reach."
+                "--resume takes the variants as they were begun; leave every flag out but --seeds and --reach."
             )
         directory = ComparisonDir(Path(flags.resume))
         if not directory.plan.exists():
             raise UserError(f"{flags.resume} holds no comparison; give the directory that `compare` printed.")
         return directory, dataclasses.replace(directory.read_plan(), **more)
-    sides, reasons = chosen_sides(flags)
-    first_seed = next(iter(sides.values())).seed
-    plan = Plan(sides, flags.learning_rates or (), first_seed, reasons=tuple(reasons), command=command, **more)
+    variants, reasons = chosen_variants(flags)
+    first_seed = next(iter(variants.values())).seed
+    plan = Plan(variants, flags.learning_rates or (), first_seed, reasons=tuple(reasons), command=command, **more)
     check(plan)
     directory = ComparisonDir(Path(flags.run_dir or default_path(plan)))
     if directory.plan.exists():
@@ -172,13 +172,13 @@ def is_empty(path: Path) -> bool:
 
 def default_path(plan: Plan) -> Path:
     """A directory that only the same comparison has, so that the same command finds it again."""
-    name = Path(next(iter(plan.sides.values())).dataset.replace(":", "-")).stem
+    name = Path(next(iter(plan.variants.values())).dataset.replace(":", "-")).stem
     return Path("runs") / f"compare-{name}-{hashlib.sha256(plan.identity.encode()).hexdigest()[:8]}"
 
 
 def check(plan: Plan) -> None:
     """Raises UserError for rates that cannot be searched."""
-    for name, config in plan.sides.items():
+    for name, config in plan.variants.items():
         if plan.learning_rates and not config.monitor.startswith("val"):
             raise UserError(
                 f"--learning-rates are judged on validation images, but {name} has --monitor {config.monitor}; give val_loss "
@@ -200,23 +200,23 @@ def with_rate(config: RunConfig, rate: float) -> RunConfig:
 def best_rates(
     plan: Plan, directory: ComparisonDir, stop: StopRequest
 ) -> tuple[dict[str, RunConfig], dict[str, list[dict[str, Any]]]]:
-    """Trains each side with each rate and the first seed.
+    """Trains each variant with each rate and the first seed.
 
     Which rate is taken is decided by the histories alone, which know of no test image. The run of that rate is the
     comparison's run for the first seed.
 
     Returns:
-        The sides with their best rates, and for each what every rate came to.
+        The variants with their best rates, and for each what every rate came to.
 
     Raises:
-        UserError: a side diverged at every rate, or something that the user has to mend.
+        UserError: a variant diverged at every rate, or something that the user has to mend.
     """
     if not plan.learning_rates:
-        return dict(plan.sides), {}
+        return dict(plan.variants), {}
     diverged = read_json(directory.diverged) if directory.diverged.exists() else {}
-    total = len(plan.sides) * len(plan.learning_rates)
-    for number, (rate, name) in enumerate(in_turns(plan.learning_rates, plan.sides), start=1):
-        config = with_rate(plan.sides[name], rate)
+    total = len(plan.variants) * len(plan.learning_rates)
+    for number, (rate, name) in enumerate(in_turns(plan.learning_rates, plan.variants), start=1):
+        config = with_rate(plan.variants[name], rate)
         run_dir = directory.run(name, plan.first_seed, rate)
         title = f"[rate {number} of {total}] {name}, learning rate {rate:g}, seed {plan.first_seed}"
         if run_dir.path.name in diverged:
@@ -231,14 +231,14 @@ def best_rates(
             diverged[run_dir.path.name] = str(error)
             write_json(directory.diverged, diverged)
 
-    sides, search = {}, {}
-    for name, config in plan.sides.items():
+    variants, search = {}, {}
+    for name, config in plan.variants.items():
         run_dirs = {rate: directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates}
         histories = {
             rate: read_table(run_dir.history) for rate, run_dir in run_dirs.items() if run_dir.path.name not in diverged
         }
         chosen = statistics.chosen_rate(histories, config.monitor)
-        sides[name] = with_rate(config, chosen)
+        variants[name] = with_rate(config, chosen)
         search[name] = [
             {
                 "learning_rate": rate,
@@ -251,15 +251,15 @@ def best_rates(
             for rate, run_dir in run_dirs.items()
         ]
         print(f"\n{name} goes on with learning rate {chosen:g}, the best by {config.monitor}.", flush=True)
-    return sides, search
+    return variants, search
 
 
-def train_all(plan: Plan, sides: Mapping[str, RunConfig], directory: ComparisonDir, stop: StopRequest) -> None:
-    """Trains every side with every seed."""
-    total = len(plan.seeds) * len(sides)
-    for number, (seed, name) in enumerate(in_turns(plan.seeds, sides), start=1):
+def train_all(plan: Plan, variants: Mapping[str, RunConfig], directory: ComparisonDir, stop: StopRequest) -> None:
+    """Trains every variant with every seed."""
+    total = len(plan.seeds) * len(variants)
+    for number, (seed, name) in enumerate(in_turns(plan.seeds, variants), start=1):
         title = f"[{number} of {total}] {name}, seed {seed}"
-        config = with_values(sides[name], {"seed": seed})
+        config = with_values(variants[name], {"seed": seed})
         train(directory.run(name, seed, plan.searched_rate(config)), config, title, stop)
 
 
@@ -329,7 +329,7 @@ def run_child(run_dir: RunDir, stop: StopRequest) -> None:
         raise UserError(problems[-1])
     how = f"exit code {process.returncode}"
     if process.returncode < 0:
-        how = f"{signal.Signals(-process.returncode).name}; if the memory was not enough, compare anew with --micro-batches 2"
+        how = f"{signal.Signals(-process.returncode).name}; if the memory was not enough, compare anew with --gradient-accumulation-steps 2"
     raise UserError(f"The process that trained {run_dir.path} was ended by {how}.")
 
 

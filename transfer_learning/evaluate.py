@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     with quiet_start():
         from transfer_learning.experiments.finished_run import (
-            Member,
+            FinishedRun,
             compare_pair,
             evaluate_again,
             evaluate_ensemble,
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         from transfer_learning.experiments.soups import make_soup
 
-    members = [Member(run_dir) for run_dir in run_dirs]
+    members = [FinishedRun(run_dir) for run_dir in run_dirs]
     if flags.soup:
         make_soup(members, new)
     elif flags.paired:

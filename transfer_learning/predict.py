@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with muted():
         set_up_devices(config.precision, config.seed, begun_with)
     classifier = load_model(config, run_dir.model, recorded["weights_sha256"])
-    if flags.unknown and not classifier.unknown_below:
+    if flags.unknown and not classifier.rejection_threshold:
         raise UserError(
             f"{run_dir.path} has no rule for --unknown: it was trained without validation images, or before there was one; "
             "leave it out, or train again with a --val-fraction above 0."
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"A class of {run_dir.path} is itself called {UNKNOWN}, so what the rule finds could not be told from it; leave "
             "--unknown away, and compare confidences with the threshold in the report."
         )
-    unknown_below = classifier.unknown_below if flags.unknown else 0.0
+    rejection_threshold = classifier.rejection_threshold if flags.unknown else 0.0
     if hasattr(sys.stdout, "reconfigure"):  # a file name need not be UTF-8, and goes out as it came in
         sys.stdout.reconfigure(errors="surrogateescape")
     writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pixels = np.stack([pixels for _, pixels in readable])
             predicted = probabilities(classifier, pixels, np.arange(len(pixels)))
             for (file, _), row in zip(readable, predicted, strict=True):
-                name = UNKNOWN if row.max() < unknown_below else classifier.class_names[row.argmax()]
+                name = UNKNOWN if row.max() < rejection_threshold else classifier.class_names[row.argmax()]
                 writer.writerow((file, name, f"{row.max():.9g}"))
     print(f"Predicted {len(files) - skipped:,} images, skipped {skipped:,}.", file=sys.stderr)
 

@@ -23,10 +23,10 @@ from transfer_learning.datasets.manifest import check_classes
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.experiments.cached_features import find_kept_features
-from transfer_learning.recipes.resolve import chosen_config
+from transfer_learning.recipes.resolve import resolve_config
 from transfer_learning.reports.audit import crop_in_words, in_lines, new_audit_dir, write_audit
-from transfer_learning.reports.page import counts_by_class, held_out_classes
-from transfer_learning.storage.cache import list_pools
+from transfer_learning.reports.page import counts_by_class, unseen_class_counts
+from transfer_learning.storage.cache import list_entries
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if getattr(flags, "dataset", flags.place) != flags.place:
             raise UserError(f"{flags.place} and --dataset {flags.dataset} are two datasets; name one.")
         flags.dataset = flags.place
-    config, _ = chosen_config(flags)  # what `run` would choose
+    config, _ = resolve_config(flags)  # what `run` would choose
     folder = new_audit_dir(flags.out or default_folder(config))
     decided = read_corrections(config.corrections) if config.corrections else None
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for line in described_data(data):
         logger.info(line)
-    for pool in list_pools(config.cache_dir):
+    for pool in list_entries(config.cache_dir):
         if pool.path == data.store.folder:  # none where the disk refuses, which was said
             print(f"Kept in {pool.path}, with those of other datasets: {pool.about}, {size(pool.num_bytes)}.")
     print(
@@ -139,11 +139,11 @@ def features_for(config: RunConfig, data: Data, is_asked: bool) -> Features | No
 
 def described_data(data: Data) -> Iterator[str]:
     """What is in a dataset, line by line: images by class and split, and all that was left out, with reasons."""
-    yield f"{data.in_words()}."
+    yield f"{data.describe()}."
     yield ""
     yield from class_table(data)
-    if held_out := held_out_classes(data.manifest):
-        yield f"Held out: {', '.join(f'{name} ({count:,} images)' for name, count in held_out.items())}."
+    if unseen_classes := unseen_class_counts(data.manifest):
+        yield f"Held out: {', '.join(f'{name} ({count:,} images)' for name, count in unseen_classes.items())}."
     yield ""
     skipped = data.manifest[data.manifest["split"] == ""]
     if len(skipped):

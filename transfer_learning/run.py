@@ -10,7 +10,7 @@ from pathlib import Path
 from transfer_learning.cli.parser import Parser, add_config_flags, given_values, quiet_start, run_main
 from transfer_learning.config import PHASES, RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
-from transfer_learning.recipes.resolve import chosen_config
+from transfer_learning.recipes.resolve import resolve_config
 from transfer_learning.storage.run_directory import RunDir, existing_run_dir, new_run_dir
 
 EXAMPLES = """examples:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             print(f"{run_dir.path} is finished; its report is {run_dir.report}.")
             return ExitCode.DONE
     else:
-        config, reasons = chosen_config(flags)
+        config, reasons = resolve_config(flags)
         run_dir = new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
     print(f"Run directory: {run_dir.path}", flush=True)
     continuing = f"{shlex.quote(sys.executable)} -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         return stopped.exit_code
     for phase in PHASES:
         if evaluation[phase]:
-            print(history.in_words(phase, evaluation[phase]))
-    print(f"{metrics.in_words(evaluation)}\nReport: {run_dir.report}")
+            print(history.describe(phase, evaluation[phase]))
+    print(f"{metrics.describe(evaluation)}\nReport: {run_dir.report}")
     return ExitCode.DONE
 
 

@@ -34,7 +34,7 @@ def test_a_flag_that_is_not_given_leaves_no_trace():
         (["--skip-unreadable"], {"skip_unreadable": True}),
         (["--frozen.epochs", "3"], {"frozen.epochs": 3}),
         (["--fine-tune.learning-rate=1e-5"], {"fine_tune.learning_rate": 1e-5}),
-        (["--fine-tune.open", "0.3"], {"fine_tune.open": "0.3"}),
+        (["--fine-tune.unfreeze", "0.3"], {"fine_tune.unfreeze": "0.3"}),
     ],
 )
 def test_flags_become_values_by_the_names_of_the_fields(arguments, values):
@@ -46,7 +46,7 @@ def test_every_field_is_a_flag_but_the_one_that_has_a_single_value():
     add_config_flags(parser)
     flags = {option for action in parser._actions for option in action.option_strings}
     for name in flat(RunConfig()):
-        assert (f"--{flag_name(name)}" in flags) == (name != "frozen.open")
+        assert (f"--{flag_name(name)}" in flags) == (name != "frozen.unfreeze")
 
 
 def test_help_shows_every_flag_with_its_choices(capsys):
@@ -150,7 +150,7 @@ codes = [
     code_of(run.main, ["--dataset", "drawn_pils"]),
     code_of(run.main, ["--dataset", "digits", "--backbone", "resnet5"]),
     code_of(run.main, ["--dataset", "digits", "--batch-size", "0"]),
-    code_of(run.main, ["--dataset", "digits", "--fine-tune.open", "conv5"]),
+    code_of(run.main, ["--dataset", "digits", "--fine-tune.unfreeze", "conv5"]),
     code_of(predict.main, ["no/such/run", "a.jpg"]),
 ]
 print(json.dumps([codes, sorted({"tensorflow", "keras", "torch"} & set(sys.modules))]))

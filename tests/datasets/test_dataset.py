@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.logs import log_messages
 from transfer_learning.datasets.data import load_data
-from transfer_learning.datasets.dataset import HELD_OUT, Example, hold_out, with_class_names
+from transfer_learning.datasets.dataset import UNSEEN, Example, split_off_unseen, with_class_names
 from transfer_learning.errors import UserError
 
 SPLIT_OF = {"a": "train", "b": "", "c": "test", "d": "val"}
@@ -15,14 +15,15 @@ DATASET = with_class_names("letters", [Example(f"{label}/1", label, split, None)
 
 
 @pytest.mark.parametrize(
-    ("names", "held_out"), [("", set()), (" , ", set()), ("c", {"c"}), ("a,c", {"a", "c"}), (" a , d ", {"a", "d"})]
+    ("names", "unseen_classes"),
+    [("", set()), (" , ", set()), ("c", {"c"}), ("a,c", {"a", "c"}), (" a , d ", {"a", "d"})],
 )
-def test_the_classes_that_are_named_go_and_the_others_stay_as_they_are(names, held_out):
-    result = hold_out(DATASET, names)
-    assert set(result.class_names) == set("abcd") - held_out
+def test_the_classes_that_are_named_go_and_the_others_stay_as_they_are(names, unseen_classes):
+    result = split_off_unseen(DATASET, names)
+    assert set(result.class_names) == set("abcd") - unseen_classes
     assert [example.id for example in result.examples] == [example.id for example in DATASET.examples]
     for example in result.examples:
-        assert example.split == (HELD_OUT if example.label in held_out else SPLIT_OF[example.label])
+        assert example.split == (UNSEEN if example.label in unseen_classes else SPLIT_OF[example.label])
 
 
 @pytest.mark.parametrize(
@@ -30,16 +31,16 @@ def test_the_classes_that_are_named_go_and_the_others_stay_as_they_are(names, he
 )
 def test_a_class_that_is_not_there_and_too_few_that_are_left(names, words):
     with pytest.raises(UserError, match=words):
-        hold_out(DATASET, names)
+        split_off_unseen(DATASET, names)
 
 
 def test_the_images_of_other_classes_keep_their_split_and_the_held_out_ones_have_no_label(small_config):
     said = log_messages()
-    every, left = (load_data(dataclasses.replace(small_config, held_out=names)) for names in ("", "cross"))
-    assert left.class_names == ("circle", "stripes") and "14 of classes held out" in left.in_words()
-    held_out = left.split(HELD_OUT)
-    assert len(held_out) == 14 and set(held_out.labels) == {-1} and not len(every.split(HELD_OUT))
-    assert held_out.inputs[held_out.rows].shape == (14, 16, 16, 3)
+    every, left = (load_data(dataclasses.replace(small_config, unseen_classes=names)) for names in ("", "cross"))
+    assert left.class_names == ("circle", "stripes") and "14 of classes held out" in left.describe()
+    unseen_classes = left.split(UNSEEN)
+    assert len(unseen_classes) == 14 and set(unseen_classes.labels) == {-1} and not len(every.split(UNSEEN))
+    assert unseen_classes.inputs[unseen_classes.rows].shape == (14, 16, 16, 3)
     for split in ("train", "val", "test"):
         before, after = every.split(split), left.split(split)
         stays = np.array([not id.startswith("cross/") for id in before.ids])
@@ -53,5 +54,5 @@ def test_the_same_picture_in_a_class_that_is_held_out_sets_nothing_aside(small_c
     folder = draw_photos(tmp_path / "photos")
     for path in (folder / "circle").iterdir():
         (folder / "cross" / f"again_{path.name}").write_bytes(path.read_bytes())
-    data = load_data(dataclasses.replace(small_config, dataset=str(folder), held_out="cross"))
-    assert (data.manifest["problem"] == "").all() and len(data.split(HELD_OUT)) == 28
+    data = load_data(dataclasses.replace(small_config, dataset=str(folder), unseen_classes="cross"))
+    assert (data.manifest["problem"] == "").all() and len(data.split(UNSEEN)) == 28

@@ -162,7 +162,7 @@ def test_the_gain_is_a_sentence_that_says_whether_it_may_be_chance(gained, lost,
     gain = ensemble.paired_difference(
         judged([0] * gained + [1] * lost + [1] * 20), judged([1] * gained + [0] * lost + [1] * 20)
     )
-    sentence = ensemble.in_words(gain, "the plain image", "the average")
+    sentence = ensemble.describe(gain, "the plain image", "the average")
     assert all(word in sentence for word in words), sentence
 
 

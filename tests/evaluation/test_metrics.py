@@ -83,13 +83,13 @@ def test_top_5_counts_the_five_most_probable():
     result = metrics.evaluate(table, names)
     assert result["top_5_accuracy"] == pytest.approx(5 / 7)
     assert result["top_5_interval"] == pytest.approx([0.3589, 0.9178], abs=1e-4), "Wilson's for 5 of 7"
-    told = metrics.in_words(result | {"split": "test"})
+    told = metrics.describe(result | {"split": "test"})
     assert told.startswith("test accuracy 14.29% (") and "), top-5 71.43%, macro F1 " in told
 
 
 def test_top_5_is_not_told_of_five_classes():
     result = metrics.evaluate(table_of([0, 1], [0, 1], list("abcde")), list("abcde"))
-    assert "top_5_interval" not in result and "top-5" not in metrics.in_words(result | {"split": "val"})
+    assert "top_5_interval" not in result and "top-5" not in metrics.describe(result | {"split": "val"})
 
 
 def test_a_large_table_is_measured_in_parts_as_if_it_were_one(monkeypatch):

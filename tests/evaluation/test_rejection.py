@@ -27,7 +27,7 @@ def judged(confidences, right):
 def test_the_threshold_keeps_the_share_that_it_was_chosen_for(confidences, expected):
     found = rejection.threshold(np.array(confidences))
     assert found == pytest.approx(expected)
-    assert np.mean(np.array(confidences) >= found) >= rejection.KEPT_SHARE
+    assert np.mean(np.array(confidences) >= found) >= rejection.ACCEPTED_FRACTION
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 7, 19, 20, 21, 174, 1000])
@@ -35,7 +35,7 @@ def test_it_is_one_of_the_confidences_and_no_rounding_moves_an_image(num_images)
     confidences = np.random.default_rng(num_images).random(num_images).astype(np.float32)
     found = rejection.threshold(confidences)
     assert found in confidences.tolist()
-    assert np.mean(confidences < found) <= 1 - rejection.KEPT_SHARE < np.mean(confidences <= found) + 1e-9
+    assert np.mean(confidences < found) <= 1 - rejection.ACCEPTED_FRACTION < np.mean(confidences <= found) + 1e-9
 
 
 def test_cost_and_benefit_by_hand():
@@ -45,21 +45,21 @@ def test_cost_and_benefit_by_hand():
     kinds = result.pop("others")
     assert result == {
         "threshold": 0.65,
-        "kept_share": 0.95,
+        "accepted_fraction": 0.95,
         "num_examples": 5,
         "num_right": 3,
         "num_wrong": 2,
-        "num_right_called_unknown": 1,
-        "num_wrong_called_unknown": 1,
+        "num_right_rejected": 1,
+        "num_wrong_rejected": 1,
     }
-    assert kinds["noise"]["num_images"] == 4 and kinds["noise"]["called_unknown"] == 0.5
+    assert kinds["noise"]["num_images"] == 4 and kinds["noise"]["rejected_fraction"] == 0.5
     assert kinds["noise"]["interval"][0] < 0.5 < kinds["noise"]["interval"][1]
     # Of 20 pairs of a judged image and noise, the judged one is surer in 5 + 5 + 3 (0.9, 0.8, 0.95 above 0.7).
-    assert kinds["noise"]["told_apart"] == pytest.approx(13 / 20)
+    assert kinds["noise"]["auroc"] == pytest.approx(13 / 20)
     assert kinds["nothing like it"] | {"interval": None} == {
         "num_images": 1,
-        "called_unknown": 1.0,
-        "told_apart": 1.0,
+        "rejected_fraction": 1.0,
+        "auroc": 1.0,
         "interval": None,
     }
     assert json.loads(json.dumps(kinds, allow_nan=False)) == kinds
@@ -67,5 +67,5 @@ def test_cost_and_benefit_by_hand():
 
 def test_what_is_at_the_threshold_is_kept():
     result = rejection.measure(0.75, judged([0.75], [1]), {"same": np.float32([0.75])})
-    assert result["num_right_called_unknown"] == 0 and result["others"]["same"]["called_unknown"] == 0
-    assert result["others"]["same"]["told_apart"] == 0.5
+    assert result["num_right_rejected"] == 0 and result["others"]["same"]["rejected_fraction"] == 0
+    assert result["others"]["same"]["auroc"] == 0.5

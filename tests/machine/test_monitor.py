@@ -16,7 +16,7 @@ from tests.machine.test_gpus import GPU, NOT_SUPPORTED, make_machine
 from tests.support.logs import log_messages
 from transfer_learning.errors import Stopped
 from transfer_learning.machine import gpus, monitor, resources
-from transfer_learning.machine.monitor import COLUMNS, Monitor, in_words, read_hardware
+from transfer_learning.machine.monitor import COLUMNS, Monitor, describe, read_hardware
 
 GB = 10**9
 LOST = pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
@@ -181,7 +181,12 @@ def test_gpus_have_columns_of_their_own(watched, monkeypatch, tmp_path):
     ("changes", "gpu", "num_samples", "words"),
     [
         ({"available": 0.05 * 16 * GB}, {}, 5, []),
-        ({"available": 0.04 * 16 * GB}, {}, 5, ["640 MB of 16.0 GB of memory are left", "--micro-batches"]),
+        (
+            {"available": 0.04 * 16 * GB},
+            {},
+            5,
+            ["640 MB of 16.0 GB of memory are left", "--gradient-accumulation-steps"],
+        ),
         ({"free": 1.1 * GB}, {}, 5, []),
         ({"free": 0.9 * GB}, {}, 5, ["900 MB are left on the disk of"]),
         ({}, {"reasons": 0x40}, 2, []),  # not yet sustained
@@ -463,13 +468,13 @@ def test_a_run_in_words(watched, machine, monkeypatch, tmp_path):
         line(time="2026-02-01T12:00:00+00:00", session=2),
     ]
     path.write_text("\n".join([header, *rows, ""]))
-    assert in_words(read_hardware(path)) == [
+    assert describe(read_hardware(path)) == [
         "4 samples in 2:00 min, 2 sessions: processors 40 % busy on average (20 % by this run), no less than 4.0 GB of "
         "16.0 GB of memory left, up to 2.0 GB held by the run itself.",
         "GPU 0: 40 % in use on average, up to 3.0 GB of 4.0 GB of memory, up to 80 °C, up to 30 W, clock lowered for 25 % "
         "of the time.",
     ]
     path.write_text("\n".join([header, rows[0], ""]))
-    assert in_words(read_hardware(path))[0].startswith("1 sample in 0.0 s: no less than 10.0 GB of 16.0 GB")
+    assert describe(read_hardware(path))[0].startswith("1 sample in 0.0 s: no less than 10.0 GB of 16.0 GB")
     path.write_text("time,session\n2026-01-31T12:00:00+00:00,1\n")
-    assert in_words(read_hardware(path)) == ["1 sample in 0.0 s: nothing is known."]
+    assert describe(read_hardware(path)) == ["1 sample in 0.0 s: nothing is known."]

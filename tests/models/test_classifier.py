@@ -13,9 +13,9 @@ from transfer_learning.models.classifier import (
     build_classifier,
     leaf_layers,
     load_model,
-    open_layers,
     probabilities,
     save_model,
+    unfreeze_layers,
 )
 
 CLASS_NAMES = ("Fish Oil", 'with "quotes", and comma', "薬")
@@ -62,7 +62,7 @@ def test_what_each_way_of_opening_opens(classifier):
         ("0.001", every[-1:]),
         ("block4", [name for name in every if name.startswith(("block4", "block5"))]),
     ):
-        open_layers(classifier, "small_cnn", opened)
+        unfreeze_layers(classifier, "small_cnn", opened)
         assert open_names(classifier) == expected, opened
         assert all(layer.trainable for layer in classifier.head.layers)
 
@@ -70,7 +70,7 @@ def test_what_each_way_of_opening_opens(classifier):
 @pytest.mark.parametrize("opened", ["block9", "block", "1.5", "0", "nan", ""])
 def test_a_part_that_is_not_there_is_refused_with_the_known_ones(classifier, opened):
     with pytest.raises(UserError, match="is no part of small_cnn; give one of block1, block2"):
-        open_layers(classifier, "small_cnn", opened)
+        unfreeze_layers(classifier, "small_cnn", opened)
 
 
 def moving_statistics(classifier):
@@ -86,7 +86,7 @@ def moving_statistics(classifier):
 def test_batch_norm_learns_statistics_only_from_random_weights(small_config, pretrained):
     weights = small_config.weights if pretrained else "none"
     classifier = build_classifier(dataclasses.replace(small_config, weights=weights), CLASS_NAMES)
-    open_layers(classifier, "small_cnn", "all")
+    unfreeze_layers(classifier, "small_cnn", "all")
     before = moving_statistics(classifier)
     classifier.logits(IMAGES.astype(np.float32), training=True)
     same = [np.array_equal(old, new) for old, new in zip(before, moving_statistics(classifier), strict=True)]
@@ -111,7 +111,7 @@ def test_probabilities_of_an_image_do_not_depend_on_what_stands_beside_it(classi
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4, 3.0])
 def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_config, tmp_path, temperature):
-    classifier = dataclasses.replace(classifier, temperature=temperature, unknown_below=0.75)
+    classifier = dataclasses.replace(classifier, temperature=temperature, rejection_threshold=0.75)
     path = tmp_path / "model.keras"
     save_model(classifier, path)
     expected = probabilities(classifier, IMAGES, np.arange(5))
@@ -121,7 +121,7 @@ def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_conf
     loaded = load_model(small_config, path)
     assert loaded.class_names == CLASS_NAMES and loaded.weights_sha256 == classifier.weights_sha256
     assert np.array_equal(probabilities(loaded, IMAGES, np.arange(5)), expected)
-    assert (loaded.temperature, loaded.unknown_below) == (temperature, 0.75)
+    assert (loaded.temperature, loaded.rejection_threshold) == (temperature, 0.75)
 
 
 def test_rules_do_not_compile_the_network_again(classifier):
@@ -152,13 +152,14 @@ def test_a_temperature_changes_confidences_and_no_class(classifier):
 
 def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_config, tmp_path):
     new, old = tmp_path / "new.keras", tmp_path / "old.keras"
-    save_model(dataclasses.replace(classifier, temperature=2.0, unknown_below=0.5), new)
+    save_model(dataclasses.replace(classifier, temperature=2.0, rejection_threshold=0.5), new)
     with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as copy:
         for name in source.namelist():
             if name != "calibration.json":
                 copy.writestr(name, source.read(name))
     rules = [
-        (loaded.temperature, loaded.unknown_below) for loaded in (load_model(small_config, path) for path in (new, old))
+        (loaded.temperature, loaded.rejection_threshold)
+        for loaded in (load_model(small_config, path) for path in (new, old))
     ]
     assert rules == [(2.0, 0.5), (1.0, 0.0)]
 
@@ -172,9 +173,9 @@ def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_con
         '{"temperature": "2"}',
         "[]",
         "{",
-        '{"unknown_below": 2.0}',
-        '{"unknown_below": NaN}',
-        '{"unknown_below": null}',
+        '{"rejection_threshold": 2.0}',
+        '{"rejection_threshold": NaN}',
+        '{"rejection_threshold": null}',
     ],
 )
 def test_a_rule_that_is_none_is_a_sentence(classifier, small_config, tmp_path, content):

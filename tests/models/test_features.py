@@ -16,8 +16,8 @@ from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.models import features
 from transfer_learning.models.classifier import build_classifier
-from transfer_learning.models.inference_graph import frozen_graph
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.models.inference_graph import inference_graph
+from transfer_learning.storage.array_cache import ArrayCache
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)
 HASHES = [f"hash {number}" for number in range(11)]
@@ -44,19 +44,19 @@ def batches():
 
 @pytest.fixture
 def extract(extractor, tmp_path, batches):
-    """Calls `kept_activations` with a cache of its own; returns the features in the order of `rows`, and what was said."""
+    """Calls `cached_activations` with a cache of its own; returns the features in the order of `rows`, and what was said."""
 
     def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None, cache_gb=1.0, change=None):
         said = log_messages()
         hashes = [HASHES[row] for row in rows]
-        graph = frozen_graph(extractor, 2)
+        graph = inference_graph(extractor, 2)
 
         def compute(images):
             batches.append(images.numpy().tobytes())
             return graph(images)
 
         activations = features.activations_of(extractor, key, "small_cnn", tmp_path / cache)
-        values, positions = features.kept_activations(
+        values, positions = features.cached_activations(
             activations, compute, IMAGES, rows, hashes, tmp_path / cache, cache_gb, change
         )
         assert values.dtype == np.float32 and positions.dtype == np.int64
@@ -139,7 +139,7 @@ import numpy as np
 import transfer_learning
 import keras
 from transfer_learning.models import features
-from transfer_learning.models.inference_graph import frozen_graph
+from transfer_learning.models.inference_graph import inference_graph
 
 features.BATCH, features.BYTES_KEPT_AT_ONCE = 2, 4 * 4 * 256
 with np.load(sys.argv[2]) as given:
@@ -150,8 +150,8 @@ def progress(done, total):
         os.kill(os.getpid(), signal.SIGKILL)
 
 extractor = keras.models.load_model(sys.argv[3])
-features.kept_activations(
-    features.activations_of(extractor, "key", "small_cnn", sys.argv[1]), frozen_graph(extractor, 2), images,
+features.cached_activations(
+    features.activations_of(extractor, "key", "small_cnn", sys.argv[1]), inference_graph(extractor, 2), images,
     np.arange(11), hashes, sys.argv[1], 1.0, None, print, progress,
 )
 """
@@ -180,7 +180,7 @@ def test_damaged_features_are_computed_again_and_said(extract, tmp_path):
 
 def test_a_full_disk_costs_the_keeping_and_not_the_run(extract, batches, monkeypatch):
     expected, _ = extract(cache="unbroken")
-    original, calls = KeptArrays._add_on_disk, []
+    original, calls = ArrayCache._add_on_disk, []
 
     def full(*arguments):
         calls.append(arguments)
@@ -189,7 +189,7 @@ def test_a_full_disk_costs_the_keeping_and_not_the_run(extract, batches, monkeyp
         return original(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(KeptArrays, "_add_on_disk", full)
+        patched.setattr(ArrayCache, "_add_on_disk", full)
         values, said = extract()
     np.testing.assert_array_equal(values, expected)
     assert len(said) == 2 and said[1].startswith("Features of small_cnn need 1 MB in ") and "No space" in said[1]
@@ -202,7 +202,7 @@ def test_where_memory_is_short_too_it_is_told_what_is_needed_and_where(extract, 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(KeptArrays, "_add_on_disk", full)
+    monkeypatch.setattr(ArrayCache, "_add_on_disk", full)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     with pytest.raises(UserError, match="The features of small_cnn need 1 MB in .*cache, .*No space.*--cache-dir"):
         extract()

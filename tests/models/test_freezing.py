@@ -8,8 +8,8 @@ import pytest
 
 from transfer_learning.config import RunConfig
 from transfer_learning.models.backbones import BACKBONES
-from transfer_learning.models.classifier import build_classifier, open_layers
-from transfer_learning.models.freezing import cut_at_boundary
+from transfer_learning.models.classifier import build_classifier, unfreeze_layers
+from transfer_learning.models.freezing import find_cut
 
 SIZE = 40
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
@@ -33,8 +33,8 @@ def test_the_two_sides_are_the_network(classifier):
     expected = np.asarray(network.model(IMAGES, training=False))
     heights = []
     for opened in ("none", *reversed(BACKBONES[name].stages[1:]), "0.1", "0.5"):
-        open_layers(network, name, opened)
-        cut = cut_at_boundary(network)
+        unfreeze_layers(network, name, opened)
+        cut = find_cut(network)
         np.testing.assert_allclose(cut.logits(cut.lower(IMAGES)), expected, rtol=1e-4, atol=1e-4)
         assert not cut.lower.trainable_variables, opened
         above = {id(variable) for layer in cut.layers for variable in layer.trainable_variables}
@@ -59,8 +59,8 @@ def test_it_is_cut_between_its_stages(classifier):
         ("efficientnet_lite0", "stage5", (4, 4, 80)),
     ):
         if backbone == name:
-            open_layers(network, name, opened)
-            assert cut_at_boundary(network).lower.output_shape[1:] == shape
+            unfreeze_layers(network, name, opened)
+            assert find_cut(network).lower.output_shape[1:] == shape
 
 
 def test_no_shortcut_crosses_the_cut_inside_of_a_block():
@@ -69,7 +69,7 @@ def test_no_shortcut_crosses_the_cut_inside_of_a_block():
     for layer in network.backbone.layers:
         layer.trainable = False
     first.trainable = True
-    cut = cut_at_boundary(network)
+    cut = find_cut(network)
     assert cut.lower.output_shape[1:] == (2, 2, 2048)  # what block 1 ends with
     expected = np.asarray(network.model(IMAGES, training=False))
     np.testing.assert_allclose(cut.logits(cut.lower(IMAGES)), expected, rtol=1e-4, atol=1e-4)
@@ -78,14 +78,14 @@ def test_no_shortcut_crosses_the_cut_inside_of_a_block():
 @pytest.mark.parametrize(("pretrained", "opened"), [(True, "all"), (False, "block4"), (False, "all")])
 def test_nothing_can_be_kept_where_all_trains_or_batch_statistics_count(pretrained, opened):
     network = dataclasses.replace(built("small_cnn"), pretrained=pretrained)
-    open_layers(network, "small_cnn", opened)
-    assert cut_at_boundary(network) is None
+    unfreeze_layers(network, "small_cnn", opened)
+    assert find_cut(network) is None
 
 
 def test_only_the_head_is_in_training_mode_above_the_cut():
     network = built("small_cnn", dropout=0.5)
-    open_layers(network, "small_cnn", "block5")
-    cut = cut_at_boundary(network)
+    unfreeze_layers(network, "small_cnn", "block5")
+    cut = find_cut(network)
     activations = cut.lower(IMAGES)
     moving = [layer.moving_mean for layer in cut.layers if isinstance(layer, keras.layers.BatchNormalization)]
     before = [np.array(mean) for mean in moving]
@@ -98,8 +98,8 @@ def test_in_mixed_float16_the_activations_are_those_of_the_network():
     keras.config.set_dtype_policy("mixed_float16")
     network = built("small_cnn")
     expected = np.asarray(network.model(IMAGES, training=False))
-    open_layers(network, "small_cnn", "block4")
-    cut = cut_at_boundary(network)
+    unfreeze_layers(network, "small_cnn", "block4")
+    cut = find_cut(network)
     kept = np.asarray(cut.lower(IMAGES))
     assert kept.dtype == np.float16
     np.testing.assert_array_equal(cut.logits(kept.astype(np.float32)), expected)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from transfer_learning.models.backbones import build_backbone
-from transfer_learning.models.inference_graph import fold_batch_norm, frozen_graph
+from transfer_learning.models.inference_graph import fold_batch_norm, inference_graph
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
 
@@ -108,7 +108,7 @@ def test_a_frozen_graph_keeps_the_weights_that_it_was_made_with(precision):
     network = with_statistics(build_backbone("efficientnet_lite0", 32, "none"))
     images = np.repeat(np.repeat(IMAGES, 2, 1), 2, 2)
     expected = network(images, training=False).numpy().astype(np.float32)
-    compute = frozen_graph(network, len(images))
+    compute = inference_graph(network, len(images))
     for variable in network.weights:
         variable.assign(np.zeros(variable.shape))
     actual = compute(tf.constant(images))

@@ -6,9 +6,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from transfer_learning.errors import UserError
-from transfer_learning.models.pytorch_weights import Counterpart, load_state_dict
+from transfer_learning.models.pytorch_weights import PyTorchWeights, load_state_dict
 
-COUNTERPART = Counterpart("tiny of nobody", {"stem": "conv1", "deep": "block.conv", "norm": "block.bn"}.get, "fc")
+COUNTERPART = PyTorchWeights("tiny of nobody", {"stem": "conv1", "deep": "block.conv", "norm": "block.bn"}.get, "fc")
 ADVICE = "give another file"
 RANDOM = np.random.default_rng(0)
 

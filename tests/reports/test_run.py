@@ -63,7 +63,7 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     predictions.write(table, run_dir.predictions(split))
     evaluation = metrics.evaluate(table, class_names)
     evaluation["calibration"] = calibration.measure(table, 1.25)
-    evaluation["unknown"] = rejection.measure(0.95, table, {"white noise": np.float32([0.5, 0.96])})
+    evaluation["rejection"] = rejection.measure(0.95, table, {"white noise": np.float32([0.5, 0.96])})
     evaluation |= {"split": split, "weights_sha256": "ab" * 32, "frozen": PHASE, "fine_tune": fine_tune}
     text = {"encoding": "utf-8", "errors": "surrogateescape"}
     run_dir.evaluation.write_text(json.dumps(evaluation), **text)

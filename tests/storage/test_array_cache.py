@@ -21,7 +21,7 @@ from tests.support import ROOT
 from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.storage import array_cache
-from transfer_learning.storage.array_cache import KeptArrays, share_kept, space_told
+from transfer_learning.storage.array_cache import ArrayCache, cached_fraction, disk_full_as_user_error
 
 SHAPE = (2, 3)
 KEYS = [f"key {number}" for number in range(6)]
@@ -31,7 +31,7 @@ ARRAYS = list(np.random.default_rng(0).standard_normal((6, *SHAPE)).astype(np.fl
 @pytest.fixture
 def pool(tmp_path):
     """A folder in which the first four arrays are kept."""
-    with KeptArrays(tmp_path / "pool", SHAPE, np.float32) as arrays:
+    with ArrayCache(tmp_path / "pool", SHAPE, np.float32) as arrays:
         arrays.add(KEYS[:4], ARRAYS[:4], [f"note {number}" for number in range(4)])
     return tmp_path / "pool"
 
@@ -39,7 +39,7 @@ def pool(tmp_path):
 def found(folder, shape=SHAPE):
     """Opens a pool; returns the keys that are in it, each with the right bits, and what was said."""
     said = log_messages()
-    with KeptArrays(folder, shape, np.float32) as arrays:
+    with ArrayCache(folder, shape, np.float32) as arrays:
         positions, rows = arrays.positions(KEYS), arrays.rows
     here = [key for key, position in zip(KEYS, positions, strict=True) if position >= 0]
     for expected, position in zip(ARRAYS, positions, strict=True):
@@ -49,14 +49,14 @@ def found(folder, shape=SHAPE):
 
 
 def add_all(folder):
-    with KeptArrays(folder, SHAPE, np.float32) as arrays:
+    with ArrayCache(folder, SHAPE, np.float32) as arrays:
         arrays.positions(KEYS)
         arrays.add(KEYS, ARRAYS)
 
 
 def test_round_trip_to_the_bit(pool):
     assert found(pool) == (KEYS[:4], [])
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
         assert arrays.positions(["no such", KEYS[2]]).tolist() == [-1, 2]
         assert arrays.notes(["no such", KEYS[2]]) == ["", "note 2"]
         assert arrays.rows.shape == (4, *SHAPE) and arrays.rows.dtype == np.float32 and len(arrays.rows) == 4
@@ -64,21 +64,21 @@ def test_round_trip_to_the_bit(pool):
 
 
 def test_an_empty_pool_has_rows_too(tmp_path):
-    with KeptArrays(tmp_path / "deep" / "pool", SHAPE, np.float32) as arrays:
+    with ArrayCache(tmp_path / "deep" / "pool", SHAPE, np.float32) as arrays:
         assert arrays.rows.shape == (0, *SHAPE) and arrays.rows[[]].shape == (0, *SHAPE)
         assert arrays.positions([]).shape == (0,)
         assert arrays.positions(["a"]).dtype == np.int64
 
 
 def test_a_key_is_kept_once_and_as_it_was_first(pool):
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
         assert arrays.add([KEYS[0], "new", "new"], [ARRAYS[5], ARRAYS[4], ARRAYS[5]]).tolist() == [0, 4, 4]
         np.testing.assert_array_equal(arrays.rows[[0, 4]], [ARRAYS[0], ARRAYS[4]])
         assert len(arrays.rows) == 5
 
 
 def test_rows_that_were_taken_stay_valid_while_others_are_added_and_the_pool_is_closed(pool):
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
         before = arrays.rows
         arrays.add(KEYS[4:], ARRAYS[4:])
     assert len(before) == 4
@@ -99,9 +99,9 @@ RECORDS = {  # shape and dtype of a pool, and records for it
 def test_rows_by_position_on_disk_and_in_memory(name, num_on_disk, positions, tmp_path, monkeypatch):
     monkeypatch.setattr(array_cache, "BYTES_AT_ONCE", 7)
     shape, dtype, records = RECORDS[name]
-    with KeptArrays(tmp_path / "pool", shape, dtype) as arrays:
+    with ArrayCache(tmp_path / "pool", shape, dtype) as arrays:
         arrays.add(KEYS[:num_on_disk], records[:num_on_disk])
-        arrays.hold_in_memory("a test")
+        arrays.spill_to_memory("a test")
         arrays.add(KEYS[num_on_disk:4], records[num_on_disk:])
         where = arrays.positions(KEYS[:4])
         assert (where < array_cache.HELD).sum() == num_on_disk and where.dtype == np.int64
@@ -127,9 +127,9 @@ def test_rows_by_position_on_disk_and_in_memory(name, num_on_disk, positions, tm
 )
 def test_what_is_no_position_is_refused_and_not_taken_for_another_one(positions, shape, tmp_path):
     records = ARRAYS if shape else [b"a", b"b", b"c", b"d", b"e"]
-    with KeptArrays(tmp_path / "pool", shape, np.float32) as arrays:
+    with ArrayCache(tmp_path / "pool", shape, np.float32) as arrays:
         arrays.add(KEYS[:4], records[:4])
-        arrays.hold_in_memory("a test")
+        arrays.spill_to_memory("a test")
         arrays.add(["held"], records[4:5])
         with pytest.raises(IndexError, match="expected"):
             arrays.rows[positions]
@@ -137,7 +137,7 @@ def test_what_is_no_position_is_refused_and_not_taken_for_another_one(positions,
 
 def test_bytes_come_back_and_their_damage_is_found_out(tmp_path, monkeypatch):
     records = RECORDS["bytes"][2]
-    with KeptArrays(tmp_path / "pool", None, None) as arrays:
+    with ArrayCache(tmp_path / "pool", None, None) as arrays:
         assert arrays.add(KEYS[:4], records).tolist() == [0, 1, 2, 3]
         with pytest.raises(ValueError, match="expected bytes, got ndarray"):
             arrays.add(["other"], [np.zeros(3, np.uint8)])
@@ -146,11 +146,11 @@ def test_bytes_come_back_and_their_damage_is_found_out(tmp_path, monkeypatch):
     content[30] ^= 1
     (tmp_path / "pool" / "records.bin").write_bytes(content)
     said = log_messages()
-    with KeptArrays(tmp_path / "pool", None, None) as arrays:
+    with ArrayCache(tmp_path / "pool", None, None) as arrays:
         assert arrays.positions(KEYS[:4]).tolist() == [0, 1, -1, 3] and "1 kept arrays" in said[0]
         assert arrays.add(KEYS[:4], records).tolist() == [0, 1, 4, 3]
         assert arrays.rows[[3, 4, 0]] == [records[3], records[2], b""]
-    with KeptArrays(tmp_path / "pool", None, None) as arrays:
+    with ArrayCache(tmp_path / "pool", None, None) as arrays:
         assert arrays.positions(KEYS[:4]).tolist() == [0, 1, 4, 3]
 
 
@@ -175,23 +175,23 @@ def test_bytes_come_back_and_their_damage_is_found_out(tmp_path, monkeypatch):
 @pytest.mark.parametrize("shape", [(6,), None])
 def test_a_row_of_the_index_that_says_something_else_is_damage(shape, change, tmp_path):
     records = [np.frombuffer(data, np.uint8) if shape else data for data in (b"first.", b"second", b"third.")]
-    with KeptArrays(tmp_path / "pool", shape, np.uint8) as arrays:
+    with ArrayCache(tmp_path / "pool", shape, np.uint8) as arrays:
         arrays.add(KEYS[:3], records)
     with contextlib.closing(sqlite3.connect(tmp_path / "pool" / "index.sqlite")) as index, index:
         index.execute(f"UPDATE kept SET {change} WHERE number = 2")
-    with KeptArrays(tmp_path / "pool", shape, np.uint8) as arrays:
+    with ArrayCache(tmp_path / "pool", shape, np.uint8) as arrays:
         assert bytes(arrays.rows[0]) == b"first.", "rows are there before anybody has looked for damage"
         assert arrays.positions(KEYS[:3]).tolist() == [0, -1, 2]
         assert list(map(bytes, arrays.rows[[0, 2]])) == [b"first.", b"third."]
 
 
 def test_a_row_that_points_to_the_right_bytes_in_another_place_is_damage_where_places_follow_from_numbers(tmp_path):
-    with KeptArrays(tmp_path / "pool", (6,), np.uint8) as arrays:
+    with ArrayCache(tmp_path / "pool", (6,), np.uint8) as arrays:
         arrays.add(KEYS[:2], list(np.arange(12, dtype=np.uint8).reshape(2, 6)))
     with contextlib.closing(sqlite3.connect(tmp_path / "pool" / "index.sqlite")) as index, index:
         index.execute("UPDATE kept SET offset = 6 WHERE number = 1")
     (tmp_path / "pool" / "records.bin").write_bytes(bytes([9] * 6 + list(range(6))))
-    with KeptArrays(tmp_path / "pool", (6,), np.uint8) as arrays:
+    with ArrayCache(tmp_path / "pool", (6,), np.uint8) as arrays:
         assert arrays.positions(KEYS[:2]).tolist() == [-1, -1]
 
 
@@ -199,7 +199,7 @@ def test_many_keys_are_found_in_parts_and_each_with_its_own_record(tmp_path, mon
     monkeypatch.setattr(array_cache, "KEYS_AT_ONCE", 50)
     monkeypatch.setattr(array_cache, "RECORDS_AT_ONCE", 3)
     keys = [f"key {number}" for number in range(333)]
-    with KeptArrays(tmp_path / "pool", (2,), np.int64) as arrays:
+    with ArrayCache(tmp_path / "pool", (2,), np.int64) as arrays:
         arrays.add(keys, [np.full(2, number) for number in range(333)])
     with open(tmp_path / "pool" / "records.bin", "r+b") as records:
         for number in (0, 49, 50, 200, 332):
@@ -207,14 +207,14 @@ def test_many_keys_are_found_in_parts_and_each_with_its_own_record(tmp_path, mon
             records.write(b"\xff")
     asked = list(np.random.default_rng(0).permutation(350)) + [7, 200, 200]
     said = log_messages()
-    with KeptArrays(tmp_path / "pool", (2,), np.int64) as arrays:
+    with ArrayCache(tmp_path / "pool", (2,), np.int64) as arrays:
         positions = arrays.positions([f"key {number}" for number in asked])
     expected = [-1 if number >= 333 or number in (0, 49, 50, 200, 332) else number for number in asked]
     assert positions.tolist() == expected and len(said) == 1 and said[0].startswith("5 kept arrays")
 
 
 def test_threads_read_at_once(tmp_path):
-    with KeptArrays(tmp_path / "pool", (1000,), np.int32) as arrays:
+    with ArrayCache(tmp_path / "pool", (1000,), np.int32) as arrays:
         arrays.add([str(number) for number in range(200)], [np.full(1000, number, np.int32) for number in range(200)])
         rows = arrays.rows
 
@@ -227,7 +227,7 @@ def test_threads_read_at_once(tmp_path):
 
 
 def test_reading_all_of_a_pool_takes_no_memory(tmp_path):
-    with KeptArrays(tmp_path / "pool", (1 << 20,), np.uint8) as arrays:
+    with ArrayCache(tmp_path / "pool", (1 << 20,), np.uint8) as arrays:
         keys = [str(number) for number in range(64)]
         for key in keys:
             arrays.add([key], [np.full(1 << 20, int(key), np.uint8)])
@@ -239,7 +239,7 @@ def test_reading_all_of_a_pool_takes_no_memory(tmp_path):
 
 
 def test_a_record_that_is_cut_off_while_it_is_in_use_is_an_error_and_no_signal(pool):
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
         rows = arrays.rows
         os.truncate(pool / "records.bin", 3 * ARRAYS[0].nbytes + 5)
         np.testing.assert_array_equal(rows[[0, 2]], [ARRAYS[0], ARRAYS[2]])
@@ -250,7 +250,7 @@ def test_a_record_that_is_cut_off_while_it_is_in_use_is_an_error_and_no_signal(p
 
 @pytest.mark.parametrize("array", [np.zeros((3, 2), np.float32), np.zeros(SHAPE, np.float64)])
 def test_another_shape_or_dtype_is_refused_and_nothing_of_that_addition_stays(array, pool):
-    with KeptArrays(pool, SHAPE, np.float32) as arrays, pytest.raises(ValueError, match="expected float32"):
+    with ArrayCache(pool, SHAPE, np.float32) as arrays, pytest.raises(ValueError, match="expected float32"):
         arrays.add(KEYS[4:], [ARRAYS[4], array])
     assert found(pool) == (KEYS[:4], [])
 
@@ -259,11 +259,11 @@ SHARING = """
 import sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.array_cache import ArrayCache
 
 first, last = map(int, sys.argv[2:])
 for start in range(first, last, 5):
-    with KeptArrays(Path(sys.argv[1]), (64,), np.int64) as arrays:
+    with ArrayCache(Path(sys.argv[1]), (64,), np.int64) as arrays:
         numbers = range(start, start + 5)
         arrays.add([str(number) for number in numbers], [np.full(64, number) for number in numbers])
 """
@@ -276,7 +276,7 @@ def test_processes_that_add_overlapping_keys_at_once_write_over_nothing(tmp_path
         for numbers in ranges
     ]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
-    with KeptArrays(tmp_path / "pool", (64,), np.int64) as arrays:
+    with ArrayCache(tmp_path / "pool", (64,), np.int64) as arrays:
         positions = arrays.positions([str(number) for number in range(150)])
         assert sorted(positions) == list(range(150)) and len(arrays.rows) == 150
         np.testing.assert_array_equal(arrays.rows[positions], np.repeat(np.arange(150)[:, None], 64, axis=1))
@@ -297,7 +297,7 @@ def killing(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return original(*arguments)
 
-with kept.KeptArrays(Path(sys.argv[1]), (2, 3), np.float32) as arrays:
+with kept.ArrayCache(Path(sys.argv[1]), (2, 3), np.float32) as arrays:
     setattr(os, sys.argv[3], killing)
     arrays.add(["key 4", "other"], [np.ones((2, 3), np.float32)] * 2)
 """
@@ -326,7 +326,7 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_the_run_goes
             return original(arguments[0], arguments[1][:5], arguments[2])  # a short write comes first
         raise OSError(number, os.strerror(number))
 
-    with KeptArrays(pool, SHAPE, np.float32, "features of a test") as arrays:
+    with ArrayCache(pool, SHAPE, np.float32, "features of a test") as arrays:
         before = arrays.rows
         with monkeypatch.context() as patched:
             patched.setattr(array_cache.os, function, full)
@@ -354,8 +354,8 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_the_run_goes
 
 @pytest.mark.parametrize("array", [np.zeros((3, 2), np.float32), np.zeros(SHAPE, np.float64)])
 def test_another_shape_or_dtype_is_refused_in_memory_too(array, pool):
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
-        arrays.hold_in_memory("a test")
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
+        arrays.spill_to_memory("a test")
         with pytest.raises(ValueError, match="expected float32"):
             arrays.add(KEYS[4:], [ARRAYS[4], array])
         assert arrays.positions(KEYS).tolist() == [0, 1, 2, 3, -1, -1] and len(arrays.rows) == 4
@@ -363,7 +363,7 @@ def test_another_shape_or_dtype_is_refused_in_memory_too(array, pool):
 
 def test_an_index_that_cannot_grow_is_a_full_disk(pool):
     said = log_messages()
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
         arrays._index.execute(f"PRAGMA max_page_count = {arrays._index.execute('PRAGMA page_count').fetchone()[0]}")
         many = [f"{number:0200}" for number in range(100)]
         positions = arrays.add(many, [ARRAYS[0]] * 100)
@@ -376,7 +376,7 @@ def test_what_the_disk_is_not_to_blame_for_stays_an_error(number, pool, monkeypa
     def fail(*arguments):
         raise OSError(number, os.strerror(number))
 
-    with monkeypatch.context() as patched, KeptArrays(pool, SHAPE, np.float32) as arrays:
+    with monkeypatch.context() as patched, ArrayCache(pool, SHAPE, np.float32) as arrays:
         patched.setattr(array_cache.os, "fsync", fail)
         with pytest.raises(OSError, match=os.strerror(number)):
             arrays.add(KEYS, ARRAYS)
@@ -390,13 +390,13 @@ def test_what_the_disk_is_not_to_blame_for_stays_an_error(number, pool, monkeypa
 def test_half_of_the_available_memory_may_be_taken(available, needed, fits, pool, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
     said = log_messages()
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
-        arrays.hold_in_memory("No space left on device")
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
+        arrays.spill_to_memory("No space left on device")
         if fits:
             assert arrays.add(KEYS[4:], ARRAYS[4:], needed_bytes=needed)[0] == array_cache.HELD and len(said) == 1
             return
         with pytest.raises(UserError, match="The features need . MB.*No space left.*more than half of the . MB of mem"):
-            with space_told("The features", needed, pool):
+            with disk_full_as_user_error("The features", needed, pool):
                 arrays.add(KEYS[4:], ARRAYS[4:], needed_bytes=needed)
         assert said == [] and len(arrays.rows) == 4
 
@@ -404,8 +404,8 @@ def test_half_of_the_available_memory_may_be_taken(available, needed, fits, pool
 def test_what_is_in_memory_already_counts_where_nobody_says_how_much_will_come(pool, monkeypatch):
     available = [200]
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available[0]))
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
-        arrays.hold_in_memory("No space left on device")
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
+        arrays.spill_to_memory("No space left on device")
         for key in range(4):
             arrays.add([str(key)], ARRAYS[:1])
             available[0] -= ARRAYS[0].nbytes
@@ -417,7 +417,7 @@ def test_what_is_in_memory_already_counts_where_nobody_says_how_much_will_come(p
 def test_damage_on_a_full_disk_is_not_taken_for_what_is_there(is_full_later, pool, monkeypatch):
     flip_bit(pool)
     said = log_messages()
-    with KeptArrays(pool, SHAPE, np.float32) as arrays:
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
         limit = arrays._index.execute("PRAGMA page_count").fetchone()[0]
         with contextlib.closing(sqlite3.connect(pool / "index.sqlite", isolation_level=None)) as other:
             monkeypatch.setattr(array_cache, "LOCK_SECONDS", 0.1)
@@ -427,7 +427,7 @@ def test_damage_on_a_full_disk_is_not_taken_for_what_is_there(is_full_later, poo
         assert arrays.positions(KEYS[:4]).tolist() == [0, 1, -1, 3] and len(said) == 1
         if is_full_later:
             arrays._index.execute(f"PRAGMA max_page_count = {limit}")
-            arrays.hold_in_memory("No space left on device")
+            arrays.spill_to_memory("No space left on device")
         positions = arrays.add(KEYS, ARRAYS)
         assert (positions >= array_cache.HELD).any() == is_full_later and positions[2] != 2
         np.testing.assert_array_equal(arrays.rows[positions], ARRAYS)
@@ -439,13 +439,13 @@ def test_a_pool_that_another_process_holds_for_long_is_an_error_with_a_name(pool
     with contextlib.closing(sqlite3.connect(pool / "index.sqlite", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert found(pool) == (KEYS[:4], []), "reading goes on"
-        with KeptArrays(pool, SHAPE, np.float32) as arrays, pytest.raises(OSError, match="locked") as raised:
+        with ArrayCache(pool, SHAPE, np.float32) as arrays, pytest.raises(OSError, match="locked") as raised:
             arrays.add(KEYS, ARRAYS)
         assert raised.value.errno == errno.EBUSY
         other.execute("COMMIT")
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(OSError, match="locked") as raised:
-            KeptArrays(pool, SHAPE, np.float32)
+            ArrayCache(pool, SHAPE, np.float32)
         assert raised.value.errno == errno.EBUSY
 
 
@@ -453,11 +453,11 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.array_cache import ArrayCache
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 said = []
-with KeptArrays(Path(sys.argv[1]), (100,), np.int64, said.append) as arrays:
+with ArrayCache(Path(sys.argv[1]), (100,), np.int64, said.append) as arrays:
     for start in range(0, 100, 10):
         arrays.add([str(n) for n in range(start, start + 10)], [np.full(100, n) for n in range(start, start + 10)])
     keys = [str(n) for n in range(100)]
@@ -475,7 +475,7 @@ def test_files_that_may_not_grow_by_the_systems_own_word(limit, most, tmp_path):
     assert done.returncode == 0, done.stderr
     num_on_disk, num_said = map(int, done.stdout.split()[:2])
     assert num_on_disk <= most and num_on_disk % 10 == 0 and num_said == (num_on_disk < 100)
-    with KeptArrays(tmp_path / "pool", (100,), np.int64) as arrays:
+    with ArrayCache(tmp_path / "pool", (100,), np.int64) as arrays:
         keys = [str(number) for number in range(100)]
         positions = arrays.positions(keys)
         assert (positions >= 0).sum() == num_on_disk
@@ -584,11 +584,11 @@ def flip_bit_of_the_last(pool):
 
 @pytest.mark.parametrize("damage", [delete_index, garbage, flip_bit, flip_bit_of_the_last])
 def test_what_a_running_process_reads_does_not_change_when_another_one_starts_anew(damage, pool):
-    with KeptArrays(pool, SHAPE, np.float32) as running:
+    with ArrayCache(pool, SHAPE, np.float32) as running:
         rows = running.rows
         damage(pool)
         before = rows[np.arange(4)]
-        with KeptArrays(pool, SHAPE, np.float32) as other:
+        with ArrayCache(pool, SHAPE, np.float32) as other:
             other.positions(KEYS)
             other.add(KEYS[4:], ARRAYS[4:])
     np.testing.assert_array_equal(rows[np.arange(4)], before)
@@ -597,9 +597,9 @@ def test_what_a_running_process_reads_does_not_change_when_another_one_starts_an
 
 def test_a_running_process_whose_pool_was_made_anew_goes_on_in_memory(pool):
     said = log_messages()
-    with KeptArrays(pool, SHAPE, np.float32) as running:
+    with ArrayCache(pool, SHAPE, np.float32) as running:
         delete_index(pool)
-        with KeptArrays(pool, SHAPE, np.float32) as other:
+        with ArrayCache(pool, SHAPE, np.float32) as other:
             other.add(KEYS[:1], ARRAYS[:1])
             assert (
                 running.add(KEYS, ARRAYS).tolist() == [0, 1, 2, 3, array_cache.HELD, array_cache.HELD + 1]
@@ -633,7 +633,7 @@ def read_only(pool):
 def test_a_folder_that_cannot_be_written_is_read_and_what_is_new_goes_to_memory(read_only):
     assert found(read_only) == (KEYS[:4], [])
     said = log_messages()
-    with KeptArrays(read_only, SHAPE, np.float32) as arrays:
+    with ArrayCache(read_only, SHAPE, np.float32) as arrays:
         assert arrays.add(KEYS[:4], ARRAYS[:4]).tolist() == [0, 1, 2, 3] and said == []
         assert arrays.add(KEYS, ARRAYS).tolist() == [0, 1, 2, 3, array_cache.HELD, array_cache.HELD + 1]
         np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
@@ -646,7 +646,7 @@ def test_a_folder_that_cannot_be_written_is_read_and_what_is_new_goes_to_memory(
 def test_a_folder_that_cannot_be_made_or_made_anew_leaves_memory(name, shape, read_only):
     records = [b"a", b"b"] if shape is None else [np.full(shape, number, np.float32) for number in range(2)]
     said = log_messages()
-    with KeptArrays(read_only / name, shape, np.float32) as arrays:
+    with ArrayCache(read_only / name, shape, np.float32) as arrays:
         assert arrays.positions(KEYS).tolist() == [-1] * 6 and len(arrays.rows) == 0 and arrays.notes(KEYS[:1]) == [""]
         assert arrays.add(KEYS[:2], records, ["x", "y"]).tolist() == [array_cache.HELD, array_cache.HELD + 1]
         arrays.add(KEYS[1:3], records)
@@ -664,7 +664,7 @@ def test_a_folder_that_is_no_folder_is_the_users_mistake(name, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "dangling").symlink_to(tmp_path / "no such")
     with pytest.raises(OSError) as raised:
-        KeptArrays(tmp_path / name, SHAPE, np.float32)
+        ArrayCache(tmp_path / name, SHAPE, np.float32)
     assert raised.value.errno in (errno.ENOTDIR, errno.EEXIST, errno.ENOENT)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -687,15 +687,15 @@ def test_records_that_cannot_be_written_in_a_folder_that_can_are_made_anew_where
         os.seteuid(0)
     os.chmod(read_only, 0o777)
     os.seteuid(user)
-    with KeptArrays(read_only, (6,), np.float32) as arrays:
+    with ArrayCache(read_only, (6,), np.float32) as arrays:
         assert arrays.add(KEYS[:1], [ARRAYS[0].reshape(6)]) == [0], "on disk, not in memory"
 
 
 def test_what_cannot_be_written_is_told_with_the_space_it_needs():
     with pytest.raises(UserError, match=r"^The features need 2 MB in here, .*No space.*--cache-dir\.$"):
-        with space_told("The features", 1_000_001, "here"):
+        with disk_full_as_user_error("The features", 1_000_001, "here"):
             raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(BrokenPipeError), space_told("The features", 1, "here"):
+    with pytest.raises(BrokenPipeError), disk_full_as_user_error("The features", 1, "here"):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 
@@ -703,16 +703,16 @@ def test_what_cannot_be_written_is_told_with_the_space_it_needs():
     ("keys", "share"), [([], 0), (KEYS[:4], 1), (KEYS, 4 / 6), (["no such"], 0), (["no such", KEYS[3]], 0.5)]
 )
 def test_the_share_that_is_kept(keys, share, pool):
-    assert share_kept(pool, SHAPE, np.float32, keys) == share
-    assert share_kept(pool, list(SHAPE), "float32", keys) == share
+    assert cached_fraction(pool, SHAPE, np.float32, keys) == share
+    assert cached_fraction(pool, list(SHAPE), "float32", keys) == share
     for shape, dtype in (((6,), np.float32), (SHAPE, np.int32), (None, None)):
-        assert share_kept(pool, shape, dtype, keys) == 0, "of another layout"
+        assert cached_fraction(pool, shape, dtype, keys) == 0, "of another layout"
 
 
 @pytest.mark.parametrize("damage", [delete_index, garbage, half_garbage, older_version, drop_table, empty_table])
 def test_looking_how_much_is_kept_changes_nothing(damage, pool):
     damage(pool)
     before = {path: path.read_bytes() for path in pool.iterdir()}
-    assert share_kept(pool, SHAPE, np.float32, KEYS) == 0
-    assert share_kept(pool / "no such", SHAPE, np.float32, KEYS) == 0
+    assert cached_fraction(pool, SHAPE, np.float32, KEYS) == 0
+    assert cached_fraction(pool / "no such", SHAPE, np.float32, KEYS) == 0
     assert {path: path.read_bytes() for path in pool.iterdir()} == before

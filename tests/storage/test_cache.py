@@ -29,29 +29,29 @@ from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.storage import array_cache
 from transfer_learning.storage import cache as cache_module
-from transfer_learning.storage.array_cache import KeptArrays
-from transfer_learning.storage.cache import clear, list_pools, make_room
+from transfer_learning.storage.array_cache import ArrayCache
+from transfer_learning.storage.cache import clear, list_entries, make_room
 
 
 @pytest.fixture
 def cache(tmp_path):
     """A cache of three pools, the oldest first: pixels/old 24 B, features/middle 48 B, features/new 72 B of records."""
     for number, name in enumerate(("pixels/old", "features/middle", "features/new"), 1):
-        with KeptArrays(tmp_path / "cache" / name, SHAPE, np.float32, f"{number} of a test") as arrays:
+        with ArrayCache(tmp_path / "cache" / name, SHAPE, np.float32, f"{number} of a test") as arrays:
             arrays.add(KEYS[:number], ARRAYS[:number])
         os.utime(tmp_path / "cache" / name / "records.bin", (1e9 * number / 3, 1e9 * number / 3))
     return tmp_path / "cache"
 
 
 def names(folder):
-    return [pool.name for pool in list_pools(folder)]
+    return [pool.name for pool in list_entries(folder)]
 
 
 ALL = ["features/middle", "features/new", "pixels/old"]
 
 
 def test_a_cache_is_listed(cache):
-    cache = list_pools(cache)
+    cache = list_entries(cache)
     assert [pool.name for pool in cache] == ALL and [pool.kind for pool in cache] == ["features", "features", "pixels"]
     assert [pool.about for pool in cache] == ["2 of a test", "3 of a test", "1 of a test"]
     assert [pool.num_records for pool in cache] == [2, 3, 1] and not any(pool.in_use for pool in cache)
@@ -62,18 +62,18 @@ def test_a_cache_is_listed(cache):
 
 def test_being_opened_is_the_last_use_and_looking_is_none(cache):
     before = time.time() - 1
-    with KeptArrays(cache / "pixels" / "old", SHAPE, np.float32):
+    with ArrayCache(cache / "pixels" / "old", SHAPE, np.float32):
         pass
     for _ in range(2):
-        middle, new, old = list_pools(cache)
+        middle, new, old = list_entries(cache)
         assert middle.last_used < new.last_used < old.last_used and old.last_used.timestamp() > before
 
 
 def test_words_about_a_pool_are_those_of_its_last_use_that_had_any(cache):
     for about, expected in (("other", "other"), ("", "other"), ("last", "last")):
-        with KeptArrays(cache / "pixels" / "old", SHAPE, np.float32, about) as arrays:
+        with ArrayCache(cache / "pixels" / "old", SHAPE, np.float32, about) as arrays:
             assert arrays.positions(KEYS[:1]) == [0]
-        assert list_pools(cache)[2].about == expected
+        assert list_entries(cache)[2].about == expected
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_words_about_a_pool_are_those_of_its_last_use_that_had_any(cache):
     ],
 )
 def test_a_damaged_pool_is_listed_and_can_be_cleared(damage, about, cache):
-    with KeptArrays(cache / "pixels" / "large", SHAPE, np.float32) as arrays:
+    with ArrayCache(cache / "pixels" / "large", SHAPE, np.float32) as arrays:
         arrays.add([f"{number:0200}" for number in range(100)], [ARRAYS[0]] * 100)
     damage(cache / "pixels" / "large")
-    pool = list_pools(cache)[2]
+    pool = list_entries(cache)[2]
     assert pool.name == "pixels/large" and pool.about.startswith(about) and pool.num_records == 0
     assert clear(cache, "large") == ([pool], []) and names(cache) == ALL
 
@@ -124,11 +124,11 @@ def test_what_is_no_pool_is_neither_listed_nor_touched(cache):
 
 
 def test_no_cache_holds_nothing(tmp_path):
-    assert list_pools(tmp_path / "no such") == [] == list_pools(tmp_path)
+    assert list_entries(tmp_path / "no such") == [] == list_entries(tmp_path)
     assert clear(tmp_path, "all") == ([], [])
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError):
-        list_pools(tmp_path / "file")
+        list_entries(tmp_path / "file")
     assert make_room(tmp_path / "no such", 5, 5) and not make_room(tmp_path / "no such", 6, 5)
 
 
@@ -174,7 +174,7 @@ def test_room_is_made_by_what_was_not_used_for_longest(num_bytes, limit, used, d
         os.utime(cache / name / "records.bin", (50_000 + number, 50_000 + number))
     with contextlib.ExitStack() as stack:
         for name in used:
-            stack.enter_context(KeptArrays(cache / name, SHAPE, np.float32))
+            stack.enter_context(ArrayCache(cache / name, SHAPE, np.float32))
         assert make_room(cache, num_bytes * size, limit * size) is fits
     assert names(cache) == [name for name in ALL if name not in deleted]
     assert len(said) == bool(deleted)
@@ -193,16 +193,16 @@ def test_a_pool_that_may_not_be_deleted_stays_and_others_make_room(cache, monkey
         return original(folder)
 
     monkeypatch.setattr(cache_module, "_delete", refusing)
-    assert make_room(cache, 0, list_pools(cache)[0].num_bytes + 100) is True
+    assert make_room(cache, 0, list_entries(cache)[0].num_bytes + 100) is True
     assert names(cache) == ["pixels/old"]
 
 
 def test_a_pool_is_in_use_while_it_is_open_and_while_its_rows_live(cache):
     def is_used():
-        return list_pools(cache)[2].in_use
+        return list_entries(cache)[2].in_use
 
     folder = cache / "pixels" / "old"
-    arrays, second = (KeptArrays(folder, SHAPE, np.float32) for _ in range(2))
+    arrays, second = (ArrayCache(folder, SHAPE, np.float32) for _ in range(2))
     assert is_used()
     arrays.close()
     assert is_used(), "by the second one"
@@ -219,9 +219,9 @@ USING = """
 import sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.array_cache import ArrayCache
 
-with KeptArrays(Path(sys.argv[1]), (2, 3), np.float32) as arrays:
+with ArrayCache(Path(sys.argv[1]), (2, 3), np.float32) as arrays:
     rows = arrays.rows
 print("open", flush=True)
 sys.stdin.read()
@@ -241,11 +241,11 @@ def test_a_pool_that_another_process_uses_stays_until_that_is_killed(cache):
 
 
 def test_rows_stay_valid_after_the_pool_is_deleted(cache, monkeypatch):
-    with KeptArrays(cache / "features" / "new", SHAPE, np.float32) as arrays:
+    with ArrayCache(cache / "features" / "new", SHAPE, np.float32) as arrays:
         rows = arrays.rows
     monkeypatch.setattr(cache_module, "_is_used", lambda folder: False)  # as on a file system without locks
     clear(cache, "all")
-    with KeptArrays(cache / "features" / "new", SHAPE, np.float32) as arrays:
+    with ArrayCache(cache / "features" / "new", SHAPE, np.float32) as arrays:
         arrays.add(KEYS[:3], [np.zeros(SHAPE, np.float32)] * 3)
     np.testing.assert_array_equal(rows[np.arange(3)], ARRAYS[:3])
 
@@ -253,7 +253,7 @@ def test_rows_stay_valid_after_the_pool_is_deleted(cache, monkeypatch):
 def test_a_run_whose_pool_is_deleted_under_it_goes_on_in_memory(cache, monkeypatch):
     monkeypatch.setattr(cache_module, "_is_used", lambda folder: False)
     said = log_messages()
-    with KeptArrays(cache / "features" / "new", SHAPE, np.float32) as arrays:
+    with ArrayCache(cache / "features" / "new", SHAPE, np.float32) as arrays:
         clear(cache, "all")
         assert (arrays.add(KEYS[3:], ARRAYS[3:]) >= array_cache.HELD).all() and len(said) == 1
         np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
@@ -269,7 +269,7 @@ def test_who_waited_for_a_folder_that_is_deleted_meanwhile_takes_the_one_that_is
         assert waiting.is_alive()
         shutil.rmtree(folder)
         if is_made_anew:
-            with KeptArrays(folder, SHAPE, np.float32) as arrays:
+            with ArrayCache(folder, SHAPE, np.float32) as arrays:
                 arrays.add(KEYS[:2], ARRAYS[:2])
     waiting.join(30)
     assert result == [(KEYS, [])] and (folder / "records.bin").stat().st_size == 6 * ARRAYS[0].nbytes
@@ -283,7 +283,7 @@ def test_who_waited_to_delete_a_folder_leaves_the_one_that_took_its_place_whole(
         time.sleep(0.2)
         assert waiting.is_alive()
         shutil.rmtree(folder)
-        arrays = KeptArrays(folder, SHAPE, np.float32)
+        arrays = ArrayCache(folder, SHAPE, np.float32)
         arrays.add(KEYS, ARRAYS)
     waiting.join(30)
     arrays.close()
@@ -294,13 +294,13 @@ USING_AND_CLEARING = """
 import sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.storage.array_cache import KeptArrays
-from transfer_learning.storage.cache import clear, list_pools
+from transfer_learning.storage.array_cache import ArrayCache
+from transfer_learning.storage.cache import clear, list_entries
 
 cache, first = Path(sys.argv[1]), int(sys.argv[2])
 for turn in range(40):
     numbers = np.arange(first, first + 10)
-    with KeptArrays(cache / "kind" / "name", (64,), np.int64, print) as arrays:
+    with ArrayCache(cache / "kind" / "name", (64,), np.int64, print) as arrays:
         positions = arrays.positions([str(number) for number in numbers])
         arrays.add([str(number) for number in numbers], [np.full(64, number) for number in numbers])
         positions = arrays.positions([str(number) for number in numbers])

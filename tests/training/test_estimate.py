@@ -14,9 +14,17 @@ from transfer_learning.evaluation.ood import NUM_IMAGES
 from transfer_learning.experiments import train
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.models.features import Activations
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.training import estimate
-from transfer_learning.training.estimate import CLOSING_SECONDS, FORWARD, PHASE_SECONDS, TRAINING, Foresight, Kept, Work
+from transfer_learning.training.estimate import (
+    CLOSING_SECONDS,
+    FORWARD,
+    PHASE_SECONDS,
+    TRAINING,
+    Kept,
+    RunEstimate,
+    Work,
+)
 
 WORK = Work(train=700, val=100, test=200)
 SAMPLE = Sample([], 0.5, 250.0, 1000, "")
@@ -39,10 +47,10 @@ def test_decoding_and_evaluation_grow_with_their_images():
 
 
 @pytest.mark.parametrize("missing", [1.0, 0.25, 0.0])
-@pytest.mark.parametrize("views", [0, 3])
-def test_a_frozen_phase_on_kept_features_takes_one_pass_over_what_is_missing(views, missing):
-    config = RunConfig(frozen=Phase(epochs=50, views=views, augmentation="light"))
-    num_images = missing * (max(1, views) * 700 + 100)
+@pytest.mark.parametrize("copies", [0, 3])
+def test_a_frozen_phase_on_kept_features_takes_one_pass_over_what_is_missing(copies, missing):
+    config = RunConfig(frozen=Phase(epochs=50, copies=copies, augmentation="light"))
+    num_images = missing * (max(1, copies) * 700 + 100)
     assert seconds(config, {"frozen": Kept(10.0, 5000, missing)}, "frozen") == (
         pytest.approx(PHASE_SECONDS + num_images / 10),
         num_images * 5000,
@@ -55,7 +63,7 @@ def test_a_frozen_phase_with_fresh_augmentation_passes_all_images_in_every_epoch
 
 
 def test_fine_tuning_from_the_boundary_pays_for_the_lower_layers_once():
-    config = RunConfig(fine_tune=Phase(epochs=4, open="conv5"))
+    config = RunConfig(fine_tune=Phase(epochs=4, unfreeze="conv5"))
     upper = 1 / 10 - 1 / 40
     epoch = upper * (700 * TRAINING + 100 * FORWARD)
     assert seconds(config, {"fine_tune": Kept(40.0, 7, 1.0)}, "fine_tune") == (
@@ -67,12 +75,12 @@ def test_fine_tuning_from_the_boundary_pays_for_the_lower_layers_once():
 @pytest.mark.parametrize(
     ("settings", "free_bytes", "cache_bytes", "expected", "words"),
     [
-        (Phase(epochs=5, open="x"), 1e9, 1e9, True, "computed once"),
-        (Phase(epochs=1, open="x"), 1e9, 1e9, False, "computed in every epoch"),
-        (Phase(epochs=2, open="x", augmentation="light", views=8), 1e9, 1e9, False, "computed in every epoch"),
-        (Phase(epochs=20, open="x", augmentation="light", views=8), 1e9, 1e9, True, "computed once"),
-        (Phase(epochs=5, open="x"), 1.5e6, 1e9, False, "since 0.8 MB are free for it"),
-        (Phase(epochs=5, open="x"), 1e9, 0.5e6, False, "since 0.5 MB are free for it"),
+        (Phase(epochs=5, unfreeze="x"), 1e9, 1e9, True, "computed once"),
+        (Phase(epochs=1, unfreeze="x"), 1e9, 1e9, False, "computed in every epoch"),
+        (Phase(epochs=2, unfreeze="x", augmentation="light", copies=8), 1e9, 1e9, False, "computed in every epoch"),
+        (Phase(epochs=20, unfreeze="x", augmentation="light", copies=8), 1e9, 1e9, True, "computed once"),
+        (Phase(epochs=5, unfreeze="x"), 1.5e6, 1e9, False, "since 0.8 MB are free for it"),
+        (Phase(epochs=5, unfreeze="x"), 1e9, 0.5e6, False, "since 0.5 MB are free for it"),
     ],
 )
 def test_the_boundary_is_kept_where_it_saves_time_and_has_space(settings, free_bytes, cache_bytes, expected, words):
@@ -100,21 +108,21 @@ def test_work_is_what_the_splits_are_going_to_hold(splits, fractions, expected):
 
 
 @pytest.mark.parametrize(
-    ("augmentation", "views", "stages_that_keep"),
+    ("augmentation", "copies", "stages_that_keep"),
     [("none", 0, {"frozen", "fine_tune"}), ("light", 2, {"frozen", "fine_tune"}), ("light", 0, {"frozen"})],
 )
 def test_foresee_measures_what_is_missing_and_finds_what_is_kept(
-    augmentation, views, stages_that_keep, small_config, tmp_path
+    augmentation, copies, stages_that_keep, small_config, tmp_path
 ):
     from dataclasses import replace
 
-    fine_tune = replace(small_config.fine_tune, epochs=9, augmentation=augmentation, views=views)
+    fine_tune = replace(small_config.fine_tune, epochs=9, augmentation=augmentation, copies=copies)
     config = replace(small_config, fine_tune=fine_tune, cache_dir=str(tmp_path / "cache"))
     dataset = load_dataset(config.dataset, config.data_dir)
     classifier = build_classifier(config, dataset.class_names)
     cuts = {name: train.cut_of_phase(name, config, classifier) for name in ("frozen", "fine_tune")}
     said = log_messages()
-    stages, keeps = estimate.foresee(config, dataset, classifier, cuts, {})
+    stages, keeps = estimate.estimate_run(config, dataset, classifier, cuts, {})
     assert [stage.name for stage in stages] == ["decode", "frozen", "fine_tune", "evaluate"]
     assert all(stage.estimated_seconds > 0 for stage in stages)
     assert {stage.name for stage in stages if stage.estimated_bytes} - {"decode"} == stages_that_keep
@@ -141,14 +149,14 @@ def test_what_is_decoded_already_is_known_from_a_sample(small_config, tmp_path):
 
 def test_times_are_added_up_over_sessions_and_the_choice_stays(tmp_path):
     path = tmp_path / "foresight.json"
-    first = Foresight(path, tmp_path / "cache")
-    first.foretell([estimate.Stage("decode", 2.0, 100), estimate.Stage("frozen", 3.0)], True)
+    first = RunEstimate(path, tmp_path / "cache")
+    first.announce([estimate.Stage("decode", 2.0, 100), estimate.Stage("frozen", 3.0)], True)
     with pytest.raises(KeyboardInterrupt), first.stage("decode"):
         raise KeyboardInterrupt
     before = first.stages["decode"].seconds
-    second = Foresight(path, tmp_path / "cache")
-    assert second.keeps_boundary and second.stages["decode"].estimated_bytes == 100
-    with second.stage("decode"), KeptArrays(tmp_path / "cache" / "pixels" / "some", (5,), np.float32) as arrays:
+    second = RunEstimate(path, tmp_path / "cache")
+    assert second.caches_activations and second.stages["decode"].estimated_bytes == 100
+    with second.stage("decode"), ArrayCache(tmp_path / "cache" / "pixels" / "some", (5,), np.float32) as arrays:
         arrays.add(["key"], [np.zeros(5, np.float32)])
     with second.stage("unforeseen"):
         pass
@@ -165,7 +173,7 @@ def test_times_are_added_up_over_sessions_and_the_choice_stays(tmp_path):
 def test_a_damaged_file_is_made_again_and_costs_no_run(content, tmp_path):
     (tmp_path / "foresight.json").write_text(content)
     said = log_messages()
-    assert not Foresight(tmp_path / "foresight.json", tmp_path).stages
+    assert not RunEstimate(tmp_path / "foresight.json", tmp_path).stages
     assert len(said) == 1 and "is damaged, and made again" in said[0]
 
 

@@ -28,11 +28,11 @@ def config(small_config):
         dropout=0.0,  # which would draw anew for each part of a batch
         checkpoint_seconds=0.0,
         frozen=Phase(epochs=1, learning_rate=1e-2),
-        fine_tune=Phase(epochs=2, learning_rate=1e-3, open="block4", augmentation="light"),
+        fine_tune=Phase(epochs=2, learning_rate=1e-3, unfreeze="block4", augmentation="light"),
     )
 
 
-def updates_per_epoch(run_dir):
+def steps_per_epoch(run_dir):
     return int(pd.read_csv(run_dir.history)["updates"].iloc[0])
 
 
@@ -81,10 +81,10 @@ def test_weights_that_are_no_numbers_after_the_last_update_are_those_of_that_epo
     config = dataclasses.replace(config, monitor="loss", val_fraction=0.0, checkpoint_seconds=60.0)
     original, num_updates = loop.learning_rate, []
 
-    def spoilt(settings, in_phase, updates_per_epoch, *others):
-        num_updates.append(updates_per_epoch)
-        is_last = in_phase == updates_per_epoch - 1
-        return math.nan if is_last else original(settings, in_phase, updates_per_epoch, *others)
+    def spoilt(settings, in_phase, steps_per_epoch, *others):
+        num_updates.append(steps_per_epoch)
+        is_last = in_phase == steps_per_epoch - 1
+        return math.nan if is_last else original(settings, in_phase, steps_per_epoch, *others)
 
     monkeypatch.setattr(loop, "learning_rate", spoilt)
     with pytest.raises(UserError) as error:
@@ -94,22 +94,22 @@ def test_weights_that_are_no_numbers_after_the_last_update_are_those_of_that_epo
 
 def short_of_memory(monkeypatch, most, after_calls=0):
     """A device that holds no more than `most` images of a training update, from a certain call on."""
-    original, calls = phases.make_updates, 0
+    original, calls = phases.make_train_step, 0
 
-    def make_updates(*arguments):
-        batch_size, micro_batches = arguments[-3:-1]
-        run_updates = original(*arguments)
+    def make_train_step(*arguments):
+        batch_size, gradient_accumulation_steps = arguments[-3:-1]
+        train_steps = original(*arguments)
 
         def limited(inputs, labels, rates):
             nonlocal calls
             calls += 1
-            if calls > after_calls and batch_size // micro_batches > most:
+            if calls > after_calls and batch_size // gradient_accumulation_steps > most:
                 raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
-            return run_updates(inputs, labels, rates)
+            return train_steps(inputs, labels, rates)
 
         return limited
 
-    monkeypatch.setattr(phases, "make_updates", make_updates)
+    monkeypatch.setattr(phases, "make_train_step", make_train_step)
 
 
 @pytest.mark.parametrize(("most", "parts"), [(4, 2), (3, 4), (1, 8)])
@@ -117,14 +117,14 @@ def test_smaller_parts_of_the_same_batch_answer_a_lack_of_memory(most, parts, co
     run_dir, limited = RunDir(tmp_path / "run"), tmp_path / "limited"
     run_experiment(config, run_dir)
     with monkeypatch.context() as patch:
-        short_of_memory(patch, most, after_calls=updates_per_epoch(run_dir) + 2)
+        short_of_memory(patch, most, after_calls=steps_per_epoch(run_dir) + 2)
         evaluation = run_experiment(config, RunDir(limited))
     said = [note for note in read_json(RunDir(limited).notes) if "Memory ran out" in note]
     assert len(said) == int(math.log2(parts)), "each halving is said, and kept for the report"
     assert f"each batch of 8 is computed in {parts} parts" in said[-1]
     assert "from update 3 of epoch 2 on" in said[0], "the last checkpoint is where it goes on"
     state = checkpoint.load(RunDir(limited).checkpoint)[1]["state"]
-    assert state["micro_batches"] == parts
+    assert state["gradient_accumulation_steps"] == parts
     history, expected = (pd.read_csv(path.history) for path in (RunDir(limited), run_dir))
     assert history["updates"].tolist() == expected["updates"].tolist()
     np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-3)
@@ -164,7 +164,7 @@ def test_when_not_even_one_image_fits_it_says_so(config, tmp_path, monkeypatch):
         run_experiment(config, RunDir(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["foresee", "calibrate_and_judge"])
+@pytest.mark.parametrize("name", ["estimate_run", "calibrate_and_evaluate"])
 @pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM")], ids=type)
 def test_nor_is_a_lack_of_memory_outside_of_training_a_fault_of_the_program(name, error, config, tmp_path, monkeypatch):
     def fail(*arguments):

@@ -14,14 +14,14 @@ from transfer_learning.config import Phase
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import key_of
-from transfer_learning.experiments.train import cut_of_phase, open_layers, prepare_phase
+from transfer_learning.experiments.train import cut_of_phase, prepare_phase, unfreeze_layers
 from transfer_learning.models import freezing
 from transfer_learning.models.classifier import build_classifier, probabilities
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import loop
 from transfer_learning.training.identity import Identity
-from transfer_learning.training.phase_inputs import VIEW_SEED, inputs_above, names_of_views
+from transfer_learning.training.phase_inputs import COPY_SEED, copy_names, make_phase_inputs
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
 
@@ -33,7 +33,7 @@ def quiet(sentence):
 @pytest.fixture
 def seen(monkeypatch):
     """Every image that went through a frozen graph, as bytes."""
-    images, original = [], freezing.frozen_graph
+    images, original = [], freezing.inference_graph
 
     def watched(network, batch_size):
         graph = original(network, batch_size)
@@ -44,7 +44,7 @@ def seen(monkeypatch):
 
         return compute
 
-    monkeypatch.setattr(freezing, "frozen_graph", watched)
+    monkeypatch.setattr(freezing, "inference_graph", watched)
     return images
 
 
@@ -56,12 +56,12 @@ def config(small_config, tmp_path):
 def inputs_of(config, name="frozen", keep=True):
     classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_data(config)
     cut = cut_of_phase(name, config, classifier)
-    return inputs_above(cut, config.phase(name), keep, config, data, {}), data, cut
+    return make_phase_inputs(cut, config.phase(name), keep, config, data, {}), data, cut
 
 
 @pytest.mark.parametrize(("name", "opened"), [("frozen", "none"), ("fine_tune", "block4"), ("fine_tune", "block5")])
 def test_they_are_what_the_live_network_makes_of_the_images(config, name, opened):
-    phase = Phase(epochs=1, open=opened)
+    phase = Phase(epochs=1, unfreeze=opened)
     config = dataclasses.replace(config, **{name: phase})
     (train, val), data, cut = inputs_of(config, name)
     for examples, split in ((train, "train"), (val, "val")):
@@ -77,22 +77,22 @@ OTHER_RUNS = {
     "another batch size": {"batch_size": 4},
     "another split": {"val_fraction": 0.3, "test_fraction": 0.0},
     "label smoothing": {"label_smoothing": 0.1},
-    "another rate": {"frozen": Phase(epochs=2, learning_rate=3e-3, augmentation="light", views=3)},
+    "another rate": {"frozen": Phase(epochs=2, learning_rate=3e-3, augmentation="light", copies=3)},
 }
 
 
 @pytest.mark.parametrize("change", OTHER_RUNS)
 def test_another_run_computes_only_what_is_new(config, seen, change):
-    config = dataclasses.replace(config, frozen=Phase(epochs=2, augmentation="light", views=3))
+    config = dataclasses.replace(config, frozen=Phase(epochs=2, augmentation="light", copies=3))
     inputs_of(config)
     done = len(seen)
     inputs_of(dataclasses.replace(config, **OTHER_RUNS[change]))
-    assert len(seen) == done or change == "another split", "its training images need views that nobody needed before"
+    assert len(seen) == done or change == "another split", "its training images need copies that nobody needed before"
     assert len(seen) == len(set(seen)), "no picture went through the network twice"
 
 
 def test_fewer_views_are_there_already_and_other_ones_are_not(config, seen):
-    three, two = (Phase(epochs=1, augmentation="light", views=views) for views in (3, 2))
+    three, two = (Phase(epochs=1, augmentation="light", copies=copies) for copies in (3, 2))
     inputs_of(dataclasses.replace(config, frozen=three))
     done = len(seen)
     inputs_of(dataclasses.replace(config, frozen=two))
@@ -105,7 +105,7 @@ def test_fewer_views_are_there_already_and_other_ones_are_not(config, seen):
 
 
 def test_a_view_is_drawn_from_the_image_alone(config):
-    config = dataclasses.replace(config, frozen=Phase(epochs=1, augmentation="strong", views=3))
+    config = dataclasses.replace(config, frozen=Phase(epochs=1, augmentation="strong", copies=3))
     (train, val), data, cut = inputs_of(config)
     images, hashes = data.split("train"), data.hashes("train")
     assert train.rows.shape == (3, len(images))
@@ -113,18 +113,18 @@ def test_a_view_is_drawn_from_the_image_alone(config):
     for view in range(3):
         changed = pixels.astype(np.float32)
         if view:
-            drawn = augmentation.draw("strong", config.flip, VIEW_SEED, view, keys, pixels.shape[1])
+            drawn = augmentation.draw("strong", config.flip, COPY_SEED, view, keys, pixels.shape[1])
             changed = augmentation.apply("strong", tf.constant(pixels), *drawn)
         live = cut.lower(changed, training=False)
         np.testing.assert_allclose(train.inputs[train.rows[view]], live, rtol=1e-4, atol=1e-4)
     assert val.rows.shape == (len(data.split("val")),), "validation sees the plain image"
 
 
-@pytest.mark.parametrize("views", [0, 3])
+@pytest.mark.parametrize("copies", [0, 3])
 @pytest.mark.parametrize("name", ["frozen", "fine_tune"])
-def test_kept_or_computed_anew_they_are_the_same_bits(config, name, views):
-    phase = Phase(epochs=1, open="block4" if name == "fine_tune" else "none", views=views, augmentation="light")
-    phase = phase if views else dataclasses.replace(phase, augmentation="none")
+def test_kept_or_computed_anew_they_are_the_same_bits(config, name, copies):
+    phase = Phase(epochs=1, unfreeze="block4" if name == "fine_tune" else "none", copies=copies, augmentation="light")
+    phase = phase if copies else dataclasses.replace(phase, augmentation="none")
     config = dataclasses.replace(config, **{name: phase})
     kept, _, _ = inputs_of(config, name)
     computed, _, _ = inputs_of(config, name, keep=False)
@@ -132,17 +132,17 @@ def test_kept_or_computed_anew_they_are_the_same_bits(config, name, views):
     for one, other in zip(kept, computed, strict=True):
         assert one.rows.shape == other.rows.shape and one.inputs.dtype == other.inputs.dtype
         chosen = rng.permutation(len(one))[:40]  # more than pass the network at a time, in another order
-        for view in range(max(1, views) if one.rows.ndim == 2 else 1):
+        for view in range(max(1, copies) if one.rows.ndim == 2 else 1):
             rows, other_rows = (e.rows[view] if e.rows.ndim == 2 else e.rows for e in (one, other))
             np.testing.assert_array_equal(one.inputs[rows[chosen]], other.inputs[other_rows[chosen]], strict=True)
 
 
 def test_names_tell_views_apart():
-    names = names_of_views(["a", "b"], Phase(augmentation="light", views=3), True)
-    other = names_of_views(["a", "b"], Phase(augmentation="strong", views=3), True)
-    unflipped = names_of_views(["a", "b"], Phase(augmentation="light", views=3), False)
-    assert names[0] == ["a", "b"] and names_of_views(["a"], Phase(), True) == [["a"]]
-    assert len({name for views in (names, other, unflipped) for view in views for name in view}) == 2 + 3 * 2 * 2
+    names = copy_names(["a", "b"], Phase(augmentation="light", copies=3), True)
+    other = copy_names(["a", "b"], Phase(augmentation="strong", copies=3), True)
+    unflipped = copy_names(["a", "b"], Phase(augmentation="light", copies=3), False)
+    assert names[0] == ["a", "b"] and copy_names(["a"], Phase(), True) == [["a"]]
+    assert len({name for copies in (names, other, unflipped) for view in copies for name in view}) == 2 + 3 * 2 * 2
 
 
 def trained_head(config, with_cut, run_dir):
@@ -151,7 +151,7 @@ def trained_head(config, with_cut, run_dir):
     classifier = build_classifier(config, data.class_names)
     identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
     cut = cut_of_phase("frozen", config, classifier) if with_cut else None
-    open_layers(classifier, config.backbone, "none")
+    unfreeze_layers(classifier, config.backbone, "none")
 
     def make_phase(name, parts, **_):
         return prepare_phase(name, config, classifier, cut, True, data, identity)
@@ -171,7 +171,7 @@ def test_a_head_trained_on_what_is_kept_agrees_with_one_trained_through_the_live
         val_fraction=0.6,
         test_fraction=0.0,
         head=head,
-        head_start="random",
+        head_init="random",
         frozen=Phase(epochs=4, learning_rate=5e-3, schedule="cosine"),
         fine_tune=Phase(),
     )
@@ -188,12 +188,12 @@ def test_without_room_anywhere_they_are_computed_in_every_epoch_to_the_same_bits
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(KeptArrays, "_add_on_disk", full)
+    monkeypatch.setattr(ArrayCache, "_add_on_disk", full)
     classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_data(config)
     said = log_messages()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     changed = dataclasses.replace(config, cache_dir=f"{config.cache_dir} of its own")
     cut = cut_of_phase("frozen", config, classifier)
-    train, _ = inputs_above(cut, config.frozen, True, changed, data, {})
+    train, _ = make_phase_inputs(cut, config.frozen, True, changed, data, {})
     assert "need 1 MB in" in said[-1] and "computes them in every epoch" in said[-1]
     np.testing.assert_array_equal(train.inputs[train.rows], expected.inputs[expected.rows])

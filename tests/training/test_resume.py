@@ -77,7 +77,7 @@ def config(small_config):
             learning_rate=0.006,
             optimizer="sgd",
             momentum=0.9,
-            open="block4",
+            unfreeze="block4",
             augmentation="strong",
             schedule="plateau",
             plateau_patience=2,
@@ -136,7 +136,7 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
     }
 
 
-def updates_per_epoch(config, data):
+def steps_per_epoch(config, data):
     return -(-len(data.split("train")) // config.batch_size)
 
 
@@ -150,12 +150,12 @@ def test_stopped_after_every_update(config, data, unbroken, tmp_path):
     while (result := session(config, data, run_dir, StopAfter(1))) is None:
         num_sessions += 1
     assert result == unbroken
-    assert num_sessions > updates_per_epoch(config, data) * len(unbroken["phases"])
+    assert num_sessions > steps_per_epoch(config, data) * len(unbroken["phases"])
     assert set(unbroken["phases"]) == {"frozen", "fine_tune"}
 
 
 def test_stopped_in_validation(config, data, unbroken, tmp_path):
-    num_updates = updates_per_epoch(config, data)
+    num_updates = steps_per_epoch(config, data)
     for epochs in (1, config.frozen.epochs, config.frozen.epochs + 2):
         run_dir = RunDir(tmp_path / str(epochs))
         assert session(config, data, run_dir, StopAfter(epochs * num_updates, in_validation=True)) is None
@@ -180,7 +180,7 @@ def stopped(config, data, unbroken, tmp_path_factory):
     run_dir = RunDir(tmp_path_factory.mktemp("stopped"))
     epochs = len(unbroken["phases"])
     assert epochs < config.frozen.epochs + config.fine_tune.epochs, "early stopping has to act, else `wait` is idle"
-    assert session(config, data, run_dir, StopAfter((epochs - 2) * updates_per_epoch(config, data) + 1)) is None
+    assert session(config, data, run_dir, StopAfter((epochs - 2) * steps_per_epoch(config, data) + 1)) is None
     return checkpoint.load(run_dir.checkpoint)
 
 
@@ -208,7 +208,7 @@ def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stoppe
 
 # The one that is tested below, the one that test_loop.py tests, and the time, which is no result.
 @pytest.mark.parametrize(
-    "part", [part for part in PARTS if part not in ("stopped_by_callback", "micro_batches", "seconds")]
+    "part", [part for part in PARTS if part not in ("stopped_by_callback", "gradient_accumulation_steps", "seconds")]
 )
 def test_without_any_part_of_the_state_the_run_is_another(part, config, data, unbroken, stopped, tmp_path):
     arrays, values = stopped
@@ -229,7 +229,7 @@ def test_what_a_checkpoint_is_written_from_is_a_copy(config, data):
     before = active.arrays()
     kept = copy.deepcopy(before)
     for inputs, labels in training_batches(active.train, config.batch_size, 0, 0, 0, 1, active.augmentation):
-        active.run_updates(inputs, labels, [0.01])  # several: the first ones lower the loss scale alone
+        active.train_steps(inputs, labels, [0.01])  # several: the first ones lower the loss scale alone
     after = active.arrays()
     for group in ("weights", "seeds", "optimizer", "metrics"):
         assert all(map(np.array_equal, before[group], kept[group])), group
@@ -250,7 +250,7 @@ def test_checkpoints_that_are_written_late_change_no_bit(config, data, unbroken,
         return original(*arguments)
 
     monkeypatch.setattr(checkpoint, "save", late)
-    run_dir, num_updates = RunDir(tmp_path / "run"), updates_per_epoch(config, data)
+    run_dir, num_updates = RunDir(tmp_path / "run"), steps_per_epoch(config, data)
     for stop in (StopAfter(num_updates + 1), StopAfter(3 * num_updates)):
         assert session(config, data, run_dir, stop, [Count()]) is None
     assert session(config, data, run_dir, callbacks=[Count()]) == unbroken
@@ -335,8 +335,8 @@ def config_of_views(config):
     return dataclasses.replace(
         config,
         head=(),
-        frozen=dataclasses.replace(config.frozen, augmentation="light", views=3),
-        fine_tune=dataclasses.replace(config.fine_tune, epochs=3, views=2),
+        frozen=dataclasses.replace(config.frozen, augmentation="light", copies=3),
+        fine_tune=dataclasses.replace(config.fine_tune, epochs=3, copies=2),
     )
 
 

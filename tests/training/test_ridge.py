@@ -99,10 +99,10 @@ def test_edges(kind):
 
 
 @pytest.mark.parametrize(
-    ("head", "head_start", "starts_there"), [((), "auto", True), ((), "random", False), ((16,), "auto", False)]
+    ("head", "head_init", "starts_there"), [((), "ridge", True), ((), "random", False), ((16,), "ridge", False)]
 )
-def test_a_linear_head_on_kept_features_starts_there(head, head_start, starts_there, small_config):
-    config = dataclasses.replace(small_config, head=head, head_start=head_start)
+def test_a_linear_head_on_kept_features_starts_there(head, head_init, starts_there, small_config):
+    config = dataclasses.replace(small_config, head=head, head_init=head_init)
     data = load_data(config)
     said = log_messages()
     classifier = build_classifier(config, data.class_names)

@@ -111,86 +111,91 @@ ONE_CYCLE_OF_7 = [0.05, 0.4972104988, 0.433329705, 0.3058246033, 0.1590060792, 0
 
 
 @pytest.mark.parametrize(
-    ("phase", "updates_per_epoch", "expected"),
+    ("phase", "steps_per_epoch", "expected"),
     [
-        (Phase(epochs=3, learning_rate=1e-2, schedule="triangular2", lowest_rate=1e-6), 10, TRIANGULAR2),
+        (Phase(epochs=3, learning_rate=1e-2, schedule="triangular2", min_learning_rate=1e-6), 10, TRIANGULAR2),
         (
-            Phase(epochs=6, learning_rate=1e-2, schedule="triangular2", lowest_rate=1e-6, cycle_epochs=2.0),
+            Phase(epochs=6, learning_rate=1e-2, schedule="triangular2", min_learning_rate=1e-6, cycle_epochs=2.0),
             5,
             TRIANGULAR2,
         ),
         (Phase(epochs=2, learning_rate=0.002, schedule="one_cycle", warmup_epochs=0.6), 10, ONE_CYCLE),
         (
             Phase(
-                epochs=1, learning_rate=0.5, schedule="one_cycle", warmup_epochs=0.25, start_divisor=10, end_divisor=100
+                epochs=1,
+                learning_rate=0.5,
+                schedule="one_cycle",
+                warmup_epochs=0.25,
+                div_factor=10,
+                final_div_factor=100,
             ),
             7,
             ONE_CYCLE_OF_7,
         ),
     ],
 )
-def test_cycles_are_those_of_pytorch(phase, updates_per_epoch, expected):
-    found = [learning_rate(phase, update, updates_per_epoch) for update in range(len(expected))]
+def test_cycles_are_those_of_pytorch(phase, steps_per_epoch, expected):
+    found = [learning_rate(phase, update, steps_per_epoch) for update in range(len(expected))]
     assert found == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize("warmup_epochs", [0.0, 0.1, 1.0])  # no rise, a rise of one update, nothing but a rise
-@pytest.mark.parametrize("updates_per_epoch", [1, 10])
-def test_one_cycle_at_its_edges_stays_between_its_ends(warmup_epochs, updates_per_epoch):
+@pytest.mark.parametrize("steps_per_epoch", [1, 10])
+def test_one_cycle_at_its_edges_stays_between_its_ends(warmup_epochs, steps_per_epoch):
     phase = Phase(epochs=1, learning_rate=1.0, schedule="one_cycle", warmup_epochs=warmup_epochs)
-    found = [learning_rate(phase, update, updates_per_epoch) for update in range(updates_per_epoch)]
+    found = [learning_rate(phase, update, steps_per_epoch) for update in range(steps_per_epoch)]
     assert max(found) == 1.0 and min(found) >= 1 / 25 / 1e4
 
 
 @given(
     update=st.integers(0, 5000),
-    updates_per_epoch=st.integers(1, 300),
+    steps_per_epoch=st.integers(1, 300),
     cycle_epochs=st.floats(0.1, 20),
     lowest=st.floats(0, 1e-3),
     highest=st.floats(2e-3, 1),
 )
-def test_triangular2_is_the_published_formula(update, updates_per_epoch, cycle_epochs, lowest, highest):
+def test_triangular2_is_the_published_formula(update, steps_per_epoch, cycle_epochs, lowest, highest):
     """Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.1; the height is halved by cycle."""
-    step_size = cycle_epochs * updates_per_epoch / 2
+    step_size = cycle_epochs * steps_per_epoch / 2
     cycle = math.floor(1 + update / (2 * step_size))
     x = abs(update / step_size - 2 * cycle + 1)
     expected = lowest + (highest - lowest) * max(0.0, 1 - x) * 0.5 ** (cycle - 1)
     phase = Phase(
-        epochs=1, learning_rate=highest, schedule="triangular2", lowest_rate=lowest, cycle_epochs=cycle_epochs
+        epochs=1, learning_rate=highest, schedule="triangular2", min_learning_rate=lowest, cycle_epochs=cycle_epochs
     )
-    assert learning_rate(phase, update, updates_per_epoch) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert learning_rate(phase, update, steps_per_epoch) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @given(
     epochs=st.integers(1, 30),
-    updates_per_epoch=st.integers(2, 100),
+    steps_per_epoch=st.integers(2, 100),
     share=st.floats(0.05, 0.9),
     highest=st.floats(1e-4, 1),
-    start_divisor=st.floats(1, 100),
-    end_divisor=st.floats(1, 1e5),
+    div_factor=st.floats(1, 100),
+    final_div_factor=st.floats(1, 1e5),
     place=st.floats(0, 1),
 )
 def test_one_cycle_is_the_published_formula(
-    epochs, updates_per_epoch, share, highest, start_divisor, end_divisor, place
+    epochs, steps_per_epoch, share, highest, div_factor, final_div_factor, place
 ):
     """Smith and Topin, "Super-Convergence", 2018, with cosines in the place of lines, as PyTorch documents it."""
-    total = epochs * updates_per_epoch
+    total = epochs * steps_per_epoch
     update, top = round(place * (total - 1)), share * total - 1  # PyTorch's total_steps and pct_start
-    first = highest / start_divisor
+    first = highest / div_factor
     if update < top:
         start, end, part = first, highest, update / top
     else:
-        start, end, part = highest, first / end_divisor, (update - max(top, 0)) / max(total - 1 - max(top, 0), 1)
+        start, end, part = highest, first / final_div_factor, (update - max(top, 0)) / max(total - 1 - max(top, 0), 1)
     expected = end + (start - end) / 2 * (1 + math.cos(math.pi * part))
     phase = Phase(
         epochs=epochs,
         learning_rate=highest,
         schedule="one_cycle",
         warmup_epochs=share * epochs,
-        start_divisor=start_divisor,
-        end_divisor=end_divisor,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
     )
-    assert learning_rate(phase, update, updates_per_epoch) == pytest.approx(expected, rel=1e-6)
+    assert learning_rate(phase, update, steps_per_epoch) == pytest.approx(expected, rel=1e-6)
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from transfer_learning.training.train_step import make_updates
+from transfer_learning.training.train_step import make_train_step
 
 NUM_CLASSES, WIDTH = 3, 4
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def linear_network():
 def updated(
     inputs,
     labels,
-    micro_batches=1,
+    gradient_accumulation_steps=1,
     label_smoothing=0.0,
     class_weights=(1.0,) * NUM_CLASSES,
     batch_size=10,
@@ -35,24 +35,24 @@ def updated(
     network, optimizer = linear_network(), keras.optimizers.SGD(1.0, momentum=momentum)
     optimizer.build(network.trainable_variables)
     metrics = keras.metrics.Mean(), keras.metrics.Mean()
-    finite_updates = keras.Variable(0, dtype="int64", trainable=False)
-    run_updates = make_updates(
+    finite_steps = keras.Variable(0, dtype="int64", trainable=False)
+    train_steps = make_train_step(
         network,
         network.trainable_variables,
         optimizer,
         *metrics,
-        finite_updates,
+        finite_steps,
         label_smoothing,
         list(class_weights),
         batch_size,
-        micro_batches,
+        gradient_accumulation_steps,
         SIGNATURE,
     )
     at_once = at_once or len(rates)
     for first in range(0, len(rates), at_once):
         examples = slice(first * batch_size, (first + at_once) * batch_size)
-        run_updates(inputs[examples], labels[examples], list(rates[first : first + at_once]))
-    return network.layers[-1].kernel.numpy(), *(float(metric.result()) for metric in metrics), int(finite_updates)
+        train_steps(inputs[examples], labels[examples], list(rates[first : first + at_once]))
+    return network.layers[-1].kernel.numpy(), *(float(metric.result()) for metric in metrics), int(finite_steps)
 
 
 def expected_kernel(inputs, labels, label_smoothing, class_weights):
@@ -66,29 +66,36 @@ def expected_kernel(inputs, labels, label_smoothing, class_weights):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("class_weights", [(1.0, 1.0, 1.0), (0.5, 2.0, 1.0)])
-@pytest.mark.parametrize(("batch_size", "micro_batches"), [(10, 1), (10, 10), (12, 4), (10, 2), (64, 1), (64, 64)])
+@pytest.mark.parametrize(
+    ("batch_size", "gradient_accumulation_steps"), [(10, 1), (10, 10), (12, 4), (10, 2), (64, 1), (64, 64)]
+)
 @pytest.mark.parametrize("num_examples", [10, 7, 1])
 def test_an_update_is_a_step_down_the_mean_loss_whatever_the_parts(
-    num_examples, batch_size, micro_batches, class_weights, label_smoothing
+    num_examples, batch_size, gradient_accumulation_steps, class_weights, label_smoothing
 ):
     inputs, labels = INPUTS[:num_examples], LABELS[:num_examples]
-    kernel, *_ = updated(inputs, labels, micro_batches, label_smoothing, class_weights, batch_size)
+    kernel, *_ = updated(inputs, labels, gradient_accumulation_steps, label_smoothing, class_weights, batch_size)
     assert kernel == pytest.approx(expected_kernel(inputs, labels, label_smoothing, class_weights), abs=1e-5)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_loss_and_accuracy_are_means_over_examples_before_the_update(micro_batches):
-    _, loss, accuracy, _ = updated(INPUTS, LABELS, micro_batches)
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
+def test_loss_and_accuracy_are_means_over_examples_before_the_update(gradient_accumulation_steps):
+    _, loss, accuracy, _ = updated(INPUTS, LABELS, gradient_accumulation_steps)
     logits = INPUTS @ linear_network().layers[-1].kernel.numpy()
     chosen = logits[np.arange(10), LABELS]
     assert loss == pytest.approx((np.log(np.exp(logits).sum(axis=1)) - chosen).mean(), abs=1e-5)
     assert accuracy == pytest.approx((logits.argmax(axis=1) == LABELS).mean())
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 @pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_updates_are_the_same_bits_however_many_come_in_a_call(at_once, micro_batches):
-    settings = {"batch_size": 4, "rates": (0.5, 0.25, 1.0), "micro_batches": micro_batches, "momentum": 0.9}
+def test_updates_are_the_same_bits_however_many_come_in_a_call(at_once, gradient_accumulation_steps):
+    settings = {
+        "batch_size": 4,
+        "rates": (0.5, 0.25, 1.0),
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "momentum": 0.9,
+    }
     kernel, *figures = updated(INPUTS, LABELS, **settings)  # batches of 4, 4 and 2
     again, *figures_again = updated(INPUTS, LABELS, at_once=at_once, **settings)
     assert np.array_equal(kernel, again) and figures == figures_again

@@ -1,7 +1,8 @@
-"""Random changes of training images: the numbers are drawn from (seed, epoch, image), the pixels are resampled once.
+"""Random changes of training images: parameters are drawn from (seed, epoch, image), pixels are resampled once.
 
-`draw` is a pure function in NumPy; `apply` is TensorFlow and has no randomness. Flip, rotation, zoom, shift and crop are
-composed into one matrix for each image, so that its pixels are interpolated once.
+`draw` is a pure function in NumPy; `apply` is TensorFlow and has no randomness. A new augmentation is one `Augmentation`
+in the table `AUGMENTATIONS`: flip, rotation, zoom, shift and crop are composed into one matrix per image, so that its
+pixels are interpolated once.
 
 * "light" and "strong" turn, zoom, shift, mirror and change brightness and contrast, by the numbers in `STRENGTHS`.
 * "rotation" mirrors and turns by up to 5 degrees, as CV Studio's own transform does, and nothing else.
@@ -12,75 +13,87 @@ composed into one matrix for each image, so that its pixels are interpolated onc
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-VERSION = 1  # a part of the names of kept views: raise it when they come out otherwise
+if TYPE_CHECKING:  # the table is read where TensorFlow is not wanted, as by `--help`
+    import tensorflow as tf
+
+VERSION = 1  # part of the cache keys of augmented copies: raise it when an augmentation changes
 # half ranges: rotation in degrees; zoom, shift (of the side), brightness (of 255) and contrast as fractions
 STRENGTHS = {
     "light": {"rotation": 10.0, "zoom": 0.10, "shift": 0.05, "brightness": 0.08, "contrast": 0.10},
     "strong": {"rotation": 25.0, "zoom": 0.25, "shift": 0.10, "brightness": 0.15, "contrast": 0.30},
     "rotation": {"rotation": 5.0, "zoom": 0.0, "shift": 0.0, "brightness": 0.0, "contrast": 0.0},
 }
-PADDING = 4 / 32  # of the side, by which "padded_crop" shifts at most
-CROP_AREA = (0.08, 1.0)  # of the image, that "resized_crop" takes
+PADDING = 4 / 32  # of the side: the largest shift of "padded_crop"
+CROP_AREA = (0.08, 1.0)  # of the image: the part that "resized_crop" takes
 CROP_ASPECT = (3 / 4, 4 / 3)  # width by height of that part
-CROP_TRIES = 10  # to draw a part that lies in the image, which is taken whole otherwise
+CROP_TRIES = 10  # to draw a part inside the image; the whole image is taken after that
+
+Uniform = Callable[[int], np.ndarray]  # count -> float64 (n, count), uniform in -1..1
 
 
-def draw(
-    kind: str, flip: bool, seed: int, epoch: int | np.ndarray, keys: np.ndarray, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the changes of a batch.
+class Augmentation(NamedTuple):
+    """One kind of change.
+
+    Attributes:
+        draw: (uniform, flip, size) -> float (n, k) parameters, which only `apply` has to understand. `uniform(count)`
+            gives numbers float64 (n, count) in -1..1; `flip` allows mirroring; `size` is the side in pixels.
+        apply: (images float32 (n, size, size, 3) in 0..255, parameters float32 (n, k)) -> images of the same shape.
+    """
+
+    draw: Callable[[Uniform, bool, int], np.ndarray]
+    apply: "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]"
+
+
+def draw(kind: str, flip: bool, seed: int, epoch: int | np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
+    """Draws the parameters of a batch, float32 (n, k), for `apply`.
 
     Args:
-        kind: one of ``config.AUGMENTATIONS``, but not "none".
+        kind: a name in `AUGMENTATIONS`.
         flip: whether to mirror every second image on average, left to right.
         epoch: 0 or more, one for all or one for each; counted over the phases, so that no two of a run are alike.
         keys: uint64 (n,), what identifies each image.
         size: side of the images in pixels.
-
-    Returns:
-        float32 (n, 8), the projective transforms from result to source that `apply` takes, and float32 (n, 2), the
-        brightness to add (0..255) and the contrast to multiply by.
     """
     keys, salts = np.asarray(keys, np.uint64), np.uint64(seed << 32) + np.asarray(epoch, np.uint64)
-
-    def uniform(count: int) -> np.ndarray:
-        return _uniform(keys, salts, count)
-
-    crops = {"padded_crop": _padded_crop, "resized_crop": _resized_crop}
-    if kind in crops:
-        transforms = crops[kind](uniform, flip, size)
-        colours = np.tile([0.0, 1.0], (len(keys), 1))
-    else:
-        transforms, colours = _turned(STRENGTHS[kind], uniform, flip, size)
-    return transforms.astype(np.float32), colours.astype(np.float32)
+    return AUGMENTATIONS[kind].draw(partial(_uniform, keys, salts), flip, size).astype(np.float32)
 
 
-def apply(kind: str, images: tf.Tensor, transforms: tf.Tensor, colours: tf.Tensor) -> tf.Tensor:
-    """Returns the changed images, float32 (n, size, size, 3) in 0..255, of uint8 images of that shape.
+def apply(kind: str, images: "tf.Tensor", parameters: "tf.Tensor") -> "tf.Tensor":
+    """Returns the changed images, float32 (n, size, size, 3) in 0..255, of uint8 images of that shape."""
+    import tensorflow as tf
 
-    Pixels from beyond the edge are mirrored in, or black where `kind` is "padded_crop"; contrast is taken about the mean
-    of each image.
+    return AUGMENTATIONS[kind].apply(tf.cast(images, tf.float32), parameters)
+
+
+def _transform(images: "tf.Tensor", parameters: "tf.Tensor", fill_mode: str = "REFLECT") -> "tf.Tensor":
+    """Resamples the images and changes their colours.
+
+    Args:
+        parameters: float32 (n, 10): 8 numbers of the projective transform from result to source, the brightness to add
+            (of 255), and the contrast to multiply by, about the mean of each image.
+        fill_mode: of pixels beyond the edge: "REFLECT", or "CONSTANT" for black.
     """
+    import tensorflow as tf
+
     images = tf.raw_ops.ImageProjectiveTransformV3(
-        images=tf.cast(images, tf.float32),
-        transforms=transforms,
+        images=images,
+        transforms=parameters[:, :8],
         output_shape=tf.shape(images)[1:3],
         fill_value=0.0,
         interpolation="BILINEAR",
-        fill_mode="CONSTANT" if kind == "padded_crop" else "REFLECT",
+        fill_mode=fill_mode,
     )
     mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
-    brightness, contrast = (colours[:, i, None, None, None] for i in (0, 1))
+    brightness, contrast = (parameters[:, i, None, None, None] for i in (8, 9))
     return tf.clip_by_value(images * contrast + (mean * (1.0 - contrast) + brightness), 0.0, 255.0)
 
 
-def _turned(
-    spread: dict[str, float], uniform: Callable[[int], np.ndarray], flip: bool, size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _draw_turn(spread: dict[str, float], uniform: Uniform, flip: bool, size: int) -> np.ndarray:
     """Turned and zoomed about the middle, mirrored, shifted; and changed colours."""
     turn, zoom, shift_x, shift_y, mirror, brightness, contrast = uniform(7).T
     angle = np.deg2rad(spread["rotation"] * turn)
@@ -91,7 +104,7 @@ def _turned(
     x = middle + size * spread["shift"] * shift_x
     y = middle + size * spread["shift"] * shift_y
     zero = np.zeros_like(angle)
-    transforms = np.stack(
+    return np.stack(
         [
             sign * cosine,
             -sine,
@@ -101,20 +114,21 @@ def _turned(
             y - sign * sine * middle - cosine * middle,
             zero,
             zero,
+            255 * spread["brightness"] * brightness,
+            1 + spread["contrast"] * contrast,
         ],
         axis=1,
     )
-    return transforms, np.stack([255 * spread["brightness"] * brightness, 1 + spread["contrast"] * contrast], axis=1)
 
 
-def _padded_crop(uniform: Callable[[int], np.ndarray], flip: bool, size: int) -> np.ndarray:
+def _draw_padded_crop(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
     mirror, right, down = uniform(3).T
     padding = round(PADDING * size)
     left, top = (_whole(number, 2 * padding) - padding for number in (right, down))
     return _of_part(left, top, np.full_like(left, size), np.full_like(top, size), flip & (mirror < 0), size)
 
 
-def _resized_crop(uniform: Callable[[int], np.ndarray], flip: bool, size: int) -> np.ndarray:
+def _draw_resized_crop(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
     """The first of the tries that lies in the image; area and logarithm of the aspect are uniform, sides whole pixels."""
     mirror, right, down, *tries = uniform(3 + 2 * CROP_TRIES).T
     area = _between(np.array(tries[::2]), *CROP_AREA) * size**2  # (tries, n)
@@ -129,12 +143,12 @@ def _resized_crop(uniform: Callable[[int], np.ndarray], flip: bool, size: int) -
 def _of_part(
     left: np.ndarray, top: np.ndarray, width: np.ndarray, height: np.ndarray, is_mirrored: np.ndarray, size: int
 ) -> np.ndarray:
-    """The transforms (n, 8) that scale a part of each image, given in pixels, to all of the result."""
+    """Parameters (n, 10) that scale a part of each image, given in pixels, to all of the result; colours stay."""
     x, y = np.where(is_mirrored, -width, width) / size, height / size  # source pixels in one of the result
     start = np.where(is_mirrored, left + width, left)
     zero = np.zeros_like(x)
     # A pixel's middle lies half a pixel inside of its edge.
-    return np.stack([x, zero, start + x / 2 - 0.5, zero, y, top + y / 2 - 0.5, zero, zero], axis=1)
+    return np.stack([x, zero, start + x / 2 - 0.5, zero, y, top + y / 2 - 0.5, zero, zero, zero, zero + 1], axis=1)
 
 
 def _between(numbers: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -163,3 +177,12 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
+
+
+AUGMENTATIONS = {
+    "light": Augmentation(partial(_draw_turn, STRENGTHS["light"]), _transform),
+    "strong": Augmentation(partial(_draw_turn, STRENGTHS["strong"]), _transform),
+    "rotation": Augmentation(partial(_draw_turn, STRENGTHS["rotation"]), _transform),
+    "padded_crop": Augmentation(_draw_padded_crop, partial(_transform, fill_mode="CONSTANT")),
+    "resized_crop": Augmentation(_draw_resized_crop, _transform),
+}

@@ -8,7 +8,7 @@ import pandas as pd
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
-from transfer_learning.datasets.dataset import HELD_OUT, Dataset, hold_out
+from transfer_learning.datasets.dataset import UNSEEN, Dataset, split_off_unseen
 from transfer_learning.datasets.decoding.pixel_cache import Store, open_store
 from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
 from transfer_learning.datasets.sources.registry import load_dataset
@@ -27,7 +27,7 @@ class Data:
     manifest: pd.DataFrame  # a row an example, as `make_manifest` makes it
 
     def split(self, name: str) -> "Examples":
-        """The images of "train", "val", "test" or HELD_OUT; there may be none."""
+        """The images of "train", "val", "test" or UNSEEN; there may be none."""
         from transfer_learning.datasets.pipeline import examples_of_split  # TensorFlow, which `prepare` does without
 
         return examples_of_split(self.manifest, name, self.class_names, self.store.pixels, self.store.rows)
@@ -42,16 +42,16 @@ class Data:
         return fingerprint(self.manifest, self.class_names)
 
     @property
-    def judged_split(self) -> str:
+    def eval_split(self) -> str:
         """The split that a run is judged by: the test, or the validation images of a dataset without one."""
         return "test" if (self.manifest["split"] == "test").any() else "val"
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         """``1,200 images of 10 classes: 812 train, 148 val, 240 test, 0 skipped; 3 other files ignored``."""
         counts = self.manifest["split"].value_counts()
         splits = ", ".join(f"{counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
-        if HELD_OUT in counts:
-            splits += f", {counts[HELD_OUT]:,} of classes held out"
+        if UNSEEN in counts:
+            splits += f", {counts[UNSEEN]:,} of classes held out"
         return (
             f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} skipped; "
             f"{len(self.ignored):,} other files ignored"
@@ -81,7 +81,7 @@ def look_at(dataset: Dataset, config: RunConfig) -> Data:
     dropped: dict[str, str] = {}
     if config.corrections:
         dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections))
-    dataset = hold_out(dataset, config.held_out)  # by the corrected labels
+    dataset = split_off_unseen(dataset, config.unseen_classes)  # by the corrected labels
     store = open_store(dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb, config.cache_gb)
     manifest = make_manifest(
         dataset,

@@ -16,7 +16,7 @@ import numpy as np
 from transfer_learning.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
-HELD_OUT = "held_out"  # the split of images whose classes are not learnt
+UNSEEN = "unseen"  # the split of images whose classes are not learnt
 
 
 class FilePart(NamedTuple):
@@ -48,7 +48,7 @@ class Example(NamedTuple):
 
     id: str  # unique in its dataset, the same on every machine: the path below the dataset's folder
     label: str
-    split: str  # "train", "val", "test", HELD_OUT, or "" where the dataset leaves it to us
+    split: str  # "train", "val", "test", UNSEEN, or "" where the dataset leaves it to us
     content: Content
     group: str = ""  # examples of one group never straddle two splits that are drawn; "": it is alone
 
@@ -73,8 +73,8 @@ def with_class_names(
     )
 
 
-def hold_out(dataset: Dataset, names: str) -> Dataset:
-    """The dataset without some of its classes, whose images go into the split HELD_OUT, whatever split they had.
+def split_off_unseen(dataset: Dataset, names: str) -> Dataset:
+    """The dataset without some of its classes, whose images go into the split UNSEEN, whatever split they had.
 
     Args:
         names: of the classes, with commas between them; "": none.
@@ -82,20 +82,20 @@ def hold_out(dataset: Dataset, names: str) -> Dataset:
     Raises:
         UserError: a class is unknown, or fewer than two are left.
     """
-    held_out = {name.strip() for name in names.split(",") if name.strip()}
-    if not held_out:
+    unseen_classes = {name.strip() for name in names.split(",") if name.strip()}
+    if not unseen_classes:
         return dataset
-    for name in sorted(held_out - set(dataset.class_names)):
+    for name in sorted(unseen_classes - set(dataset.class_names)):
         raise UserError(
-            f"--held-out {names}: {dataset.name} has no class {name}.{did_you_mean(name, dataset.class_names)}"
+            f"--unseen-classes {names}: {dataset.name} has no class {name}.{did_you_mean(name, dataset.class_names)}"
         )
-    left = tuple(name for name in dataset.class_names if name not in held_out)
+    left = tuple(name for name in dataset.class_names if name not in unseen_classes)
     if len(left) < 2:
         raise UserError(
-            f"--held-out {names} leaves {len(left)} of the {len(dataset.class_names)} classes of {dataset.name}; a "
+            f"--unseen-classes {names} leaves {len(left)} of the {len(dataset.class_names)} classes of {dataset.name}; a "
             "classifier needs at least two, so hold out fewer."
         )
     examples = (
-        example._replace(split=HELD_OUT) if example.label in held_out else example for example in dataset.examples
+        example._replace(split=UNSEEN) if example.label in unseen_classes else example for example in dataset.examples
     )
     return replace(dataset, class_names=left, examples=tuple(examples))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
+from transfer_learning.datasets.dataset import SPLITS, UNSEEN, Dataset
 from transfer_learning.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -33,12 +33,13 @@ COLUMNS = ("id", "file", "sha256", "label", "split", "width", "height", "group",
 RANKS = {
     split: rank for rank, split in enumerate(SPLITS)
 }  # of two that may not be parted, the one in the higher split stays
-PARTED = {  # column: what is said of an image with the same value in a lower split
+LEAK_REASONS = {  # column: what is said of an image with the same value in a lower split
     "sha256": "the same file is",
     "pixels": "the same picture, in another file, is",
     "group": "others of its group are",
     "own_group": "others of its group are",
 }
+UNSEEN_IN_FINGERPRINT = "held_out"  # the first versions called the split so, and their runs must be found again
 NAMED = 4  # ids or classes, in a sentence
 
 
@@ -91,7 +92,7 @@ def make_manifest(
                 f"The dataset names no {split} split: about {fractions[split]:.0%} of {images}, chosen by their "
                 f"{'group' if group_by else 'content'}, become it."
             )
-    _set_aside_parted(manifest)
+    _drop_cross_split_duplicates(manifest)
     _say_two_labels(manifest)
     _say_empty(manifest, dataset.class_names, named | {split for split in fractions if fractions[split]})
     return manifest[list(COLUMNS)]
@@ -108,7 +109,7 @@ def check_classes(manifest: pd.DataFrame, class_names: tuple[str, ...]) -> None:
         more = f", nor has {'another class' if others == 1 else f'any of {others:,} others'}" if others else ""
         raise UserError(
             f"The class {missing[0]} has no training image (its images: {where}){more}; add some, give the splits in a "
-            f"table path,label,split, or leave the class out by --held-out {shlex.quote(missing[0])}."
+            f"table path,label,split, or leave the class out by --unseen-classes {shlex.quote(missing[0])}."
         )
 
 
@@ -118,7 +119,8 @@ def fingerprint(manifest: pd.DataFrame, class_names: Sequence[str]) -> str:
     A dataset that is written anew may list the same classes in another order; the outputs of a network would then be taken
     for each other's.
     """
-    rows = manifest[["id", "sha256", "label", "split"]].to_csv(index=False, lineterminator="\n")
+    columns = manifest[["id", "sha256", "label", "split"]].replace({"split": {UNSEEN: UNSEEN_IN_FINGERPRINT}})
+    rows = columns.to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(f"{json.dumps(list(class_names))}\n{rows}".encode()).hexdigest()
 
 
@@ -183,15 +185,15 @@ def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
     manifest.loc[pool.index, "split"] = [split_of[key] for key in zip(pool["group"], pool["sha256"], strict=True)]
 
 
-def _set_aside_parted(manifest: pd.DataFrame) -> None:
+def _drop_cross_split_duplicates(manifest: pd.DataFrame) -> None:
     """A training image that is also a test image would make the test say nothing: the test keeps it.
 
     Whether an image is skipped hangs on its own split and that of those like it, and not on whether these are skipped.
     """
-    used = manifest[(manifest["problem"] == "") & (manifest["split"] != HELD_OUT)]  # which no number is measured on
+    used = manifest[(manifest["problem"] == "") & (manifest["split"] != UNSEEN)]  # which no number is measured on
     ranks = used["split"].map(RANKS).tolist()
     reasons: dict[int, str] = {}
-    for column, is_parted in PARTED.items():
+    for column, is_parted in LEAK_REASONS.items():
         highest: dict[str, int] = {}
         for key, rank in zip(used[column], ranks, strict=True):
             highest[key] = max(rank, highest.get(key, 0))

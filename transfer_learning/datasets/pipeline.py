@@ -16,7 +16,7 @@ import pandas as pd
 import tensorflow as tf
 
 from transfer_learning.datasets.augmentation import apply, draw
-from transfer_learning.datasets.dataset import HELD_OUT
+from transfer_learning.datasets.dataset import UNSEEN
 
 BATCHES_AHEAD = 2  # that are read while one is in use
 Batch = tuple[np.ndarray | tf.Tensor, np.ndarray | tf.Tensor]  # inputs, labels int32 (batch,)
@@ -45,9 +45,9 @@ class Examples:
 
     def in_epoch(self, epoch: int) -> "Examples":
         """What `epoch` sees; each example goes through all of its views in as many epochs, not all in step."""
-        return self.in_view(epoch + np.arange(len(self)))
+        return self.in_copy(epoch + np.arange(len(self)))
 
-    def in_view(self, numbers: int | np.ndarray) -> "Examples":
+    def in_copy(self, numbers: int | np.ndarray) -> "Examples":
         """Each example in the view of that number, counted round; there is one view where `rows` is (n,)."""
         if self.rows.ndim == 1:
             return self
@@ -67,7 +67,7 @@ def examples_of_split(
     number = {name: index for index, name in enumerate(class_names)}
     chosen = manifest.iloc[positions]
     labels = chosen["label"].map(number)
-    if split == HELD_OUT:
+    if split == UNSEEN:
         labels = labels.fillna(-1)  # no class of the model
     labels = labels.to_numpy(np.int32)
     return Examples(inputs, rows[positions], labels, chosen["id"].to_numpy(object))
@@ -100,17 +100,16 @@ def training_batches(
     size = examples.inputs.shape[1]
 
     def gather_and_draw(positions: np.ndarray) -> tuple[np.ndarray, ...]:
-        drawn = draw(augmentation, flip, seed, epoch, keys[positions], size)
-        return examples.inputs[examples.rows[positions]], examples.labels[positions], *drawn
+        parameters = draw(augmentation, flip, seed, epoch, keys[positions], size)
+        return examples.inputs[examples.rows[positions]], examples.labels[positions], parameters
 
     def augmented(positions: tf.Tensor) -> Batch:
-        types = (tf.uint8, tf.int32, tf.float32, tf.float32)
-        images, labels, transforms, colours = tf.numpy_function(gather_and_draw, [positions], types, stateful=False)
+        types = (tf.uint8, tf.int32, tf.float32)
+        images, labels, parameters = tf.numpy_function(gather_and_draw, [positions], types, stateful=False)
         images.set_shape((None, *examples.inputs.shape[1:]))
-        transforms.set_shape((None, 8))
-        colours.set_shape((None, 2))
         labels.set_shape((None,))
-        return apply(augmentation, images, transforms, colours), labels
+        parameters.set_shape((None, None))
+        return apply(augmentation, images, parameters), labels
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size * batches_at_once)
     return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)  # a number of them, whatever their size

@@ -129,7 +129,7 @@ def paired_difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, An
     }
 
 
-def in_words(gain: Mapping[str, Any], before: str, after: str) -> str:
+def describe(gain: Mapping[str, Any], before: str, after: str) -> str:
     """The difference as a sentence, such as
 
     ``the average of 2 views is right on 92.28% and the plain image on 91.06% of the same 246 images: +1.22 points (95 %

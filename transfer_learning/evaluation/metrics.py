@@ -173,7 +173,7 @@ def _sum_over_parts(measure: Callable[..., float], true: np.ndarray, chances: np
     return float(sum(measure(true[part], chances[part]) for part in parts))
 
 
-def in_words(evaluation: dict[str, Any]) -> str:
+def describe(evaluation: dict[str, Any]) -> str:
     """``test accuracy 91.06% (95 % interval 86.83% to 94.02%, n = 246), top-5 99.19%, macro F1 0.907``."""
     low, high = evaluation["accuracy_interval"]
     top_5 = f"top-5 {evaluation['top_5_accuracy']:.2%}, " if "top_5_accuracy" in evaluation else ""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_learning.storage.array_cache import KeptArrays, layout_of, share_kept
-from transfer_learning.storage.cache import list_pools
+from transfer_learning.storage.array_cache import ArrayCache, cached_fraction, layout_of
+from transfer_learning.storage.cache import list_entries
 
 KIND = "features"  # the folder of the cache, see `features.activations_of`
 
@@ -27,16 +27,16 @@ def find_kept_features(
     """
     distinct = [name for name in dict.fromkeys(names) if name]
     candidates = []
-    for pool in list_pools(cache_dir):
+    for pool in list_entries(cache_dir):
         layout = (
             layout_of(pool.path) if pool.kind == KIND and pool.about.startswith(f"{KIND} of {backbone} at ") else None
         )
-        if layout and len(layout[0]) == 1 and (share := share_kept(pool.path, *layout, distinct)):
+        if layout and len(layout[0]) == 1 and (share := cached_fraction(pool.path, *layout, distinct)):
             candidates.append((share, pool.last_used, pool, layout))
     if not candidates:
         return None
     _, _, pool, (shape, dtype) = max(candidates, key=lambda candidate: candidate[:2])
-    with KeptArrays(pool.path, shape, dtype) as kept:
+    with ArrayCache(pool.path, shape, dtype) as kept:
         position = dict(zip(distinct, kept.positions(distinct).tolist(), strict=True))
         rows = np.array([position.get(name, -1) for name in names], np.int64)
         found = np.flatnonzero(rows >= 0)

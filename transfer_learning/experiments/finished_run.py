@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Member:
+class FinishedRun:
     """A finished run, as its directory tells it."""
 
     run_dir: RunDir
@@ -101,19 +101,19 @@ class Member:
         return data
 
 
-def evaluate_again(member: Member, split: str) -> dict[str, Any]:
+def evaluate_again(member: FinishedRun, split: str) -> dict[str, Any]:
     """Predicts a split once more, into the run's directory."""
     run_dir, classifier, data = member.run_dir, member.network(), member.data(split)
     with run_dir.locked():
         evaluation = evaluate_split(classifier, data, split, run_dir)
         write_json(run_dir.evaluation_of(split), evaluation | {"weights_sha256": classifier.weights_sha256})
     logger.info(
-        f"{metrics.in_words(evaluation)}\nResults: {run_dir.evaluation_of(split)} and {run_dir.predictions(split)}"
+        f"{metrics.describe(evaluation)}\nResults: {run_dir.evaluation_of(split)} and {run_dir.predictions(split)}"
     )
     return evaluation
 
 
-def evaluate_views(member: Member, split: str, views: Sequence[View]) -> dict[str, Any]:
+def evaluate_views(member: FinishedRun, split: str, views: Sequence[View]) -> dict[str, Any]:
     """The average over views of each image against the plain one, into the run's directory."""
     warn_of_mirrors([member], views)
     with member.run_dir.locked():
@@ -128,15 +128,17 @@ def evaluate_views(member: Member, split: str, views: Sequence[View]) -> dict[st
             "gain": {"before": "plain", **gain},
             "seconds": {"before": seconds["plain"], "after": sum(seconds.values())},
         }
-        logger.info(f"In {len(views)} views: {metrics.in_words(evaluation)}")
-        logger.info(f"Gain: {ensemble.in_words(gain, 'the plain image', f'the average of {len(views)} views')}")
+        logger.info(f"In {len(views)} views: {metrics.describe(evaluation)}")
+        logger.info(f"Gain: {ensemble.describe(gain, 'the plain image', f'the average of {len(views)} views')}")
         logger.info(cost_in_words(evaluation, len(views), "the plain image"))
         _write(evaluation, table, member.run_dir, in_views=True)
     return evaluation
 
 
 @each_message_once()
-def evaluate_ensemble(members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir) -> dict[str, Any]:
+def evaluate_ensemble(
+    members: Sequence[FinishedRun], split: str, views: Sequence[View], run_dir: RunDir
+) -> dict[str, Any]:
     """The average over members, each of it over views, against the member that validation images tell to be the best."""
     check_same_images(members, [split])
     warn_of_mirrors(members, views)
@@ -170,11 +172,11 @@ def evaluate_ensemble(members: Sequence[Member], split: str, views: Sequence[Vie
         logger.info(
             f"{row['run_dir']}: {split} accuracy {row['accuracy']:.2%}{_validation_in_words(row['val_accuracy'])}"
         )
-    logger.info(f"The average of {len(members)} members: {metrics.in_words(evaluation)}")
+    logger.info(f"The average of {len(members)} members: {metrics.describe(evaluation)}")
     in_views = f" in {len(views)} views" if len(views) > 1 else ""
     why = "the first given" if best.val_accuracy is None else "the best on validation images"
     logger.info(
-        f"Gain: {ensemble.in_words(gain, f'{best.name} ({why}) alone', f'the average of {len(members)} members{in_views}')}"
+        f"Gain: {ensemble.describe(gain, f'{best.name} ({why}) alone', f'the average of {len(members)} members{in_views}')}"
     )
     logger.info(cost_in_words(evaluation, len(members) * len(views), f"{best.name} alone"))
     run_dir.path.mkdir(parents=True, exist_ok=True)
@@ -184,7 +186,7 @@ def evaluate_ensemble(members: Sequence[Member], split: str, views: Sequence[Vie
 
 
 @each_message_once()
-def compare_pair(members: Sequence[Member], split: str, views: Sequence[View], run_dir: RunDir) -> dict[str, Any]:
+def compare_pair(members: Sequence[FinishedRun], split: str, views: Sequence[View], run_dir: RunDir) -> dict[str, Any]:
     """Two runs on the same images, judged image by image; nothing is averaged over the two."""
     check_same_images(members, [split])
     warn_of_mirrors(members, views)
@@ -204,7 +206,7 @@ def compare_pair(members: Sequence[Member], split: str, views: Sequence[View], r
         "only_before_right_ids": ensemble.only_right(first_table, second_table),
         "only_after_right_ids": ensemble.only_right(second_table, first_table),
     }
-    logger.info(f"Difference: {ensemble.in_words(difference, first.name, second.name)}")
+    logger.info(f"Difference: {ensemble.describe(difference, first.name, second.name)}")
     logger.info(ensemble.table_in_words(difference, first.name, second.name))
     run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
@@ -215,7 +217,7 @@ def compare_pair(members: Sequence[Member], split: str, views: Sequence[View], r
 
 
 def predict_in_views(
-    member: Member, split: str, views: Sequence[View]
+    member: FinishedRun, split: str, views: Sequence[View]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, float]]:
     """The predictions of a split by the name of each view, and the seconds that each took, without loading and compiling.
 
@@ -234,7 +236,7 @@ def predict_in_views(
     return tables, seconds
 
 
-def warn_of_mirrors(members: Sequence[Member], views: Sequence[View]) -> None:
+def warn_of_mirrors(members: Sequence[FinishedRun], views: Sequence[View]) -> None:
     unflipped = [member.name for member in members if not member.config.flip]
     if unflipped and any(view.mirrored for view in views):
         logger.info(
@@ -243,14 +245,14 @@ def warn_of_mirrors(members: Sequence[Member], views: Sequence[View]) -> None:
         )
 
 
-def check_same_images(members: Sequence[Member], splits: Sequence[str]) -> None:
+def check_same_images(members: Sequence[FinishedRun], splits: Sequence[str]) -> None:
     """Raises UserError where the runs' images, labels, splits or classes differ, before anything is computed."""
     class_names = {member.name: member.class_names for member in members}
     for split in splits:
         ensemble.check_same_examples({member.name: member.examples(split) for member in members}, class_names)
 
 
-def by_validation(members: Sequence[Member]) -> list[Member]:
+def by_validation(members: Sequence[FinishedRun]) -> list[FinishedRun]:
     """The members with the highest accuracy on validation images first; as they are where one of them has none."""
     if any(member.val_accuracy is None for member in members):
         return list(members)

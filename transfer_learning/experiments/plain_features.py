@@ -6,9 +6,9 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.data import Data
 from transfer_learning.errors import UserError
 from transfer_learning.machine.devices import set_up_devices
-from transfer_learning.models.classifier import build_classifier, open_layers
-from transfer_learning.models.features import kept_activations
-from transfer_learning.models.freezing import cut_at_boundary
+from transfer_learning.models.classifier import build_classifier, unfreeze_layers
+from transfer_learning.models.features import cached_activations
+from transfer_learning.models.freezing import find_cut
 from transfer_learning.training.phase_inputs import activations_of_cut
 
 
@@ -23,8 +23,8 @@ def plain_features(config: RunConfig, data: Data) -> tuple[np.ndarray, np.ndarra
     """
     devices = set_up_devices(config.precision, config.seed)
     classifier = build_classifier(config, data.class_names)
-    open_layers(classifier, config.backbone, "none")
-    cut = cut_at_boundary(classifier)
+    unfreeze_layers(classifier, config.backbone, "none")
+    cut = find_cut(classifier)
     if cut is None:
         raise UserError(
             f"--features needs a pretrained backbone, and {config.backbone} with --weights {config.weights} is none; leave "
@@ -33,7 +33,7 @@ def plain_features(config: RunConfig, data: Data) -> tuple[np.ndarray, np.ndarra
     activations = activations_of_cut(cut, config, data.store.decoding, devices.fingerprint)
     positions = np.flatnonzero(data.store.rows >= 0)
     names = data.manifest["sha256"].iloc[positions].tolist()
-    kept, rows = kept_activations(
+    kept, rows = cached_activations(
         activations,
         lambda images: cut.compute(images),
         data.store.pixels,

@@ -12,8 +12,8 @@ from transfer_learning.config import difference, named
 from transfer_learning.datasets.data import Data
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
-from transfer_learning.experiments.finished_run import Member, by_validation, check_same_images
-from transfer_learning.experiments.train import calibrate_and_judge, draw_attention, draw_figures
+from transfer_learning.experiments.finished_run import FinishedRun, by_validation, check_same_images
+from transfer_learning.experiments.train import calibrate_and_evaluate, draw_attention, draw_figures
 from transfer_learning.machine.devices import git_commit, versions
 from transfer_learning.models import soup
 from transfer_learning.models.classifier import Classifier, probabilities
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @each_message_once()
-def make_soup(members: Sequence[Member], run_dir: RunDir) -> dict[str, Any]:
+def make_soup(members: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]:
     """Averages the best weights of runs into one network, whose directory is that of a finished run.
 
     The greedy soup of Wortsman et al., 2022: in the order of their accuracy on validation images, each member is stirred
@@ -74,7 +74,7 @@ def make_soup(members: Sequence[Member], run_dir: RunDir) -> dict[str, Any]:
     # A directory like that of any finished run: the config last but the page, so that a half-made one is no run.
     run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
-        classifier, results = calibrate_and_judge(classifier, data, run_dir)
+        classifier, results = calibrate_and_evaluate(classifier, data, run_dir)
         gain = ensemble.paired_difference(
             predictions.read(best.run_dir.predictions(judged)), predictions.read(run_dir.predictions(judged))
         )
@@ -95,8 +95,8 @@ def make_soup(members: Sequence[Member], run_dir: RunDir) -> dict[str, Any]:
                 f"{row['soup_val_accuracy']:.2%}."
             )
         num_taken = sum(row["is_taken"] for row in rows)
-        logger.info(f"The mean weights of {num_taken} of {len(rows)} runs: {metrics.in_words(evaluation)}")
-        told = f"Gain: {ensemble.in_words(gain, f'{best.name} (the best on validation images)', 'the soup')}"
+        logger.info(f"The mean weights of {num_taken} of {len(rows)} runs: {metrics.describe(evaluation)}")
+        told = f"Gain: {ensemble.describe(gain, f'{best.name} (the best on validation images)', 'the soup')}"
         logger.info(f"{told} It costs no more time than one network.")
         write_json(
             run_dir.notes,
@@ -117,7 +117,7 @@ def make_soup(members: Sequence[Member], run_dir: RunDir) -> dict[str, Any]:
 
 
 def _tasted(
-    members: Sequence[Member], data: Data
+    members: Sequence[FinishedRun], data: Data
 ) -> tuple[Iterator[list[np.ndarray]], Callable[[list[np.ndarray]], float]]:
     """The weights of the members, one network in memory at a time, and the accuracy of such weights on validation."""
     examples = data.split("val")

@@ -15,7 +15,7 @@ from transfer_learning.cli.console import log_file, logged_to
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.data import Data, open_data
-from transfer_learning.datasets.dataset import HELD_OUT, hold_out
+from transfer_learning.datasets.dataset import UNSEEN, split_off_unseen
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
@@ -27,22 +27,22 @@ from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import (
     Classifier,
     build_classifier,
-    open_layers,
     predicted_logits,
     probabilities,
     save_model,
     softmax,
+    unfreeze_layers,
 )
-from transfer_learning.models.freezing import Cut, cut_at_boundary
+from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.reports.run import MOST_CLASSES_DRAWN, write_report
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.notes import NotesHandler
 from transfer_learning.storage.run_directory import RunDir
-from transfer_learning.training.estimate import Foresight, foresee
+from transfer_learning.training.estimate import RunEstimate, estimate_run
 from transfer_learning.training.history import fine_tuned_worse, phase_results
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import restore, train
-from transfer_learning.training.phase_inputs import inputs_above
+from transfer_learning.training.phase_inputs import make_phase_inputs
 from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
 from transfer_learning.training.ridge import ridge_head
 from transfer_learning.training.stopping import StopRequest
@@ -72,8 +72,8 @@ def run_experiment(
         Stopped: SIGINT or SIGTERM came; the same call continues.
     """
     config.check()
-    find_backbone(config.backbone).opened_part(config.fine_tune.open)  # not only once the frozen phase is over
-    with StopRequest() as stop, run_dir.begun(config), lack_of_memory_told(config), ExitStack() as watched:
+    find_backbone(config.backbone).part_to_unfreeze(config.fine_tune.unfreeze)  # not only once the frozen phase is over
+    with StopRequest() as stop, run_dir.begun(config), oom_as_user_error(config), ExitStack() as watched:
         watched.enter_context(logged_to(log_file(run_dir.log), NotesHandler(run_dir.notes, reasons)))
 
         # The machine; a resumed run computes as it was begun.
@@ -84,7 +84,7 @@ def run_experiment(
 
         # The network: preprocessing inside, the head new; and what each phase leaves frozen.
         dataset = load_dataset(config.dataset, config.data_dir)
-        learnt = hold_out(dataset, config.held_out)
+        learnt = split_off_unseen(dataset, config.unseen_classes)
         classifier = build_classifier(config, learnt.class_names)
         logger.info(
             f"{find_backbone(config.backbone).description}; {config.weights} weights. With a head of "
@@ -93,16 +93,16 @@ def run_experiment(
         )
         cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
         for name, cut in cuts.items():
-            if cut is None and config.phase(name).views:
+            if cut is None and config.phase(name).copies:
                 raise UserError(
-                    f"--{flag_name(name)}.views {config.phase(name).views} keeps what frozen layers make of the views, and "
-                    f"with --{flag_name(name)}.open {config.phase(name).open} none lie below; name a stage, or pass views 0."
+                    f"--{flag_name(name)}.copies {config.phase(name).copies} keeps what frozen layers make of the views, and "
+                    f"with --{flag_name(name)}.unfreeze {config.phase(name).unfreeze} none lie below; name a stage, or pass views 0."
                 )
 
         # What it is going to take.
-        foresight = Foresight(run_dir.foresight, config.cache_dir)
+        foresight = RunEstimate(run_dir.foresight, config.cache_dir)
         if not foresight.stages:
-            foresight.foretell(*foresee(config, learnt, classifier, cuts, devices.fingerprint))
+            foresight.announce(*estimate_run(config, learnt, classifier, cuts, devices.fingerprint))
 
         @contextmanager
         def stage(name: str) -> Iterator[None]:
@@ -118,17 +118,17 @@ def run_experiment(
                 f"{config.dataset} has no val images, which --monitor {config.monitor} needs; raise --val-fraction, or "
                 "pass --monitor loss."
             )
-        if config.held_out and not len(data.split("val")):
+        if config.unseen_classes and not len(data.split("val")):
             raise UserError(
-                f"--held-out {config.held_out} tries the rule for unknown, which val images tell, and {config.dataset} has "
-                "none; raise --val-fraction, or leave --held-out away."
+                f"--unseen-classes {config.unseen_classes} tries the rule for unknown, which val images tell, and {config.dataset} has "
+                "none; raise --val-fraction, or leave --unseen-classes away."
             )
-        if not len(data.split(data.judged_split)):
+        if not len(data.split(data.eval_split)):
             raise UserError(
                 f"{config.dataset} has neither val nor test images, so nothing could be judged; raise --val-fraction or "
                 "--test-fraction."
             )
-        logger.info(f"{data.in_words()}.")
+        logger.info(f"{data.describe()}.")
 
         # What was done already, if it belongs to this run.
         identity = Identity(config, data.fingerprint, classifier.weights_sha256, devices.fingerprint)
@@ -137,8 +137,8 @@ def run_experiment(
 
         # Training: each phase starts from what its frozen layers make of the images, or from the images.
         def make_phase(name: str, parts: int = 0, is_begun: bool = False, is_over: bool = False) -> ActivePhase:
-            keep = not is_over and (name == "frozen" or foresight.keeps_boundary)
-            settings = replace(config, micro_batches=parts or config.micro_batches)
+            keep = not is_over and (name == "frozen" or foresight.caches_activations)
+            settings = replace(config, gradient_accumulation_steps=parts or config.gradient_accumulation_steps)
             return prepare_phase(name, settings, classifier, cuts[name], keep, data, identity, is_begun)
 
         all_callbacks = [*callbacks, *flagged_callbacks(config, run_dir)]
@@ -148,19 +148,19 @@ def run_experiment(
 
         # Evaluation, on the images and through the whole model, which is saved as it is judged.
         with stage("evaluate"):
-            classifier, results = calibrate_and_judge(classifier, data, run_dir)
+            classifier, results = calibrate_and_evaluate(classifier, data, run_dir)
             seconds = {name: stage.seconds for name, stage in foresight.stages.items()}
             phases = phase_results(state.history, run_dir.timings, config.monitor, seconds)
             if worse := fine_tuned_worse(phases, config.monitor):
                 logger.info(worse)
-            evaluation = results[data.judged_split] | {
+            evaluation = results[data.eval_split] | {
                 "weights_sha256": classifier.weights_sha256,
                 "num_parameters": classifier.model.count_params(),
                 **dict.fromkeys(PHASES),
                 **phases,
             }
             draw_figures(config, data, state.history, evaluation, run_dir)
-            draw_attention(classifier, data, data.judged_split, run_dir)
+            draw_attention(classifier, data, data.eval_split, run_dir)
             write_json(run_dir.evaluation, evaluation)
 
         # The report, from the files alone.
@@ -169,7 +169,7 @@ def run_experiment(
 
 
 @contextmanager
-def lack_of_memory_told(config: RunConfig) -> Iterator[None]:
+def oom_as_user_error(config: RunConfig) -> Iterator[None]:
     """Turns a lack of memory that no smaller part of a batch has answered into a UserError."""
     try:
         yield
@@ -183,9 +183,9 @@ def lack_of_memory_told(config: RunConfig) -> Iterator[None]:
 def cut_of_phase(name: str, config: RunConfig, classifier: Classifier) -> Cut | None:
     """Where the phase may start from what its frozen layers made of the images once; None where it cannot."""
     settings = config.phase(name)
-    open_layers(classifier, config.backbone, settings.open)
-    sees_same_pixels = settings.augmentation == "none" or settings.views > 0
-    return cut_at_boundary(classifier) if sees_same_pixels else None
+    unfreeze_layers(classifier, config.backbone, settings.unfreeze)
+    sees_same_pixels = settings.augmentation == "none" or settings.copies > 0
+    return find_cut(classifier) if sees_same_pixels else None
 
 
 def prepare_phase(
@@ -203,14 +203,14 @@ def prepare_phase(
     is_begun: whether its weights are going to be taken from a checkpoint.
     """
     settings = config.phase(name)
-    logger.info(f"Phase {name} trains {open_layers(classifier, config.backbone, settings.open)}.")
+    logger.info(f"Phase {name} trains {unfreeze_layers(classifier, config.backbone, settings.unfreeze)}.")
     if name == "frozen" and not config.head and not config.starts_from_ridge:
         logger.info(
             "The head starts from random weights: its ridge solution was not wanted, or would need features that are kept."
         )
     if cut is None:
         return start_phase(name, config, classifier, data.split("train"), data.split("val"))
-    train_examples, val_examples = inputs_above(cut, settings, keep, config, data, identity.surroundings)
+    train_examples, val_examples = make_phase_inputs(cut, settings, keep, config, data, identity.runtime)
     if name == "frozen" and config.starts_from_ridge and not is_begun:
         start_from_ridge(config, classifier, train_examples)
     return start_phase(name, config, classifier, train_examples, val_examples, cut)
@@ -219,7 +219,7 @@ def prepare_phase(
 def start_from_ridge(config: RunConfig, classifier: Classifier, features: Examples) -> None:
     """Puts the closed-form solution into a linear head, from where the frozen phase needs few epochs."""
     weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
-    head = ridge_head(features.in_view(0), len(classifier.class_names), weights)
+    head = ridge_head(features.in_copy(0), len(classifier.class_names), weights)
     classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
     logger.info(
         f"The head starts from its ridge solution, whose loss on training images left out one by one is {head.loss:.3f}."
@@ -240,7 +240,7 @@ def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: De
     """Writes what is known before training, and adds this session to those that worked on the run."""
     config = identity.config
     sessions = read_json(run_dir.environment)["sessions"] if run_dir.environment.exists() else []
-    session = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **identity.surroundings}
+    session = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **identity.runtime}
     environment = {
         "versions": versions(),
         "device": {
@@ -260,23 +260,23 @@ def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: De
     write_text(run_dir.ignored, ignored.to_csv(index=False, lineterminator="\n"))
 
 
-def calibrate_and_judge(classifier: Classifier, data: Data, run_dir: RunDir) -> tuple[Classifier, dict[str, dict]]:
+def calibrate_and_evaluate(classifier: Classifier, data: Data, run_dir: RunDir) -> tuple[Classifier, dict[str, dict]]:
     """Gives the classifier what validation images tell, saves it, and judges it on each split it was not trained on."""
     logits = {split: logits_of_split(classifier, data, split) for split in ("val", "test") if len(data.split(split))}
     if "val" in logits:
         temperature, reason = calibration.fitted_temperature(logits["val"], data.split("val").labels)
         logger.info(reason)
-        unknown_below = rejection.threshold(softmax(logits["val"], temperature).max(axis=1))
-        classifier = replace(classifier, temperature=temperature, unknown_below=unknown_below)
+        rejection_threshold = rejection.threshold(softmax(logits["val"], temperature).max(axis=1))
+        classifier = replace(classifier, temperature=temperature, rejection_threshold=rejection_threshold)
     save_model(classifier, run_dir.model)
     results = {split: judge(logits[split], classifier.temperature, data, split, run_dir) for split in logits}
-    results[data.judged_split]["unknown"] = judge_unknown(classifier, data, data.judged_split, run_dir)
+    results[data.eval_split]["rejection"] = evaluate_rejection(classifier, data, data.eval_split, run_dir)
     return classifier, results
 
 
-def judge_unknown(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict | None:
+def evaluate_rejection(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict | None:
     """What the rule for unknown costs on a split, and what it catches of other images; None where there is no rule."""
-    if not classifier.unknown_below:
+    if not classifier.rejection_threshold:
         return None
     examples = data.split(split)
     some = examples.rows[np.random.default_rng(0).permutation(len(examples))[: ood.NUM_IMAGES]]
@@ -285,10 +285,10 @@ def judge_unknown(classifier: Classifier, data: Data, split: str, run_dir: RunDi
         f"{split} images, scrambled": ood.scrambled(examples.inputs[some]),
     }
     looked_at = {name: (pixels, np.arange(len(pixels))) for name, pixels in images.items()}
-    if len(held_out := data.split(HELD_OUT)):
-        looked_at = {"classes held out": (held_out.inputs, held_out.rows), **looked_at}
+    if len(unseen_classes := data.split(UNSEEN)):
+        looked_at = {"classes held out": (unseen_classes.inputs, unseen_classes.rows), **looked_at}
     confidences = {name: probabilities(classifier, *pixels).max(axis=1) for name, pixels in looked_at.items()}
-    return rejection.measure(classifier.unknown_below, predictions.read(run_dir.predictions(split)), confidences)
+    return rejection.measure(classifier.rejection_threshold, predictions.read(run_dir.predictions(split)), confidences)
 
 
 def evaluate_split(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict:

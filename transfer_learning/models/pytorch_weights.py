@@ -13,7 +13,7 @@ from transfer_learning.models.state_dict import read_state_dict
 NUMBER_FORMATS = ("float32", "float16")
 
 
-class Counterpart(NamedTuple):
+class PyTorchWeights(NamedTuple):
     """What PyTorch calls the parts of a network of ours."""
 
     name: str  # of the network and of those who publish its weights, for messages
@@ -33,7 +33,7 @@ class _Place(NamedTuple):
         return tuple(self.variable.shape[self.axes.index(axis)] for axis in range(len(self.axes)))
 
 
-def load_state_dict(model, path: Path, counterpart: Counterpart, otherwise: str) -> None:
+def load_state_dict(model, path: Path, pytorch_weights: PyTorchWeights, otherwise: str) -> None:
     """Sets every variable of a `keras.Model` from a file that `read_state_dict` reads.
 
     Each variable has one array, and each array one variable. Left aside are what needs none: the classifier, and the
@@ -43,11 +43,11 @@ def load_state_dict(model, path: Path, counterpart: Counterpart, otherwise: str)
     Raises UserError, with the model untouched, for arrays that are missing, unknown, or of another shape or number format.
     """
     state = read_state_dict(path)
-    places, counters = _places(model, counterpart.module)
-    num_classes = np.size(state.get(f"{counterpart.classifier}.bias", ()))
+    places, counters = _places(model, pytorch_weights.module)
+    num_classes = np.size(state.get(f"{pytorch_weights.classifier}.bias", ()))
     shapes = {name: place.shape for name, place in places.items()} | dict.fromkeys(counters, ())
-    shapes[f"{counterpart.classifier}.weight"] = num_classes, model.output_shape[-1]
-    shapes[f"{counterpart.classifier}.bias"] = (num_classes,)
+    shapes[f"{pytorch_weights.classifier}.weight"] = num_classes, model.output_shape[-1]
+    shapes[f"{pytorch_weights.classifier}.bias"] = (num_classes,)
     formats = dict.fromkeys(shapes, NUMBER_FORMATS) | dict.fromkeys(counters, ("int64",))
 
     known = [name for name in state if name in shapes]
@@ -64,7 +64,7 @@ def load_state_dict(model, path: Path, counterpart: Counterpart, otherwise: str)
     if any(faults.values()):
         listed = "; ".join(f"{len(found)} {fault} (the first: {found[0]})" for fault, found in faults.items() if found)
         raise UserError(
-            f"{path} does not fit: expected the {len(places)} arrays of {counterpart.name}, found {listed}; {otherwise}."
+            f"{path} does not fit: expected the {len(places)} arrays of {pytorch_weights.name}, found {listed}; {otherwise}."
         )
     for name, (variable, axes) in places.items():
         variable.assign(state[name].transpose(axes))

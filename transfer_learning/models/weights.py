@@ -1,7 +1,7 @@
 """Weights of others, taken as arrays only: nothing in a weights file is run, and no size in it is believed unchecked.
 
 Published files are downloaded once and known by their digest; HDF5 files are those of Keras; PyTorch's are read by
-`state_dict.py` and put into place by `counterpart.py`.
+`state_dict.py` and put into place by `pytorch_weights.py`.
 """
 
 import hashlib

@@ -17,9 +17,9 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.machine.resources import available_bytes
-from transfer_learning.models.classifier import Classifier, build_classifier, open_layers
+from transfer_learning.models.classifier import Classifier, build_classifier, unfreeze_layers
 from transfer_learning.models.features import BATCH
-from transfer_learning.models.inference_graph import frozen_graph
+from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.peers import job
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.training.phases import ActivePhase, measure, start_phase
@@ -45,12 +45,12 @@ def measure_recipe(flags: Namespace) -> dict[str, Any]:
     size = config.stored_size
 
     # Extraction, with the copies to the device and back.
-    compute = frozen_graph(classifier.extractor, BATCH)
+    compute = inference_graph(classifier.extractor, BATCH)
     images = random_images(BATCH, size).astype(np.float32)
     extraction = rate(lambda: len(compute(tf.constant(images)).numpy()), window)
 
     # Training, as the loop does it: the order, the changes and the updates.
-    opened = open_layers(classifier, config.backbone, config.fine_tune.open)
+    opened = unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
     examples = random_examples(8 * config.batch_size, size)
     active = start_phase("fine_tune", config, classifier, examples, examples)
     batches = endless_batches(active, config)
@@ -63,7 +63,7 @@ def measure_recipe(flags: Namespace) -> dict[str, Any]:
     num_train = NUM_IMAGES[flags.dataset] - num_val
 
     peak = peak_bytes(devices.num_gpus)
-    largest, in_words, how = largest_batch(config, classifier, devices.num_gpus)
+    largest, describe, how = largest_batch(config, classifier, devices.num_gpus)
     return {
         "name": devices.name,
         "precision": devices.precision,
@@ -80,7 +80,7 @@ def measure_recipe(flags: Namespace) -> dict[str, Any]:
         "device_peak_mb": peak / 1e6,
         "memory": "GPU memory" if devices.num_gpus else "resident memory",
         "largest_batch": largest,
-        "largest_batch_in_words": in_words,
+        "largest_batch_in_words": describe,
         "how_largest_batch": how,
     }
 
@@ -100,7 +100,7 @@ def rate(step: Callable[[], int], window: float) -> dict[str, float]:
 
 def update(active: ActivePhase, inputs: tf.Tensor, labels: tf.Tensor) -> int:
     """One update, to its end; returns its images."""
-    active.run_updates(inputs, labels, [active.settings.learning_rate])
+    active.train_steps(inputs, labels, [active.settings.learning_rate])
     float(active.metrics[0].result())  # waits for the device
     return len(labels)
 
@@ -131,7 +131,7 @@ def largest_batch(config: RunConfig, classifier: Classifier, num_gpus: int) -> t
 
 def trains(config: RunConfig, classifier: Classifier, batch: int) -> bool:
     """One update on `batch` images; False where the memory of the GPU is not enough."""
-    config = replace(config, batch_size=batch, micro_batches=1)
+    config = replace(config, batch_size=batch, gradient_accumulation_steps=1)
     examples = random_examples(batch, config.stored_size)
     try:
         active = start_phase("fine_tune", config, classifier, examples, examples)

@@ -21,7 +21,7 @@ from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.models.backbones import build_backbone
-from transfer_learning.models.inference_graph import frozen_graph
+from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.peers import job
 from transfer_learning.peers.networks import extractor
 from transfer_learning.training import checkpoint
@@ -46,7 +46,7 @@ def fine_tune(flags: Namespace) -> dict[str, Any]:
         "0",
         "--fine-tune.epochs",
         str(flags.epochs),
-        "--fine-tune.open",
+        "--fine-tune.unfreeze",
         "conv5",
         "--fine-tune.learning-rate",
         str(flags.learning_rate),
@@ -94,7 +94,7 @@ def checkpoints(flags: Namespace) -> dict[str, Any]:
 
 def extraction(flags: Namespace) -> dict[str, Any]:
     """Forward passes of the frozen graph over random images in memory."""
-    compute = frozen_graph(extractor(flags.network, flags.size), flags.batch_size)
+    compute = inference_graph(extractor(flags.network, flags.size), flags.batch_size)
     images = random_images(flags).astype(np.float32)
     return job.images_per_second(lambda: compute(tf.constant(images)).numpy(), flags.batch_size, flags.seconds)
 

@@ -25,7 +25,7 @@ def pharma() -> RunConfig:
         test_fraction=0.2,
         val_fraction=0.15,
         frozen=Phase(epochs=10, learning_rate=1e-3, patience=3),
-        fine_tune=Phase(epochs=10, learning_rate=1e-5, open="conv5", augmentation="light", patience=3),
+        fine_tune=Phase(epochs=10, learning_rate=1e-5, unfreeze="conv5", augmentation="light", patience=3),
     )
 
 
@@ -43,7 +43,7 @@ def drawn_pills() -> RunConfig:
         batch_size=32,
         test_fraction=0.2,
         val_fraction=0.15,
-        frozen=Phase(epochs=15, learning_rate=1e-3, patience=4, augmentation="strong", views=4),
+        frozen=Phase(epochs=15, learning_rate=1e-3, patience=4, augmentation="strong", copies=4),
         fine_tune=Phase(
             epochs=4,
             learning_rate=3e-4,
@@ -51,7 +51,7 @@ def drawn_pills() -> RunConfig:
             weight_decay=1e-4,
             schedule="cosine",
             warmup_epochs=0.3,
-            open="stage5",
+            unfreeze="stage5",
             augmentation="light",
         ),
     )
@@ -76,7 +76,7 @@ def digits() -> RunConfig:
             weight_decay=1e-4,
             schedule="cosine",
             warmup_epochs=0.5,
-            open="all",
+            unfreeze="all",
             augmentation="light",
         ),
     )
@@ -99,7 +99,7 @@ def fashion_mnist() -> RunConfig:
             weight_decay=1e-4,
             schedule="cosine",
             warmup_epochs=0.2,
-            open="all",
+            unfreeze="all",
             augmentation="light",
         ),
     )
@@ -131,7 +131,7 @@ def imagenet() -> RunConfig:
         input_size=256,
         resize="crop",
         batch_size=512,
-        micro_batches=4,
+        gradient_accumulation_steps=4,
         val_fraction=0.01,
         precision="mixed_float16",
         frozen=Phase(epochs=0),
@@ -142,9 +142,9 @@ def imagenet() -> RunConfig:
             momentum=0.9,
             schedule="one_cycle",
             warmup_epochs=9,
-            start_divisor=25,
-            end_divisor=1e4,
-            open="all",
+            div_factor=25,
+            final_div_factor=1e4,
+            unfreeze="all",
             augmentation="resized_crop",
         ),
     )
@@ -193,7 +193,7 @@ def stop_signs() -> RunConfig:
         dataset="stop_signs",
         backbone="resnet18",
         image_size=224,
-        head_start="random",
+        head_init="random",
         batch_size=32,
         val_fraction=0.1,
         test_fraction=0.0,
@@ -203,10 +203,10 @@ def stop_signs() -> RunConfig:
             optimizer="sgd",
             momentum=0.9,
             schedule="triangular2",
-            lowest_rate=1e-6,
+            min_learning_rate=1e-6,
             cycle_epochs=10.0,
             augmentation="rotation",
-            views=10,
+            copies=10,
         ),
     )
 
@@ -240,12 +240,12 @@ def pretrained_or_scratch(
 ) -> dict[str, RunConfig]:
     """``compare --dataset ANY``: the recipe's backbone from its weights against a small CNN from random ones.
 
-    Both sides see the same images at the recipe's size, cropped at random out of the padded image and mirrored; both
+    Both variants see the same images at the recipe's size, cropped at random out of the padded image and mirrored; both
     have one linear layer as their head, and train all layers by Adam at a constant rate for the same number of epochs.
     They differ in network, weights and learning rate alone. The rates are those that --learning-rates 1e-4,1e-3,1e-2
     chose on drawn_pills.
     """
-    training = Phase(epochs=epochs, learning_rate=pretrained_rate, open="all", augmentation="padded_crop")
+    training = Phase(epochs=epochs, learning_rate=pretrained_rate, unfreeze="all", augmentation="padded_crop")
     pretrained = dataclasses.replace(recipe, head=(), dropout=0.0, frozen=Phase(), fine_tune=training)
     scratch = dataclasses.replace(
         pretrained,
@@ -256,7 +256,7 @@ def pretrained_or_scratch(
     return {"pretrained": pretrained, "scratch": scratch}
 
 
-def cifar10_sides(recipe: RunConfig) -> dict[str, RunConfig]:
+def cifar10_variants(recipe: RunConfig) -> dict[str, RunConfig]:
     """``compare --dataset cifar10 --learning-rates 1e-4,1e-3,1e-2``: pretrained ResNet18 against a small CNN.
 
     ResNet18 from ImageNet weights (11 M parameters) and a small CNN with max-pooling from random ones (1.2 M), each with
@@ -265,14 +265,14 @@ def cifar10_sides(recipe: RunConfig) -> dict[str, RunConfig]:
     are PyTorch's, or timm's own with ``--weights model.safetensors``.
 
     Its author reports that the pretrained network converges faster and ends higher, and that the small one is smaller,
-    slower and lower. Not measured here: neither the images nor the weights can be fetched; see `drawn_pills_sides`.
+    slower and lower. Not measured here: neither the images nor the weights can be fetched; see `drawn_pills_variants`.
     """
     own_pixels = dataclasses.replace(recipe, backbone="resnet18", image_size=32, input_size=0, batch_size=128)
     return pretrained_or_scratch(own_pixels)
 
 
-def drawn_pills_sides(recipe: RunConfig) -> dict[str, RunConfig]:
-    """``compare --dataset drawn_pills``: what `cifar10_sides` does, offline.
+def drawn_pills_variants(recipe: RunConfig) -> dict[str, RunConfig]:
+    """``compare --dataset drawn_pills``: what `cifar10_variants` does, offline.
 
     EfficientNet-Lite0 with the ImageNet weights that come as a package (3.4 M parameters) against the small CNN.
     Measured on two cores without a GPU, 10 epochs, seeds 0, 1 and 2: test 84.8 % (84.1 to 85.4) against 63.6 % (56.9 to
@@ -282,11 +282,11 @@ def drawn_pills_sides(recipe: RunConfig) -> dict[str, RunConfig]:
     return pretrained_or_scratch(dataclasses.replace(recipe, image_size=96))
 
 
-# The sides of `compare` by dataset; any other one gets those of `pretrained_or_scratch` from its own recipe.
-SIDES = {"cifar10": cifar10_sides, "drawn_pills": drawn_pills_sides}
+# The variants of `compare` by dataset; any other one gets those of `pretrained_or_scratch` from its own recipe.
+VARIANTS = {"cifar10": cifar10_variants, "drawn_pills": drawn_pills_variants}
 
 
-def own_images(
+def auto_recipe(
     dataset: str, num_images: int, num_classes: int, smallest_class: int, largest_class: int, short_side: int
 ) -> tuple[RunConfig, dict[str, str]]:
     """Chooses a config for a folder or table without a recipe, and says for its main fields why each was chosen.
@@ -333,7 +333,7 @@ def own_images(
         "frozen.epochs": f"Frozen phase of at most {frozen_epochs} epochs, ended early when validation stalls: a linear "
         "head starts from its closed-form solution, and little is left to learn.",
         "fine_tune.epochs": f"Fine-tuning for {fine_tune_epochs} epochs, at a low rate that falls to zero.",
-        "fine_tune.open": f"Fine-tuning opens {opened}: "
+        "fine_tune.unfreeze": f"Fine-tuning opens {opened}: "
         + (
             "there are images enough to move every layer."
             if opened == "all"
@@ -358,7 +358,7 @@ def own_images(
             weight_decay=1e-4,
             schedule="cosine",
             warmup_epochs=0.5,
-            open=opened,
+            unfreeze=opened,
             augmentation=augmentation,
         ),
     )

@@ -8,19 +8,19 @@ from typing import Any
 
 from transfer_learning.cli.parser import given_values
 from transfer_learning.config import PHASES, RunConfig, flag_name, with_values
-from transfer_learning.datasets.dataset import hold_out
+from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.sources.registry import load_dataset, scheme_of
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
-from transfer_learning.recipes.known import RECIPES, own_images
+from transfer_learning.recipes.known import RECIPES, auto_recipe
 
 logger = logging.getLogger(__name__)
 
 
-def chosen_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
+def resolve_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
-    config, reasons = config_for(given_values(flags))
+    config, reasons = config_from_values(given_values(flags))
     for reason in reasons:
         logger.info(reason)
     return config, reasons
@@ -50,8 +50,8 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     if recipe := RECIPES.get(scheme or values["dataset"]):
         return recipe(), {}, values
     dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
-    dataset = hold_out(dataset, values.get("held_out", RunConfig.held_out))
-    return *own_images(values["dataset"], **survey(dataset)._asdict()), values
+    dataset = split_off_unseen(dataset, values.get("unseen_classes", RunConfig.unseen_classes))
+    return *auto_recipe(values["dataset"], **survey(dataset)._asdict()), values
 
 
 def _check_places(values: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def _check_places(values: dict[str, Any]) -> None:
             )
 
 
-def config_for(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
+def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
     """The recipe of the dataset that `values` name with these values, and the reasons for what it was not told."""
     config, reason_of, values = recipe_for(values)
     config = with_values(config, values)
@@ -82,15 +82,15 @@ def config_for(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
         )
     backbone = find_backbone(config.backbone)
     try:
-        backbone.opened_part(config.fine_tune.open)
+        backbone.part_to_unfreeze(config.fine_tune.unfreeze)
     except UserError:
-        if "fine_tune.open" in values:
+        if "fine_tune.unfreeze" in values:
             raise
-        reason_of["fine_tune.open"] = (
-            f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.open} is no stage of "
+        reason_of["fine_tune.unfreeze"] = (
+            f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.unfreeze} is no stage of "
             f"{config.backbone}."
         )
-        config = with_values(config, {"fine_tune.open": "0.3"})
+        config = with_values(config, {"fine_tune.unfreeze": "0.3"})
     left_out = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
     return config, [
         reason for name, reason in reason_of.items() if name not in values and not name.startswith(left_out)

@@ -21,7 +21,7 @@ from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decoding.decode import decode
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
 from transfer_learning.errors import UserError
-from transfer_learning.reports.page import counts_by_class, held_out_classes, write_page
+from transfer_learning.reports.page import counts_by_class, unseen_class_counts, write_page
 from transfer_learning.storage.files import write_text
 
 PAGE, TABLE, CORRECTIONS = "audit.html", "audit.csv", "corrections.csv"
@@ -142,7 +142,7 @@ def page_content(
         "kinds": kinds,
         "num_named": NUM_NAMED,
         "counts": counts_by_class(data.manifest, data.class_names),
-        "held_out": held_out_classes(data.manifest),
+        "unseen_classes": unseen_class_counts(data.manifest),
         "formats": _formats(files),
         "colours": _colours(files),
         "ignored": sorted(((len(ids), reason, ids.iloc[0]) for reason, ids in ignored), reverse=True),

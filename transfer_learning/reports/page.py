@@ -8,7 +8,7 @@ import jinja2
 import pandas as pd
 
 from transfer_learning.cli import formatting
-from transfer_learning.datasets.dataset import HELD_OUT, SPLITS
+from transfer_learning.datasets.dataset import SPLITS, UNSEEN
 from transfer_learning.storage.files import written_atomically
 
 
@@ -30,7 +30,7 @@ def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
 
 def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Examples by class and split, a row a class and a last one with the sums."""
-    manifest = manifest[manifest["split"] != HELD_OUT]
+    manifest = manifest[manifest["split"] != UNSEEN]
     names = list(dict.fromkeys([*class_names, *manifest["label"]]))
     places = {split: split for split in SPLITS} | {"": "skipped"}
     counts = pd.crosstab(manifest["label"], manifest["split"].map(places))
@@ -40,9 +40,9 @@ def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[
     return [*rows, {"label": None, **counts.sum().to_dict()}]
 
 
-def held_out_classes(manifest: pd.DataFrame) -> dict[str, int]:
+def unseen_class_counts(manifest: pd.DataFrame) -> dict[str, int]:
     """Images by class, of the classes that are not learnt."""
-    return manifest.loc[manifest["split"] == HELD_OUT, "label"].value_counts(sort=False).to_dict()
+    return manifest.loc[manifest["split"] == UNSEEN, "label"].value_counts(sort=False).to_dict()
 
 
 def percent(fraction: float | None) -> str:

@@ -16,6 +16,6 @@ def write_paired(comparison: Mapping[str, Any], results: Path, path: Path) -> No
     Args:
         comparison: what `members.compare_pair` returns and `results`, a file, holds.
     """
-    sentence = ensemble.in_words(comparison, "A", "B")  # names of directories are long
+    sentence = ensemble.describe(comparison, "A", "B")  # names of directories are long
     content = {**comparison, "sentence": sentence, "num_named": NUM_NAMED, "results": results.name}
     write_page("paired.html", content, path)

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation import predictions
+from transfer_learning.evaluation import predictions, rejection
 from transfer_learning.machine import monitor
-from transfer_learning.reports.page import counts_by_class, held_out_classes, number, write_page
+from transfer_learning.reports.page import counts_by_class, number, unseen_class_counts, write_page
 from transfer_learning.storage.notes import as_note
 from transfer_learning.storage.run_directory import RunDir
 
@@ -73,7 +73,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             "phases": [(title, evaluation.get(name)) for name, title in PHASES.items()],
             "soup": evaluation.get("soup"),
             "calibration": evaluation.get("calibration"),
-            "unknown": evaluation.get("unknown"),
+            "rejection": rejection.read(evaluation),
             "per_class": [(place, name, per_class[name]) for place, name in enumerate(class_names)],
             "confused": most_confused(matrix, class_names),
             "num_mistakes": int(matrix.sum() - np.trace(matrix)),
@@ -106,11 +106,11 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         },
         "mistakes": _most_confident_mistakes(run_dir.predictions(content["split"])),
         "counts": _counts(run_dir.manifest, class_names),
-        "held_out": _held_out(run_dir.manifest),
+        "unseen_classes": _unseen_classes(run_dir.manifest),
         "skipped": _reasons(run_dir.manifest, "problem"),
         "ignored": _reasons(run_dir.ignored, "reason"),
         "notes": [note["text"] for note in notes] if notes is not None else None,
-        "hardware": monitor.in_words(hardware) if len(hardware) else None,
+        "hardware": monitor.describe(hardware) if len(hardware) else None,
         "warnings": [note["text"] for note in notes or () if note["level"] == "warning"],
         "config": flat(config),
         "environment": _environment(run_dir.environment),
@@ -207,12 +207,12 @@ def _counts(path: Path, class_names: Sequence[str]) -> list[dict[str, Any]] | No
     return counts_by_class(manifest, class_names)
 
 
-def _held_out(path: Path) -> dict[str, int]:
+def _unseen_classes(path: Path) -> dict[str, int]:
     """Images by class, of the classes that were not learnt."""
     manifest = _read_csv(path)
     if manifest is None or not {"label", "split"} <= set(manifest.columns):
         return {}
-    return held_out_classes(manifest)
+    return unseen_class_counts(manifest)
 
 
 def _reasons(path: Path, column: str) -> list[tuple[str, str]] | None:

@@ -4,9 +4,9 @@ A pool is a folder ``cache/kind/name`` with two files: `records.bin`, records on
 which says where each key's record stands and what its checksum is. A record counts as kept once its index row is
 committed, and its bytes reach the disk before that; so a kill leaves at most bytes that nobody refers to.
 
-* `KeptArrays` opens one pool: `positions` finds and checks, `add` keeps, `rows` reads what is kept, in any number and
+* `ArrayCache` opens one pool: `positions` finds and checks, `add` keeps, `rows` reads what is kept, in any number and
   from any thread. A disk that refuses costs the keeping and not the run: records are then held in memory.
-* `share_kept` looks how much of something a pool holds.
+* `cached_fraction` looks how much of something a pool holds.
 
 `pools.py` locks, lists and deletes pools.
 """
@@ -29,7 +29,7 @@ import numpy as np
 from transfer_learning.cli.formatting import megabytes
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import available_bytes
-from transfer_learning.storage.cache import INDEX, JOURNAL, RECORDS, VERSION, alone, looked_into
+from transfer_learning.storage.cache import INDEX, JOURNAL, RECORDS, VERSION, alone, open_index
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ TABLES = (
 )
 
 
-class KeptArrays:
+class ArrayCache:
     """A pool of arrays of one shape and dtype, or of `bytes`, which several processes may share; a context manager.
 
     Where the disk refuses (no space, a quota, no permission, a read-only file system), what is added is held in the
@@ -95,7 +95,7 @@ class KeptArrays:
             self.close()
             raise
 
-    def __enter__(self) -> "KeptArrays":
+    def __enter__(self) -> "ArrayCache":
         return self
 
     def __exit__(self, *error) -> None:
@@ -108,7 +108,7 @@ class KeptArrays:
         self._records = self._index = None
 
     @property
-    def rows(self) -> "KeptRows":
+    def rows(self) -> "CachedRows":
         """What is kept at this moment."""
         places, num_on_disk = None, 0
         if self._index:
@@ -119,7 +119,7 @@ class KeptArrays:
                     found = np.fromiter(self._index.execute(select, ("integerinteger",)), "i8,i8,i8")
                     places = np.zeros((num_on_disk, 2), np.int64)  # 0, 0 for damaged ones, which nobody is given
                     places[found["f0"] - 1] = np.stack((found["f1"], found["f2"]), axis=1)
-        return KeptRows(self._records, self.shape, self.dtype, num_on_disk, places, self._held_records)
+        return CachedRows(self._records, self.shape, self.dtype, num_on_disk, places, self._held_records)
 
     def positions(self, keys: Sequence[str]) -> np.ndarray:
         """Returns int64 (len(keys),): where in `rows` each key's record stands, -1 where it is missing.
@@ -190,7 +190,7 @@ class KeptArrays:
                 self._refused = error
         return self._add_in_memory(keys, arrays, notes, needed_bytes)
 
-    def hold_in_memory(self, reason: str) -> None:
+    def spill_to_memory(self, reason: str) -> None:
         """From now on nothing is written, as if the disk refused: for a cache that may not grow."""
         self._refused = self._refused or OSError(errno.ENOSPC, reason, str(self.folder))
 
@@ -366,9 +366,9 @@ class KeptArrays:
                 raise
 
 
-def share_kept(folder: Path, shape: tuple[int, ...] | None, dtype, keys: Sequence[str]) -> float:
+def cached_fraction(folder: Path, shape: tuple[int, ...] | None, dtype, keys: Sequence[str]) -> float:
     """Which share of `keys` a pool holds, 0 to 1, by its index alone: nothing is made, changed, checked or told."""
-    with suppress(sqlite3.Error, TypeError), looked_into(folder / INDEX) as index:  # missing, damaged
+    with suppress(sqlite3.Error, TypeError), open_index(folder / INDEX) as index:  # missing, damaged
         version, layout = (index.execute(of).fetchone()[0] for of in ("PRAGMA user_version", "SELECT layout FROM pool"))
         if (version, layout) == (VERSION, _layout(shape, dtype)):
             select = "SELECT COUNT(*) FROM kept WHERE key = ?"
@@ -378,7 +378,7 @@ def share_kept(folder: Path, shape: tuple[int, ...] | None, dtype, keys: Sequenc
 
 def layout_of(folder: Path) -> tuple[tuple[int, ...], np.dtype] | None:
     """The shape and dtype of the arrays in a pool; None where it holds `bytes`, or nothing that can be read."""
-    with suppress(sqlite3.Error, TypeError, ValueError, SyntaxError), looked_into(folder / INDEX) as index:
+    with suppress(sqlite3.Error, TypeError, ValueError, SyntaxError), open_index(folder / INDEX) as index:
         version, layout = (index.execute(of).fetchone()[0] for of in ("PRAGMA user_version", "SELECT layout FROM pool"))
         shape, _, dtype = layout.rpartition(") ")
         if version == VERSION and shape:
@@ -386,7 +386,7 @@ def layout_of(folder: Path) -> tuple[tuple[int, ...], np.dtype] | None:
     return None
 
 
-class KeptRows:
+class CachedRows:
     """The records of a pool at one moment, read-only, by position; any number of threads may read at once.
 
     Plain reads and no memory map: mapped pages would count as this process's memory, and a file that somebody cuts off
@@ -473,7 +473,7 @@ class NoSpace(UserError):
 
 
 @contextmanager
-def space_told(what: str, num_bytes: int, cache_dir: str | Path) -> Iterator[None]:
+def disk_full_as_user_error(what: str, num_bytes: int, cache_dir: str | Path) -> Iterator[None]:
     """Turns what stops a pool from being written into the NoSpace that says what `what` needs, and where."""
     try:
         yield

@@ -27,7 +27,7 @@ TRIES = 100  # to lock a folder that others delete meanwhile
 
 
 @dataclass(frozen=True)
-class Pool:
+class CacheEntry:
     """What is known of a pool without using it."""
 
     path: Path
@@ -44,7 +44,7 @@ class Pool:
         return f"{self.kind}/{self.path.name}"
 
 
-def list_pools(cache_dir: str | Path) -> list[Pool]:
+def list_entries(cache_dir: str | Path) -> list[CacheEntry]:
     """Returns the pools of a cache by their names, damaged ones and those of other versions too; [] where none is.
 
     Raises:
@@ -57,7 +57,7 @@ def list_pools(cache_dir: str | Path) -> list[Pool]:
     for records in sorted(Path(cache_dir).glob(f"*/*/{RECORDS}")):
         if records.with_name(INDEX).is_file():
             with suppress(FileNotFoundError):  # deleted at this moment
-                pools.append(_look_at(records.parent))
+                pools.append(_inspect(records.parent))
     return pools
 
 
@@ -71,7 +71,7 @@ def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float) -> bool
         limit_bytes: most that the cache may hold.
     """
     try:
-        pools = list_pools(cache_dir)
+        pools = list_entries(cache_dir)
     except OSError:  # who cannot read it cannot write into it either, and is told so then
         return True
     total, in_use = (sum(pool.num_bytes for pool in some) for some in (pools, [pool for pool in pools if pool.in_use]))
@@ -90,7 +90,7 @@ def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float) -> bool
     return total + num_bytes <= limit_bytes
 
 
-def clear(cache_dir: str | Path, chosen: str) -> tuple[list[Pool], list[Pool]]:
+def clear(cache_dir: str | Path, chosen: str) -> tuple[list[CacheEntry], list[CacheEntry]]:
     """Deletes pools; returns those that were deleted, and those that stay because they are in use.
 
     Args:
@@ -99,7 +99,7 @@ def clear(cache_dir: str | Path, chosen: str) -> tuple[list[Pool], list[Pool]]:
     Raises:
         UserError: nothing in the cache has that name.
     """
-    pools = list_pools(cache_dir)
+    pools = list_entries(cache_dir)
     names = {pool: {"all", pool.kind, pool.path.name, pool.name} for pool in pools}
     if chosen not in set().union({"all"}, *names.values()):
         known = {"all", *(pool.kind for pool in pools), *(pool.name for pool in pools)}
@@ -109,7 +109,7 @@ def clear(cache_dir: str | Path, chosen: str) -> tuple[list[Pool], list[Pool]]:
     return deleted, [pool for pool in matching if pool not in deleted]
 
 
-def described(pool: Pool) -> str:
+def described(pool: CacheEntry) -> str:
     """In words: what it holds, its size, its last use."""
     return ", ".join(
         filter(None, (pool.about, megabytes(pool.num_bytes), f"last used {pool.last_used:%Y-%m-%d %H:%M}"))
@@ -149,23 +149,23 @@ def _is_at(descriptor: int, folder: Path) -> bool:
     return False
 
 
-def looked_into(index: Path) -> closing[sqlite3.Connection]:
+def open_index(index: Path) -> closing[sqlite3.Connection]:
     """An index that is not made; for writing, since what a killed process left is rolled back before it can be read."""
     return closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=rw", uri=True, timeout=5))
 
 
-def _look_at(folder: Path) -> Pool:
+def _inspect(folder: Path) -> CacheEntry:
     with alone(folder):
         records = (folder / RECORDS).stat()
         num_bytes = records.st_size + (folder / INDEX).stat().st_size
         about, num_records = _read_description(folder / INDEX)
         last_used = datetime.fromtimestamp(records.st_mtime).astimezone()
-        return Pool(folder, folder.parent.name, about, num_records, num_bytes, last_used, _is_used(folder))
+        return CacheEntry(folder, folder.parent.name, about, num_records, num_bytes, last_used, _is_used(folder))
 
 
 def _read_description(index: Path) -> tuple[str, int]:
     try:
-        with looked_into(index) as opened:
+        with open_index(index) as opened:
             version = opened.execute("PRAGMA user_version").fetchone()[0]
             if version != VERSION:
                 return "of another version, made anew when it is needed", 0

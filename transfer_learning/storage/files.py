@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ def read_json(path: Path, **fields: type) -> Any:
         raise UserError(f"{path} is missing; restore it, or start a new run.") from None
     except (ValueError, RecursionError) as error:  # JSON's and UTF-8's errors are ValueErrors
         raise UserError(f"{path} is damaged ({error}); restore it, or start a new run.") from None
+
+
+def renamed(values: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """`values` of a file of an earlier version, with today's names of its keys; `names` maps the earlier ones to them."""
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def existing_part(path: Path) -> Path:

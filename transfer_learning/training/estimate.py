@@ -18,17 +18,17 @@ import tensorflow as tf
 
 from transfer_learning.cli.formatting import duration, size
 from transfer_learning.config import PHASES, Phase, RunConfig
-from transfer_learning.datasets.dataset import HELD_OUT, SPLITS, Dataset
+from transfer_learning.datasets.dataset import SPLITS, UNSEEN, Dataset
 from transfer_learning.datasets.decoding.sample import Sample, look_at_sample
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ood
 from transfer_learning.models.classifier import BATCH, Classifier
 from transfer_learning.models.features import Activations
 from transfer_learning.models.freezing import Cut
-from transfer_learning.models.inference_graph import frozen_graph
+from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.storage.cache import RECORDS
-from transfer_learning.storage.files import existing_part, read_json, write_json
-from transfer_learning.training.phase_inputs import activations_of_cut, names_of_views
+from transfer_learning.storage.files import existing_part, read_json, renamed, write_json
+from transfer_learning.training.phase_inputs import activations_of_cut, copy_names
 
 logger = logging.getLogger(__name__)
 
@@ -71,16 +71,17 @@ class Kept(NamedTuple):
     missing: float  # share of the images of which nothing is kept yet
 
 
-class Foresight:
+class RunEstimate:
     """The stages of a run in their order, kept in a file of the run directory; a damaged one counts as none."""
 
     def __init__(self, path: Path, cache_dir: str | Path):
         self._path, self._cache_dir = path, Path(cache_dir)
-        self.stages, self.keeps_boundary = {}, False
+        self.stages, self.caches_activations = {}, False
         try:
-            kept = read_json(path) if path.exists() else {"stages": [], "keeps_boundary": False}
+            kept = read_json(path) if path.exists() else {"stages": [], "caches_activations": False}
+            kept = renamed(kept, {"keeps_boundary": "caches_activations"})
             self.stages = {stage["name"]: Stage(**stage) for stage in kept["stages"]}
-            self.keeps_boundary = bool(kept["keeps_boundary"])
+            self.caches_activations = bool(kept["caches_activations"])
         except (UserError, TypeError, KeyError):
             logger.info(f"{path} is damaged, and made again: no result depends on it.")
 
@@ -96,10 +97,10 @@ class Foresight:
             stage.seconds = round((stage.seconds or 0.0) + time.monotonic() - started, 3)
             self._write()
 
-    def foretell(self, stages: Sequence[Stage], keeps_boundary: bool) -> None:
+    def announce(self, stages: Sequence[Stage], caches_activations: bool) -> None:
         """Takes the estimates, before the first stage begins."""
         self.stages = {stage.name: stage for stage in stages}
-        self.keeps_boundary = keeps_boundary
+        self.caches_activations = caches_activations
         self._write()
 
     def _cache_bytes(self) -> int:
@@ -111,15 +112,11 @@ class Foresight:
 
     def _write(self) -> None:
         stages = [asdict(stage) for stage in self.stages.values()]
-        write_json(self._path, {"stages": stages, "keeps_boundary": self.keeps_boundary})
+        write_json(self._path, {"stages": stages, "caches_activations": self.caches_activations})
 
 
-def foresee(
-    config: RunConfig,
-    dataset: Dataset,
-    classifier: Classifier,
-    cuts: Mapping[str, Cut | None],
-    surroundings: dict[str, str],
+def estimate_run(
+    config: RunConfig, dataset: Dataset, classifier: Classifier, cuts: Mapping[str, Cut | None], runtime: dict[str, str]
 ) -> tuple[list[Stage], bool]:
     """Decodes a few images, passes some through the network, and returns the stages with what they are going to take.
 
@@ -131,15 +128,15 @@ def foresee(
     rates, kept = Rates(Path(config.cache_dir) / "rates.json"), {}
     for name, cut in cuts.items():
         if cut:
-            activations = activations_of_cut(cut, config, sample.decoding, surroundings)
-            views = names_of_views(sample.hashes, config.phase(name), config.flip)
-            share = activations.share_kept([name for view in views for name in view])
+            activations = activations_of_cut(cut, config, sample.decoding, runtime)
+            views = copy_names(sample.hashes, config.phase(name), config.flip)
+            share = activations.cached_fraction([name for view in views for name in view])
             missing = share_missing(share, work, len(views))
             kept[name] = Kept(rates.of(activations, cut, bool(missing)), activations.num_bytes, missing)
     if "frozen" in kept:
         forward_rate = kept["frozen"].forward_rate
     else:
-        forward_rate = rate(frozen_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
+        forward_rate = rate(inference_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
     free = shutil.disk_usage(existing_part(Path(config.cache_dir))).free
     keeps = "fine_tune" in kept and choose_kept(
         config.fine_tune, work, forward_rate, kept["fine_tune"], free, config.cache_gb * 1e9
@@ -150,25 +147,25 @@ def foresee(
     stages = estimates(config, work, sample, forward_rate, kept, lower_rate)
     total = sum(stage.estimated_seconds for stage in stages)
     logger.info(
-        f"Foreseen, from a moment of each kind of work: {', '.join(map(in_words, stages))}; {duration(total)} in all."
+        f"Foreseen, from a moment of each kind of work: {', '.join(map(describe, stages))}; {duration(total)} in all."
     )
     return stages, keeps
 
 
-def share_missing(share_kept: float, work: Work, num_views: int) -> float:
-    """Which share of what a phase keeps is missing, if `share_kept` of a sample's views is there.
+def share_missing(cached_fraction: float, work: Work, num_views: int) -> float:
+    """Which share of what a phase keeps is missing, if `cached_fraction` of a sample's views is there.
 
     The sample is of all images, and a phase keeps nothing of the test, and of val the plain view alone.
     """
     most = (num_views * work.train + work.val) / max(1, num_views * sum(work))
-    missing = 1.0 - share_kept / most if most else 0.0
+    missing = 1.0 - cached_fraction / most if most else 0.0
     return missing if missing > SAMPLE_ERROR else 0.0
 
 
 def work_in(dataset: Dataset, config: RunConfig) -> Work:
     """About how many images each split is going to hold."""
-    named = {split: sum(example.split == split for example in dataset.examples) for split in (*SPLITS, HELD_OUT)}
-    left = len(dataset.examples) - named["val"] - named["test"] - named[HELD_OUT]
+    named = {split: sum(example.split == split for example in dataset.examples) for split in (*SPLITS, UNSEEN)}
+    left = len(dataset.examples) - named["val"] - named["test"] - named[UNSEEN]
     test = named["test"] or config.test_fraction * left
     left -= 0 if named["test"] else test
     val = named["val"] or config.val_fraction * left
@@ -229,7 +226,7 @@ def _phase(
     if kept is None:
         below = 1 / lower_rate if not is_head_alone else FORWARD / forward_rate
         return PHASE_SECONDS + settings.epochs * (epoch + below * (work.train + work.val)), 0
-    num_missing = kept.missing * (max(1, settings.views) * work.train + work.val)
+    num_missing = kept.missing * (max(1, settings.copies) * work.train + work.val)
     seconds = PHASE_SECONDS + num_missing / kept.forward_rate + settings.epochs * epoch
     return seconds, int(num_missing * kept.num_bytes)
 
@@ -267,7 +264,7 @@ def rate(compute: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> f
     return BATCH / min(seconds)
 
 
-def in_words(stage: Stage) -> str:
+def describe(stage: Stage) -> str:
     """``fine_tune 2:10 min (75 MB on disk)``."""
     disk = f" ({size(stage.estimated_bytes)} on disk)" if stage.estimated_bytes else ""
     return f"{stage.name} {duration(stage.estimated_seconds)}{disk}"

@@ -82,7 +82,7 @@ def fine_tuned_worse(results: Mapping[str, dict], monitor: str) -> str:
     )
 
 
-def in_words(name: str, result: dict) -> str:
+def describe(name: str, result: dict) -> str:
     """``Phase frozen: 3 epochs of 0.4 s on average, after 12:03 min of preparation (frozen layers, compiling).``"""
     epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
     if "epoch_seconds" not in result:

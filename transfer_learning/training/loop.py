@@ -15,6 +15,7 @@ from transfer_learning.cli.progress import EpochProgress
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import UserError
+from transfer_learning.storage.files import renamed
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
 from transfer_learning.training.history import add_timing, write_history
@@ -41,7 +42,7 @@ def restore(run_dir: RunDir, identity: Identity) -> tuple[TrainingState, checkpo
     arrays, values = found
     try:
         identity.check(values["identity"], run_dir)
-        state = TrainingState(**values["state"])
+        state = TrainingState(**renamed(values["state"], {"micro_batches": "gradient_accumulation_steps"}))
     except (KeyError, TypeError, AttributeError):
         raise UserError(
             f"{run_dir.path} was begun by another version, which kept another state; start a new run."
@@ -111,7 +112,7 @@ def _train_phases(
     names = [name for name in PHASES if identity.config.phase(name).epochs > 0]
     while state.phase < len(names):
         with timed(names[state.phase]):
-            active = make_phase(names[state.phase], state.micro_batches, is_begun=arrays is not None)
+            active = make_phase(names[state.phase], state.gradient_accumulation_steps, is_begun=arrays is not None)
             if arrays:
                 active.assign(arrays)
                 arrays = None
@@ -128,7 +129,7 @@ def _train_phases(
                 del active  # and its memory
                 writer.wait()
                 state, arrays = restore(run_dir, identity)
-                state.micro_batches = parts
+                state.gradient_accumulation_steps = parts
                 logger.info(
                     f"Memory ran out, so from update {state.update + 1} of epoch {len(state.history) + 1} on each batch of "
                     f"{identity.config.batch_size} is computed in {parts} parts, whose gradients are summed."
@@ -139,14 +140,14 @@ def _train_phases(
             if state.phase == len(names):
                 _save(writer, identity, state, active.arrays())
     if arrays:  # all was done before: only the weights are wanted, as the last phase kept them
-        make_phase(names[-1], state.micro_batches, is_begun=True, is_over=True).assign(arrays)
+        make_phase(names[-1], state.gradient_accumulation_steps, is_begun=True, is_over=True).assign(arrays)
     write_history(state.history, run_dir.history)
     return state
 
 
 def _more_parts(config: RunConfig, state: TrainingState) -> int | None:
     """The next larger number of parts that a batch can be cut into, at least twice as many; None when there is none."""
-    now = state.micro_batches or config.micro_batches
+    now = state.gradient_accumulation_steps or config.gradient_accumulation_steps
     return next((parts for parts in range(2 * now, config.batch_size + 1) if config.batch_size % parts == 0), None)
 
 
@@ -178,7 +179,7 @@ class _Epoch:
             self.callbacks.on_epoch_begin(number)
 
         # Updates: several in a call where nobody wants to look in between.
-        at_once = 1 if self.callbacks or config.checkpoint_seconds == 0 else active.updates_at_once
+        at_once = 1 if self.callbacks or config.checkpoint_seconds == 0 else active.steps_per_execution
         for inputs, labels in training_batches(
             active.train, batch_size, config.seed, number, state.update, at_once, active.augmentation, config.flip
         ):
@@ -186,7 +187,7 @@ class _Epoch:
             if self.callbacks:
                 self.callbacks.on_train_batch_begin(state.update)
             rates = [self.rate(update) for update in updates]
-            active.run_updates(inputs, labels, rates)
+            active.train_steps(inputs, labels, rates)
             state.update = updates.stop
             self.progress.add_images(len(labels), rates[-1], self.figures)
             if self.callbacks:
@@ -203,7 +204,7 @@ class _Epoch:
         row = {
             "phase": active.name,
             "epoch": number + 1,
-            "updates": (state.epoch + 1) * active.updates_per_epoch,
+            "updates": (state.epoch + 1) * active.steps_per_epoch,
             "learning_rate": self.rate(state.update - 1),
             **figures,
         }
@@ -228,8 +229,8 @@ class _Epoch:
 
     def rate(self, update: int) -> float:
         """The learning rate of an update of this epoch."""
-        in_phase = self.state.epoch * self.active.updates_per_epoch + update
-        return learning_rate(self.active.settings, in_phase, self.active.updates_per_epoch, self.state.plateau_scale)
+        in_phase = self.state.epoch * self.active.steps_per_epoch + update
+        return learning_rate(self.active.settings, in_phase, self.active.steps_per_epoch, self.state.plateau_scale)
 
     def seconds(self) -> float:
         """What the epoch has taken so far, in all sessions."""
@@ -258,12 +259,12 @@ class _Epoch:
     def check_loss(self) -> None:
         """Raises UserError where the loss has stopped being a finite number; nothing is saved from there on."""
         if not math.isfinite(loss := self.figures()["loss"]):
-            first = self.updates_done() - self.state.update + int(self.active.finite_updates) + 1
+            first = self.updates_done() - self.state.update + int(self.active.finite_steps) + 1
             raise self.diverged(f"The loss is {loss} from update {first:,} on")
 
     def updates_done(self) -> int:
         """Updates of the phase so far."""
-        return self.state.epoch * self.active.updates_per_epoch + self.state.update
+        return self.state.epoch * self.active.steps_per_epoch + self.state.update
 
     def diverged(self, what: str) -> UserError:
         name, settings = flag_name(self.active.name), self.active.settings

@@ -13,34 +13,34 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.data import Data
 from transfer_learning.datasets.pipeline import Examples, key_of
-from transfer_learning.models.features import Activations, ComputedActivations, activations_of, kept_activations
+from transfer_learning.models.features import Activations, ComputedActivations, activations_of, cached_activations
 from transfer_learning.models.freezing import Cut
 from transfer_learning.storage.array_cache import NoSpace
 
 logger = logging.getLogger(__name__)
 
-VIEW_SEED = 0  # not the run's: another run would have to make its own views
+COPY_SEED = 0  # not the run's: another run would have to make its own views
 
 
-def activations_of_cut(cut: Cut, config: RunConfig, decoding: str, surroundings: dict[str, str]) -> Activations:
+def activations_of_cut(cut: Cut, config: RunConfig, decoding: str, runtime: dict[str, str]) -> Activations:
     """Names what the lower side of the cut makes of images.
 
     Args:
         decoding: see `Store`.
-        surroundings: versions, device and flags, that the last bits depend on.
+        runtime: versions, device and flags, that the last bits depend on.
     """
-    key = json.dumps([surroundings, decoding, keras.mixed_precision.dtype_policy().name])
+    key = json.dumps([runtime, decoding, keras.mixed_precision.dtype_policy().name])
     return activations_of(cut.lower, key, f"{config.backbone} at {config.image_size} pixels", config.cache_dir)
 
 
-def names_of_views(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
+def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
     """For each view of a phase the names that its images are kept under; view 0 of an image is the image."""
     kind = f"{settings.augmentation} {augmentation.VERSION} {'flip' if flip else 'no flip'}"
-    return [list(hashes), *([f"{hashed} {kind} {view}" for hashed in hashes] for view in range(1, settings.views))]
+    return [list(hashes), *([f"{hashed} {kind} {view}" for hashed in hashes] for view in range(1, settings.copies))]
 
 
-def inputs_above(
-    cut: Cut, settings: Phase, keep: bool, config: RunConfig, data: Data, surroundings: dict[str, str]
+def make_phase_inputs(
+    cut: Cut, settings: Phase, keep: bool, config: RunConfig, data: Data, runtime: dict[str, str]
 ) -> tuple[Examples, Examples]:
     """The training and validation examples of a phase as what ``cut.lower`` makes of them.
 
@@ -52,20 +52,20 @@ def inputs_above(
     """
     train, val = data.split("train"), data.split("val")
     train_hashes, val_hashes = data.hashes("train").tolist(), data.hashes("val").tolist()
-    views = names_of_views(train_hashes, settings, config.flip)
+    views = copy_names(train_hashes, settings, config.flip)
 
     def draw_views(images: np.ndarray, names: list[str]) -> tf.Tensor:
         keys = np.array([key_of(name.split()[0]) for name in names], np.uint64)  # of the content
         numbers = np.array([int(name.split()[-1]) if " " in name else 0 for name in names])
-        drawn = augmentation.draw(settings.augmentation, config.flip, VIEW_SEED, numbers, keys, images.shape[1])
+        parameters = augmentation.draw(settings.augmentation, config.flip, COPY_SEED, numbers, keys, images.shape[1])
         is_plain = (numbers == 0)[:, None, None, None]
-        changed = augmentation.apply(settings.augmentation, tf.constant(images), *drawn)
+        changed = augmentation.apply(settings.augmentation, tf.constant(images), parameters)
         return tf.where(is_plain, tf.cast(images, tf.float32), changed)
 
     def compute(images: tf.Tensor) -> tf.Tensor:  # built when the first image is missing, not before
         return cut.compute(images)
 
-    activations = activations_of_cut(cut, config, data.store.decoding, surroundings)
+    activations = activations_of_cut(cut, config, data.store.decoding, runtime)
     all_rows = np.concatenate([np.tile(train.rows, len(views)), val.rows])
     all_names = [name for names in views for name in names] + val_hashes
     change = draw_views if len(views) > 1 else None
@@ -73,7 +73,7 @@ def inputs_above(
     positions = np.arange(len(all_names))
     if keep:
         try:
-            inputs, positions = kept_activations(
+            inputs, positions = cached_activations(
                 activations, compute, data.store.pixels, all_rows, all_names, config.cache_dir, config.cache_gb, change
             )
         except NoSpace as error:

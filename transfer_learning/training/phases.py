@@ -14,7 +14,8 @@ from transfer_learning.errors import UserError
 from transfer_learning.models.classifier import Classifier, leaf_layers
 from transfer_learning.models.freezing import Cut
 from transfer_learning.training.checkpoint import Arrays
-from transfer_learning.training.train_step import make_measure, make_updates
+from transfer_learning.training.optimizers import make_optimizer
+from transfer_learning.training.train_step import make_eval_step, make_train_step
 
 BYTES_AT_ONCE = 16e6  # of features that one call trains on
 
@@ -29,15 +30,15 @@ class ActivePhase:
     val: Examples
     optimizer: keras.optimizers.Optimizer
     metrics: tuple[keras.metrics.Mean, keras.metrics.Mean]  # loss and accuracy over the epoch so far
-    finite_updates: keras.Variable  # of the epoch so far, up to the first whose loss is no finite number
+    finite_steps: keras.Variable  # of the epoch so far, up to the first whose loss is no finite number
     weights: list[keras.Variable]  # all that the phase may change
     seeds: list[keras.Variable]  # states of Dropout and its like, which no weights file holds
     augmentation: str  # that is made anew in every epoch
-    run_updates: Callable  # see make_updates
-    updates_at_once: int
-    measure: Callable  # see make_measure
-    measure_batch: int  # examples in a call of it, no more than training has in memory at once
-    updates_per_epoch: int
+    train_steps: Callable  # see make_train_step
+    steps_per_execution: int
+    measure: Callable  # see make_eval_step
+    eval_batch_size: int  # examples in a call of it, no more than training has in memory at once
+    steps_per_epoch: int
     best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
 
     def keep_best(self) -> None:
@@ -71,13 +72,13 @@ class ActivePhase:
         self.best = arrays["best"]
 
     def _groups(self) -> dict[str, list]:
-        metrics = [*(variable for metric in self.metrics for variable in metric.variables), self.finite_updates]
+        metrics = [*(variable for metric in self.metrics for variable in metric.variables), self.finite_steps]
         return {"weights": self.weights, "seeds": self.seeds, "optimizer": self.optimizer.variables, "metrics": metrics}
 
     def start_epoch(self) -> None:
         for metric in self.metrics:
             metric.reset_state()
-        self.finite_updates.assign(0)
+        self.finite_steps.assign(0)
 
 
 def start_phase(
@@ -98,7 +99,7 @@ def start_phase(
     optimizer = make_optimizer(settings)
     optimizer.build(variables)
     metrics = (keras.metrics.Mean("loss"), keras.metrics.Mean("accuracy"))
-    finite_updates = keras.Variable(0, dtype="int64", trainable=False, name="finite_updates")
+    finite_steps = keras.Variable(0, dtype="int64", trainable=False, name="finite_steps")
     num_classes = len(classifier.class_names)
     augmentation = "none" if cut else settings.augmentation
     stored = tf.TensorSpec((None, *train.inputs.shape[1:]), train.inputs.dtype)
@@ -106,7 +107,7 @@ def start_phase(
     labels = tf.TensorSpec((None,), tf.int32)
     # An update of the head alone takes no longer than Python's turn between two; one of a backbone takes much longer.
     batch_bytes = config.batch_size * int(np.prod(stored.shape[1:])) * stored.dtype.size
-    updates_at_once = max(1, int(BYTES_AT_ONCE // batch_bytes)) if len(stored.shape) == 2 else 1
+    steps_per_execution = max(1, int(BYTES_AT_ONCE // batch_bytes)) if len(stored.shape) == 2 else 1
     return ActivePhase(
         name,
         settings,
@@ -114,41 +115,27 @@ def start_phase(
         val,
         optimizer,
         metrics,
-        finite_updates,
+        finite_steps,
         weights,
         seeds,
         augmentation,
-        make_updates(
+        make_train_step(
             partial(logits, training=True),
             variables,
             optimizer,
             *metrics,
-            finite_updates,
+            finite_steps,
             config.label_smoothing,
             class_weights(config.class_weights, train.labels, num_classes),
             config.batch_size,
-            config.micro_batches,
+            config.gradient_accumulation_steps,
             (stored if augmentation == "none" else changed, labels),
         ),
-        updates_at_once,
-        make_measure(logits, num_classes, config.label_smoothing, (stored, labels)),
-        measure_batch=config.batch_size // config.micro_batches * updates_at_once,
-        updates_per_epoch=-(-len(train) // config.batch_size),
+        steps_per_execution,
+        make_eval_step(logits, num_classes, config.label_smoothing, (stored, labels)),
+        eval_batch_size=config.batch_size // config.gradient_accumulation_steps * steps_per_execution,
+        steps_per_epoch=-(-len(train) // config.batch_size),
     )
-
-
-def make_optimizer(settings: Phase) -> keras.optimizers.Optimizer:
-    """A new optimizer; under mixed_float16 one that scales the loss, so that small gradients survive 16 bits."""
-    if settings.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(settings.learning_rate, momentum=settings.momentum)
-    elif settings.optimizer == "adam":
-        optimizer = keras.optimizers.Adam(settings.learning_rate)
-    else:
-        optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])  # as is usual: they do not overfit
-    if keras.mixed_precision.dtype_policy().name == "mixed_float16":
-        return keras.mixed_precision.LossScaleOptimizer(optimizer)
-    return optimizer
 
 
 def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float]:
@@ -162,7 +149,7 @@ def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float
 def measure(active: ActivePhase, after_batch: Callable[[], None] = lambda: None) -> tuple[float, float]:
     """Returns mean loss and accuracy over the phase's validation images, without dropout; NaN where there are none."""
     results = []
-    for inputs, labels in batches_in_order(active.val, active.measure_batch):
+    for inputs, labels in batches_in_order(active.val, active.eval_batch_size):
         results.append([np.asarray(values, np.float64) for values in active.measure(inputs, labels)])
         after_batch()
     if not results:

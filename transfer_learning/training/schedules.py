@@ -1,45 +1,67 @@
-"""The learning rate as an exact function of the update."""
+"""The learning rate as an exact function of the train step; a new schedule is one function in the table `SCHEDULES`."""
 
 import math
 
 from transfer_learning.config import Phase
 
 
-def learning_rate(phase: Phase, update: int, updates_per_epoch: int, plateau_scale: float = 1.0) -> float:
-    """Returns the learning rate of one update.
-
-    * "constant" and "plateau" rise linearly over the warm-up, to full height at its last update, and stay there.
-    * "cosine" rises likewise, and falls along half a cosine to zero behind the last update (Loshchilov and Hutter,
-      "SGDR", 2017, without restarts).
-    * "triangular2" goes up and down in triangles, each half as high as the one before (Smith, "Cyclical Learning Rates",
-      2017).
-    * "one_cycle" rises along half a cosine over the warm-up and falls along another one to the end, far below where it
-      began (Smith and Topin, "Super-Convergence", 2018); momentum is not cycled.
+def learning_rate(phase: Phase, step: int, steps_per_epoch: int, plateau_scale: float = 1.0) -> float:
+    """Returns the learning rate of one train step.
 
     Args:
-        update: 0 or more, counted from the start of the phase.
+        step: 0 or more, counted from the start of the phase.
         plateau_scale: what schedule "plateau" has lowered the rate to so far, as a fraction.
     """
-    total = phase.epochs * updates_per_epoch
-    if phase.schedule == "triangular2":
-        triangle, position = divmod(update / (phase.cycle_epochs * updates_per_epoch), 1.0)
-        height = (1 - abs(2 * position - 1)) * 0.5**triangle
-        return phase.lowest_rate + (phase.learning_rate - phase.lowest_rate) * height
-    if phase.schedule == "one_cycle":
-        first = phase.learning_rate / phase.start_divisor
-        top = phase.warmup_epochs * updates_per_epoch - 1  # the update of the highest rate, which may lie between two
-        if update < top:
-            return _along_cosine(first, phase.learning_rate, update / top)
-        top = max(top, 0)
-        return _along_cosine(phase.learning_rate, first / phase.end_divisor, (update - top) / max(total - 1 - top, 1))
-    warmup = round(phase.warmup_epochs * updates_per_epoch)
-    if update < warmup:
-        return phase.learning_rate * (update + 1) / warmup
-    if phase.schedule == "cosine":
-        return _along_cosine(phase.learning_rate, 0.0, (update - warmup) / (total - warmup))
-    return phase.learning_rate * plateau_scale
+    rate = SCHEDULES[phase.schedule](phase, step, steps_per_epoch)
+    return rate if step < round(phase.warmup_epochs * steps_per_epoch) else rate * plateau_scale
+
+
+def constant(phase: Phase, step: int, steps_per_epoch: int) -> float:
+    """Rises linearly over the warm-up, to full height at its last step, and stays there."""
+    warmup = round(phase.warmup_epochs * steps_per_epoch)
+    return phase.learning_rate * (step + 1) / warmup if step < warmup else phase.learning_rate
+
+
+def cosine(phase: Phase, step: int, steps_per_epoch: int) -> float:
+    """Rises linearly over the warm-up, then falls along half a cosine to zero after the last step.
+
+    Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, without restarts.
+    """
+    warmup, total = round(phase.warmup_epochs * steps_per_epoch), phase.epochs * steps_per_epoch
+    if step < warmup:
+        return constant(phase, step, steps_per_epoch)
+    return _along_cosine(phase.learning_rate, 0.0, (step - warmup) / (total - warmup))
+
+
+def triangular2(phase: Phase, step: int, steps_per_epoch: int) -> float:
+    """Up and down in triangles, each half as high as the one before (Smith, "Cyclical Learning Rates", 2017)."""
+    triangle, position = divmod(step / (phase.cycle_epochs * steps_per_epoch), 1.0)
+    height = (1 - abs(2 * position - 1)) * 0.5**triangle
+    return phase.min_learning_rate + (phase.learning_rate - phase.min_learning_rate) * height
+
+
+def one_cycle(phase: Phase, step: int, steps_per_epoch: int) -> float:
+    """Rises along half a cosine over the warm-up, then falls along another one to far below where it began.
+
+    Smith and Topin, "Super-Convergence", 2018; momentum is not cycled.
+    """
+    first, last_step = phase.learning_rate / phase.div_factor, phase.epochs * steps_per_epoch - 1
+    top = phase.warmup_epochs * steps_per_epoch - 1  # the step of the highest rate, which may lie between two
+    if step < top:
+        return _along_cosine(first, phase.learning_rate, step / top)
+    top = max(top, 0)
+    return _along_cosine(phase.learning_rate, first / phase.final_div_factor, (step - top) / max(last_step - top, 1))
 
 
 def _along_cosine(start: float, end: float, part: float) -> float:
     """From `start` to `end`, slowly at first and at last; `part` of the way, 0 to 1."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * part))
+
+
+SCHEDULES = {  # "plateau" is constant until `monitor` stalls, see stopping.py
+    "constant": constant,
+    "cosine": cosine,
+    "plateau": constant,
+    "triangular2": triangular2,
+    "one_cycle": one_cycle,
+}

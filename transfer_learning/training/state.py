@@ -18,7 +18,7 @@ class TrainingState:
     plateau_wait: int = 0  # epochs since the best or the last lowering
     plateau_scale: float = 1.0  # what the plateau has lowered the rate to
     stopped_by_callback: bool = False  # a Keras callback has set `stop_training` in this phase
-    micro_batches: int = 0  # that a batch is cut into since memory ran out; 0: as the config has it
+    gradient_accumulation_steps: int = 0  # that a batch is cut into since memory ran out; 0: as the config has it
     seconds: float = 0.0  # that earlier sessions spent on this epoch; the one field that no result depends on
     history: list[dict] = field(default_factory=list)  # one row an epoch, over all phases
 

@@ -6,17 +6,17 @@ import keras
 import tensorflow as tf
 
 
-def make_updates(
+def make_train_step(
     training_logits: Callable[[tf.Tensor], tf.Tensor],
     variables: list[keras.Variable],
     optimizer: keras.optimizers.Optimizer,
     loss_metric: keras.metrics.Mean,
     accuracy_metric: keras.metrics.Mean,
-    finite_updates: keras.Variable,
+    finite_steps: keras.Variable,
     label_smoothing: float,
     class_weights: list[float],
     batch_size: int,
-    micro_batches: int,
+    gradient_accumulation_steps: int,
     signature: tuple[tf.TensorSpec, tf.TensorSpec],
 ) -> Callable[[tf.Tensor, tf.Tensor, Sequence[float]], None]:
     """Returns a compiled function of (inputs, labels int32 (n,), rates float32 (updates,)) that trains `variables`.
@@ -28,15 +28,15 @@ def make_updates(
     the number of micro-batches. The metrics take every example before the update.
 
     Args:
-        finite_updates: int64, counts the updates up to the first whose loss is no finite number.
+        finite_steps: int64, counts the updates up to the first whose loss is no finite number.
         training_logits: float32 inputs -> float32 logits (batch, classes), with dropout; a BatchNorm that learns takes
             its statistics from micro-batches.
         class_weights: one weight a class.
-        micro_batches: parts of a batch that are in memory one after the other.
+        gradient_accumulation_steps: parts of a batch that are in memory one after the other.
         signature: of inputs and labels, the number of examples open, so that a short batch compiles nothing anew.
     """
     num_classes = len(class_weights)
-    micro_batch_size = batch_size // micro_batches
+    micro_batch_size = batch_size // gradient_accumulation_steps
 
     def gradients(inputs: tf.Tensor, labels: tf.Tensor, num_examples: tf.Tensor) -> list[tf.Tensor]:
         weights = tf.gather(tf.constant(class_weights, tf.float32), labels)
@@ -50,7 +50,7 @@ def make_updates(
 
     def sum_over_parts(inputs: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
         num_examples = tf.shape(labels)[0]
-        if micro_batches == 1:
+        if gradient_accumulation_steps == 1:
             return gradients(inputs, labels, num_examples)
 
         def add_part(start, total):
@@ -64,20 +64,20 @@ def make_updates(
         ]
 
     @tf.function(input_signature=(*signature, tf.TensorSpec((None,), tf.float32)), autograph=False)
-    def run_updates(inputs, labels, rates):  # without AutoGraph, which fails on some versions of Python
+    def train_steps(inputs, labels, rates):  # without AutoGraph, which fails on some versions of Python
         def update(number):
             batch = slice(number * batch_size, (number + 1) * batch_size)
             optimizer.learning_rate.assign(rates[number])
             optimizer.apply(sum_over_parts(inputs[batch], labels[batch]), variables)
-            finite_updates.assign_add(tf.cast(tf.math.is_finite(loss_metric.total), tf.int64))  # once not, never again
+            finite_steps.assign_add(tf.cast(tf.math.is_finite(loss_metric.total), tf.int64))  # once not, never again
             return (number + 1,)
 
         tf.while_loop(lambda number: number < tf.size(rates), update, (0,), parallel_iterations=1)
 
-    return run_updates
+    return train_steps
 
 
-def make_measure(
+def make_eval_step(
     logits: Callable[..., tf.Tensor],
     num_classes: int,
     label_smoothing: float,

@@ -291,10 +291,10 @@ def test_features_of_some_images_judge_these_alone(tmp_path):
 def test_images_of_classes_that_are_held_out_are_of_no_likelier_class(tmp_path):
     dataset, right = arrays()
     features = features_of(right)
-    result = audit(dataset, looked_at(dataset, tmp_path, held_out="stripes"), features)
+    result = audit(dataset, looked_at(dataset, tmp_path, unseen_classes="stripes"), features)
     assert set(result.files.loc[result.files["quality"] < 1, "label"]) == {"circle", "cross"}
     assert not set(result.files["suggestion"]) & {"stripes"}
-    assert set(result.files.loc[result.files["label"] == "stripes", "split"]) == {"held_out"}
+    assert set(result.files.loc[result.files["label"] == "stripes", "split"]) == {"unseen_classes"}
 
 
 def test_without_features_it_says_what_is_left_out(zoo):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transfer_learning.datasets.audit.label_issues import NUM_FOLDS, distances_to_class, doubt_labels, outliers
+from transfer_learning.datasets.audit.label_issues import NUM_FOLDS, distances_to_class, find_label_issues, outliers
 from transfer_learning.datasets.audit.near_duplicates import directions
 
 
@@ -24,7 +24,7 @@ def test_wrong_labels_are_found_with_the_right_one_and_right_ones_are_left_alone
     labels = right.copy()
     wrong = np.arange(3, 240, 24)
     labels[wrong] = (labels[wrong] + 1) % 4
-    doubts = doubt_labels(features, labels, alone(240))
+    doubts = find_label_issues(features, labels, alone(240))
     found = set(np.flatnonzero(doubts.is_doubtful))
     assert found <= set(wrong) and len(found) >= 0.8 * len(wrong)
     assert (doubts.suggestion == right).mean() > 0.99 and (doubts.probability[wrong] > 0.6).all()
@@ -36,23 +36,23 @@ def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other()
     copies = np.repeat(features[:1], 6, axis=0)  # an image of class 0, six times more, all labelled 1
     features, labels = np.concatenate([features, copies]), np.concatenate([right, np.ones(6, int)])
     together = np.concatenate([alone(80), np.zeros(6, int)])
-    apart, grouped = doubt_labels(features, labels, alone(86)), doubt_labels(features, labels, together)
+    apart, grouped = find_label_issues(features, labels, alone(86)), find_label_issues(features, labels, together)
     assert (grouped.quality[80:] < 0.5 * apart.quality[80:]).all() and (grouped.suggestion[80:] == 0).all()
 
 
 def test_classes_of_too_few_images_are_not_judged():
     features, labels = clusters(num_per_class=20, num_classes=3)
     few = np.concatenate([np.arange(40), np.arange(40, 40 + NUM_FOLDS - 1)])
-    doubts = doubt_labels(features[few], labels[few], alone(len(few)))
+    doubts = find_label_issues(features[few], labels[few], alone(len(few)))
     assert doubts.too_small == [2] and (doubts.suggestion[40:] == -1).all() and not doubts.is_doubtful[40:].any()
     assert (doubts.suggestion[:40] >= 0).all()
-    one_class = doubt_labels(features[:20], labels[:20], alone(20))
+    one_class = find_label_issues(features[:20], labels[:20], alone(20))
     assert (one_class.suggestion == -1).all() and not one_class.is_doubtful.any()
 
 
 def test_the_same_images_give_the_same_doubts():
     features, labels = clusters(num_per_class=15, spread=2)
-    first, second = (doubt_labels(features, labels, alone(60)) for _ in range(2))
+    first, second = (find_label_issues(features, labels, alone(60)) for _ in range(2))
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
 
 

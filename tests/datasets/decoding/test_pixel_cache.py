@@ -29,7 +29,7 @@ from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.datasets.sources import folder
 from transfer_learning.errors import UserError
-from transfer_learning.storage.array_cache import KeptArrays
+from transfer_learning.storage.array_cache import ArrayCache
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ def small_chunks(monkeypatch):
 def test_on_a_full_disk_the_rest_is_held_in_memory_and_what_was_kept_stays(
     failing_write, as_jpegs, photos_here, opened, monkeypatch, decoded, small_chunks
 ):
-    original, calls = KeptArrays._append, []
+    original, calls = ArrayCache._append, []
 
     def full_disk(*arguments):
         calls.append(arguments)
@@ -241,7 +241,7 @@ def test_on_a_full_disk_the_rest_is_held_in_memory_and_what_was_kept_stays(
 
     limits = {"decoded_gb": 0.0} if as_jpegs else {}
     with monkeypatch.context() as patched:
-        patched.setattr(KeptArrays, "_append", full_disk)
+        patched.setattr(ArrayCache, "_append", full_disk)
         held, said = opened(photos_here, **limits)
     assert sum("No space left on device" in sentence and "in memory" in sentence for sentence in said) == 1
     decoded.clear()

@@ -339,7 +339,12 @@ def test_the_recipe_has_the_facts_of_the_system_that_it_follows():
     phase = config.frozen
     assert (phase.epochs, config.fine_tune.epochs, config.starts_from_ridge) == (10, 0, False)
     assert (phase.optimizer, phase.momentum, phase.schedule) == ("sgd", 0.9, "triangular2")
-    assert (phase.lowest_rate, phase.learning_rate, phase.augmentation, config.flip) == (1e-6, 1e-2, "rotation", True)
+    assert (phase.min_learning_rate, phase.learning_rate, phase.augmentation, config.flip) == (
+        1e-6,
+        1e-2,
+        "rotation",
+        True,
+    )
     rates = [learning_rate(phase, update, 4) for update in range(40)]
     assert (rates[0], max(rates)) == (1e-6, 1e-2) and rates.index(1e-2) == 20, "up for five epochs, down for five"
 

@@ -23,7 +23,7 @@ from transfer_learning.datasets.sources import folder, huggingface
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
-from transfer_learning.recipes.resolve import chosen_config
+from transfer_learning.recipes.resolve import resolve_config
 
 NAMES = ["cat", "dog", "axolotl"]  # not in the order of the alphabet
 
@@ -302,7 +302,7 @@ def test_the_rule_for_ones_own_images_chooses_without_reading_them_all(tmp_path,
 
     monkeypatch.chdir(tmp_path)
     for place in ("set", "set,label=label"):
-        config, reasons = chosen_config(run.parse(["--dataset", f"hf:{place}", "--data-dir", str(tmp_path / "data")]))
+        config, reasons = resolve_config(run.parse(["--dataset", f"hf:{place}", "--data-dir", str(tmp_path / "data")]))
         assert config.dataset == f"hf:{tmp_path / place}", "a relative path would bind --resume to this folder"
         assert (config.image_size, config.input_size) == (96, 12) and len(reasons) >= 5
 
@@ -459,7 +459,7 @@ def test_a_run_goes_from_rows_to_a_report(tmp_path, weights_file):
         "1",
         "--fine-tune.epochs",
         "1",
-        "--fine-tune.open",
+        "--fine-tune.unfreeze",
         "block4",
         "--cache-dir",
         str(tmp_path / "cache"),

@@ -325,7 +325,12 @@ def test_the_recipe_runs_end_to_end_on_a_small_part(tmp_path, weights_file, caps
     assert "a part of it, 3 of 1,000 classes" in told
     assert "Precision mixed_float16, as asked for; without a GPU it is slower than float32" in told
     config = RunConfig.from_json((run_dir / "config.json").read_text())
-    assert (config.batch_size, config.micro_batches, config.stored_size, config.resize) == (512, 4, 20, "crop")
+    assert (config.batch_size, config.gradient_accumulation_steps, config.stored_size, config.resize) == (
+        512,
+        4,
+        20,
+        "crop",
+    )
     manifest = pd.read_csv(run_dir / "manifest.csv")
     assert manifest["split"].value_counts()["test"] == 6 and 1 <= manifest["split"].value_counts()["val"] <= 20
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
@@ -339,8 +344,8 @@ def test_the_recipe_has_the_facts_of_the_system():
     config.check()
     training = config.fine_tune
     assert (config.backbone, config.weights, config.head) == ("resnet50v1_5", "imagenet", ())
-    assert (config.batch_size // config.micro_batches, config.micro_batches) == (128, 4)
-    assert (training.epochs, training.schedule, training.open, config.frozen.epochs) == (30, "one_cycle", "all", 0)
+    assert (config.batch_size // config.gradient_accumulation_steps, config.gradient_accumulation_steps) == (128, 4)
+    assert (training.epochs, training.schedule, training.unfreeze, config.frozen.epochs) == (30, "one_cycle", "all", 0)
     assert (config.precision, training.augmentation, config.flip) == ("mixed_float16", "resized_crop", True)
     # As PyTorch's OneCycleLR(max_lr=0.002, pct_start=0.3, div_factor=25, final_div_factor=1e4).
     rates = [learning_rate(training, update, 100) for update in range(3000)]

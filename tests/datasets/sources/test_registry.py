@@ -179,8 +179,8 @@ def test_the_recipe_of_pharma_has_the_facts_of_the_system_that_it_follows():
     )
     assert (config.head, config.dropout, config.batch_size, config.test_fraction) == ((512, 256), 0.3, 64, 0.2)
     assert config.val_fraction > 0 and config.precision == "auto", "which is mixed_float16 on GPUs with tensor cores"
-    assert config.frozen.epochs > 0 and config.frozen.open == "none"
-    assert config.fine_tune.epochs > 0 and config.fine_tune.open == "conv5"
+    assert config.frozen.epochs > 0 and config.frozen.unfreeze == "none"
+    assert config.fine_tune.epochs > 0 and config.fine_tune.unfreeze == "conv5"
     assert config.fine_tune.learning_rate < config.frozen.learning_rate
 
 

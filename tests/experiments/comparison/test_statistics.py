@@ -222,7 +222,7 @@ def test_the_interval_of_the_difference_holds_it_and_is_the_same_each_time():
     found = statistics.paired([run(first)], [run(second)])
     low, high = found["interval"]
     assert low < found["difference"] < high
-    # About 1.96 standard errors to each side
+    # About 1.96 standard errors to each variant
     error = np.std(first.astype(float) - second, ddof=1) / np.sqrt(300)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.05)
     assert statistics.paired([run(first)], [run(second)]) == found
@@ -253,11 +253,11 @@ def test_runs_that_were_judged_on_different_images_are_refused(other):
         statistics.summary([one, other], [])
 
 
-def test_every_two_sides_are_a_pair_and_many_pairs_cost_something():
-    sides = {"a": [run([1] * 9 + [0])], "b": [run([0] * 10)], "c": [run([1] * 8 + [0, 1])]}
-    found = statistics.pairs(sides)
+def test_every_two_variants_are_a_pair_and_many_pairs_cost_something():
+    variants = {"a": [run([1] * 9 + [0])], "b": [run([0] * 10)], "c": [run([1] * 8 + [0, 1])]}
+    found = statistics.pairs(variants)
     assert [(pair["first"], pair["second"]) for pair in found] == [("a", "b"), ("a", "c"), ("b", "c")]
-    alone = statistics.pairs({name: sides[name] for name in "ab"})
+    alone = statistics.pairs({name: variants[name] for name in "ab"})
     assert found[0]["p_value"] == pytest.approx(3 * alone[0]["p_value"])
     assert found[1]["p_value"] == 1.0
 

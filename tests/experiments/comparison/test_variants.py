@@ -8,24 +8,24 @@ import pytest
 from transfer_learning import compare
 from transfer_learning.config import RunConfig, difference, flat
 from transfer_learning.errors import UserError
-from transfer_learning.experiments.comparison.variants import chosen_sides
+from transfer_learning.experiments.comparison.variants import chosen_variants
 from transfer_learning.recipes.known import RECIPES
 
 
-def sides(text, *more):
-    return chosen_sides(compare.parse([*shlex.split(text), *map(str, more)]))[0]
+def variants(text, *more):
+    return chosen_variants(compare.parse([*shlex.split(text), *map(str, more)]))[0]
 
 
-def test_every_recipe_has_two_sides_that_differ_in_network_weights_and_rate_alone():
+def test_every_recipe_has_two_variants_that_differ_in_network_weights_and_rate_alone():
     for name in RECIPES:
-        found = sides(f"--dataset {name}")
+        found = variants(f"--dataset {name}")
         assert list(found) == ["pretrained", "scratch"]
         pretrained, scratch = found.values()
         assert set(difference(pretrained, scratch)) == {"backbone", "weights", "fine_tune.learning_rate"}
         assert (pretrained.weights, scratch.weights, scratch.backbone) == ("imagenet", "none", "small_cnn")
-        for side in (pretrained, scratch):
-            assert side.dataset == name and side.head == () and side.frozen.epochs == 0
-            assert (side.fine_tune.optimizer, side.fine_tune.open, side.fine_tune.schedule) == (
+        for variant in (pretrained, scratch):
+            assert variant.dataset == name and variant.head == () and variant.frozen.epochs == 0
+            assert (variant.fine_tune.optimizer, variant.fine_tune.unfreeze, variant.fine_tune.schedule) == (
                 "adam",
                 "all",
                 "constant",
@@ -33,36 +33,36 @@ def test_every_recipe_has_two_sides_that_differ_in_network_weights_and_rate_alon
 
 
 def test_cifar10_is_resnet18_against_the_small_cnn_on_its_own_pixels():
-    pretrained, scratch = sides("--dataset cifar10").values()
+    pretrained, scratch = variants("--dataset cifar10").values()
     assert pretrained.backbone == "resnet18" and pretrained.fine_tune.augmentation == "padded_crop" and pretrained.flip
     assert pretrained.stored_size == pretrained.image_size == scratch.image_size == 32
 
 
 def test_drawn_pills_needs_no_download():
-    assert sides("--dataset drawn_pills")["pretrained"].backbone == "efficientnet_lite0"
+    assert variants("--dataset drawn_pills")["pretrained"].backbone == "efficientnet_lite0"
 
 
-def test_a_folder_has_the_same_two_sides_and_their_reasons(photos):
-    found, reasons = chosen_sides(compare.parse(["--dataset", str(photos)]))
+def test_a_folder_has_the_same_two_variants_and_their_reasons(photos):
+    found, reasons = chosen_variants(compare.parse(["--dataset", str(photos)]))
     assert list(found) == ["pretrained", "scratch"] and found["scratch"].dataset == str(photos)
     assert any("Images are kept at 16 pixels" in reason for reason in reasons)
     assert not any("Frozen phase" in reason or "Fine-tuning" in reason for reason in reasons), "the pair has its own"
 
 
-def test_flags_apply_to_all_sides():
-    for side in sides("--dataset digits --image-size 64 --fine-tune.epochs 7 --seed 5").values():
-        assert (side.image_size, side.fine_tune.epochs, side.seed) == (64, 7, 5)
+def test_flags_apply_to_all_variants():
+    for variant in variants("--dataset digits --image-size 64 --fine-tune.epochs 7 --seed 5").values():
+        assert (variant.image_size, variant.fine_tune.epochs, variant.seed) == (64, 7, 5)
     with pytest.raises(UserError, match="have the same config"):
-        sides("--dataset digits --backbone small_cnn --weights none --fine-tune.learning-rate 1e-3")
+        variants("--dataset digits --backbone small_cnn --weights none --fine-tune.learning-rate 1e-3")
 
 
-def test_given_weights_are_where_the_pretrained_side_starts():
-    found = sides("--dataset cifar10 --weights", __file__)  # whatever it holds
-    assert [side.weights for side in found.values()] == [__file__, "none"]
-    assert [side.backbone for side in found.values()] == ["resnet18", "small_cnn"]
-    same_network = sides("--dataset cifar10 --backbone resnet18")
-    assert [side.weights for side in same_network.values()] == ["imagenet", "none"]
-    assert {side.backbone for side in same_network.values()} == {"resnet18"}
+def test_given_weights_are_where_the_pretrained_variant_starts():
+    found = variants("--dataset cifar10 --weights", __file__)  # whatever it holds
+    assert [variant.weights for variant in found.values()] == [__file__, "none"]
+    assert [variant.backbone for variant in found.values()] == ["resnet18", "small_cnn"]
+    same_network = variants("--dataset cifar10 --backbone resnet18")
+    assert [variant.weights for variant in same_network.values()] == ["imagenet", "none"]
+    assert {variant.backbone for variant in same_network.values()} == {"resnet18"}
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,15 @@ def test_given_weights_are_where_the_pretrained_side_starts():
     ],
 )
 def test_epochs_are_those_of_both_phases(text, expected):
-    assert [(side.frozen.epochs, side.fine_tune.epochs) for side in sides(text).values()] == expected
+    assert [(variant.frozen.epochs, variant.fine_tune.epochs) for variant in variants(text).values()] == expected
 
 
-def test_a_side_is_named_by_flags_or_by_a_file_that_holds_all_or_some_fields(tmp_path):
+def test_a_variant_is_named_by_flags_or_by_a_file_that_holds_all_or_some_fields(tmp_path):
     whole, part = tmp_path / "config.json", tmp_path / "part.json"
     config = RECIPES["digits"]()
     whole.write_text(config.to_json())
     part.write_text(json.dumps({"head": [64], "fine_tune": {"learning_rate": 1e-4}}))
-    found = sides(
+    found = variants(
         "--dataset digits --batch-size 64 --config 'flags=--dropout 0.5'",
         "--config",
         f"whole={whole}",
@@ -99,8 +99,8 @@ def test_a_side_is_named_by_flags_or_by_a_file_that_holds_all_or_some_fields(tmp
 def test_a_file_may_name_the_dataset(tmp_path):
     for name, dropout in (("a", 0.1), ("b", 0.2)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"dataset": "digits", "dropout": dropout}))
-    found = sides("--config", f"a={tmp_path}/a.json", "--config", f"b={tmp_path}/b.json")
-    assert [(side.dataset, side.dropout) for side in found.values()] == [("digits", 0.1), ("digits", 0.2)]
+    found = variants("--config", f"a={tmp_path}/a.json", "--config", f"b={tmp_path}/b.json")
+    assert [(variant.dataset, variant.dropout) for variant in found.values()] == [("digits", 0.1), ("digits", 0.2)]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_file_may_name_the_dataset(tmp_path):
     [
         ("", "--dataset is missing"),
         ("--dataset drawn_pils", "Did you mean drawn_pills"),
-        ("--dataset digits --config a=", "names one side, a"),
+        ("--dataset digits --config a=", "names one variant, a"),
         ("--dataset digits --config a= --config b=", "a and b have the same config"),
         ("--dataset digits --config a= --config 'a=--dropout 0.5'", "a is there twice"),
         ("--dataset digits --config recipe.json", "has no name"),
@@ -133,18 +133,18 @@ def test_a_file_may_name_the_dataset(tmp_path):
             "--config 'a=--dataset digits' --config 'b=--dataset drawn_pills'",
             "dataset of a is digits and of b drawn_pills",
         ),
-        ("--dataset digits --config a= --config 'b=--held-out 7'", "held_out of a is empty and of b 7"),
+        ("--dataset digits --config a= --config 'b=--unseen-classes 7'", "unseen_classes of a is empty and of b 7"),
         ("--dataset digits --epochs 3 --config a= --config 'b=--dropout 0.5'", "--epochs 3 leaves nothing"),
-        ("--dataset digits --fine-tune.open stage5", "would leave random layers untrained"),
+        ("--dataset digits --fine-tune.unfreeze stage5", "would leave random layers untrained"),
         (
-            "--dataset digits --config a= --config 'b=--backbone small_cnn --fine-tune.open stage5'",
+            "--dataset digits --config a= --config 'b=--backbone small_cnn --fine-tune.unfreeze stage5'",
             "no part of small_cnn",
         ),
     ],
 )
 def test_what_is_no_fair_comparison_is_one_sentence(text, message):
     with pytest.raises(UserError, match=message) as caught:
-        sides(text)
+        variants(text)
     assert "\n" not in str(caught.value)
 
 
@@ -162,7 +162,7 @@ def test_what_is_no_fair_comparison_is_one_sentence(text, message):
 def test_a_file_that_is_no_config_is_named_with_what_is_wrong(tmp_path, content, message):
     (tmp_path / "b.json").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        sides("--dataset digits --config a=", "--config", f"b={tmp_path}/b.json")
+        variants("--dataset digits --config a=", "--config", f"b={tmp_path}/b.json")
     assert "b.json" in str(caught.value)
 
 

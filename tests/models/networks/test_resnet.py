@@ -17,7 +17,7 @@ from tests.support.make_pytorch_vectors import EVERY_CHANNEL, expected, image, r
 from transfer_learning.errors import UserError
 from transfer_learning.models import pytorch_weights
 from transfer_learning.models.backbones import BACKBONES, build_backbone, find_backbone
-from transfer_learning.models.inference_graph import frozen_graph
+from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.models.networks.resnet import pytorch_module
 from transfer_learning.models.pytorch_weights import load_state_dict
 from transfer_learning.models.weights import weights_digest
@@ -93,7 +93,7 @@ def test_with_pytorchs_weights_it_computes_what_pytorch_computes(network, size, 
 def test_so_does_the_graph_that_a_frozen_phase_sees(weights_file):
     """In it TensorFlow has folded BatchNorm into the convolutions."""
     path = weights_file(random_state("resnet18"), "old.pth")
-    compute = frozen_graph(build_backbone("resnet18", 64, str(path)), 1)
+    compute = inference_graph(build_backbone("resnet18", 64, str(path)), 1)
     features = np.asarray(compute(tf.constant(image(64))))[..., ::EVERY_CHANNEL]
     np.testing.assert_allclose(features, expected("resnet18", 64), rtol=0, atol=1e-4)
 
@@ -105,7 +105,7 @@ def test_each_file_format_brings_the_same_weights(network, weights_file):
         path = weights_file(random_state(network), file_name)
         for variable in built(network).weights:
             variable.assign(np.zeros(variable.shape))
-        load_state_dict(built(network), path, row.counterpart, row.right_weights)
+        load_state_dict(built(network), path, row.pytorch_weights, row.right_weights)
         digests.append(weights_digest(built(network).weights))
     assert len(digests) == 3 and len(set(digests)) == 1
 
@@ -125,7 +125,7 @@ def test_with_the_stride_where_keras_has_it_the_same_weights_compute_something_e
                 )
     backbone = build_backbone("resnet50v1_5", 64, "none")
     monkeypatch.setattr(pytorch_weights, "read_state_dict", lambda path: state)
-    load_state_dict(backbone, Path("state.pth"), find_backbone("resnet50v1_5").counterpart, "")
+    load_state_dict(backbone, Path("state.pth"), find_backbone("resnet50v1_5").pytorch_weights, "")
     names = ["conv2_block3_out", "conv3_block1_out", "conv5_block3_out"]
     ours = keras.Model(backbone.input, [backbone.get_layer("preprocessing").output, *map(output_of(backbone), names)])
     normalised, *v1_5 = ours(image(64))
@@ -220,8 +220,8 @@ def test_a_variant_of_timm_is_refused_untouched(network, change, answer, monkeyp
     row, backbone = find_backbone(network), built(network)
     before = weights_digest(backbone.weights)
     change(state)
-    with pytest.raises(UserError, match=f"arrays of {row.counterpart.name}, found .*{answer}"):
-        load_state_dict(backbone, Path("variant.pth"), row.counterpart, row.right_weights)
+    with pytest.raises(UserError, match=f"arrays of {row.pytorch_weights.name}, found .*{answer}"):
+        load_state_dict(backbone, Path("variant.pth"), row.pytorch_weights, row.right_weights)
     assert weights_digest(backbone.weights) == before
 
 
@@ -241,7 +241,7 @@ def test_a_state_dict_of_the_other_depth_is_refused(network, other, answer, monk
     monkeypatch.setattr(pytorch_weights, "read_state_dict", lambda path: state)
     row = find_backbone(network)
     with pytest.raises(UserError, match=answer):
-        load_state_dict(built(network), Path("other.pth"), row.counterpart, row.right_weights)
+        load_state_dict(built(network), Path("other.pth"), row.pytorch_weights, row.right_weights)
 
 
 @pytest.mark.parametrize("file_name", ["resnet50-0676ba61.pth", "model.safetensors"])

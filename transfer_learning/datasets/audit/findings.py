@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from transfer_learning.datasets.audit.label_issues import distances_to_class, doubt_labels, outliers
+from transfer_learning.datasets.audit.label_issues import distances_to_class, find_label_issues, outliers
 from transfer_learning.datasets.audit.near_duplicates import (
     FLAT,
     correlations,
@@ -466,7 +466,7 @@ def _doubts(
     if len(examples) > MOST_COMPARED:
         notes.append(f"{len(examples):,} images are too many to look for likely label errors and outliers.")
         return
-    doubts = doubt_labels(values, labels, files["near_duplicates"].iloc[examples].to_numpy())
+    doubts = find_label_issues(values, labels, files["near_duplicates"].iloc[examples].to_numpy())
     judged = np.flatnonzero(doubts.suggestion >= 0)
     columns = ["suggestion", "probability", "quality"]
     suggested = np.array(class_names, object)[doubts.suggestion[judged]]

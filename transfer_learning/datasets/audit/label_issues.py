@@ -26,7 +26,7 @@ class LabelDoubts(NamedTuple):
     too_small: list[int]  # classes with fewer images, or groups of them, than folds, which were not judged
 
 
-def doubt_labels(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> LabelDoubts:
+def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> LabelDoubts:
     """Finds labels that are probably wrong, by confident learning.
 
     A logistic regression on the features tells each image's class from images of other folds alone; near-duplicates share

@@ -16,7 +16,7 @@ from transfer_learning.cli.progress import count_progress
 from transfer_learning.datasets.dataset import Content, Dataset, Example
 from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
-from transfer_learning.storage.array_cache import KeptArrays, KeptRows, space_told
+from transfer_learning.storage.array_cache import ArrayCache, CachedRows, disk_full_as_user_error
 from transfer_learning.storage.cache import make_room
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ JPEG_BYTES_PER_PIXEL = 0.7  # photos at 160 and 224 pixels take 0.5 to 0.7: to s
 class Store:
     """Pixels and facts of the examples of a dataset."""
 
-    pixels: "KeptRows | JpegPixels"  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
+    pixels: "CachedRows | JpegPixels"  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
     rows: np.ndarray  # int64 (examples,), which of `pixels` is an example's; -1 where `problem` says why there is none
     facts: pd.DataFrame  # a row an example, in their order; its columns are FACTS
     decoding: str  # what else than its content decides the pixels of an image: size, way of resizing, versions
@@ -43,14 +43,14 @@ class Store:
 
 
 class JpegPixels:
-    """Images that are kept as JPEGs, read like `KeptRows` of pixels, by any number of threads at once.
+    """Images that are kept as JPEGs, read like `CachedRows` of pixels, by any number of threads at once.
 
     Each access decodes, to the same pixels every time and on every machine with this version of Pillow.
     """
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, jpegs: KeptRows, size: int):
+    def __init__(self, jpegs: CachedRows, size: int):
         self._jpegs, self._size = jpegs, size
         self._threads = ThreadPoolExecutor(usable_cores(), "decode")  # Pillow decodes outside of Python's lock
 
@@ -65,7 +65,7 @@ class JpegPixels:
         """Returns a new uint8 array (k, size, size, 3) for integers (k,); (size, size, 3) for one integer.
 
         Raises:
-            IndexError, OSError: as `KeptRows` does.
+            IndexError, OSError: as `CachedRows` does.
         """
         if isinstance(positions, int | np.integer):
             return from_jpeg(self._jpegs[positions])
@@ -110,8 +110,8 @@ def open_store(
         )
     folder = Path(cache_dir) / POOLS / decoding
     about = f"images of {size} x {size} pixels{' as JPEGs' * as_jpeg} ({resize})"
-    with space_told("The decoded images", len(examples) * record_bytes, cache_dir):
-        kept = KeptArrays(folder, None if as_jpeg else (size, size, 3), np.uint8, about)
+    with disk_full_as_user_error("The decoded images", len(examples) * record_bytes, cache_dir):
+        kept = ArrayCache(folder, None if as_jpeg else (size, size, 3), np.uint8, about)
     progress = count_progress("Reading images")
     names: list[str] = []
     with kept, _Decoders(size, resize, as_jpeg) as decoders:
@@ -181,7 +181,7 @@ def how_kept(num_images: int, size: int, resize: str, decoded_gb: float) -> HowK
 class _Filling:
     """What is known of the contents that were looked at, and the pool that takes those which are missing."""
 
-    def __init__(self, kept: KeptArrays, num_images: int, record_bytes: int, cache_dir: str | Path, cache_gb: float):
+    def __init__(self, kept: ArrayCache, num_images: int, record_bytes: int, cache_dir: str | Path, cache_gb: float):
         self._kept, self._num_images, self._record_bytes = kept, num_images, record_bytes
         self._cache_dir, self._cache_gb = cache_dir, cache_gb
         self._num_looked_at = self._num_with_room = 0
@@ -205,7 +205,7 @@ class _Filling:
         if self.num_missing > self._num_with_room:
             self._num_with_room = self.num_missing + self._num_expected()
             if not make_room(self._cache_dir, self._num_bytes_left(), self._cache_gb * 1e9):
-                self._kept.hold_in_memory(f"--cache-gb {self._cache_gb:g} allows no more")
+                self._kept.spill_to_memory(f"--cache-gb {self._cache_gb:g} allows no more")
                 self._num_with_room = self._num_images  # nothing else is deleted for what is not written
         return missing
 
@@ -234,7 +234,7 @@ class _Filling:
         return (self.num_missing + self._num_expected() - self.num_added) * self._record_bytes
 
     def _space_told(self):
-        return space_told("The decoded images", self._num_bytes_left(), self._cache_dir)
+        return disk_full_as_user_error("The decoded images", self._num_bytes_left(), self._cache_dir)
 
 
 def _hash_of_pixels(pixels: np.ndarray | bytes | None) -> str:

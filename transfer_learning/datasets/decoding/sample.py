@@ -11,7 +11,7 @@ from transfer_learning.datasets.dataset import Content, Dataset
 from transfer_learning.datasets.decoding.decode import content_hash, decode
 from transfer_learning.datasets.decoding.pixel_cache import POOLS, how_kept
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
-from transfer_learning.storage.array_cache import share_kept
+from transfer_learning.storage.array_cache import cached_fraction
 
 NUM_IMAGES = 64
 SECONDS = 0.3  # of decoding; at least one image a processor
@@ -35,7 +35,7 @@ def look_at_sample(dataset: Dataset, size: int, resize: str, cache_dir: str | Pa
     hashes = list(readable)
     kept = how_kept(len(dataset.examples), size, resize, decoded_gb)
     shape = None if kept.as_jpeg else (size, size, 3)
-    missing = 1.0 - share_kept(Path(cache_dir) / POOLS / kept.decoding, shape, np.uint8, hashes)
+    missing = 1.0 - cached_fraction(Path(cache_dir) / POOLS / kept.decoding, shape, np.uint8, hashes)
     rate = _rate(list(readable.values()), size, resize) if missing else np.inf
     return Sample(hashes, missing, rate, kept.record_bytes, kept.decoding)
 

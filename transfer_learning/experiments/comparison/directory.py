@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transfer_learning.config import RunConfig, flat
 from transfer_learning.errors import UserError
-from transfer_learning.storage.files import read_json, write_json
+from transfer_learning.storage.files import read_json, renamed, write_json
 from transfer_learning.storage.run_directory import RunDir
 
 
@@ -17,7 +17,7 @@ from transfer_learning.storage.run_directory import RunDir
 class Plan:
     """What is compared."""
 
-    sides: Mapping[str, RunConfig]
+    variants: Mapping[str, RunConfig]
     learning_rates: tuple[float, ...]  # that are tried ahead, with the first seed; none: the configs' own
     first_seed: int
     num_seeds: int = 3
@@ -36,7 +36,7 @@ class Plan:
     @property
     def identity(self) -> str:
         """A text that two plans share whose runs are the same."""
-        return json.dumps([dataclasses.asdict(self)["sides"], self.learning_rates, self.first_seed])
+        return json.dumps([dataclasses.asdict(self)["variants"], self.learning_rates, self.first_seed])
 
     def difference(self, other: "Plan") -> list[str]:
         """In words, what differs so that runs of the one could not be taken for runs of the other.
@@ -44,10 +44,10 @@ class Plan:
         More or fewer seeds, and other accuracies to reach, leave the runs what they are.
         """
         found = []
-        if list(self.sides) != list(other.sides):
-            found.append(f"the sides are {', '.join(self.sides)}, not {', '.join(other.sides)}")
-        for name in (name for name in self.sides if name in other.sides):
-            before, after = flat(self.sides[name]), flat(other.sides[name])
+        if list(self.variants) != list(other.variants):
+            found.append(f"the variants are {', '.join(self.variants)}, not {', '.join(other.variants)}")
+        for name in (name for name in self.variants if name in other.variants):
+            before, after = flat(self.variants[name]), flat(other.variants[name])
             found += [
                 f"{field} of {name} is {before[field]}, not {after[field]}"
                 for field in before
@@ -67,7 +67,7 @@ class ComparisonDir:
 
     @property
     def plan(self) -> Path:
-        """What was asked for: the sides with their configs, the seeds, the rates to try."""
+        """What was asked for: the variants with their configs, the seeds, the rates to try."""
         return self.path / "plan.json"
 
     @property
@@ -94,10 +94,10 @@ class ComparisonDir:
     def page(self) -> Path:
         return self.path / "compare.html"
 
-    def run(self, side: str, seed: int, learning_rate: float | None = None) -> RunDir:
-        """The run of one side with one seed, and with a rate that is searched."""
+    def run(self, variant: str, seed: int, learning_rate: float | None = None) -> RunDir:
+        """The run of one variant with one seed, and with a rate that is searched."""
         rate = "" if learning_rate is None else f"-{learning_rate:g}"
-        return RunDir(self.path / f"{side}{rate}-seed{seed}")
+        return RunDir(self.path / f"{variant}{rate}-seed{seed}")
 
     def locked(self):
         """Holds the directory for this process; see `RunDir.locked`."""
@@ -105,14 +105,14 @@ class ComparisonDir:
 
     def read_plan(self) -> Plan:
         """The plan; UserError where the file is missing or damaged."""
-        values = read_json(self.plan)
+        values = renamed(read_json(self.plan), {"sides": "variants"})
         try:
-            sides = {
+            variants = {
                 name: RunConfig.from_json(json.dumps(config), f"the config of {name} in {self.plan}")
-                for name, config in values.pop("sides").items()
+                for name, config in values.pop("variants").items()
             }
             return Plan(
-                sides, **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+                variants, **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(

@@ -26,38 +26,38 @@ SECONDS_COUNTED = (
     "frozen layers make of the images."
 )
 SECONDS_IN_FULL = (
-    "The longest time that a run of the side took ahead of a phase counts for all its seeds, since later runs find features "
-    "kept; what was kept from before the comparison, or is shared with another side, costs nothing (an empty --cache-dir "
+    "The longest time that a run of the variant took ahead of a phase counts for all its seeds, since later runs find features "
+    "kept; what was kept from before the comparison, or is shared with another variant, costs nothing (an empty --cache-dir "
     "makes it count). Decoding and the final evaluation are left out."
 )
 
 
 def write_results(
-    plan: Plan, sides: Mapping[str, RunConfig], search: Mapping[str, Any], directory: ComparisonDir
+    plan: Plan, variants: Mapping[str, RunConfig], search: Mapping[str, Any], directory: ComparisonDir
 ) -> str:
     """Writes every file of the comparison.
 
     Args:
-        sides: the configs with the rates that the search has chosen; `search`: what it has found.
+        variants: the configs with the rates that the search has chosen; `search`: what it has found.
 
     Returns:
-        What to print: the table, a sentence for every two sides, and where the page is.
+        What to print: the table, a sentence for every two variants, and where the page is.
 
     Raises:
         UserError: a file of a run is missing or damaged, or the runs were not made on the same images.
     """
     run_dirs = {
         name: [directory.run(name, seed, plan.searched_rate(config)) for seed in plan.seeds]
-        for name, config in sides.items()
+        for name, config in variants.items()
     }
-    tried = {name: [directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates] for name in sides}
-    runs = {name: side_runs(run_dirs[name], tried[name]) for name in sides}
-    results = document(plan, sides, search, run_dirs, runs)
+    tried = {name: [directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates] for name in variants}
+    runs = {name: variant_runs(run_dirs[name], tried[name]) for name in variants}
+    results = document(plan, variants, search, run_dirs, runs)
     write_json(directory.results, results)
     write_text(directory.table, table_of_runs(results))
-    curves = {name: pd.DataFrame(side["curves"]).astype(float) for name, side in results["sides"].items()}
+    curves = {name: pd.DataFrame(variant["curves"]).astype(float) for name, variant in results["variants"].items()}
     figures.save(figures.comparison(curves, plan.reach), directory.figure)
-    write_page("experiments/comparison/report.html", page_content(results, sides, directory), directory.page)
+    write_page("experiments/comparison/report.html", page_content(results, variants, directory), directory.page)
     lines = [*aligned(overview(results)), "", *results["conclusions"], *results["remarks"]]
     return "\n".join([*lines, SECONDS_COUNTED, f"Page: {directory.page}"])
 
@@ -66,10 +66,10 @@ def write_results(
 # From the files of the runs
 
 
-def side_runs(run_dirs: Sequence[RunDir], tried: Sequence[RunDir]) -> list[statistics.Run]:
-    """The runs of one side; `tried` are those of its search, whose first may have computed what later ones found kept."""
+def variant_runs(run_dirs: Sequence[RunDir], tried: Sequence[RunDir]) -> list[statistics.Run]:
+    """The runs of one variant; `tried` are those of its search, whose first may have computed what later ones found kept."""
     finished = [run_dir for run_dir in {run.path: run for run in (*run_dirs, *tried)}.values() if run_dir.is_finished]
-    # What a run that was stopped did a second time belongs to no side.
+    # What a run that was stopped did a second time belongs to no variant.
     unbroken = [run_dir for run_dir in finished if len(read_json(run_dir.environment)["sessions"]) == 1]
     preparation: dict[str, float] = {}
     for evaluation in (read_json(run_dir.evaluation) for run_dir in unbroken or finished):
@@ -101,7 +101,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def document(
     plan: Plan,
-    sides: Mapping[str, RunConfig],
+    variants: Mapping[str, RunConfig],
     search: Mapping[str, Any],
     run_dirs: Mapping[str, Sequence[RunDir]],
     runs: Mapping[str, Sequence[statistics.Run]],
@@ -111,7 +111,7 @@ def document(
     Raises:
         UserError: the runs were not made on the same images.
     """
-    all_dirs = [run_dir for of_side in run_dirs.values() for run_dir in of_side]
+    all_dirs = [run_dir for of_variant in run_dirs.values() for run_dir in of_variant]
     evaluations = {run_dir.path.name: read_json(run_dir.evaluation) for run_dir in all_dirs}
     environments = {run_dir.path.name: read_json(run_dir.environment) for run_dir in all_dirs}
     first, *others = all_dirs
@@ -124,26 +124,26 @@ def document(
             )
     results = {
         "command": plan.command,
-        "dataset": next(iter(sides.values())).dataset,
+        "dataset": next(iter(variants.values())).dataset,
         "split": evaluations[first.path.name]["split"],
         "num_images": len(next(iter(runs.values()))[0].predictions),
-        "epochs": next(iter(sides.values())).num_epochs,
+        "epochs": next(iter(variants.values())).num_epochs,
         "seeds": list(plan.seeds),
         "reach": list(plan.reach),
         "reasons": list(plan.reasons),
         "environment": environment_in_words(list(environments.values())),
         "seconds_counted": f"{SECONDS_COUNTED} {SECONDS_IN_FULL}",
-        "sides": {},
+        "variants": {},
         "search": dict(search),
     }
-    for name, config in sides.items():
-        of_side = run_dirs[name]
-        results["sides"][name] = {
+    for name, config in variants.items():
+        of_variant = run_dirs[name]
+        results["variants"][name] = {
             "backbone": config.backbone,
             "weights": config.weights,
             "learning_rates": {phase: config.phase(phase).learning_rate for phase in phases(config)},
-            "num_parameters": evaluations[of_side[0].path.name].get("num_parameters"),
-            "num_bytes": of_side[0].model.stat().st_size,
+            "num_parameters": evaluations[of_variant[0].path.name].get("num_parameters"),
+            "num_bytes": of_variant[0].model.stat().st_size,
             **statistics.summary(runs[name], plan.reach),
         }
     results["pairs"] = statistics.pairs(runs)
@@ -178,7 +178,7 @@ def environment_in_words(environments: Sequence[Mapping[str, Any]]) -> dict[str,
 
 def conclusion(pair: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     """``pretrained is right on 91.1 % and scratch on 72.8 % of the same 246 test images: ...``"""
-    ours, theirs = (100 * results["sides"][pair[which]]["accuracy"] for which in ("first", "second"))
+    ours, theirs = (100 * results["variants"][pair[which]]["accuracy"] for which in ("first", "second"))
     low, high = (100 * end for end in pair["interval"])
     of = f"{results['num_images']:,} {SPLITS[results['split']]}{over_seeds(results)}"
     return (
@@ -211,42 +211,42 @@ def remarks(plan: Plan, search: Mapping[str, Any], results: Mapping[str, Any]) -
     if results["split"] != "test":
         found.append(
             "The dataset has no test images, so all accuracies are of the validation images, by which the best epochs were "
-            "chosen too: they flatter all sides."
+            "chosen too: they flatter all variants."
         )
     return found
 
 
 def has_validation(results: Mapping[str, Any]) -> bool:
-    return any(side["best_val_accuracy"] is not None for side in results["sides"].values())
+    return any(variant["best_val_accuracy"] is not None for variant in results["variants"].values())
 
 
 def overview(results: Mapping[str, Any]) -> list[list[str]]:
-    """A row a quantity and a column a side; the first row is the heading."""
-    sides, seeds = results["sides"], len(results["seeds"])
-    rows = [["", *sides]]
+    """A row a quantity and a column a variant; the first row is the heading."""
+    variants, seeds = results["variants"], len(results["seeds"])
+    rows = [["", *variants]]
 
     def add(title: str, cell) -> None:
-        rows.append([title, *(cell(side) for side in sides.values())])
+        rows.append([title, *(cell(variant) for variant in variants.values())])
 
-    add("network", lambda side: side["backbone"])
+    add("network", lambda variant: variant["backbone"])
     add(
         "weights at the start",
-        lambda side: {"none": "random", "imagenet": "ImageNet"}.get(side["weights"], side["weights"]),
+        lambda variant: {"none": "random", "imagenet": "ImageNet"}.get(variant["weights"], variant["weights"]),
     )
-    add("learning rate", lambda side: by_phase(side["learning_rates"], lambda rate: f"{rate:g}"))
+    add("learning rate", lambda variant: by_phase(variant["learning_rates"], lambda rate: f"{rate:g}"))
     of = f"n = {results['num_images']:,}{over_seeds(results)}"
-    add(f"{results['split']} accuracy, {of}", lambda side: percent(side["accuracy"]))
-    add("  95 % interval", lambda side: range_of(side["accuracy_interval"], percent))
+    add(f"{results['split']} accuracy, {of}", lambda variant: percent(variant["accuracy"]))
+    add("  95 % interval", lambda variant: range_of(variant["accuracy_interval"], percent))
     if seeds > 1:
-        add("  range over the seeds", lambda side: range_of(side["accuracy_range"], percent))
-    add("best validation accuracy", lambda side: percent(side["best_val_accuracy"]))
+        add("  range over the seeds", lambda variant: range_of(variant["accuracy_range"], percent))
+    add("best validation accuracy", lambda variant: percent(variant["best_val_accuracy"]))
     for place, accuracy in enumerate(results["reach"] if has_validation(results) else ()):
         title = f"validation accuracy {100 * accuracy:g} %"
-        add(title, lambda side, place=place: reached_in_words(side["reached"][place], seeds))
-    add("parameters", lambda side: f"{side['num_parameters']:,}" if side["num_parameters"] else "–")
-    add("size of model.keras", lambda side: formatting.size(side["num_bytes"]))
-    add("time an epoch", lambda side: by_phase(side["epoch_seconds"], formatting.duration))
-    add("training images a second", lambda side: by_phase(side["images_per_second"], lambda rate: f"{rate:,.0f}"))
+        add(title, lambda variant, place=place: reached_in_words(variant["reached"][place], seeds))
+    add("parameters", lambda variant: f"{variant['num_parameters']:,}" if variant["num_parameters"] else "–")
+    add("size of model.keras", lambda variant: formatting.size(variant["num_bytes"]))
+    add("time an epoch", lambda variant: by_phase(variant["epoch_seconds"], formatting.duration))
+    add("training images a second", lambda variant: by_phase(variant["images_per_second"], lambda rate: f"{rate:,.0f}"))
     return rows
 
 
@@ -298,7 +298,7 @@ def table_of_runs(results: Mapping[str, Any]) -> str:
     reach = [f"{accuracy:g}" for accuracy in results["reach"]]
     writer.writerow(
         [
-            "side",
+            "variant",
             "seed",
             "backbone",
             "weights",
@@ -313,16 +313,16 @@ def table_of_runs(results: Mapping[str, Any]) -> str:
             "directory",
         ]
     )
-    for name, side in results["sides"].items():
-        for run in side["runs"]:
+    for name, variant in results["variants"].items():
+        for run in variant["runs"]:
             writer.writerow(
                 [
                     name,
                     run["seed"],
-                    side["backbone"],
-                    side["weights"],
-                    side["num_parameters"],
-                    side["num_bytes"],
+                    variant["backbone"],
+                    variant["weights"],
+                    variant["num_parameters"],
+                    variant["num_bytes"],
                     run["accuracy"],
                     run["best_val_accuracy"],
                     run["epochs"],
@@ -336,15 +336,15 @@ def table_of_runs(results: Mapping[str, Any]) -> str:
 
 
 def page_content(
-    results: Mapping[str, Any], sides: Mapping[str, RunConfig], directory: ComparisonDir
+    results: Mapping[str, Any], variants: Mapping[str, RunConfig], directory: ComparisonDir
 ) -> dict[str, Any]:
     """Everything that the template shows."""
-    configs = {name: flat(config) for name, config in sides.items()}
+    configs = {name: flat(config) for name, config in variants.items()}
     first = next(iter(configs.values()))
     differs = [name for name in first if any(values[name] != first[name] for values in configs.values())]
     return {
         **results,
-        "title": " against ".join(results["sides"]),
+        "title": " against ".join(results["variants"]),
         "images": SPLITS[results["split"]],
         "overview": overview(results),
         "p_in_words": p_in_words,

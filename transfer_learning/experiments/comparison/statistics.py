@@ -127,13 +127,13 @@ def mean_accuracy_interval(share: float, num_images: int) -> tuple[float, float]
 def sign_flip_p(differences: np.ndarray) -> float:
     """Exact two-sided p-value of Fisher's randomisation test for pairs (The Design of Experiments, 1935, section 21).
 
-    If two sides were equally good, each image's difference could as well have had the other sign, independently of the
+    If two variants were equally good, each image's difference could as well have had the other sign, independently of the
     others; the p-value is the share of all such sign changes whose sum is as far from zero as the one that was found.
-    With one run a side it is McNemar's exact test (Psychometrika 12, 1947). With several, all runs of an image change
-    sides together, so that runs judged on the same images are not taken for independent ones.
+    With one run a variant it is McNemar's exact test (Psychometrika 12, 1947). With several, all runs of an image change
+    variants together, so that runs judged on the same images are not taken for independent ones.
 
     Args:
-        differences: whole numbers, one an image: right predictions of the one side minus those of the other.
+        differences: whole numbers, one an image: right predictions of the one variant minus those of the other.
     """
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     chances = np.ones(1)  # of every sum, from the lowest to the highest
@@ -172,26 +172,26 @@ def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def pairs(sides: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """`paired` for every two sides; with more than one pair each p-value over all seeds is multiplied by their number.
+def pairs(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """`paired` for every two variants; with more than one pair each p-value over all seeds is multiplied by their number.
 
     That is Bonferroni's correction: among many pairs one would differ by chance.
     """
-    combinations = list(itertools.combinations(sides, 2))
+    combinations = list(itertools.combinations(variants, 2))
     results = []
     for first, second in combinations:
-        result = paired(sides[first], sides[second])
+        result = paired(variants[first], variants[second])
         result["p_value"] = min(1.0, len(combinations) * result["p_value"])
         results.append({"first": first, "second": second, **result})
     return results
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# One side
+# One variant
 
 
 def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
-    """What the runs of one side come to, in plain numbers, None where there is none.
+    """What the runs of one variant come to, in plain numbers, None where there is none.
 
     Returns:
         ``accuracy`` (mean over the seeds) with ``accuracy_interval`` and ``accuracy_range``; ``reached``, for each of

@@ -2,21 +2,20 @@
 
 import argparse
 import itertools
-import json
 import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 from transfer_learning.cli.parser import Parser, add_config_flags, given_values
-from transfer_learning.config import PHASES, RunConfig, difference, flag_name, flat, with_values
+from transfer_learning.config import RunConfig, difference, flag_name, flat, values_from_json, with_values
 from transfer_learning.datasets.sources.registry import scheme_of
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.recipes import known
-from transfer_learning.recipes.resolve import config_for, recipe_for
+from transfer_learning.recipes.resolve import config_from_values, recipe_for
 
-# What has to be equal on all sides, so that all see and are judged on the same images.
+# What has to be equal on all variants, so that all see and are judged on the same images.
 OF_THE_DATA = (
     "dataset",
     "data_dir",
@@ -24,31 +23,31 @@ OF_THE_DATA = (
     "test_fraction",
     "group_by",
     "corrections",
-    "held_out",
+    "unseen_classes",
     "skip_unreadable",
     "seed",
 )
 
 
-def chosen_sides(flags: argparse.Namespace) -> tuple[dict[str, RunConfig], list[str]]:
+def chosen_variants(flags: argparse.Namespace) -> tuple[dict[str, RunConfig], list[str]]:
     """The configs by their names, and the reasons for what was chosen without a recipe.
 
     Args:
-        flags: those of RunConfig apply to all sides; ``config``, the texts ``NAME=FILE`` or ``NAME=FLAGS``; ``epochs``,
-            of each side in all, or None.
+        flags: those of RunConfig apply to all variants; ``config``, the texts ``NAME=FILE`` or ``NAME=FLAGS``; ``epochs``,
+            of each variant in all, or None.
 
     Raises:
-        UserError: a side cannot be read or contradicts itself, or the sides are no fair comparison.
+        UserError: a variant cannot be read or contradicts itself, or the variants are no fair comparison.
     """
     values = given_values(flags)
-    sides, reasons = _named_sides(flags.config, values) if flags.config else _suitable_sides(values)
+    variants, reasons = _named_variants(flags.config, values) if flags.config else _suitable_variants(values)
     if flags.epochs is not None:
-        sides = {name: with_epochs(name, config, flags.epochs) for name, config in sides.items()}
-    for config in sides.values():
+        variants = {name: with_epochs(name, config, flags.epochs) for name, config in variants.items()}
+    for config in variants.values():
         config.check()
-        find_backbone(config.backbone).opened_part(config.fine_tune.open)
-    _check_fairness(sides)
-    return sides, reasons
+        find_backbone(config.backbone).part_to_unfreeze(config.fine_tune.unfreeze)
+    _check_fairness(variants)
+    return variants, reasons
 
 
 def with_epochs(name: str, config: RunConfig, epochs: int) -> RunConfig:
@@ -63,22 +62,27 @@ def with_epochs(name: str, config: RunConfig, epochs: int) -> RunConfig:
     return with_values(config, {"fine_tune.epochs": epochs - config.frozen.epochs})
 
 
-def _suitable_sides(values: dict[str, Any]) -> tuple[dict[str, RunConfig], list[str]]:
+def _suitable_variants(values: dict[str, Any]) -> tuple[dict[str, RunConfig], list[str]]:
     """A pretrained network against a small one from scratch; a given --weights is where the former starts."""
     recipe, reason_of, values = recipe_for(values)
-    sides_of = known.SIDES.get(scheme_of(values["dataset"])[0] or values["dataset"], known.pretrained_or_scratch)
-    sides = sides_of(recipe)
-    kept = {name for name, value in flat(recipe).items() if all(flat(side)[name] == value for side in sides.values())}
+    variants_of = known.VARIANTS.get(scheme_of(values["dataset"])[0] or values["dataset"], known.pretrained_or_scratch)
+    variants = variants_of(recipe)
+    kept = {
+        name
+        for name, value in flat(recipe).items()
+        if all(flat(variant)[name] == value for variant in variants.values())
+    }
     reasons = [reason for name, reason in reason_of.items() if name in kept and name not in values]
     from_scratch = {name: value for name, value in values.items() if name != "weights"}
-    sides = {
-        name: with_values(side, from_scratch if side.weights == "none" else values) for name, side in sides.items()
+    variants = {
+        name: with_values(variant, from_scratch if variant.weights == "none" else values)
+        for name, variant in variants.items()
     }
-    return sides, reasons
+    return variants, reasons
 
 
-def _named_sides(texts: list[str], values: dict[str, Any]) -> tuple[dict[str, RunConfig], list[str]]:
-    sides, reasons = {}, []
+def _named_variants(texts: list[str], values: dict[str, Any]) -> tuple[dict[str, RunConfig], list[str]]:
+    variants, reasons = {}, []
     for text in texts:
         found = re.fullmatch(r"(\w[\w.-]*)=(.*)", text, re.DOTALL)
         if not found:
@@ -86,12 +90,12 @@ def _named_sides(texts: list[str], values: dict[str, Any]) -> tuple[dict[str, Ru
                 f"--config {text} has no name; give NAME=FILE.json or NAME='FLAGS', the name of letters, digits, - and _."
             )
         name, what = found.groups()
-        if name in sides:
-            raise UserError(f"--config {name} is there twice; give each side a name of its own.")
+        if name in variants:
+            raise UserError(f"--config {name} is there twice; give each variant a name of its own.")
         own = _values_of_flags(what) if what.startswith("-") or not what.strip() else _values_of_file(Path(what))
-        sides[name], side_reasons = config_for(own | values)
-        reasons += [f"{name}: {reason}" for reason in side_reasons]
-    return sides, reasons
+        variants[name], variant_reasons = config_from_values(own | values)
+        reasons += [f"{name}: {reason}" for reason in variant_reasons]
+    return variants, reasons
 
 
 def _values_of_flags(text: str) -> dict[str, Any]:
@@ -106,47 +110,37 @@ def _values_of_flags(text: str) -> dict[str, Any]:
 def _values_of_file(path: Path) -> dict[str, Any]:
     """The fields that the file names, by the names that `config.with_values` takes."""
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; --config takes NAME=FILE.json, or NAME='FLAGS'.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no JSON ({error}); give the config.json of a run, or a part of one.") from None
-    if not isinstance(written, dict):
-        raise UserError(f"{path} is no table of fields; give the config.json of a run, or a part of one.")
-    whole = json.loads(RunConfig().to_json())
-    names = []
-    for name, value in written.items():
-        if name in PHASES and isinstance(value, dict):
-            whole[name] |= value
-            names += [f"{name}.{inner}" for inner in value]
-        else:
-            whole[name] = value
-            names.append(name)
-    values = flat(RunConfig.from_json(json.dumps(whole), str(path)))  # which names what is unknown or of another type
-    return {name: values[name] for name in names}
+        raise UserError(f"{path} cannot be read ({error}); give the config.json of a run, or a part of one.") from None
+    return values_from_json(text, str(path))
 
 
-def _check_fairness(sides: dict[str, RunConfig]) -> None:
-    """Raises UserError unless there are two sides or more, all different, with the same data and the same budget."""
-    if len(sides) < 2:
+def _check_fairness(variants: dict[str, RunConfig]) -> None:
+    """Raises UserError unless there are two variants or more, all different, with the same data and the same budget."""
+    if len(variants) < 2:
         raise UserError(
-            f"--config names one side, {next(iter(sides))}; give two or more, each by a --config of its own."
+            f"--config names one variant, {next(iter(variants))}; give two or more, each by a --config of its own."
         )
-    for (name, config), (other_name, other) in itertools.combinations(sides.items(), 2):
+    for (name, config), (other_name, other) in itertools.combinations(variants.items(), 2):
         for field in OF_THE_DATA:
-            one, two = ("empty" if side == "" else side for side in (getattr(config, field), getattr(other, field)))
+            one, two = (
+                "empty" if variant == "" else variant for variant in (getattr(config, field), getattr(other, field))
+            )
             if one != two:
                 raise UserError(
                     f"The {field} of {name} is {one} and of {other_name} {two}, but it has to be the same; give "
-                    f"--{flag_name(field)} for all sides."
+                    f"--{flag_name(field)} for all variants."
                 )
         if not difference(config, other):
             raise UserError(
-                f"The sides {name} and {other_name} have the same config, so there is nothing to compare; flags that do not "
-                "belong to a --config apply to all sides."
+                f"The variants {name} and {other_name} have the same config, so there is nothing to compare; flags that do not "
+                "belong to a --config apply to all variants."
             )
         if config.num_epochs != other.num_epochs:
             raise UserError(
                 f"{name} trains {config.num_epochs} epochs and {other_name} {other.num_epochs}, which is not the same "
-                "budget; give --epochs for all sides."
+                "budget; give --epochs for all variants."
             )

@@ -1,0 +1,41 @@
+"""The optimizers; a new one is one function in the table `OPTIMIZERS`."""
+
+from typing import TYPE_CHECKING
+
+from transfer_learning.config import Phase
+
+if TYPE_CHECKING:  # the table is read where Keras is not wanted, as by `--help`
+    import keras
+
+
+def make_optimizer(phase: Phase) -> "keras.optimizers.Optimizer":
+    """A new optimizer; under mixed_float16 one that scales the loss, so that small gradients survive 16 bits."""
+    import keras
+
+    optimizer = OPTIMIZERS[phase.optimizer](phase)
+    if keras.mixed_precision.dtype_policy().name == "mixed_float16":
+        return keras.mixed_precision.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def adam(phase: Phase) -> "keras.optimizers.Optimizer":
+    import keras
+
+    return keras.optimizers.Adam(phase.learning_rate)
+
+
+def adamw(phase: Phase) -> "keras.optimizers.Optimizer":
+    import keras
+
+    optimizer = keras.optimizers.AdamW(phase.learning_rate, weight_decay=phase.weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])  # as is usual: they do not overfit
+    return optimizer
+
+
+def sgd(phase: Phase) -> "keras.optimizers.Optimizer":
+    import keras
+
+    return keras.optimizers.SGD(phase.learning_rate, momentum=phase.momentum)
+
+
+OPTIMIZERS = {"adam": adam, "adamw": adamw, "sgd": sgd}
