@@ -11,8 +11,8 @@ from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning import run
 from transfer_learning.cli.parser import run_main
-from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.decoding.decode import content_hash
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources import table
 from transfer_learning.errors import UserError
 from transfer_learning.experiments import train
@@ -200,7 +200,7 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
     damaged = add_damaged(draw_photos(here / "photos"))
     config = dataclasses.replace(small_config, dataset=str(here / "photos"), skip_unreadable=True)
     said = log_messages()
-    data = load_data(config)
+    data = load_prepared(config)
     assert "42 images" not in data.describe() and "1 skipped" in data.describe()
     assert [sentence for sentence in said if sentence.startswith("Skipped 1 image of 43") and str(damaged) in sentence]
     row = data.manifest[data.manifest["file"] == str(damaged)].iloc[0]

@@ -15,7 +15,7 @@ from PIL import Image
 from transfer_learning import evaluate, predict, report, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
-from transfer_learning.datasets.data import load_data
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import calibration, ensemble, predictions
 from transfer_learning.experiments import finished_run
@@ -316,10 +316,10 @@ def test_runs_on_other_images_are_not_put_together(runs, tmp_path_factory, refus
 
 def test_classes_in_another_order_than_they_were_learnt_are_refused(runs, monkeypatch, refused):
     def reversed_classes(*arguments):
-        data = load_data(*arguments)
+        data = load_prepared(*arguments)
         return dataclasses.replace(data, class_names=data.class_names[::-1])
 
-    monkeypatch.setattr(finished_run, "load_data", reversed_classes)
+    monkeypatch.setattr(finished_run, "load_prepared", reversed_classes)
     assert "order of classes" in refused(*paths(runs, "seed 0"))
 
 

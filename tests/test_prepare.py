@@ -19,8 +19,8 @@ from transfer_learning import prepare, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import difference
 from transfer_learning.datasets.corrections import COLUMNS
-from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.recipes.resolve import resolve_config
 from transfer_learning.storage.array_cache import ArrayCache
 
@@ -60,7 +60,7 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
     assert (code, errors) == (0, "") and files_of(photos) == before
     table = cells(output)
     assert list(table) == ["a long name", "all", "circle", "(all)"]
-    data = load_data(resolve_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache"]))[0])
+    data = load_prepared(resolve_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache"]))[0])
     for name, (*splits, skipped, total) in table.items():
         rows = data.manifest[data.manifest["label"] == name] if name != "(all)" else data.manifest
         assert splits == [(rows["split"] == split).sum() for split in ("train", "val", "test")]
@@ -95,8 +95,8 @@ def test_what_run_would_choose_is_prepared_so_that_it_decodes_nothing(flags, pre
     assert code == 0 and command[:3] == [sys.executable, "-m", "transfer_learning.run"]
     monkeypatch.setattr(DecodeWorkers, "decode", lambda *arguments: pytest.fail("an image is decoded again"))
     config, _ = resolve_config(run.parse(command[3:]))
-    data = load_data(config)
-    assert (data.store.rows >= 0).all() and len(data.manifest) == 42
+    data = load_prepared(config)
+    assert (data.images.rows >= 0).all() and len(data.manifest) == 42
     splits = cells(output)["(all)"][:3]
     assert splits == [len(data.manifest[data.manifest["split"] == split]) for split in ("train", "val", "test")]
 
@@ -268,7 +268,7 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     assert second.to_dict() == actions.to_dict(), "what was decided stands, and nothing is asked again"
     assert "for you to decide on" not in output
     config, _ = resolve_config(run.parse(command[3:]))
-    rows = load_data(config).manifest.set_index("id")
+    rows = load_prepared(config).manifest.set_index("id")
     assert rows.at["circle/soft.jpg", "label"] == "cross" and rows.at["circle/soft.jpg", "split"] != ""
     assert rows.at["cross/linked/out.png", "split"] == ""
     assert rows.at["cross/linked/out.png", "problem"] == "dropped by decided.csv"
@@ -289,7 +289,7 @@ def test_only_what_corrections_decide_counts_for_a_resume_and_not_where_they_lie
     def fingerprint_with(name, *rows):
         Path(name).write_text("\n".join(["id,action", *rows]))
         config, _ = resolve_config(run.parse(["--dataset", str(photos), "--cache-dir", "cache", "--corrections", name]))
-        return config, load_data(config).fingerprint
+        return config, load_prepared(config).fingerprint
 
     one = fingerprint_with("one.csv", "circle/001.png,drop")
     moved = fingerprint_with("moved.csv", "circle/001.png,drop", "circle/002.png,keep")
@@ -315,7 +315,7 @@ def test_groups_share_a_split_and_the_table_says_which(prepared, here):
     code, output, _ = prepared("photos", "--group-by", r"^([^/]*/animal\d+)_", "--image-size", "32")
     assert code == 0 and "--group-by puts 120 images into 30 groups of 4 to 4" in output
     assert "--group-by '^([^/]*/animal" in output.splitlines()[-1]
-    manifest = load_data(resolve_config(run.parse(shlex.split(output.splitlines()[-1])[7:]))[0]).manifest
+    manifest = load_prepared(resolve_config(run.parse(shlex.split(output.splitlines()[-1])[7:]))[0]).manifest
     assert (manifest.groupby("group")["split"].nunique() == 1).all() and manifest["group"].nunique() == 30
     assert set(manifest["split"]) == {"train", "val", "test"}
 
@@ -324,7 +324,7 @@ def test_features_that_a_run_has_kept_find_wrong_labels_without_tensorflow(prepa
     photos = draw_photos(here / "photos", num_per_class=30)
     (photos / "circle" / "005.png").rename(photos / "cross" / "from circle.png")
     config, _ = resolve_config(run.parse(["--dataset", "photos", "--cache-dir", "cache"]))
-    manifest = load_data(config).manifest
+    manifest = load_prepared(config).manifest
     rng = np.random.default_rng(0)
     is_circle = (manifest["label"] == "circle") | manifest["id"].str.contains("from circle")
     place = np.where(is_circle, 0, 1 + (manifest["label"] == "stripes"))

@@ -17,9 +17,9 @@ from transfer_learning.cli.parser import Parser, add_config_flags, as_flags, giv
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.findings import Features, audit
 from transfer_learning.datasets.corrections import read_corrections
-from transfer_learning.datasets.data import Data, look_at
 from transfer_learning.datasets.dataset import SPLITS
 from transfer_learning.datasets.manifest import check_classes
+from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.experiments.cached_features import find_kept_features
@@ -68,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{config.dataset}: {num_images:,} images, found in {duration(found - started)}.", flush=True)
 
     # Unreadable images are no reason to stop before everything is told.
-    data = look_at(dataset, replace(config, skip_unreadable=True))
+    data = prepare_dataset(dataset, replace(config, skip_unreadable=True), allow_empty_classes=True)
     seconds = time.monotonic() - found
 
     for line in described_data(data):
         logger.info(line)
     for pool in list_entries(config.cache_dir):
-        if pool.path == data.store.folder:  # none where the disk refuses, which was said
+        if pool.path == data.images.folder:  # none where the disk refuses, which was said
             print(f"Kept in {pool.path}, with those of other datasets: {pool.about}, {size(pool.num_bytes)}.")
     print(
         f"Read, decoded and divided {num_images:,} images in {duration(seconds)}: {num_images / seconds:,.0f} images/s."
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images = "1 image is" if written.num_doubtful == 1 else f"{written.num_doubtful:,} images are"
         print(f"{images} for you to decide on: edit {written.corrections}, and pass it by --corrections.")
 
-    num_unreadable = int((data.store.rows < 0).sum())
+    num_unreadable = int((data.images.rows < 0).sum())
     if num_unreadable and not config.skip_unreadable:
         images = "1 image" if num_unreadable == 1 else f"{num_unreadable:,} images"
         raise UserError(
@@ -117,7 +117,7 @@ def default_folder(config: RunConfig) -> Path:
     return next(path for path in tries if not path.exists())
 
 
-def features_for(config: RunConfig, data: Data, is_asked: bool) -> Features | None:
+def features_for(config: RunConfig, data: PreparedDataset, is_asked: bool) -> Features | None:
     """The features of the images: computed if asked for, else what a run has kept, else None."""
     if is_asked:
         with quiet_start():  # imports TensorFlow
@@ -137,7 +137,7 @@ def features_for(config: RunConfig, data: Data, is_asked: bool) -> Features | No
     return Features(np.asarray(values), examples, f"{about}, of {len(examples):,} of {num_used:,} images in use{more}")
 
 
-def described_data(data: Data) -> Iterator[str]:
+def described_data(data: PreparedDataset) -> Iterator[str]:
     """What is in a dataset, line by line: images by class and split, and all that was left out, with reasons."""
     yield f"{data.describe()}."
     yield ""
@@ -158,7 +158,7 @@ def described_data(data: Data) -> Iterator[str]:
         yield from (f"  {count:>{width},} {reason}" for reason, count in counts)
 
 
-def class_table(data: Data) -> list[str]:
+def class_table(data: PreparedDataset) -> list[str]:
     """The lines of an aligned table of the images by class and split, with sums."""
     rows = [("class", *SPLITS, "skipped", "images")]
     for row in counts_by_class(data.manifest, data.class_names):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.support.logs import log_messages
-from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.dataset import UNSEEN, Example, split_off_unseen, with_class_names
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.errors import UserError
 
 SPLIT_OF = {"a": "train", "b": "", "c": "test", "d": "val"}
@@ -36,7 +36,7 @@ def test_a_class_that_is_not_there_and_too_few_that_are_left(names, words):
 
 def test_the_images_of_other_classes_keep_their_split_and_the_held_out_ones_have_no_label(small_config):
     said = log_messages()
-    every, left = (load_data(dataclasses.replace(small_config, unseen_classes=names)) for names in ("", "cross"))
+    every, left = (load_prepared(dataclasses.replace(small_config, unseen_classes=names)) for names in ("", "cross"))
     assert left.class_names == ("circle", "stripes") and "14 of classes held out" in left.describe()
     unseen_classes = left.split(UNSEEN)
     assert len(unseen_classes) == 14 and set(unseen_classes.labels) == {-1} and not len(every.split(UNSEEN))
@@ -54,5 +54,5 @@ def test_the_same_picture_in_a_class_that_is_held_out_sets_nothing_aside(small_c
     folder = draw_photos(tmp_path / "photos")
     for path in (folder / "circle").iterdir():
         (folder / "cross" / f"again_{path.name}").write_bytes(path.read_bytes())
-    data = load_data(dataclasses.replace(small_config, dataset=str(folder), unseen_classes="cross"))
+    data = load_prepared(dataclasses.replace(small_config, dataset=str(folder), unseen_classes="cross"))
     assert (data.manifest["problem"] == "").all() and len(data.split(UNSEEN)) == 28

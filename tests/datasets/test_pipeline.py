@@ -9,7 +9,6 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transfer_learning.config import AUGMENTATIONS
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import (
     BATCHES_AHEAD,
@@ -21,6 +20,7 @@ from transfer_learning.datasets.pipeline import (
 )
 
 SIZE = 12
+AUGMENTATIONS = ("none", *augmentation.AUGMENTATIONS)
 
 
 def make_examples(count, seed=0):
@@ -72,7 +72,7 @@ def test_an_epoch_holds_every_example_once_with_its_own_label(augmentation):
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_resumed_at_any_update_it_gives_the_remaining_batches_to_the_bit(augmentation):
     def epoch_from(first_update):
-        return arrays(training_batches(examples, 4, 7, 2, first_update, augmentation=augmentation))
+        return arrays(training_batches(examples, 4, 7, 2, 4 * first_update, augmentation=augmentation))
 
     examples = make_examples(18)
     whole = epoch_from(0)
@@ -318,8 +318,8 @@ def test_the_examples_of_a_split_are_its_rows():
 @pytest.mark.parametrize("first_update", [0, 2])
 def test_batches_that_come_at_once_are_those_that_come_one_by_one(at_once, first_update, augmentation):
     examples = make_examples(23)
-    single = arrays(training_batches(examples, 4, 7, 2, first_update, 1, augmentation))
-    joined = arrays(training_batches(examples, 4, 7, 2, first_update, at_once, augmentation))
+    single = arrays(training_batches(examples, 4, 7, 2, 4 * first_update, augmentation))
+    joined = arrays(training_batches(examples, 4 * at_once, 7, 2, 4 * first_update, augmentation))
     assert [len(labels) for _, labels in joined][:-1] == [4 * at_once] * (len(joined) - 1)
     for part in (0, 1):
         np.testing.assert_array_equal(
@@ -330,7 +330,7 @@ def test_batches_that_come_at_once_are_those_that_come_one_by_one(at_once, first
 def test_features_come_as_images_do():
     examples = make_examples(23)
     flat = examples.inputs.reshape(len(examples.inputs), -1)
-    for batches in (lambda these: training_batches(these, 4, 7, 2, 1), lambda these: batches_in_order(these, 4)):
+    for batches in (lambda these: training_batches(these, 4, 7, 2, 4), lambda these: batches_in_order(these, 4)):
         for (image, label), (feature, same) in zip(
             arrays(batches(examples)), arrays(batches(replace(examples, inputs=flat))), strict=True
         ):

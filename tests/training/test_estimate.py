@@ -8,7 +8,7 @@ import pytest
 from tests.support.logs import log_messages
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.dataset import Dataset, Example
-from transfer_learning.datasets.decoding.sample import Sample, look_at_sample
+from transfer_learning.datasets.decoding.sample import Sample, sample_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.evaluation.ood import NUM_IMAGES
 from transfer_learning.experiments import train
@@ -134,17 +134,21 @@ def test_foresee_measures_what_is_missing_and_finds_what_is_kept(
 
 
 def test_what_is_decoded_already_is_known_from_a_sample(small_config, tmp_path):
-    from transfer_learning.datasets.decoding.pixel_cache import open_store
+    from transfer_learning.datasets.decoding.pixel_cache import cached_images
 
     dataset = load_dataset(small_config.dataset, small_config.data_dir)
     arguments = 16, "squash", tmp_path / "cache"
-    assert look_at_sample(dataset, *arguments, 16.0).missing == 1.0
+    assert sample_dataset(dataset, *arguments, 16.0).missing_fraction == 1.0
     half = Dataset("half", dataset.class_names, dataset.examples[::2])
-    open_store(half, *arguments, lambda sentence: None)
-    sample = look_at_sample(dataset, *arguments, 16.0)
-    assert sample.missing == 0.5 and len(sample.hashes) == len(dataset.examples) and 0 < sample.rate < np.inf
-    assert look_at_sample(half, *arguments, 16.0).missing == 0.0
-    assert look_at_sample(half, *arguments, 0.0).missing == 1.0, "kept as JPEGs they are others"
+    cached_images(half, *arguments)
+    sample = sample_dataset(dataset, *arguments, 16.0)
+    assert (
+        sample.missing_fraction == 0.5
+        and len(sample.hashes) == len(dataset.examples)
+        and 0 < sample.images_per_second < np.inf
+    )
+    assert sample_dataset(half, *arguments, 16.0).missing_fraction == 0.0
+    assert sample_dataset(half, *arguments, 0.0).missing_fraction == 1.0, "kept as JPEGs they are others"
 
 
 def test_times_are_added_up_over_sessions_and_the_choice_stays(tmp_path):

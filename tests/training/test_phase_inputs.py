@@ -12,8 +12,8 @@ from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning.config import Phase
 from transfer_learning.datasets import augmentation
-from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import key_of
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.experiments.train import cut_of_phase, prepare_phase, unfreeze_layers
 from transfer_learning.models import freezing
 from transfer_learning.models.classifier import build_classifier, probabilities
@@ -54,7 +54,7 @@ def config(small_config, tmp_path):
 
 
 def inputs_of(config, name="frozen", keep=True):
-    classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_data(config)
+    classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_prepared(config)
     cut = cut_of_phase(name, config, classifier)
     return make_phase_inputs(cut, config.phase(name), keep, config, data, {}), data, cut
 
@@ -147,7 +147,7 @@ def test_names_tell_views_apart():
 
 def trained_head(config, with_cut, run_dir):
     """Validation predictions of a head that was trained through the live network, or on what is kept of it."""
-    data = load_data(config)
+    data = load_prepared(config)
     classifier = build_classifier(config, data.class_names)
     identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
     cut = cut_of_phase("frozen", config, classifier) if with_cut else None
@@ -189,7 +189,7 @@ def test_without_room_anywhere_they_are_computed_in_every_epoch_to_the_same_bits
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(ArrayCache, "_add_on_disk", full)
-    classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_data(config)
+    classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_prepared(config)
     said = log_messages()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     changed = dataclasses.replace(config, cache_dir=f"{config.cache_dir} of its own")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from transfer_learning.config import PHASES, Phase
-from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import training_batches
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.errors import Stopped, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments.train import cut_of_phase, prepare_phase
@@ -89,7 +89,7 @@ def config(small_config):
 
 @pytest.fixture(scope="module")
 def data(config, mixed_float16):
-    return load_data(config)
+    return load_prepared(config)
 
 
 def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callback=True):
@@ -228,7 +228,7 @@ def test_what_a_checkpoint_is_written_from_is_a_copy(config, data):
     active = fresh_phase(config, data)
     before = active.arrays()
     kept = copy.deepcopy(before)
-    for inputs, labels in training_batches(active.train, config.batch_size, 0, 0, 0, 1, active.augmentation):
+    for inputs, labels in training_batches(active.train, config.batch_size, 0, 0, 0, active.augmentation):
         active.train_steps(inputs, labels, [0.01])  # several: the first ones lower the loss scale alone
     after = active.arrays()
     for group in ("weights", "seeds", "optimizer", "metrics"):
@@ -293,7 +293,7 @@ def test_a_phase_that_a_callback_ended_stays_ended(config, data, tmp_path):
 
 
 def updates_in_an_epoch(config):
-    return -(-len(load_data(config).split("train")) // config.batch_size)
+    return -(-len(load_prepared(config).split("train")) // config.batch_size)
 
 
 def delete(cache):
@@ -344,7 +344,7 @@ def config_of_views(config):
 def unbroken_with_views(config_of_views, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     config = dataclasses.replace(config_of_views, cache_dir=str(folder / "cache"))
-    result = session(config, load_data(config), RunDir(folder / "run"))
+    result = session(config, load_prepared(config), RunDir(folder / "run"))
     assert {path.parent.name for path in (folder / "cache").glob("*/*")} == {"pixels", "features", "activations"}
     return result
 
@@ -356,18 +356,18 @@ def test_what_happens_to_the_cache_between_stops_changes_no_bit(
     config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"))
     in_frozen, in_fine_tune = StopAfter(2), StopAfter(updates_in_an_epoch(config) * config.frozen.epochs)
     for stop in (in_frozen, in_fine_tune):
-        data = load_data(config)
+        data = load_prepared(config)
         assert session(config, data, RunDir(tmp_path / "run"), stop) is None
         happens(tmp_path / "cache")
     assert checkpoint.load(RunDir(tmp_path / "run").checkpoint)[1]["state"]["phase"] == 1
-    data = load_data(config)
+    data = load_prepared(config)
     assert session(config, data, RunDir(tmp_path / "run")) == unbroken_with_views
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["held in memory", "computed in every epoch"])
 def test_a_cache_that_may_hold_nothing_changes_no_bit(keep, config_of_views, unbroken_with_views, tmp_path):
     config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), cache_gb=0.0)
-    data = load_data(config)
+    data = load_prepared(config)
     assert session(config, data, RunDir(tmp_path / "run"), keep=keep) == unbroken_with_views
 
 
@@ -394,8 +394,8 @@ def test_stopped_between_calls_of_several_updates(updates_in_a_call, config, dat
 
 def test_images_that_are_kept_as_jpegs_are_resumed_as_well(config_of_views, tmp_path):
     config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), decoded_gb=0.0)
-    data = load_data(config)
+    data = load_prepared(config)
     expected = session(config, data, RunDir(tmp_path / "unbroken"))
     assert session(config, data, RunDir(tmp_path / "run"), StopAfter(updates_in_an_epoch(config) * 3 + 2)) is None
     delete(tmp_path / "cache")
-    assert session(config, load_data(config), RunDir(tmp_path / "run")) == expected
+    assert session(config, load_prepared(config), RunDir(tmp_path / "run")) == expected

@@ -8,8 +8,8 @@ import scipy.special
 from sklearn.linear_model import Ridge
 
 from tests.support.logs import log_messages
-from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.experiments import train
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.training import ridge
@@ -103,7 +103,7 @@ def test_edges(kind):
 )
 def test_a_linear_head_on_kept_features_starts_there(head, head_init, starts_there, small_config):
     config = dataclasses.replace(small_config, head=head, head_init=head_init)
-    data = load_data(config)
+    data = load_prepared(config)
     said = log_messages()
     classifier = build_classifier(config, data.class_names)
     before = [np.array(weight) for weight in classifier.head.weights]

@@ -40,7 +40,7 @@ class FilePart(NamedTuple):
 
 
 # an image file, a part of a file, or uint8 pixels (height, width) or (height, width, 3)
-Content = Path | FilePart | np.ndarray
+Source = Path | FilePart | np.ndarray
 
 
 class Example(NamedTuple):
@@ -49,7 +49,7 @@ class Example(NamedTuple):
     id: str  # unique in its dataset, the same on every machine: the path below the dataset's folder
     label: str
     split: str  # "train", "val", "test", UNSEEN, or "" where the dataset leaves it to us
-    content: Content
+    source: Source
     group: str = ""  # examples of one group never straddle two splits that are drawn; "": it is alone
 
 

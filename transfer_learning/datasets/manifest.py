@@ -72,7 +72,7 @@ def make_manifest(
     manifest = pd.DataFrame(
         {
             "id": [example.id for example in dataset.examples],
-            "file": [str(example.content) if isinstance(example.content, Path) else "" for example in dataset.examples],
+            "file": [str(example.source) if isinstance(example.source, Path) else "" for example in dataset.examples],
             "label": [example.label for example in dataset.examples],
             "split": [example.split for example in dataset.examples],
             "own_group": [example.group for example in dataset.examples],

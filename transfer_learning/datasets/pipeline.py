@@ -83,19 +83,18 @@ def training_batches(
     batch_size: int,
     seed: int,
     epoch: int,
-    first_update: int = 0,
-    batches_at_once: int = 1,
+    start: int = 0,
     augmentation: str = "none",
     flip: bool = True,
 ) -> Iterable[Batch]:
-    """The batches of an epoch from `first_update` on, `batches_at_once` joined into one; the last may be short.
+    """The batches of an epoch without its first `start` images; the last may be short.
 
     Inputs are as stored, or float32 images in 0..255 where `augmentation` is not "none".
     """
     examples = examples.in_epoch(epoch)
-    chosen = order(len(examples), seed, epoch)[first_update * batch_size :]
+    chosen = order(len(examples), seed, epoch)[start:]
     if augmentation == "none":
-        return _batches(examples, chosen, batch_size * batches_at_once)
+        return _batches(examples, chosen, batch_size)
     keys = examples.keys
     size = examples.inputs.shape[1]
 
@@ -111,7 +110,7 @@ def training_batches(
         parameters.set_shape((None, None))
         return apply(augmentation, images, parameters), labels
 
-    batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size * batches_at_once)
+    batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size)
     return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)  # a number of them, whatever their size
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from transfer_learning.datasets.dataset import Content, Dataset
+from transfer_learning.datasets.dataset import Dataset, Source
 from transfer_learning.datasets.decoding.decode import FORMATS, open_file
 
 NUM_HEADERS = 200  # enough for a median, quick on any disk
@@ -27,7 +27,7 @@ def survey(dataset: Dataset) -> Survey:
     training = [example for example in dataset.examples if example.split in ("", "train")]
     counts = Counter(example.label for example in training)
     step = -(-len(dataset.examples) // NUM_HEADERS)
-    sides = [side for example in dataset.examples[::step] if (side := _short_side(example.content))]
+    sides = [side for example in dataset.examples[::step] if (side := _short_side(example.source))]
     return Survey(
         num_images=len(training),
         num_classes=len(dataset.class_names),
@@ -37,7 +37,7 @@ def survey(dataset: Dataset) -> Survey:
     )
 
 
-def _short_side(content: Content) -> int:
+def _short_side(content: Source) -> int:
     if isinstance(content, np.ndarray):
         return min(content.shape[:2])
     try:

@@ -17,7 +17,7 @@ from transfer_learning.cli.console import each_message_once, muted
 from transfer_learning.cli.formatting import duration
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.data import Data, load_data
+from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.evaluation.tta import View
@@ -83,13 +83,13 @@ class FinishedRun:
             set_up_devices(self.config.precision, self.config.seed, begun_with=device)
         return load_model(self.config, self.run_dir.model, self.recorded["weights_sha256"])
 
-    def data(self, split: str) -> Data:
+    def data(self, split: str) -> PreparedDataset:
         """The images that it was trained on and judged by.
 
         Raises:
             UserError: they have changed since, or the split has none.
         """
-        data = load_data(self.config)
+        data = load_prepared(self.config)
         if data.fingerprint != self.environment["dataset"]["fingerprint"]:
             raise UserError(
                 f"The images, labels, splits or order of classes of {self.config.dataset} are not those that {self.name} was "

@@ -3,7 +3,7 @@
 import numpy as np
 
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.data import Data
+from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import build_classifier, unfreeze_layers
@@ -12,7 +12,7 @@ from transfer_learning.models.freezing import find_cut
 from transfer_learning.training.phase_inputs import activations_of_cut
 
 
-def plain_features(config: RunConfig, data: Data) -> tuple[np.ndarray, np.ndarray, str]:
+def plain_features(config: RunConfig, data: PreparedDataset) -> tuple[np.ndarray, np.ndarray, str]:
     """Returns the features of all readable images; a run with this config finds them kept.
 
     Returns:
@@ -30,14 +30,14 @@ def plain_features(config: RunConfig, data: Data) -> tuple[np.ndarray, np.ndarra
             f"--features needs a pretrained backbone, and {config.backbone} with --weights {config.weights} is none; leave "
             "the flag out, or name another backbone."
         )
-    activations = activations_of_cut(cut, config, data.store.decoding, devices.fingerprint)
-    positions = np.flatnonzero(data.store.rows >= 0)
+    activations = activations_of_cut(cut, config, data.images.pixel_key, devices.fingerprint)
+    positions = np.flatnonzero(data.images.rows >= 0)
     names = data.manifest["sha256"].iloc[positions].tolist()
     kept, rows = cached_activations(
         activations,
         lambda images: cut.compute(images),
-        data.store.pixels,
-        data.store.rows[positions],
+        data.images.pixels,
+        data.images.rows[positions],
         names,
         config.cache_dir,
         config.cache_gb,

@@ -9,7 +9,7 @@ import numpy as np
 from transfer_learning.cli.console import each_message_once
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import difference, named
-from transfer_learning.datasets.data import Data
+from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.experiments.finished_run import FinishedRun, by_validation, check_same_images
@@ -117,7 +117,7 @@ def make_soup(members: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]
 
 
 def _tasted(
-    members: Sequence[FinishedRun], data: Data
+    members: Sequence[FinishedRun], data: PreparedDataset
 ) -> tuple[Iterator[list[np.ndarray]], Callable[[list[np.ndarray]], float]]:
     """The weights of the members, one network in memory at a time, and the accuracy of such weights on validation."""
     examples = data.split("val")

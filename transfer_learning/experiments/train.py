@@ -14,9 +14,9 @@ import tensorflow as tf
 from transfer_learning.cli.console import log_file, logged_to
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.config import PHASES, RunConfig, flag_name
-from transfer_learning.datasets.data import Data, open_data
 from transfer_learning.datasets.dataset import UNSEEN, split_off_unseen
 from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import calibration, figures, hardware_figure, metrics, ood, predictions, rejection
@@ -111,7 +111,7 @@ def run_experiment(
 
         # The data: every file looked at once.
         with stage("decode"):
-            data = open_data(dataset, config)
+            data = prepare_dataset(dataset, config)
         del dataset, learnt  # the paths of a million images take a gigabyte, and are needed no more
         if config.monitor.startswith("val") and not len(data.split("val")):
             raise UserError(
@@ -194,7 +194,7 @@ def prepare_phase(
     classifier: Classifier,
     cut: Cut | None,
     keep: bool,
-    data: Data,
+    data: PreparedDataset,
     identity: Identity,
     is_begun: bool = False,
 ) -> ActivePhase:
@@ -236,7 +236,7 @@ def flagged_callbacks(config: RunConfig, run_dir: RunDir) -> list[keras.callback
     return callbacks
 
 
-def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: Devices) -> None:
+def write_beginning(run_dir: RunDir, identity: Identity, data: PreparedDataset, devices: Devices) -> None:
     """Writes what is known before training, and adds this session to those that worked on the run."""
     config = identity.config
     sessions = read_json(run_dir.environment)["sessions"] if run_dir.environment.exists() else []
@@ -260,7 +260,9 @@ def write_beginning(run_dir: RunDir, identity: Identity, data: Data, devices: De
     write_text(run_dir.ignored, ignored.to_csv(index=False, lineterminator="\n"))
 
 
-def calibrate_and_evaluate(classifier: Classifier, data: Data, run_dir: RunDir) -> tuple[Classifier, dict[str, dict]]:
+def calibrate_and_evaluate(
+    classifier: Classifier, data: PreparedDataset, run_dir: RunDir
+) -> tuple[Classifier, dict[str, dict]]:
     """Gives the classifier what validation images tell, saves it, and judges it on each split it was not trained on."""
     logits = {split: logits_of_split(classifier, data, split) for split in ("val", "test") if len(data.split(split))}
     if "val" in logits:
@@ -274,7 +276,7 @@ def calibrate_and_evaluate(classifier: Classifier, data: Data, run_dir: RunDir) 
     return classifier, results
 
 
-def evaluate_rejection(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict | None:
+def evaluate_rejection(classifier: Classifier, data: PreparedDataset, split: str, run_dir: RunDir) -> dict | None:
     """What the rule for unknown costs on a split, and what it catches of other images; None where there is no rule."""
     if not classifier.rejection_threshold:
         return None
@@ -291,18 +293,18 @@ def evaluate_rejection(classifier: Classifier, data: Data, split: str, run_dir: 
     return rejection.measure(classifier.rejection_threshold, predictions.read(run_dir.predictions(split)), confidences)
 
 
-def evaluate_split(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> dict:
+def evaluate_split(classifier: Classifier, data: PreparedDataset, split: str, run_dir: RunDir) -> dict:
     """Predicts a split from its images, writes ``predictions/<split>.csv`` and returns the metrics."""
     return judge(logits_of_split(classifier, data, split), classifier.temperature, data, split, run_dir)
 
 
-def logits_of_split(classifier: Classifier, data: Data, split: str) -> np.ndarray:
+def logits_of_split(classifier: Classifier, data: PreparedDataset, split: str) -> np.ndarray:
     examples = data.split(split)
     progress = count_progress(f"Predicting {split} images:")
     return predicted_logits(classifier, examples.inputs, examples.rows, progress)
 
 
-def judge(logits: np.ndarray, temperature: float, data: Data, split: str, run_dir: RunDir) -> dict:
+def judge(logits: np.ndarray, temperature: float, data: PreparedDataset, split: str, run_dir: RunDir) -> dict:
     """Writes the predictions of a split, and measures them."""
     examples = data.split(split)
     table = predictions.table(examples.ids, examples.labels, softmax(logits, temperature), data.class_names)
@@ -311,7 +313,9 @@ def judge(logits: np.ndarray, temperature: float, data: Data, split: str, run_di
     return {"split": split, **measured, "calibration": calibration.measure(table, temperature)}
 
 
-def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation: dict, run_dir: RunDir) -> None:
+def draw_figures(
+    config: RunConfig, data: PreparedDataset, history: list[dict], evaluation: dict, run_dir: RunDir
+) -> None:
     """Draws what the report shows, and writes the classification report."""
     split, class_names = evaluation["split"], data.class_names
     table = predictions.read(run_dir.predictions(split))
@@ -339,7 +343,7 @@ def draw_figures(config: RunConfig, data: Data, history: list[dict], evaluation:
             figures.save(figure, run_dir.figures / name)
 
 
-def draw_attention(classifier: Classifier, data: Data, split: str, run_dir: RunDir) -> None:
+def draw_attention(classifier: Classifier, data: PreparedDataset, split: str, run_dir: RunDir) -> None:
     """Draws where the network looked in random right predictions and in its most confident mistakes."""
     path = run_dir.figures / "attention.png"
     path.unlink(missing_ok=True)

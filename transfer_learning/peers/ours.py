@@ -17,8 +17,8 @@ import tensorflow as tf
 import transfer_learning.experiments.train  # noqa: F401  (imported here as peers import theirs: no job counts its imports)
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.augmentation import apply, draw
-from transfer_learning.datasets.data import load_data
 from transfer_learning.datasets.pipeline import training_batches
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.models.backbones import build_backbone
 from transfer_learning.models.inference_graph import inference_graph
@@ -221,7 +221,7 @@ def read_foresight(run_dir: Path) -> dict[str, Any]:
 
 
 def load(flags: Namespace):
-    return load_data(
+    return load_prepared(
         RunConfig(
             dataset=str(flags.images),
             image_size=flags.size,

@@ -16,10 +16,10 @@ from PIL import Image
 from transfer_learning.config import RESIZES, RunConfig
 from transfer_learning.datasets.audit.findings import COLOURS, DECIDED, KINDS, Audit
 from transfer_learning.datasets.corrections import COLUMNS, Corrections
-from transfer_learning.datasets.data import Data
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decoding.decode import decode
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
+from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.reports.page import counts_by_class, unseen_class_counts, write_page
 from transfer_learning.storage.files import write_text
@@ -56,7 +56,7 @@ def new_audit_dir(path: str | os.PathLike) -> Path:
 def write_audit(
     audit: Audit,
     dataset: Dataset,
-    data: Data,
+    data: PreparedDataset,
     config: RunConfig,
     folder: Path,
     command: Sequence[str],
@@ -112,7 +112,7 @@ def sum_of_files(audit: Audit) -> str:
 
 
 def page_content(
-    audit: Audit, dataset: Dataset, data: Data, config: RunConfig, doubtful: pd.DataFrame
+    audit: Audit, dataset: Dataset, data: PreparedDataset, config: RunConfig, doubtful: pd.DataFrame
 ) -> dict[str, Any]:
     """Everything that the template shows, as plain values."""
     files = audit.files
@@ -170,7 +170,7 @@ def page_content(
 class Pictures:
     """Small pictures of the images as the network sees them, as text for the page."""
 
-    def __init__(self, data: Data, files: pd.DataFrame):
+    def __init__(self, data: PreparedDataset, files: pd.DataFrame):
         self._data, self._files = data, files
 
     def card(self, row, title: str, text: str) -> dict[str, str]:
@@ -272,7 +272,7 @@ def _shares_lost(files: pd.DataFrame) -> pd.Series:
     return 1 - known[["width", "height"]].min(axis=1) / known[["width", "height"]].max(axis=1)
 
 
-def _seen(files: pd.DataFrame, dataset: Dataset, data: Data, config: RunConfig) -> list[dict[str, Any]]:
+def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: RunConfig) -> list[dict[str, Any]]:
     """Some images as they are, with the part that is kept, and as the network sees them: the most elongated one first."""
     lost = _shares_lost(files)
     order = lost.sort_values(ascending=False, kind="stable").index.to_numpy()
@@ -283,7 +283,7 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: Data, config: RunConfig) 
     with DecodeWorkers(side, "pad") as workers, ThreadPoolExecutor(usable_cores()) as threads:
 
         def original(position: int) -> np.ndarray | None:
-            content = dataset.examples[position].content
+            content = dataset.examples[position].source
             image = decode(content, side, "pad") if isinstance(content, np.ndarray) else workers.decode(content)[1]
             return image.pixels
 
@@ -298,7 +298,7 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: Data, config: RunConfig) 
         )
         left, top = (side - width) // 2, (side - height) // 2
         kept = min(row["width"], row["height"]) / row[["width", "height"]]
-        network = Image.fromarray(data.store.pixels[int(data.store.rows[position])])
+        network = Image.fromarray(data.images.pixels[int(data.images.rows[position])])
         network = network.resize((config.image_size,) * 2, Image.Resampling.BILINEAR)
         seen.append(
             {

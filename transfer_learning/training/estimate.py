@@ -19,7 +19,7 @@ import tensorflow as tf
 from transfer_learning.cli.formatting import duration, size
 from transfer_learning.config import PHASES, Phase, RunConfig
 from transfer_learning.datasets.dataset import SPLITS, UNSEEN, Dataset
-from transfer_learning.datasets.decoding.sample import Sample, look_at_sample
+from transfer_learning.datasets.decoding.sample import Sample, sample_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ood
 from transfer_learning.models.classifier import BATCH, Classifier
@@ -123,12 +123,12 @@ def estimate_run(
     Returns:
         The stages, and whether a fine-tune phase shall start from kept activations; both are said, with the reason.
     """
-    sample = look_at_sample(dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb)
+    sample = sample_dataset(dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb)
     work = work_in(dataset, config)
     rates, kept = Rates(Path(config.cache_dir) / "rates.json"), {}
     for name, cut in cuts.items():
         if cut:
-            activations = activations_of_cut(cut, config, sample.decoding, runtime)
+            activations = activations_of_cut(cut, config, sample.pixel_key, runtime)
             views = copy_names(sample.hashes, config.phase(name), config.flip)
             share = activations.cached_fraction([name for view in views for name in view])
             missing = share_missing(share, work, len(views))
@@ -187,8 +187,8 @@ def estimates(
         kept: by phase, what it keeps; a phase that is missing computes everything in every epoch.
         lower_rate: images a second through what the fine-tune phase leaves frozen but does not keep.
     """
-    num_missing = sample.missing * sum(work)
-    stages = [Stage("decode", num_missing / sample.rate, int(num_missing * sample.record_bytes))]
+    num_missing = sample.missing_fraction * sum(work)
+    stages = [Stage("decode", num_missing / sample.images_per_second, int(num_missing * sample.record_bytes))]
     for name in PHASES:
         if config.phase(name).epochs:
             arguments = config.phase(name), name == "frozen", work, forward_rate, kept.get(name), lower_rate

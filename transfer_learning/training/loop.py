@@ -181,7 +181,13 @@ class _Epoch:
         # Updates: several in a call where nobody wants to look in between.
         at_once = 1 if self.callbacks or config.checkpoint_seconds == 0 else active.steps_per_execution
         for inputs, labels in training_batches(
-            active.train, batch_size, config.seed, number, state.update, at_once, active.augmentation, config.flip
+            active.train,
+            batch_size * at_once,
+            config.seed,
+            number,
+            state.update * batch_size,
+            active.augmentation,
+            config.flip,
         ):
             updates = range(state.update, state.update - (-len(labels) // batch_size))
             if self.callbacks:

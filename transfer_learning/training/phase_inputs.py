@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets import augmentation
-from transfer_learning.datasets.data import Data
 from transfer_learning.datasets.pipeline import Examples, key_of
+from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.models.features import Activations, ComputedActivations, activations_of, cached_activations
 from transfer_learning.models.freezing import Cut
 from transfer_learning.storage.array_cache import NoSpace
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 COPY_SEED = 0  # not the run's: another run would have to make its own views
 
 
-def activations_of_cut(cut: Cut, config: RunConfig, decoding: str, runtime: dict[str, str]) -> Activations:
+def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, str]) -> Activations:
     """Names what the lower side of the cut makes of images.
 
     Args:
-        decoding: see `Store`.
+        pixel_key: see `CachedImages`.
         runtime: versions, device and flags, that the last bits depend on.
     """
-    key = json.dumps([runtime, decoding, keras.mixed_precision.dtype_policy().name])
+    key = json.dumps([runtime, pixel_key, keras.mixed_precision.dtype_policy().name])
     return activations_of(cut.lower, key, f"{config.backbone} at {config.image_size} pixels", config.cache_dir)
 
 
@@ -40,7 +40,7 @@ def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[
 
 
 def make_phase_inputs(
-    cut: Cut, settings: Phase, keep: bool, config: RunConfig, data: Data, runtime: dict[str, str]
+    cut: Cut, settings: Phase, keep: bool, config: RunConfig, data: PreparedDataset, runtime: dict[str, str]
 ) -> tuple[Examples, Examples]:
     """The training and validation examples of a phase as what ``cut.lower`` makes of them.
 
@@ -65,16 +65,16 @@ def make_phase_inputs(
     def compute(images: tf.Tensor) -> tf.Tensor:  # built when the first image is missing, not before
         return cut.compute(images)
 
-    activations = activations_of_cut(cut, config, data.store.decoding, runtime)
+    activations = activations_of_cut(cut, config, data.images.pixel_key, runtime)
     all_rows = np.concatenate([np.tile(train.rows, len(views)), val.rows])
     all_names = [name for names in views for name in names] + val_hashes
     change = draw_views if len(views) > 1 else None
-    inputs = ComputedActivations(activations, compute, data.store.pixels, all_rows, all_names, change)
+    inputs = ComputedActivations(activations, compute, data.images.pixels, all_rows, all_names, change)
     positions = np.arange(len(all_names))
     if keep:
         try:
             inputs, positions = cached_activations(
-                activations, compute, data.store.pixels, all_rows, all_names, config.cache_dir, config.cache_gb, change
+                activations, compute, data.images.pixels, all_rows, all_names, config.cache_dir, config.cache_gb, change
             )
         except NoSpace as error:
             logger.info(f"{error} The run goes on and computes them in every epoch, to the same bits.")

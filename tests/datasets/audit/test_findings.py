@@ -13,8 +13,8 @@ from PIL import Image
 from tests.support.odd_photos import CLASSES, drawing, make_odd_photos
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.findings import DECIDED, KINDS, Features, audit, count_files, folded
-from transfer_learning.datasets.data import look_at
 from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
+from transfer_learning.datasets.prepared import prepare_dataset
 from transfer_learning.datasets.sources import archive, folder
 from transfer_learning.datasets.sources.registry import load_dataset
 
@@ -23,7 +23,7 @@ SIZE = 48
 
 def looked_at(dataset, cache, **values):
     config = RunConfig(dataset=dataset.name, image_size=SIZE, skip_unreadable=True, cache_dir=str(cache), **values)
-    return look_at(dataset, config)
+    return prepare_dataset(dataset, config, allow_empty_classes=True)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.support.photos import draw_photos
 from transfer_learning.datasets.dataset import Dataset, Example, FilePart
 from transfer_learning.datasets.decoding import pixel_cache
 from transfer_learning.datasets.decoding.decode import Decoded, decode
-from transfer_learning.datasets.decoding.pixel_cache import FACTS, JpegPixels, open_store
+from transfer_learning.datasets.decoding.pixel_cache import FACTS, JpegPixels, cached_images
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.datasets.sources import folder
@@ -44,7 +44,7 @@ def opened(tmp_path):
     def open_it(root_or_dataset, size=8, resize="squash", **limits):
         dataset = root_or_dataset if isinstance(root_or_dataset, Dataset) else folder.read(root_or_dataset)
         said = log_messages()
-        return open_store(dataset, size, resize, tmp_path / "cache", **limits), said
+        return cached_images(dataset, size, resize, tmp_path / "cache", **limits), said
 
     return open_it
 
@@ -68,7 +68,7 @@ def test_pixels_and_facts_stand_in_the_order_of_the_examples(photos_here, opened
     assert tuple(kept.facts.columns) == FACTS and len(kept.facts) == 9
     assert (kept.facts[["width", "height"]] == 16).all(axis=None) and (kept.facts["problem"] == "").all()
     for example, pixels in zip(dataset.examples, as_array(kept.pixels), strict=True):
-        expected = Image.open(example.content).resize((8, 8), Image.Resampling.BICUBIC)
+        expected = Image.open(example.source).resize((8, 8), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(pixels, np.asarray(expected))
     assert said == told(9, 9, 0)
 
@@ -122,7 +122,7 @@ def test_what_is_changed_or_added_is_decoded_alone(change, expected, photos_here
     assert said == told(len(second.rows), len(expected), num_kept) * bool(expected)
     np.testing.assert_array_equal(as_array(first.pixels), before)
     for example, row in zip(folder.read(photos_here).examples, second.rows, strict=True):
-        expected = Image.open(example.content).resize((8, 8), Image.Resampling.BICUBIC)
+        expected = Image.open(example.source).resize((8, 8), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(second.pixels[int(row)], np.asarray(expected))
 
 
@@ -141,14 +141,14 @@ def test_another_dataset_with_the_same_images_finds_them(photos_here, opened, de
     decoded.clear()
     other = draw_photos(tmp_path / "other", classes=("circle", "cross", "stripes", "more"), num_per_class=1)
     kept, _ = opened(other)
-    expected = [Image.open(example.content).resize((8, 8), 3) for example in folder.read(other).examples]
+    expected = [Image.open(example.source).resize((8, 8), 3) for example in folder.read(other).examples]
     np.testing.assert_array_equal(kept.pixels[kept.rows], np.stack([np.asarray(image) for image in expected]))
     assert len(decoded) < len(expected), "the first image of the noise is the same"
 
 
 @pytest.mark.parametrize("changed", [{"size": 12}, {"resize": "crop"}])
 def test_another_size_or_shape_makes_another_store(changed, photos_here, opened):
-    assert opened(photos_here)[0].decoding != opened(photos_here, **changed)[0].decoding
+    assert opened(photos_here)[0].pixel_key != opened(photos_here, **changed)[0].pixel_key
 
 
 def test_other_names_and_labels_keep_the_store(photos_here, opened):
@@ -217,7 +217,7 @@ def test_progress_counts_what_is_decoded(photos_here, tmp_path, monkeypatch):
     counted = []
     for _ in range(2):
         dataset = folder.read(photos_here)
-        open_store(dataset, 8, "squash", tmp_path)
+        cached_images(dataset, 8, "squash", tmp_path)
     assert counted == [(4, 9), (8, 9), (9, 9)] * 2
 
 
@@ -331,7 +331,7 @@ def decode_some(*arguments):
     return decode(*arguments)
 
 store.DecodeWorkers.decode, store.CHUNK, store.usable_cores = decode_some, 2, lambda: 1
-store.open_store(folder.read(Path(sys.argv[1])), 8, "squash", sys.argv[2])
+store.cached_images(folder.read(Path(sys.argv[1])), 8, "squash", sys.argv[2])
 """
 
 
@@ -341,7 +341,7 @@ def test_killed_in_the_middle_it_continues_with_the_rest_to_the_same_bits(photos
     assert done.returncode == -signal.SIGKILL
     kept, said = opened(photos_here)
     assert len(decoded) <= 9 - 4 and said == told(9, len(decoded), 9 - len(decoded)), "two chunks were written before"
-    unbroken = open_store(folder.read(photos_here), 8, "squash", tmp_path / "other cache")
+    unbroken = cached_images(folder.read(photos_here), 8, "squash", tmp_path / "other cache")
     np.testing.assert_array_equal(kept.pixels[kept.rows], unbroken.pixels[unbroken.rows])
     assert kept.facts.equals(unbroken.facts)
     assert len([path for path in (tmp_path / "cache").rglob("*.*") if path.is_file()]) == 2, "nothing is left over"
@@ -351,7 +351,7 @@ def test_a_file_is_read_whole_from_wherever_the_command_is_given(photos_here, op
     first, _ = opened(photos_here)
     monkeypatch.chdir(photos_here.parent)
     relative = folder.read(Path(photos_here.name))
-    assert not any(os.path.isabs(example.content) for example in relative.examples)
+    assert not any(os.path.isabs(example.source) for example in relative.examples)
     second, said = opened(dataclasses.replace(relative, name="other"))
     assert said == [] and np.array_equal(second.rows, first.rows)
 
@@ -399,7 +399,7 @@ def smooth_photos(tmp_path):
 def test_jpegs_are_read_like_the_array_that_they_stand_for(smooth_photos, opened, decoded):
     plain, _ = opened(smooth_photos, size=16)
     kept, said = opened(smooth_photos, size=16, decoded_gb=0.0)
-    assert said[1:] == told(4, 3, 0) and kept.decoding != plain.decoding and kept.folder != plain.folder
+    assert said[1:] == told(4, 3, 0) and kept.pixel_key != plain.pixel_key and kept.folder != plain.folder
     assert len(kept.pixels) == 3 and kept.pixels.shape == (3, 16, 16, 3) and kept.pixels.dtype == np.uint8
     assert kept.rows.tolist() == [0, 1, 2, 0]
     facts = [name for name in FACTS if name != "pixels"]  # whose hash is that of the JPEG here
@@ -435,7 +435,7 @@ def test_arrays_are_kept_as_jpegs_too(opened):
     examples = [Example(str(n), "ab"[n], "", np.roll(values, n, 0).astype(np.uint8)) for n in range(2)]
     kept, _ = opened(Dataset("arrays", ("a", "b"), tuple(examples)), decoded_gb=0.0)
     for example, pixels in zip(examples, kept.pixels[kept.rows], strict=True):
-        assert np.abs(pixels.astype(int) - decode(example.content, 8, "squash").pixels).mean() < 3
+        assert np.abs(pixels.astype(int) - decode(example.source, 8, "squash").pixels).mean() < 3
 
 
 def peak_memory(num_images, tmp_path):
@@ -452,7 +452,7 @@ def peak_memory(num_images, tmp_path):
     examples = [Example(str(number), "ab"[number % 2], "", part) for number, part in enumerate(parts)]
     dataset, decoded_bytes = Dataset("table", ("a", "b"), tuple(examples)), num_images * size**2 * 3
     tracemalloc.start()
-    opened = open_store(dataset, size, "squash", tmp_path / "cache", decoded_gb=decoded_bytes / 1e9 / 100)
+    opened = cached_images(dataset, size, "squash", tmp_path / "cache", decoded_gb=decoded_bytes / 1e9 / 100)
     assert isinstance(opened.pixels, JpegPixels)
     ids = np.array([example.id for example in examples], object)
     images = Examples(opened.pixels, opened.rows, np.zeros(num_images, np.int32), ids)

@@ -321,11 +321,11 @@ from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore it, and so the tests
 from transfer_learning.datasets.decoding import workers as decode_worker
 from transfer_learning.datasets.dataset import Dataset, Example
-from transfer_learning.datasets.decoding.pixel_cache import open_store
+from transfer_learning.datasets.decoding.pixel_cache import cached_images
 
 decode_worker.COMMAND = (sys.executable, "-c", sys.argv[1])
 examples = tuple(Example(str(number), "a", "", Path(path)) for number, path in enumerate(sys.argv[3:]))
-open_store(Dataset("some", ("a",), examples), 8, "squash", sys.argv[2])
+cached_images(Dataset("some", ("a",), examples), 8, "squash", sys.argv[2])
 """
 
 

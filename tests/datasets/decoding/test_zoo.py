@@ -13,10 +13,10 @@ from tests.support.logs import log_messages
 from transfer_learning import prepare
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.data import open_data
-from transfer_learning.datasets.decoding.pixel_cache import open_store
-from transfer_learning.datasets.decoding.sample import look_at_sample
+from transfer_learning.datasets.decoding.pixel_cache import cached_images
+from transfer_learning.datasets.decoding.sample import sample_dataset
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.datasets.prepared import prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.datasets.survey import survey
 
@@ -66,7 +66,7 @@ def test_each_kind_has_its_fate_and_no_file_is_unreported(laid, tmp_path, capfd)
     counts = []
     for turn in ("cold", "warm"):
         said = log_messages()
-        data = open_data(load_dataset(str(root), tmp_path), config)
+        data = prepare_dataset(load_dataset(str(root), tmp_path), config)
         fates = fates_of(data)
         assert sorted(fates) == sorted(expected), f"{turn}: a file is reported twice, or not at all"
         wrong = {name: (fate, expected[name]) for name, fate in fates.items() if not is_so(fate, expected[name])}
@@ -90,9 +90,9 @@ def test_looking_at_headers_and_at_a_sample_waits_for_nothing_and_reads_nothing_
     table.write_text("path,label\n" + "\n".join(dict.fromkeys(rows)) + "\n")
     dataset = load_dataset(str(table), tmp_path)
     assert survey(dataset).short_side == 30
-    sample = look_at_sample(dataset, 16, "squash", tmp_path / "cache", 16)
+    sample = sample_dataset(dataset, 16, "squash", tmp_path / "cache", 16)
     assert len(sample.hashes) == 36, "the good ones alone"
-    facts = open_store(dataset, 16, "squash", tmp_path / "cache").facts
+    facts = cached_images(dataset, 16, "squash", tmp_path / "cache").facts
     assert (facts["problem"] == "").sum() == 36 and (facts["problem"] != "").sum() == len(dataset.examples) - 36
 
 

@@ -150,7 +150,7 @@ def test_a_link_whose_path_is_too_long_to_be_followed_is_refused_too(tmp_path):
 
 def test_rights_and_owners_are_those_of_any_new_file(tmp_path):
     path = zipped(tmp_path / "x.zip", [("a/1.png", b"x"), ("b/1.png", b"y")], mode=stat.S_IFREG | 0o7777)
-    file = load_dataset(str(path), tmp_path / "data").examples[0].content
+    file = load_dataset(str(path), tmp_path / "data").examples[0].source
     assert not file.stat().st_mode & 0o7111
 
 
@@ -344,7 +344,7 @@ def test_archives_of_one_name_stay_apart(tmp_path):
         folder = draw_photos(tmp_path / f"photos-{number}", num_per_class=2, seed=number)
         path = zipped(tmp_path / "photos.zip", contents(folder))
         dataset = load_dataset(str(path), tmp_path / "data")
-        assert dataset.examples[0].content.read_bytes() == contents(folder)[0][1]
+        assert dataset.examples[0].source.read_bytes() == contents(folder)[0][1]
 
 
 @pytest.mark.parametrize("name", [".zip", "..zip", "x" * 240 + ".zip", "-rf.zip", "a\nb.zip"])

@@ -127,12 +127,12 @@ def test_each_version_gives_the_same_images_labels_and_official_test(form, is_un
     expected = batches()
     images = np.concatenate([images for images, _ in expected.values()])
     labels = [cifar10.CLASS_NAMES[label] for _, labels in expected.values() for label in labels]
-    np.testing.assert_array_equal(np.stack([example.content for example in dataset.examples]), images, strict=True)
+    np.testing.assert_array_equal(np.stack([example.source for example in dataset.examples]), images, strict=True)
     assert [example.label for example in dataset.examples] == labels
     assert [example.split for example in dataset.examples] == [""] * 100 + ["test"] * 20
     assert [example.id for example in dataset.examples[:2]] == ["train/00000", "train/00001"]
     assert dataset.examples[-1].id == "test/00019" and len({example.id for example in dataset.examples}) == 120
-    assert content_hash(dataset.examples[0].content) == content_hash(images[0])
+    assert content_hash(dataset.examples[0].source) == content_hash(images[0])
     assert {path.name for path in root.iterdir()} == {form if is_unpacked else archive.name}, "nothing is unpacked"
 
 

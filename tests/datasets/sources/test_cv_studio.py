@@ -9,7 +9,7 @@ from PIL import Image
 
 from transfer_learning import prepare, run
 from transfer_learning.cli.parser import run_main
-from transfer_learning.datasets.decoding.pixel_cache import open_store
+from transfer_learning.datasets.decoding.pixel_cache import cached_images
 from transfer_learning.datasets.manifest import make_manifest
 from transfer_learning.datasets.sources import cv_studio
 from transfer_learning.datasets.sources.registry import load_dataset
@@ -52,7 +52,7 @@ def test_a_whole_image_has_the_label_that_the_project_gives_it(tmp_path):
     examples, ignored, dataset = load(folder)
     assert examples == {"a.png": "stop", "b.png": "go", "sub/c.png": "stop"} and ignored == {}
     assert dataset.class_names == ("go", "stop") and {example.split for example in dataset.examples} == {""}
-    assert [example.content for example in dataset.examples] == [
+    assert [example.source for example in dataset.examples] == [
         folder / name for name in ("a.png", "b.png", "sub/c.png")
     ]
 
@@ -223,7 +223,7 @@ def test_a_box_is_cut_out_without_a_loss(box, expected, tmp_path):
         assert ignored == {"a.png#1": expected} and len(examples) == 2
         return
     left, top, right, bottom = expected
-    crop = np.asarray(Image.open(dataset.examples[0].content))
+    crop = np.asarray(Image.open(dataset.examples[0].source))
     np.testing.assert_array_equal(crop, picture(0)[top:bottom, left:right], strict=True)
 
 
@@ -246,14 +246,14 @@ def test_a_box_is_meant_upright_as_the_image_is_seen(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(stored).save(folder / "a.jpg", exif=exif, quality=95)
-    crop = Image.open(load(folder, "cv_studio_boxes")[2].examples[0].content)
+    crop = Image.open(load(folder, "cv_studio_boxes")[2].examples[0].source)
     assert crop.size == (HEIGHT, WIDTH // 2) and np.asarray(crop)[:-1].min() > 200
 
 
 def test_crops_are_made_once_and_again_where_image_or_box_changed(tmp_path):
     def cut():
         dataset = load(folder, "cv_studio_boxes")[2]
-        return {example.id: (example.content, example.content.stat().st_mtime_ns) for example in dataset.examples}
+        return {example.id: (example.source, example.source.stat().st_mtime_ns) for example in dataset.examples}
 
     annotations = {"a.png": [label("stop", 0, 0, 0.5, 1)], "b.png": [label("go", 0, 0, 1, 1)]}
     folder = lay(tmp_path / "signs", annotations)
@@ -275,7 +275,7 @@ def test_equal_images_under_one_name_in_two_folders_do_not_meet(tmp_path):
     annotations = {f"{folder}/a.png": [label(name, 0, 0, 1, 1)] for folder, name in (("x", "go"), ("y", "stop"))}
     folder = lay(tmp_path / "signs", annotations)
     (folder / "y" / "a.png").write_bytes((folder / "x" / "a.png").read_bytes())
-    contents = [example.content for example in load(folder, "cv_studio_boxes")[2].examples]
+    contents = [example.source for example in load(folder, "cv_studio_boxes")[2].examples]
     assert len(set(contents)) == 2
 
 
@@ -285,11 +285,11 @@ def test_an_image_that_cannot_be_read_is_named_with_all_of_its_boxes_as_any_othe
     folder = lay(tmp_path / "signs", annotations | {"bad.png": [label("go", 0, 0, 0.5, 1), label("stop", 0, 0, 1, 1)]})
     (folder / "bad.png").write_bytes(content)
     dataset = load(folder, "cv_studio_boxes")[2]
-    assert [example.id for example in dataset.examples if example.content == folder / "bad.png"] == [
+    assert [example.id for example in dataset.examples if example.source == folder / "bad.png"] == [
         "bad.png#1",
         "bad.png#2",
     ]
-    store = open_store(dataset, 8, "squash", tmp_path / "cache")
+    store = cached_images(dataset, 8, "squash", tmp_path / "cache")
     with pytest.raises(UserError, match="2 images of 8 cannot be read .*bad.png"):
         make_manifest(dataset, store.facts, 0.1, 0.0)
 
@@ -304,7 +304,7 @@ def test_the_boxes_of_an_image_share_a_split(tmp_path):
         for number in range(30)
     }
     dataset = load(lay(tmp_path / "signs", annotations), "cv_studio_boxes")[2]
-    store = open_store(dataset, 8, "squash", tmp_path / "cache")
+    store = cached_images(dataset, 8, "squash", tmp_path / "cache")
     manifest = make_manifest(dataset, store.facts, 0.3, 0.0)
     photo = manifest["id"].str.partition("#")[0]
     assert (manifest.groupby(photo)["split"].nunique() == 1).all() and photo.nunique() == 30

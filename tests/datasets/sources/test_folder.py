@@ -94,7 +94,7 @@ def test_reads_the_usual_layouts(names, expected, tmp_path):
     dataset = folder.read(lay(tmp_path / "root", *names))
     assert found(dataset) == expected
     assert dataset.class_names == tuple(sorted({label for label, _ in expected.values()}))
-    assert all(example.content == tmp_path / "root" / example.id for example in dataset.examples)
+    assert all(example.source == tmp_path / "root" / example.id for example in dataset.examples)
 
 
 def test_every_file_is_used_or_ignored_for_a_reason(tmp_path):
@@ -152,7 +152,7 @@ def test_folders_may_be_nested_as_deep_as_the_system_allows(tmp_path):
     file = levels[-1] / "2.jpg"
     file.write_bytes(b"x")
     try:
-        assert [example.content for example in folder.read(root).examples][2] == file
+        assert [example.source for example in folder.read(root).examples][2] == file
     finally:  # nobody else would get rid of them
         file.unlink()
         for level in reversed(levels):

@@ -18,7 +18,7 @@ from tests.support.logs import log_messages
 from transfer_learning.cli.parser import run_main
 from transfer_learning.datasets.dataset import FilePart
 from transfer_learning.datasets.decoding.decode import content_hash, decode
-from transfer_learning.datasets.decoding.pixel_cache import open_store
+from transfer_learning.datasets.decoding.pixel_cache import cached_images
 from transfer_learning.datasets.sources import folder, huggingface
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.datasets.survey import survey
@@ -57,7 +57,7 @@ def read(place, tmp_path):
 
 
 def images_of(dataset):
-    return [content_hash(example.content) for example in dataset.examples]
+    return [content_hash(example.source) for example in dataset.examples]
 
 
 def expected_images(num_rows=9, first=0):
@@ -114,13 +114,13 @@ def test_an_image_in_a_table_is_the_same_as_its_file_to_the_store(tmp_path):
     """So what a run on class folders has decoded, one on a table of the same images finds."""
     class_folders(tmp_path / "files")
     saved(tmp_path / "table")
-    open_store(folder.read(tmp_path / "files"), 8, "squash", tmp_path / "cache")
+    cached_images(folder.read(tmp_path / "files"), 8, "squash", tmp_path / "cache")
     said = log_messages()
     dataset = read(tmp_path / "table", tmp_path)
-    store = open_store(dataset, 8, "squash", tmp_path / "cache")
+    store = cached_images(dataset, 8, "squash", tmp_path / "cache")
     assert said == []
     for example, row in zip(dataset.examples, store.rows, strict=True):
-        np.testing.assert_array_equal(store.pixels[int(row)], decode(example.content, 8, "squash").pixels)
+        np.testing.assert_array_equal(store.pixels[int(row)], decode(example.source, 8, "squash").pixels)
 
 
 @pytest.mark.parametrize("as_jpeg", [False, True])
@@ -128,7 +128,7 @@ def test_a_table_is_decoded_by_the_workers(as_jpeg, tmp_path):
     saved(tmp_path / "set")
     dataset, said = read(tmp_path / "set", tmp_path), []
     limit = {"decoded_gb": 0.0} if as_jpeg else {}
-    store = open_store(dataset, 8, "squash", tmp_path / "cache", **limit)
+    store = cached_images(dataset, 8, "squash", tmp_path / "cache", **limit)
     assert said[-1] == "Decoded 9 images; 0 were kept from earlier runs."
     assert (store.facts["problem"] == "").all() and (store.facts[["width", "height"]] == [16, 12]).all(axis=None)
     assert store.facts["sha256"].tolist() == expected_images()
@@ -137,14 +137,14 @@ def test_a_table_is_decoded_by_the_workers(as_jpeg, tmp_path):
 def test_an_image_that_is_none_is_a_problem_of_its_own(tmp_path):
     rows = [{"bytes": png(0), "path": None}, {"bytes": b"no image", "path": None}, {"bytes": png(2), "path": None}]
     table(3, image=(Image(), rows)).save_to_disk(tmp_path / "set")
-    store = open_store(read(tmp_path / "set", tmp_path), 8, "squash", tmp_path / "cache")
+    store = cached_images(read(tmp_path / "set", tmp_path), 8, "squash", tmp_path / "cache")
     assert store.facts["problem"].str.contains("cannot be decoded").tolist() == [False, True, False]
 
 
 def test_a_table_that_was_cut_off_gives_no_wrong_image(tmp_path):
     saved(tmp_path / "set")
     dataset = read(tmp_path / "set", tmp_path)
-    last = dataset.examples[-1].content
+    last = dataset.examples[-1].source
     with open(last.file, "r+b") as file:
         file.truncate(last.offset + last.length - 1)
     assert images_of(dataset) == [*expected_images(8), ""]
@@ -284,12 +284,12 @@ def test_images_are_in_memory_one_by_one(tmp_path):
     assert pyarrow.total_allocated_bytes() - before < 100_000
     assert tracemalloc.get_traced_memory()[1] < 1_000_000 < 60 * 100_000
     tracemalloc.reset_peak()
-    hashes = [content_hash(example.content) for example in dataset.examples]
+    hashes = [content_hash(example.source) for example in dataset.examples]
     assert tracemalloc.get_traced_memory()[1] < 1_000_000 and len(set(hashes)) == 60
     tracemalloc.stop()
-    assert all(isinstance(example.content, FilePart) for example in dataset.examples)
+    assert all(isinstance(example.source, FilePart) for example in dataset.examples)
     assert len(pickle.dumps(dataset)) < 60 * 300
-    assert content_hash(pickle.loads(pickle.dumps(dataset)).examples[7].content) == hashes[7]
+    assert content_hash(pickle.loads(pickle.dumps(dataset)).examples[7].source) == hashes[7]
 
 
 def test_the_rule_for_ones_own_images_chooses_without_reading_them_all(tmp_path, monkeypatch, capsys):
@@ -428,7 +428,7 @@ def test_images_that_are_files_are_read_as_files(tmp_path):
     class_folders(tmp_path / "set")
     (tmp_path / "link").symlink_to("set")
     for name in ("set", "link"):
-        contents = {example.content for example in read(tmp_path / name, tmp_path).examples}
+        contents = {example.source for example in read(tmp_path / name, tmp_path).examples}
         assert contents == set((tmp_path / "set").rglob("*.png"))
 
 

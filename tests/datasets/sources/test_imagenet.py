@@ -131,7 +131,7 @@ def test_every_layout_gives_the_same_set(lay, class_names, tmp_path, capsys):
     assert by_split["train"] == expected
     numbers = {id.split("/")[-1]: label for id, label in by_split["test"]}
     assert numbers == {f"ILSVRC2012_val_{number:08d}.JPEG": label for number, label in enumerate(LABELS, 1)}
-    assert all(example.content.is_file() for example in dataset.examples)
+    assert all(example.source.is_file() for example in dataset.examples)
     assert "a part of it, 3 of 1,000 classes" in capsys.readouterr().out
 
 

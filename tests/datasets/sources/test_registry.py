@@ -34,7 +34,7 @@ def test_digits_are_real_images_of_ten_classes(tmp_path):
     dataset = load_dataset("digits", tmp_path)
     assert dataset.class_names == tuple("0123456789") and len(dataset.examples) == 1797
     assert len({example.id for example in dataset.examples}) == 1797
-    pixels = np.stack([example.content for example in dataset.examples])
+    pixels = np.stack([example.source for example in dataset.examples])
     assert pixels.shape == (1797, 8, 8) and pixels.dtype == np.uint8
     assert (pixels.min(), pixels.max()) == (0, 255), "16 levels spread over all of 0..255"
     assert {example.split for example in dataset.examples} == {""}
@@ -71,7 +71,7 @@ def test_fashion_mnist_reads_its_four_files_and_keeps_the_official_test(tmp_path
     assert (dataset.examples[0].id, dataset.examples[-1].id) == ("train/00000", "test/00009")
     assert [example.label for example in dataset.examples[:2]] == ["T-shirt/top", "Trouser"]
     first = np.random.default_rng(0).integers(0, 256, (30, 28, 28)).astype(np.uint8)
-    np.testing.assert_array_equal(np.stack([example.content for example in dataset.examples[:30]]), first)
+    np.testing.assert_array_equal(np.stack([example.source for example in dataset.examples[:30]]), first)
 
 
 def test_fashion_mnist_is_found_where_debian_lays_it(tmp_path, monkeypatch):

@@ -83,10 +83,10 @@ def test_a_project_in_a_bucket_is_a_dataset(client, tmp_path, capsys):
         labels = {example.id: example.label for example in dataset.examples}
         assert labels == {"a.png": "stop", "b.png": "go", "sub/c.png": "go"}
         assert dataset.ignored == ()
-        assert dataset.examples[0].content == tmp_path / "cv_studio" / "signs" / "project" / "a.png"
+        assert dataset.examples[0].source == tmp_path / "cv_studio" / "signs" / "project" / "a.png"
     output = capsys.readouterr().out
     assert output.count("Fetching") == 1 and "Fetching 4 of 4 files from s3://signs/project" in output
-    assert dataset.examples[0].content.read_bytes() == b"a.png"
+    assert dataset.examples[0].source.read_bytes() == b"a.png"
 
 
 def test_a_project_in_a_bucket_is_prepared(client, tmp_path, capsys):

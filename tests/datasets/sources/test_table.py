@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.data import load_data
+from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources import table
 from transfer_learning.errors import UserError
 
@@ -38,7 +38,7 @@ def test_without_a_split_it_is_left_to_us_and_labels_stay_texts(tmp_path):
 
 def test_absolute_paths_stay_what_they_are(tmp_path):
     (tmp_path / "t.csv").write_text("path,label\n/photos/1.png,a\n../2.png,b\n")
-    contents = [example.content.as_posix() for example in table.read(tmp_path / "t.csv").examples]
+    contents = [example.source.as_posix() for example in table.read(tmp_path / "t.csv").examples]
     assert contents == ["/photos/1.png", f"{tmp_path.as_posix()}/../2.png"]
 
 
@@ -53,7 +53,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     (tmp_path / "t.csv").write_text("path,label\n1.png,a\n2.png,b\n")
     config = RunConfig(dataset=str(tmp_path / "t.csv"), image_size=8, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match=r"2\.png: there is no such file"):
-        load_data(config)
+        load_prepared(config)
 
 
 def test_a_table_without_an_end_is_not_read(tmp_path):

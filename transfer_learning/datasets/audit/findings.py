@@ -25,8 +25,8 @@ from transfer_learning.datasets.audit.near_duplicates import (
     near_by_hash,
     perceptual_hashes,
 )
-from transfer_learning.datasets.data import Data
 from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.datasets.sources.folder import OTHER_SUFFIXES
 
 ENLARGED = 4  # times that an image is enlarged, from which it counts as too small
@@ -166,7 +166,7 @@ class Audit:
         return rows.sort_values(["quality", "id"], kind="stable")[["id", "label", "suggestion", "probability", "why"]]
 
 
-def audit(dataset: Dataset, data: Data, features: Features | None = None) -> Audit:
+def audit(dataset: Dataset, data: PreparedDataset, features: Features | None = None) -> Audit:
     """Looks for everything that KINDS names.
 
     Args:
@@ -178,7 +178,7 @@ def audit(dataset: Dataset, data: Data, features: Features | None = None) -> Aud
     found = [
         *_of_names(dataset, files),
         *_of_reasons(dataset, files),
-        *_of_files(dataset, files, data.store.pixels.shape[1]),
+        *_of_files(dataset, files, data.images.pixels.shape[1]),
         *_of_pictures(files, data, features, notes),
     ]
     findings = pd.DataFrame(found, columns=["position", "kind", "detail"])
@@ -204,8 +204,8 @@ def count_files(folder: Path) -> int:
     return number
 
 
-def _files(dataset: Dataset, data: Data) -> pd.DataFrame:
-    manifest, facts = data.manifest, data.store.facts
+def _files(dataset: Dataset, data: PreparedDataset) -> pd.DataFrame:
+    manifest, facts = data.manifest, data.images.facts
     files = pd.DataFrame(
         {
             "id": manifest["id"],
@@ -215,7 +215,7 @@ def _files(dataset: Dataset, data: Data) -> pd.DataFrame:
             "split": manifest["split"],
             "width": facts["width"],
             "height": facts["height"],
-            "num_bytes": [_num_bytes(example.content) for example in dataset.examples],
+            "num_bytes": [_num_bytes(example.source) for example in dataset.examples],
             "remarks": facts["remarks"],
         }
     )
@@ -275,8 +275,8 @@ def _alike(names: Sequence[str]) -> list[list[int]]:
 def _links(dataset: Dataset) -> Iterator[tuple[int, str, str]]:
     root, real = os.path.realpath(dataset.folder), {}
     for position, example in enumerate(dataset.examples):
-        if isinstance(example.content, Path):
-            above, name = os.path.split(example.content)
+        if isinstance(example.source, Path):
+            above, name = os.path.split(example.source)
             if above not in real:
                 real[above] = os.path.realpath(above)
             place = os.path.join(real[above], name)
@@ -322,7 +322,7 @@ def _of_files(dataset: Dataset, files: pd.DataFrame, stored_size: int) -> Iterat
         if long > ELONGATED * short:
             yield row.Index, "elongated", size
         if row.remarks:
-            content = dataset.examples[row.Index].content
+            content = dataset.examples[row.Index].source
             suffix = (
                 content.suffix.lower() if isinstance(content, Path) else None
             )  # of the file, which an id need not name
@@ -351,23 +351,23 @@ def _of_remarks(remarks: str, suffix: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _of_pictures(
-    files: pd.DataFrame, data: Data, features: Features | None, notes: list[str]
+    files: pd.DataFrame, data: PreparedDataset, features: Features | None, notes: list[str]
 ) -> Iterator[tuple[int, str, str]]:
     """Fills the columns about groups and suggestions in place."""
-    digests = data.store.facts["pixels"]
+    digests = data.images.facts["pixels"]
     readable = np.flatnonzero((digests != "") & ~data.manifest["problem"].str.startswith("dropped"))
     yield from _duplicates(files, digests, readable)
 
     used = np.flatnonzero(files["what"] == "used")
     one_each = used[~digests.iloc[used].duplicated().to_numpy()]  # of equal pictures the first speaks for all
-    hashes, contrasts = perceptual_hashes(data.store.pixels, data.store.rows[one_each])
+    hashes, contrasts = perceptual_hashes(data.images.pixels, data.images.rows[one_each])
     has_pattern = contrasts >= FLAT
     flat = set(digests.iloc[one_each[~has_pattern]])
     yield from ((position, "of one colour", "") for position in used if digests.iloc[position] in flat)
 
     compared = one_each[has_pattern]
     near = near_by_hash(hashes[has_pattern], MOST_BITS)
-    near = near[correlations(data.store.pixels, data.store.rows[compared], near) >= LEAST_CORRELATION]
+    near = near[correlations(data.images.pixels, data.images.rows[compared], near) >= LEAST_CORRELATION]
     pairs = {"perceptual hash": compared[near]}
     notes.append(
         f"Near-duplicates by perceptual hash: of {len(compared):,} different pictures those whose hashes differ in at most "

@@ -16,7 +16,7 @@ FAR = (
 )
 
 
-class LabelDoubts(NamedTuple):
+class LabelIssues(NamedTuple):
     """What was found about the labels of n images; the arrays are in their order."""
 
     is_doubtful: np.ndarray  # bool (n,)
@@ -26,7 +26,7 @@ class LabelDoubts(NamedTuple):
     too_small: list[int]  # classes with fewer images, or groups of them, than folds, which were not judged
 
 
-def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> LabelDoubts:
+def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> LabelIssues:
     """Finds labels that are probably wrong, by confident learning.
 
     A logistic regression on the features tells each image's class from images of other folds alone; near-duplicates share
@@ -51,7 +51,7 @@ def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
     too_small = [label for label, number in num_groups.items() if number < NUM_FOLDS]
     judged = np.flatnonzero(~np.isin(labels, too_small))
     classes, targets = np.unique(labels[judged], return_inverse=True)
-    found = LabelDoubts(np.zeros(count, bool), np.full(count, -1), np.zeros(count), np.ones(count), too_small)
+    found = LabelIssues(np.zeros(count, bool), np.full(count, -1), np.zeros(count), np.ones(count), too_small)
     if len(classes) < 2:
         return found
     scaled = (features[judged] - features[judged].mean(axis=0)) / (features[judged].std(axis=0) + 1e-6)

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from transfer_learning.cli import formatting
-from transfer_learning.datasets.dataset import Content, FilePart
+from transfer_learning.datasets.dataset import FilePart, Source
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # an allow-list: Pillow knows 40 more, some of them old
@@ -45,7 +45,7 @@ class Decoded(NamedTuple):
     )
 
 
-def open_file(content: Path | FilePart) -> BinaryIO:
+def open_file(source: Path | FilePart) -> BinaryIO:
     """Opens an image file, or the part of a file that is one, if it has a size that an image can have.
 
     Raises:
@@ -53,42 +53,42 @@ def open_file(content: Path | FilePart) -> BinaryIO:
         ValueError: it is a folder, a pipe, where one would wait for ever, or a device, which may have no end; or it is
             too large.
     """
-    num_bytes = content.length if isinstance(content, FilePart) else content.stat().st_size
+    num_bytes = source.length if isinstance(source, FilePart) else source.stat().st_size
     if num_bytes > MOST_BYTES:
         raise ValueError(
             f"it has {formatting.size(num_bytes)}, and images of more than {formatting.size(MOST_BYTES)} are not read"
         )
-    if isinstance(content, FilePart):
-        return io.BytesIO(content.read_bytes())
-    if not content.is_file():
+    if isinstance(source, FilePart):
+        return io.BytesIO(source.read_bytes())
+    if not source.is_file():
         raise ValueError("it is a folder, a pipe or a device")
-    return open(content, "rb")
+    return open(source, "rb")
 
 
-def read_file(content: Path | FilePart) -> bytes:
+def read_file(source: Path | FilePart) -> bytes:
     """Returns the bytes of an image file; raises what `open_file` does."""
-    with open_file(content) as file:
+    with open_file(source) as file:
         return file.read()
 
 
-def content_hash(content: Content | bytes) -> str:
+def content_hash(source: Source | bytes) -> str:
     """Returns the SHA-256 of the file's bytes, or of the array's shape and bytes, in hexadecimal; "" if unreadable."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    if isinstance(content, np.ndarray):
-        return hashlib.sha256(repr(content.shape).encode() + np.ascontiguousarray(content).tobytes()).hexdigest()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, np.ndarray):
+        return hashlib.sha256(repr(source.shape).encode() + np.ascontiguousarray(source).tobytes()).hexdigest()
     try:
-        with open_file(content) as file:
+        with open_file(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return ""
 
 
-def decode(content: Content | bytes, size: int, resize: str) -> Decoded:
+def decode(source: Source | bytes, size: int, resize: str) -> Decoded:
     """Decodes to RGB, turns upright by EXIF, makes square by `resize` and scales with antialiasing.
 
     Args:
-        content: an image file, a part of a file, the bytes of either, or uint8 pixels (height, width) or (height, width, 3).
+        source: an image file, a part of a file, the bytes of either, or uint8 pixels (height, width) or (height, width, 3).
         size: side of the result in pixels.
         resize: "squash" changes the aspect ratio, "crop" takes the middle, "pad" adds black bars.
 
@@ -96,10 +96,10 @@ def decode(content: Content | bytes, size: int, resize: str) -> Decoded:
         Decoded; a file that cannot be decoded has a `problem` and raises nothing.
     """
     try:
-        if isinstance(content, np.ndarray):
-            image = Image.fromarray(content)
+        if isinstance(source, np.ndarray):
+            image = Image.fromarray(source)
         else:
-            image = _open(content if isinstance(content, bytes) else read_file(content), size)
+            image = _open(source if isinstance(source, bytes) else read_file(source), size)
         width, height = getattr(image, "seen_size", image.size)
         remarks = getattr(image, "remarks", "")
         return Decoded(np.asarray(_square(_to_rgb(image), size, resize)), width, height, "", remarks)

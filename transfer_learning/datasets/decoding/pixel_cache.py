@@ -13,7 +13,7 @@ import pandas as pd
 import PIL
 
 from transfer_learning.cli.progress import count_progress
-from transfer_learning.datasets.dataset import Content, Dataset, Example
+from transfer_learning.datasets.dataset import Dataset, Example, Source
 from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
 from transfer_learning.storage.array_cache import ArrayCache, CachedRows, disk_full_as_user_error
@@ -32,13 +32,13 @@ JPEG_BYTES_PER_PIXEL = 0.7  # photos at 160 and 224 pixels take 0.5 to 0.7: to s
 
 
 @dataclass(frozen=True)
-class Store:
+class CachedImages:
     """Pixels and facts of the examples of a dataset."""
 
     pixels: "CachedRows | JpegPixels"  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
     rows: np.ndarray  # int64 (examples,), which of `pixels` is an example's; -1 where `problem` says why there is none
     facts: pd.DataFrame  # a row an example, in their order; its columns are FACTS
-    decoding: str  # what else than its content decides the pixels of an image: size, way of resizing, versions
+    pixel_key: str  # what else than its content decides the pixels of an image: size, way of resizing, versions
     folder: Path  # where the pixels are kept
 
 
@@ -80,9 +80,9 @@ class JpegPixels:
         return pixels
 
 
-def open_store(
+def cached_images(
     dataset: Dataset, size: int, resize: str, cache_dir: str | Path, decoded_gb: float = 16.0, cache_gb: float = 100.0
-) -> Store:
+) -> CachedImages:
     """Opens the store of `dataset`; what no earlier run has decoded, of this dataset or another one, is decoded first.
 
     Every file is read from the disk once: a chunk of them is hashed while the chunk before it is decoded, which finds
@@ -100,7 +100,7 @@ def open_store(
         UserError: there is no space for the images, neither on disk nor in memory.
     """
     examples = dataset.examples
-    as_jpeg, record_bytes, decoding = how_kept(len(examples), size, resize, decoded_gb)
+    as_jpeg, record_bytes, pixel_key = pixel_format(len(examples), size, resize, decoded_gb)
     if as_jpeg:
         logger.info(
             f"Decoded, the {len(examples):,} images would take {len(examples) * size**2 * 3 / 1e9:,.2f} GB, more than "
@@ -108,7 +108,7 @@ def open_store(
             f"{JPEG_QUALITY}, about {len(examples) * record_bytes / 1e9:,.2f} GB, which every access decodes; `predict`, "
             "which reads the files themselves, may differ from the test in the last digits."
         )
-    folder = Path(cache_dir) / POOLS / decoding
+    folder = Path(cache_dir) / POOLS / pixel_key
     about = f"images of {size} x {size} pixels{' as JPEGs' * as_jpeg} ({resize})"
     with disk_full_as_user_error("The decoded images", len(examples) * record_bytes, cache_dir):
         kept = ArrayCache(folder, None if as_jpeg else (size, size, 3), np.uint8, about)
@@ -123,8 +123,8 @@ def open_store(
             # Examples of the same content share a record; one that cannot even be read has a name of its own.
             chunk_names = [digest or f"{UNREADABLE} {start + index}" for index, digest in enumerate(hashes)]
             hashes = decoders.hash(examples[start + CHUNK : start + 2 * CHUNK])
-            contents = {name: example.content for name, example in zip(chunk_names, chunk, strict=True)}
-            following = decoders.decode({name: contents[name] for name in filling.find_missing(chunk_names)})
+            sources = {name: example.source for name, example in zip(chunk_names, chunk, strict=True)}
+            following = decoders.decode({name: sources[name] for name in filling.find_missing(chunk_names)})
             filling.keep({name: image.result() for name, image in images.items()})
             images = following
             names += chunk_names
@@ -139,7 +139,7 @@ def open_store(
         ("" if name.startswith(UNREADABLE) else name, *facts) for name, (_, *facts) in zip(names, known, strict=True)
     ]
     facts = pd.DataFrame(facts, columns=list(FACTS))
-    return Store(pixels, np.array([row for row, *_ in known], np.int64), facts, decoding, folder)
+    return CachedImages(pixels, np.array([row for row, *_ in known], np.int64), facts, pixel_key, folder)
 
 
 class _Known(NamedTuple):
@@ -163,19 +163,19 @@ class _Known(NamedTuple):
         return f"{self.width} {self.height} {self.pixels} {self.remarks}"
 
 
-class HowKept(NamedTuple):
+class PixelFormat(NamedTuple):
     """The form in which the images of a dataset are kept."""
 
     as_jpeg: bool
     record_bytes: int  # of an image, about where `as_jpeg`
-    decoding: str  # see `Store`; the name of the pool
+    pixel_key: str  # see `CachedImages`; the name of the pool
 
 
-def how_kept(num_images: int, size: int, resize: str, decoded_gb: float) -> HowKept:
-    """Decides by the size of the decoded dataset; see `open_store`."""
+def pixel_format(num_images: int, size: int, resize: str, decoded_gb: float) -> PixelFormat:
+    """Decides by the size of the decoded dataset; see `cached_images`."""
     as_jpeg = num_images * size**2 * 3 > decoded_gb * 1e9
     record_bytes = int(size**2 * (JPEG_BYTES_PER_PIXEL if as_jpeg else 3))
-    return HowKept(as_jpeg, record_bytes, f"{size}-{resize}-{VERSION}-{PIL.__version__}{'-jpeg' * as_jpeg}")
+    return PixelFormat(as_jpeg, record_bytes, f"{size}-{resize}-{VERSION}-{PIL.__version__}{'-jpeg' * as_jpeg}")
 
 
 class _Filling:
@@ -260,17 +260,17 @@ class _Decoders:
 
     def hash(self, examples: Sequence[Example]) -> Iterator[str]:
         """Begins to hash; returns the hashes in their order, waiting for each."""
-        return self._threads.map(content_hash, [example.content for example in examples])
+        return self._threads.map(content_hash, [example.source for example in examples])
 
-    def decode(self, contents: Mapping[str, Content]) -> dict[str, Future[Decoded]]:
-        """Begins to decode `contents`, which their hashes name."""
-        return {name: self._threads.submit(self._decode, name, content) for name, content in contents.items()}
+    def decode(self, sources: Mapping[str, Source]) -> dict[str, Future[Decoded]]:
+        """Begins to decode `sources`, which their hashes name."""
+        return {name: self._threads.submit(self._decode, name, source) for name, source in sources.items()}
 
-    def _decode(self, name: str, content: Content) -> Decoded:
-        if not isinstance(content, np.ndarray):
-            digest, image = self._workers.decode(content)
+    def _decode(self, name: str, source: Source) -> Decoded:
+        if not isinstance(source, np.ndarray):
+            digest, image = self._workers.decode(source)
             if not image.problem and digest != name:
                 return Decoded(None, 0, 0, "the file changed while it was read")  # and has another hash now
             return image
-        image = decode(content, self._size, self._resize)
+        image = decode(source, self._size, self._resize)
         return image._replace(pixels=to_jpeg(image.pixels)) if self._as_jpeg and not image.problem else image

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transfer_learning.datasets.dataset import Content, Dataset
+from transfer_learning.datasets.dataset import Dataset, Source
 from transfer_learning.datasets.decoding.decode import content_hash, decode
-from transfer_learning.datasets.decoding.pixel_cache import POOLS, how_kept
+from transfer_learning.datasets.decoding.pixel_cache import POOLS, pixel_format
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
 from transfer_learning.storage.array_cache import cached_fraction
 
@@ -22,39 +22,39 @@ class Sample(NamedTuple):
     """What a sample tells of its dataset."""
 
     hashes: list[str]  # of the images that can be read
-    missing: float  # share of the images that no earlier run has decoded
-    rate: float  # images decoded in a second, by all processors
+    missing_fraction: float  # share of the images that no earlier run has decoded
+    images_per_second: float  # images decoded in a second, by all processors
     record_bytes: int  # that a decoded image takes on disk
-    decoding: str  # see `Store`
+    pixel_key: str  # see `CachedImages`
 
 
-def look_at_sample(dataset: Dataset, size: int, resize: str, cache_dir: str | Path, decoded_gb: float) -> Sample:
+def sample_dataset(dataset: Dataset, size: int, resize: str, cache_dir: str | Path, decoded_gb: float) -> Sample:
     """Looks at images spread evenly over the dataset; decodes some of them only to measure how long that takes."""
-    contents = [example.content for example in dataset.examples[:: -(-len(dataset.examples) // NUM_IMAGES) or 1]]
-    readable = {hashed: content for content in contents if (hashed := content_hash(content))}
+    sources = [example.source for example in dataset.examples[:: -(-len(dataset.examples) // NUM_IMAGES) or 1]]
+    readable = {hashed: source for source in sources if (hashed := content_hash(source))}
     hashes = list(readable)
-    kept = how_kept(len(dataset.examples), size, resize, decoded_gb)
+    kept = pixel_format(len(dataset.examples), size, resize, decoded_gb)
     shape = None if kept.as_jpeg else (size, size, 3)
-    missing = 1.0 - cached_fraction(Path(cache_dir) / POOLS / kept.decoding, shape, np.uint8, hashes)
+    missing = 1.0 - cached_fraction(Path(cache_dir) / POOLS / kept.pixel_key, shape, np.uint8, hashes)
     rate = _rate(list(readable.values()), size, resize) if missing else np.inf
-    return Sample(hashes, missing, rate, kept.record_bytes, kept.decoding)
+    return Sample(hashes, missing, rate, kept.record_bytes, kept.pixel_key)
 
 
-def _rate(contents: list[Content], size: int, resize: str) -> float:
+def _rate(sources: list[Source], size: int, resize: str) -> float:
     """Decodes as the store does: files in processes of their own, arrays in this one."""
     cores, num_decoded = usable_cores(), 0
     with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers, ThreadPoolExecutor(cores) as threads:
 
-        def decode_one(content: Content) -> None:
-            if isinstance(content, np.ndarray):
-                decode(content, size, resize)
+        def decode_one(source: Source) -> None:
+            if isinstance(source, np.ndarray):
+                decode(source, size, resize)
             else:
-                workers.decode(content)
+                workers.decode(source)
 
-        list(threads.map(decode_one, contents[:cores]))  # starts the processes
+        list(threads.map(decode_one, sources[:cores]))  # starts the processes
         started = time.monotonic()
-        for start in range(0, len(contents), cores):
-            num_decoded += len(list(threads.map(decode_one, contents[start : start + cores])))
+        for start in range(0, len(sources), cores):
+            num_decoded += len(list(threads.map(decode_one, sources[start : start + cores])))
             if time.monotonic() - started > SECONDS:
                 break
         return max(1, num_decoded) / max(1e-9, time.monotonic() - started)

@@ -78,7 +78,7 @@ class DecodeWorkers:
         for worker in self._idle:
             worker.close()
 
-    def decode(self, content: Path | FilePart) -> tuple[str, Decoded]:
+    def decode(self, source: Path | FilePart) -> tuple[str, Decoded]:
         """Reads an image once; returns the SHA-256 of its bytes ("" if unreadable) and what `decode` makes of them.
 
         Returns:
@@ -88,7 +88,7 @@ class DecodeWorkers:
         Raises:
             RuntimeError: the workers are closed, or a process does not even start.
         """
-        path, *part = content if isinstance(content, FilePart) else (content,)
+        path, *part = source if isinstance(source, FilePart) else (source,)
         request = json.dumps([os.path.abspath(path), *part]).encode()  # names that are no UTF-8 are carried along
         while True:
             worker = self._take()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transfer_learning.datasets.dataset import Content, Dataset, Example, FilePart
+from transfer_learning.datasets.dataset import Dataset, Example, FilePart, Source
 from transfer_learning.datasets.sources.folder import SPLIT_FOLDERS
 from transfer_learning.errors import UserError, did_you_mean
 
@@ -222,7 +222,7 @@ def _folders_of_images(name: str) -> list[str]:
 
 def _rows(
     place: str, files: list[str], image: str, label: str | None, folders: list[str]
-) -> Iterator[tuple[Content | None, Any]]:
+) -> Iterator[tuple[Source | None, Any]]:
     """Where the image of each row lies, and its label; None for what a row does not have.
 
     The files are Arrow streams, whose buffers lie in them as they do in memory. Each is mapped only while it is listed.

@@ -9,7 +9,7 @@ import pandas as pd
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import UNSEEN, Dataset, split_off_unseen
-from transfer_learning.datasets.decoding.pixel_cache import Store, open_store
+from transfer_learning.datasets.decoding.pixel_cache import CachedImages, cached_images
 from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
 from transfer_learning.datasets.sources.registry import load_dataset
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Data:
+class PreparedDataset:
     """The decoded images of a dataset, and the manifest that says which split each belongs to."""
 
     class_names: tuple[str, ...]
     ignored: tuple[tuple[str, str], ...]  # (file, reason)
-    store: Store
+    images: CachedImages
     manifest: pd.DataFrame  # a row an example, as `make_manifest` makes it
 
     def split(self, name: str) -> "Examples":
         """The images of "train", "val", "test" or UNSEEN; there may be none."""
         from transfer_learning.datasets.pipeline import examples_of_split  # TensorFlow, which `prepare` does without
 
-        return examples_of_split(self.manifest, name, self.class_names, self.store.pixels, self.store.rows)
+        return examples_of_split(self.manifest, name, self.class_names, self.images.pixels, self.images.rows)
 
     def hashes(self, *splits: str) -> np.ndarray:
         """SHA-256 of the images of these splits, one split after the other, in the order of `split`."""
@@ -58,38 +58,33 @@ class Data:
         )
 
 
-def load_data(config: RunConfig) -> Data:
-    """Loads, decodes (unless an earlier run did) and splits the dataset that `config` names.
-
-    Args:
+def load_prepared(config: RunConfig) -> PreparedDataset:
+    """Loads, decodes (what is not cached) and splits the dataset of `config`.
 
     Raises:
-        UserError: there is no such dataset, or no classifier can be made of it.
+        UserError: there is no such dataset, or no classifier can be trained on it.
     """
-    return open_data(load_dataset(config.dataset, config.data_dir), config)
+    return prepare_dataset(load_dataset(config.dataset, config.data_dir), config)
 
 
-def open_data(dataset: Dataset, config: RunConfig) -> Data:
-    """`load_data` of a dataset whose files are listed already."""
-    data = look_at(dataset, config)
-    check_classes(data.manifest, data.class_names)
-    return data
-
-
-def look_at(dataset: Dataset, config: RunConfig) -> Data:
-    """`open_data` of a dataset of which a class may have nothing to train on."""
+def prepare_dataset(dataset: Dataset, config: RunConfig, allow_empty_classes: bool = False) -> PreparedDataset:
+    """As `load_prepared`, of a dataset that is loaded; `allow_empty_classes`: classes may lack training images."""
     dropped: dict[str, str] = {}
     if config.corrections:
         dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections))
     dataset = split_off_unseen(dataset, config.unseen_classes)  # by the corrected labels
-    store = open_store(dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb, config.cache_gb)
+    images = cached_images(
+        dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb, config.cache_gb
+    )
     manifest = make_manifest(
         dataset,
-        store.facts,
+        images.facts,
         config.val_fraction,
         config.test_fraction,
         config.skip_unreadable,
         config.group_by,
         dropped,
     )
-    return Data(dataset.class_names, dataset.ignored, store, manifest)
+    if not allow_empty_classes:
+        check_classes(manifest, dataset.class_names)
+    return PreparedDataset(dataset.class_names, dataset.ignored, images, manifest)
