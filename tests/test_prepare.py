@@ -22,7 +22,8 @@ from transfer_learning.datasets.corrections import COLUMNS
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.recipes.resolve import resolve_config
-from transfer_learning.storage.array_cache import ArrayCache
+from transfer_learning.storage.cache import Cache
+from transfer_learning.storage.cache_index import FEATURES, EntrySpec
 
 
 @pytest.fixture
@@ -69,9 +70,7 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
     assert "Skipped" not in output
     pixels = here / "cache" / "pixels"
     (pool,) = pixels.iterdir()
-    assert (
-        f"Kept in cache/pixels/{pool.name}, with those of other datasets: images of 16 x 16 pixels (squash)" in output
-    )
+    assert f"Cached in cache/pixels/{pool.name}: size 16, resize squash, format pixels; " in output
     assert re.search(r"42 images in \d+\.\d s: [\d,]+ images/s", output)
     assert {path.name for path in here.iterdir()} == {"photos", "cache", "runs"}
     (audited,) = (here / "runs").iterdir()
@@ -331,15 +330,15 @@ def test_features_that_a_run_has_kept_find_wrong_labels_without_tensorflow(prepa
     values = (rng.normal(size=(3, 24))[place] + 0.6 * rng.normal(size=(len(place), 24))).astype(np.float32)
     kept_of = (manifest["split"] != "test").to_numpy()  # a run computes no features of test images
     for name, chosen in (("few", kept_of & (np.arange(90) < 20)), ("most", kept_of)):
-        about = "features of efficientnet_lite0 at 96 pixels"
-        with ArrayCache(Path("cache/features") / name, (24,), np.float32, about=about) as kept:
+        facts = {"backbone": "efficientnet_lite0", "image_size": 96}
+        with Cache(Path("cache")).open(EntrySpec(FEATURES, name, (24,), "float32", facts)) as kept:
             kept.add(manifest["sha256"][chosen].tolist(), values[chosen])
     code, output, _ = prepared("photos", "--out", "seen")
     table = rows_of("seen/corrections.csv").set_index("id")
     assert code == 0 and table.at["cross/from circle.png", "suggestion"] == "circle"
     assert table.at["cross/from circle.png", "why"].startswith("likely label error: circle ")
     page = Path("seen/audit.html").read_text()
-    told = f"kept in features/most by an earlier run, of {kept_of.sum()} of 90 images in use; pass --features for all"
+    told = f"from cache entry features/most, of {kept_of.sum()} of 90 images in use; pass --features for all"
     assert told in page and "cross → circle" in page
     code, output, _ = prepared("photos", "--backbone", "resnet50", "--out", "other")
     assert code == 0 and "No features of these images are kept" in Path("other/audit.html").read_text()

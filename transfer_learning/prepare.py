@@ -22,11 +22,11 @@ from transfer_learning.datasets.manifest import check_classes
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
-from transfer_learning.experiments.cached_features import find_kept_features
+from transfer_learning.experiments.cached_features import find_cached_features
 from transfer_learning.recipes.resolve import resolve_config
 from transfer_learning.reports.audit import crop_in_words, in_lines, new_audit_dir, write_audit
 from transfer_learning.reports.page import counts_by_class, unseen_class_counts
-from transfer_learning.storage.cache import list_entries
+from transfer_learning.storage.cache import Cache
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for line in described_data(data):
         logger.info(line)
-    for pool in list_entries(config.cache_dir):
-        if pool.path == data.images.folder:  # none where the disk refuses, which was said
-            print(f"Kept in {pool.path}, with those of other datasets: {pool.about}, {size(pool.num_bytes)}.")
+    for entry in Cache.of(config).entries():
+        if entry.spec == data.images.cached_in:  # none where the disk refuses, which was logged
+            print(f"Cached in {entry.path}: {entry.contents}; {size(entry.num_bytes)}, other datasets included.")
     print(
         f"Read, decoded and divided {num_images:,} images in {duration(seconds)}: {num_images / seconds:,.0f} images/s."
     )
@@ -124,7 +124,7 @@ def features_for(config: RunConfig, data: PreparedDataset, is_asked: bool) -> Fe
             from transfer_learning.experiments.plain_features import plain_features
         values, examples, about = plain_features(config, data)
     else:
-        found = find_kept_features(data.manifest["sha256"].tolist(), config.backbone, config.cache_dir)
+        found = find_cached_features(data.manifest["sha256"].tolist(), config.backbone, Cache.of(config))
         if found is None:
             return None
         values, examples, about = found

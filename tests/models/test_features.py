@@ -18,6 +18,7 @@ from transfer_learning.models import features
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.storage.array_cache import ArrayCache
+from transfer_learning.storage.cache import Cache
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (11, 16, 16, 3), np.uint8)
 HASHES = [f"hash {number}" for number in range(11)]
@@ -43,10 +44,11 @@ def batches():
 
 
 @pytest.fixture
-def extract(extractor, tmp_path, batches):
+def extract(extractor, tmp_path, batches, monkeypatch):
     """Calls `cached_activations` with a cache of its own; returns the features in the order of `rows`, and what was said."""
 
     def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None, cache_gb=1.0, change=None):
+        monkeypatch.setattr(features, "count_progress", lambda title: progress)
         said = log_messages()
         hashes = [HASHES[row] for row in rows]
         graph = inference_graph(extractor, 2)
@@ -55,9 +57,9 @@ def extract(extractor, tmp_path, batches):
             batches.append(images.numpy().tobytes())
             return graph(images)
 
-        activations = features.activations_of(extractor, key, "small_cnn", tmp_path / cache)
+        activations = features.activations_entry(extractor, key, "small_cnn", 16)
         values, positions = features.cached_activations(
-            activations, compute, IMAGES, rows, hashes, tmp_path / cache, cache_gb, change
+            activations, compute, IMAGES, rows, hashes, Cache(tmp_path / cache, cache_gb), change
         )
         assert values.dtype == np.float32 and positions.dtype == np.int64
         return values[positions], said
@@ -70,14 +72,18 @@ def test_features_are_those_of_the_live_network_and_are_computed_once(extractor,
     first, said = extract(rows)
     live = np.asarray(extractor(IMAGES[rows].astype(np.float32), training=False))
     assert first == pytest.approx(live, rel=1e-4, abs=1e-5)
-    assert len(said) == 1 and said[0].startswith("Computing the features of 3 images (small_cnn) once, ")
+    assert len(said) == 1 and said[0].startswith(
+        "Computing the features of 3 images (backbone small_cnn, image size 16) once, "
+    )
     assert "; 0 are kept" in said[0]
     batches.clear()
     for again in (rows, rows[::-1], rows[1:], np.array([0, 0, 4])):
         values, said = extract(again)
         np.testing.assert_array_equal(values, first[[rows.tolist().index(row) for row in again]])
         number = len(set(again.tolist()))
-        assert said == [f"The features of {number} images (small_cnn) are kept from earlier runs."]
+        assert said == [
+            f"The features of {number} images (backbone small_cnn, image size 16) are kept from earlier runs."
+        ]
     assert not batches
 
 
@@ -129,17 +135,23 @@ def test_a_stopped_extraction_goes_on_with_the_batches_of_an_unbroken_one(stop_a
     resumed, said = extract()
     num_kept = stop_at // 2 * 2  # batches are kept in twos, but for the last ones
     assert batches == expected[num_kept:]
-    assert ("features of 11 images (small_cnn) are kept" if stop_at == 6 else f"; {2 * num_kept} are kept") in said[0]
+    assert (
+        "features of 11 images (backbone small_cnn, image size 16) are kept"
+        if stop_at == 6
+        else f"; {2 * num_kept} are kept"
+    ) in said[0]
     np.testing.assert_array_equal(resumed, unbroken)
 
 
 KILLED = """
 import os, signal, sys
+from pathlib import Path
 import numpy as np
 import transfer_learning
 import keras
 from transfer_learning.models import features
 from transfer_learning.models.inference_graph import inference_graph
+from transfer_learning.storage.cache import Cache
 
 features.BATCH, features.BYTES_KEPT_AT_ONCE = 2, 4 * 4 * 256
 with np.load(sys.argv[2]) as given:
@@ -149,10 +161,11 @@ def progress(done, total):
     if done == 6:
         os.kill(os.getpid(), signal.SIGKILL)
 
+features.count_progress = lambda title: progress
 extractor = keras.models.load_model(sys.argv[3])
 features.cached_activations(
-    features.activations_of(extractor, "key", "small_cnn", sys.argv[1]), inference_graph(extractor, 2), images,
-    np.arange(11), hashes, sys.argv[1], 1.0, None, print, progress,
+    features.activations_entry(extractor, "key", "small_cnn", 16), inference_graph(extractor, 2), images,
+    np.arange(11), hashes, Cache(Path(sys.argv[1])),
 )
 """
 
@@ -192,7 +205,11 @@ def test_a_full_disk_costs_the_keeping_and_not_the_run(extract, batches, monkeyp
         patched.setattr(ArrayCache, "_add_on_disk", full)
         values, said = extract()
     np.testing.assert_array_equal(values, expected)
-    assert len(said) == 2 and said[1].startswith("Features of small_cnn need 1 MB in ") and "No space" in said[1]
+    assert (
+        len(said) == 2
+        and said[1].startswith("Features .backbone small_cnn, image size 16. need 1 MB in ")
+        and "No space" in said[1]
+    )
     batches.clear()
     extract()
     assert len(batches) == 4, "what was kept before stays"
@@ -204,7 +221,10 @@ def test_where_memory_is_short_too_it_is_told_what_is_needed_and_where(extract, 
 
     monkeypatch.setattr(ArrayCache, "_add_on_disk", full)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(UserError, match="The features of small_cnn need 1 MB in .*cache, .*No space.*--cache-dir"):
+    with pytest.raises(
+        UserError,
+        match="The features .backbone small_cnn, image size 16. need 1 MB in .*cache, .*No space.*--cache-dir",
+    ):
         extract()
 
 
@@ -228,13 +248,11 @@ def test_the_network_sees_what_change_makes_of_the_images(extractor, extract, ba
     assert values == pytest.approx(live, rel=1e-4, abs=1e-5)
 
 
-def test_the_pool_is_named_by_network_weights_and_key_and_by_nothing_that_changes_from_process_to_process(
-    small_config, tmp_path
-):
-    def folder(key="key", seed=0, image_size=16):
+def test_the_pool_is_named_by_network_weights_and_key_and_by_nothing_that_changes_from_process_to_process(small_config):
+    def name(key="key", seed=0, image_size=16):
         config = replace(small_config, seed=seed, image_size=image_size, input_size=16)
         extractor = build_classifier(config, ("a", "b", "c"), weights="none").extractor
-        return features.activations_of(extractor, key, "small_cnn", tmp_path).folder
+        return features.activations_entry(extractor, key, "small_cnn", 16).name
 
-    assert folder() == folder(), "built twice in one process, in which Keras counts its names on"
-    assert len({folder(), folder("other key"), folder(seed=1), folder(image_size=24)}) == 4
+    assert name() == name(), "built twice in one process, in which Keras counts its names on"
+    assert len({name(), name("other key"), name(seed=1), name(image_size=24)}) == 4

@@ -21,7 +21,8 @@ from tests.support import ROOT
 from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.storage import array_cache
-from transfer_learning.storage.array_cache import ArrayCache, cached_fraction, disk_full_as_user_error
+from transfer_learning.storage.array_cache import ArrayCache, cached_fraction
+from transfer_learning.storage.cache import Cache
 
 SHAPE = (2, 3)
 KEYS = [f"key {number}" for number in range(6)]
@@ -286,7 +287,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from transfer_learning.storage import array_cache as kept, cache as pools
+from transfer_learning.storage import array_cache as kept
 
 number, calls = int(sys.argv[2]), 0
 original = getattr(os, sys.argv[3])
@@ -319,21 +320,21 @@ def test_killed_before_the_index_knows_it_leaves_bytes_that_the_next_addition_ta
 def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_the_run_goes_on_in_memory(
     function, number, pool, monkeypatch
 ):
-    original, said = os.pwrite, []
+    original, said = os.pwrite, log_messages()
 
     def full(*arguments):
         if function == "pwrite" and arguments[2] == 4 * ARRAYS[0].nbytes:
             return original(arguments[0], arguments[1][:5], arguments[2])  # a short write comes first
         raise OSError(number, os.strerror(number))
 
-    with ArrayCache(pool, SHAPE, np.float32, "features of a test") as arrays:
+    with ArrayCache(pool, SHAPE, np.float32) as arrays:
         before = arrays.rows
         with monkeypatch.context() as patched:
             patched.setattr(array_cache.os, function, full)
             assert arrays.add(KEYS[:5], ARRAYS[:5], None, 3_000_001).tolist() == [0, 1, 2, 3, array_cache.HELD]
         assert said == [
-            f"Features of a test need 4 MB in {pool}, which cannot be written ({os.strerror(number)}); the run goes on "
-            "with them in memory, and they are not kept for later runs."
+            f"Cannot write 4 MB to {pool} ({os.strerror(number)}); the run holds them in memory instead, and later runs "
+            "compute them again."
         ]
         assert (pool / "records.bin").stat().st_size == 4 * ARRAYS[0].nbytes, "the space is given back"
         reused = ARRAYS[5].copy()
@@ -396,7 +397,7 @@ def test_half_of_the_available_memory_may_be_taken(available, needed, fits, pool
             assert arrays.add(KEYS[4:], ARRAYS[4:], needed_bytes=needed)[0] == array_cache.HELD and len(said) == 1
             return
         with pytest.raises(UserError, match="The features need . MB.*No space left.*more than half of the . MB of mem"):
-            with disk_full_as_user_error("The features", needed, pool):
+            with Cache(pool).disk_full_as_user_error("features", needed):
                 arrays.add(KEYS[4:], ARRAYS[4:], needed_bytes=needed)
         assert said == [] and len(arrays.rows) == 4
 
@@ -453,11 +454,12 @@ LIMITED = """
 import resource, sys
 import numpy as np
 from pathlib import Path
+from tests.support.logs import log_messages
 from transfer_learning.storage.array_cache import ArrayCache
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-said = []
-with ArrayCache(Path(sys.argv[1]), (100,), np.int64, said.append) as arrays:
+said = log_messages()
+with ArrayCache(Path(sys.argv[1]), (100,), np.int64) as arrays:
     for start in range(0, 100, 10):
         arrays.add([str(n) for n in range(start, start + 10)], [np.full(100, n) for n in range(start, start + 10)])
     keys = [str(n) for n in range(100)]
@@ -596,11 +598,11 @@ def test_what_a_running_process_reads_does_not_change_when_another_one_starts_an
 
 
 def test_a_running_process_whose_pool_was_made_anew_goes_on_in_memory(pool):
-    said = log_messages()
     with ArrayCache(pool, SHAPE, np.float32) as running:
         delete_index(pool)
         with ArrayCache(pool, SHAPE, np.float32) as other:
             other.add(KEYS[:1], ARRAYS[:1])
+            said = log_messages()
             assert (
                 running.add(KEYS, ARRAYS).tolist() == [0, 1, 2, 3, array_cache.HELD, array_cache.HELD + 1]
                 and len(said) == 1
@@ -637,7 +639,7 @@ def test_a_folder_that_cannot_be_written_is_read_and_what_is_new_goes_to_memory(
         assert arrays.add(KEYS[:4], ARRAYS[:4]).tolist() == [0, 1, 2, 3] and said == []
         assert arrays.add(KEYS, ARRAYS).tolist() == [0, 1, 2, 3, array_cache.HELD, array_cache.HELD + 1]
         np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
-    assert len(said) == 1 and f"need 1 MB in {read_only}, which cannot be written (Permission denied)" in said[0]
+    assert len(said) == 1 and f"Cannot write 1 MB to {read_only} (Permission denied)" in said[0]
     assert len(list(read_only.iterdir())) == 2
     assert found(read_only) == (KEYS[:4], [])
 
@@ -655,7 +657,7 @@ def test_a_folder_that_cannot_be_made_or_made_anew_leaves_memory(name, shape, re
     assert [
         rows[position].tolist() if shape else rows[position] for position in (array_cache.HELD, array_cache.HELD + 2)
     ] == [record.tolist() if shape else record for record in records]
-    assert sum("which cannot be written (Permission denied)" in sentence for sentence in said) == 1
+    assert sum("(Permission denied); the run holds them in memory instead" in sentence for sentence in said) == 1
     assert len(list(read_only.iterdir())) == 2
 
 
@@ -693,9 +695,9 @@ def test_records_that_cannot_be_written_in_a_folder_that_can_are_made_anew_where
 
 def test_what_cannot_be_written_is_told_with_the_space_it_needs():
     with pytest.raises(UserError, match=r"^The features need 2 MB in here, .*No space.*--cache-dir\.$"):
-        with disk_full_as_user_error("The features", 1_000_001, "here"):
+        with Cache(Path("here")).disk_full_as_user_error("features", 1_000_001):
             raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(BrokenPipeError), disk_full_as_user_error("The features", 1, "here"):
+    with pytest.raises(BrokenPipeError), Cache(Path("here")).disk_full_as_user_error("features", 1):
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from tests.support import bad_images
 from transfer_learning.datasets.decoding.pixel_cache import cached_images
 from transfer_learning.datasets.sources import folder
+from transfer_learning.storage.cache import Cache
 
 EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 HEADER = 80  # bytes
@@ -123,7 +124,7 @@ def outcome(root: Path, cache_dir: Path) -> tuple[dict[str, str], dict[str, str]
     """Looks at the files as a run does, from an empty cache; returns each one's problem ("" where it is used), and the
     digest of its pixels."""
     dataset = folder.read(root)
-    store = cached_images(dataset, SIZE, "squash", cache_dir)
+    store = cached_images(dataset, SIZE, "squash", Cache(cache_dir))
     ids = [example.id for example in dataset.examples]
     pixels = {
         name: hashlib.sha256(store.pixels[int(row)].tobytes()).hexdigest()

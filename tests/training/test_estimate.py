@@ -13,8 +13,8 @@ from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.evaluation.ood import NUM_IMAGES
 from transfer_learning.experiments import train
 from transfer_learning.models.classifier import build_classifier
-from transfer_learning.models.features import Activations
 from transfer_learning.storage.array_cache import ArrayCache
+from transfer_learning.storage.cache import Cache
 from transfer_learning.training import estimate
 from transfer_learning.training.estimate import (
     CLOSING_SECONDS,
@@ -137,7 +137,7 @@ def test_what_is_decoded_already_is_known_from_a_sample(small_config, tmp_path):
     from transfer_learning.datasets.decoding.pixel_cache import cached_images
 
     dataset = load_dataset(small_config.dataset, small_config.data_dir)
-    arguments = 16, "squash", tmp_path / "cache"
+    arguments = 16, "squash", Cache(tmp_path / "cache")
     assert sample_dataset(dataset, *arguments, 16.0).missing_fraction == 1.0
     half = Dataset("half", dataset.class_names, dataset.examples[::2])
     cached_images(half, *arguments)
@@ -153,12 +153,12 @@ def test_what_is_decoded_already_is_known_from_a_sample(small_config, tmp_path):
 
 def test_times_are_added_up_over_sessions_and_the_choice_stays(tmp_path):
     path = tmp_path / "foresight.json"
-    first = RunEstimate(path, tmp_path / "cache")
+    first = RunEstimate(path, Cache(tmp_path / "cache"))
     first.announce([estimate.Stage("decode", 2.0, 100), estimate.Stage("frozen", 3.0)], True)
     with pytest.raises(KeyboardInterrupt), first.stage("decode"):
         raise KeyboardInterrupt
     before = first.stages["decode"].seconds
-    second = RunEstimate(path, tmp_path / "cache")
+    second = RunEstimate(path, Cache(tmp_path / "cache"))
     assert second.caches_activations and second.stages["decode"].estimated_bytes == 100
     with second.stage("decode"), ArrayCache(tmp_path / "cache" / "pixels" / "some", (5,), np.float32) as arrays:
         arrays.add(["key"], [np.zeros(5, np.float32)])
@@ -177,7 +177,7 @@ def test_times_are_added_up_over_sessions_and_the_choice_stays(tmp_path):
 def test_a_damaged_file_is_made_again_and_costs_no_run(content, tmp_path):
     (tmp_path / "foresight.json").write_text(content)
     said = log_messages()
-    assert not RunEstimate(tmp_path / "foresight.json", tmp_path).stages
+    assert not RunEstimate(tmp_path / "foresight.json", Cache(tmp_path)).stages
     assert len(said) == 1 and "is damaged, and made again" in said[0]
 
 
@@ -186,14 +186,13 @@ def test_a_rate_is_measured_again_where_work_is_left_and_remembered_where_not(sm
     cut = train.cut_of_phase("frozen", small_config, classifier)
     measured = iter([100.0, 200.0, 300.0])
     monkeypatch.setattr(estimate, "rate", lambda *_: next(measured))
-    activations, other = (Activations("features", "", (256,), tmp_path / name) for name in ("one", "other"))
     rates = estimate.Rates(tmp_path / "rates.json")
-    assert [rates.of(activations, cut, anew) for anew in (False, False, True, False)] == [100.0, 100.0, 200.0, 200.0]
-    assert estimate.Rates(tmp_path / "rates.json").of(other, cut, False) == 300.0
+    assert [rates.of("one", cut, anew) for anew in (False, False, True, False)] == [100.0, 100.0, 200.0, 200.0]
+    assert estimate.Rates(tmp_path / "rates.json").of("other", cut, False) == 300.0
     for damaged in ("{ damaged", "[]", '{"one": 0}', '{"one": null}'):
         (tmp_path / "rates.json").write_text(damaged)
         monkeypatch.setattr(estimate, "rate", lambda *_: 400.0)
-        assert rates.of(activations, cut, False) == 400.0
+        assert rates.of("one", cut, False) == 400.0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from rich.console import Console
 from transfer_learning.cli.formatting import printable
 
 PACKAGE = "transfer_learning"
+WIDTH = 120  # of tables in files and pipes
 FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -22,7 +23,7 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-console = _Console(highlight=False, soft_wrap=True)
+console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def print_line(text: str = "") -> None:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from transfer_learning.datasets.augmentation import apply, draw
 from transfer_learning.datasets.dataset import UNSEEN
+from transfer_learning.datasets.rows import Rows
 
 BATCHES_AHEAD = 2  # that are read while one is in use
 Batch = tuple[np.ndarray | tf.Tensor, np.ndarray | tf.Tensor]  # inputs, labels int32 (batch,)
@@ -26,7 +27,7 @@ Batch = tuple[np.ndarray | tf.Tensor, np.ndarray | tf.Tensor]  # inputs, labels 
 class Examples:
     """The examples of one split, as rows of something that may lie on the disk."""
 
-    inputs: np.ndarray  # or what is indexed like it, (rows, ...): uint8 images (size, size, 3), or activations
+    inputs: Rows  # (records, ...): uint8 images (size, size, 3), or activations
     rows: np.ndarray  # int64 (n,), which rows of `inputs`; or (views, n), of which each epoch takes one a example
     labels: np.ndarray  # int32 (n,), positions in the class names; -1 where the class is held out
     ids: np.ndarray  # object (n,), strings
@@ -55,7 +56,7 @@ class Examples:
 
 
 def examples_of_split(
-    manifest: pd.DataFrame, split: str, class_names: tuple[str, ...], inputs: np.ndarray, rows: np.ndarray
+    manifest: pd.DataFrame, split: str, class_names: tuple[str, ...], inputs: Rows, rows: np.ndarray
 ) -> Examples:
     """The examples of the manifest in `split`, in its order.
 

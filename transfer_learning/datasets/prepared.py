@@ -12,6 +12,7 @@ from transfer_learning.datasets.dataset import UNSEEN, Dataset, split_off_unseen
 from transfer_learning.datasets.decoding.pixel_cache import CachedImages, cached_images
 from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
 from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.storage.cache import Cache
 
 if TYPE_CHECKING:
     from transfer_learning.datasets.pipeline import Examples
@@ -73,9 +74,7 @@ def prepare_dataset(dataset: Dataset, config: RunConfig, allow_empty_classes: bo
     if config.corrections:
         dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections))
     dataset = split_off_unseen(dataset, config.unseen_classes)  # by the corrected labels
-    images = cached_images(
-        dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb, config.cache_gb
-    )
+    images = cached_images(dataset, config.stored_size, config.resize, Cache.of(config), config.decoded_gb)
     manifest = make_manifest(
         dataset,
         images.facts,

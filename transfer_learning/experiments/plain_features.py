@@ -9,6 +9,7 @@ from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import build_classifier, unfreeze_layers
 from transfer_learning.models.features import cached_activations
 from transfer_learning.models.freezing import find_cut
+from transfer_learning.storage.cache import Cache
 from transfer_learning.training.phase_inputs import activations_of_cut
 
 
@@ -39,8 +40,6 @@ def plain_features(config: RunConfig, data: PreparedDataset) -> tuple[np.ndarray
         data.images.pixels,
         data.images.rows[positions],
         names,
-        config.cache_dir,
-        config.cache_gb,
-        None,
+        Cache.of(config),
     )
-    return kept[rows], positions, f"{activations.about}, of every image that can be read"
+    return kept[rows], positions, f"{activations.describe()} of all readable images"

@@ -35,6 +35,7 @@ from transfer_learning.models.classifier import (
 )
 from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.reports.run import MOST_CLASSES_DRAWN, write_report
+from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.notes import NotesHandler
 from transfer_learning.storage.run_directory import RunDir
@@ -100,7 +101,7 @@ def run_experiment(
                 )
 
         # What it is going to take.
-        foresight = RunEstimate(run_dir.foresight, config.cache_dir)
+        foresight = RunEstimate(run_dir.foresight, Cache.of(config))
         if not foresight.stages:
             foresight.announce(*estimate_run(config, learnt, classifier, cuts, devices.fingerprint))
 

@@ -4,8 +4,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -13,8 +11,9 @@ import tensorflow as tf
 
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.models.weights import weights_digest
-from transfer_learning.storage.array_cache import ArrayCache, CachedRows, cached_fraction, disk_full_as_user_error
-from transfer_learning.storage.cache import make_room
+from transfer_learning.storage.array_cache import CachedRows
+from transfer_learning.storage.cache import Cache
+from transfer_learning.storage.cache_index import ACTIVATIONS, FEATURES, EntrySpec, describe_facts
 
 logger = logging.getLogger(__name__)
 
@@ -26,41 +25,22 @@ DTYPE = "float32"  # of what the network computes; 16 bits would halve the disk 
 BYTES_KEPT_AT_ONCE = 32e6  # what a kill loses at most; each keeping waits for the disk
 
 
-class Activations(NamedTuple):
-    """What a frozen network makes of images, and where it is kept."""
-
-    kind: str  # "features" behind the pooling, else "activations"
-    network: str  # in words, as "resnet50 at 224 pixels"
-    shape: tuple[int, ...]  # of one image's
-    folder: Path  # of the pool, below the cache
-
-    @property
-    def about(self) -> str:
-        return f"{self.kind} of {self.network}"
-
-    @property
-    def num_bytes(self) -> int:
-        """Of one image's."""
-        return int(np.prod(self.shape)) * np.dtype(DTYPE).itemsize
-
-    def cached_fraction(self, names: Sequence[str]) -> float:
-        """Which share of `names`, 0 to 1, an earlier run has kept."""
-        return cached_fraction(self.folder, self.shape, DTYPE, names)
-
-
-def activations_of(network: keras.Model, key: str, name: str, cache_dir: str | Path) -> Activations:
-    """Names the pool of what `network` makes of images.
+def activations_entry(network: keras.Model, key: str, backbone: str, image_size: int) -> EntrySpec:
+    """The cache entry for the output of `network` for images.
 
     Args:
         network: no layer of it trains; images float32 (n, size, size, 3) -> activations (n, ...).
-        key: what activations depend on beside the pixels and `network` itself: precision and versions.
-        name: backbone and image size, in words.
+        key: what activations depend on besides the pixels and `network` itself: precision and versions.
+        backbone: name of the backbone that `network` belongs to; with `image_size`, for listing and finding the entry.
+
+    Returns:
+        Its kind is FEATURES behind the pooling, else ACTIVATIONS.
     """
     shape = tuple(network.output_shape[1:])
-    kind = "features" if len(shape) == 1 else "activations"
+    kind = FEATURES if len(shape) == 1 else ACTIVATIONS
     all_keys = json.dumps([key, network.to_json(), weights_digest(network.weights), METHOD, DTYPE, BATCH])
-    folder = Path(cache_dir) / kind / hashlib.sha256(all_keys.encode()).hexdigest()[:32]
-    return Activations(kind, name, shape, folder)
+    name = hashlib.sha256(all_keys.encode()).hexdigest()[:32]
+    return EntrySpec(kind, name, shape, DTYPE, {"backbone": backbone, "image_size": image_size})
 
 
 class ComputedActivations:
@@ -71,7 +51,7 @@ class ComputedActivations:
 
     dtype = np.dtype(DTYPE)
 
-    def __init__(self, activations: Activations, compute, images, rows: np.ndarray, names: Sequence[str], change=None):
+    def __init__(self, activations: EntrySpec, compute, images, rows: np.ndarray, names: Sequence[str], change=None):
         self.shape = len(names), *activations.shape
         self._compute, self._images, self._rows, self._names, self._change = compute, images, rows, names, change
 
@@ -89,13 +69,12 @@ class ComputedActivations:
 
 
 def cached_activations(
-    activations: Activations,
+    activations: EntrySpec,
     compute: Callable[[tf.Tensor], tf.Tensor],
     images,
     rows: np.ndarray,
     names: Sequence[str],
-    cache_dir: str | Path,
-    cache_gb: float,
+    cache: Cache,
     change: Callable[[np.ndarray, list[str]], tf.Tensor] | None = None,
 ) -> tuple[CachedRows, np.ndarray]:
     """Returns what `compute` makes of ``images[rows]``; an image is computed unless an earlier run kept the result.
@@ -108,7 +87,7 @@ def cached_activations(
         images: uint8 (records, size, size, 3).
         rows: int64 (n,), which of `images`; some may repeat.
         names: of the n images: what decides the pixels that the network sees, as their contents' hash.
-        cache_dir: folder of everything that is kept, and `cache_gb` the most that it may hold, in 10^9 bytes.
+        cache: where activations are found and stored.
         change: of a batch of `images` and their names, to what the network shall see of them, float32; None: as stored.
 
     Returns:
@@ -117,15 +96,15 @@ def cached_activations(
     Raises:
         NoSpace: for the activations, neither on disk nor in memory; `ComputedActivations` need none.
     """
-    kind, of_network = activations.kind, f"images ({activations.network})"
+    kind, of_network = activations.kind, f"images ({describe_facts(activations.facts)})"
     row = dict(zip(reversed(names), np.asarray(rows)[::-1].tolist(), strict=True))  # of the first of equal names
     distinct = list(dict.fromkeys(names))
 
     def writing(num_images: int):
-        return disk_full_as_user_error(f"The {activations.about}", num_images * activations.num_bytes, cache_dir)
+        return cache.disk_full_as_user_error(activations.describe(), num_images * activations.record_bytes)
 
     with writing(len(distinct)):
-        kept = ArrayCache(activations.folder, activations.shape, DTYPE, activations.about)
+        kept = cache.open(activations)
     with kept:
         with writing(len(distinct)):
             position = dict(zip(distinct, kept.positions(distinct).tolist(), strict=True))
@@ -135,8 +114,7 @@ def cached_activations(
                 f"Computing the {kind} of {len(missing):,} {of_network} once, since frozen layers make the same of them "
                 f"in every epoch; {len(distinct) - len(missing):,} are kept from earlier runs."
             )
-            if not make_room(cache_dir, len(missing) * activations.num_bytes, cache_gb * 1e9):
-                kept.spill_to_memory(f"--cache-gb {cache_gb:g} allows no more")
+            cache.reserve(kept, len(missing) * activations.record_bytes)
         elif distinct:
             logger.info(f"The {kind} of {len(distinct):,} {of_network} are kept from earlier runs.")
         progress, computed = count_progress(f"Computing {kind}"), []
@@ -145,10 +123,10 @@ def cached_activations(
             batch = images[np.array([row[name] for name in batch_names])]
             computed.extend(_batch(compute, batch, batch_names, change))
             done = start + len(batch)
-            if len(computed) * activations.num_bytes >= BYTES_KEPT_AT_ONCE or done == len(missing):
+            if len(computed) * activations.record_bytes >= BYTES_KEPT_AT_ONCE or done == len(missing):
                 keys, num_left = missing[done - len(computed) : done], len(missing) - done + len(computed)
                 with writing(num_left):
-                    added = kept.add(keys, computed, needed_bytes=num_left * activations.num_bytes)
+                    added = kept.add(keys, computed, needed_bytes=num_left * activations.record_bytes)
                 position |= zip(keys, added.tolist(), strict=True)
                 computed = []
             progress(done, len(missing))

@@ -11,15 +11,14 @@ committed, and its bytes reach the disk before that; so a kill leaves at most by
 `pools.py` locks, lists and deletes pools.
 """
 
-import ast
 import errno
-import fcntl
+import json
 import logging
 import os
 import sqlite3
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,12 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from transfer_learning.cli.formatting import megabytes
-from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import available_bytes
-from transfer_learning.storage.cache import INDEX, JOURNAL, RECORDS, VERSION, alone, open_index
+from transfer_learning.storage.cache_index import INDEX, JOURNAL, VERSION, layout_text, open_index, parse_facts
+from transfer_learning.storage.locks import exclusive_lock, lock_shared
 
 logger = logging.getLogger(__name__)
 
+RECORDS = "records.bin"
 LOCK_SECONDS = 60  # an addition of another process is waited for so long
 HELD = 1 << 40  # positions from here on are of records in this process's memory
 KEYS_AT_ONCE, RECORDS_AT_ONCE, BYTES_AT_ONCE = 4096, 64, 1 << 20  # of index rows, of a thread's task, of a read
@@ -63,18 +63,20 @@ class ArrayCache:
         folder: of this pool alone; made where it is missing. One that cannot be written is opened for reading.
         shape: of each array; None: records are `bytes` of any length.
         dtype: of each array; ignored where `shape` is None.
-        about: what the pool holds, in words, as "features of resnet18 at 160 pixels"; "" leaves an earlier one.
+        facts: metadata for the list of entries, see `EntrySpec`; none leaves earlier ones.
 
     Raises:
         OSError: the folder is a file, or its index is held by another process for long.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...] | None, dtype, about: str = ""):
-        self.folder, self.about = folder, about
+    def __init__(
+        self, folder: Path, shape: tuple[int, ...] | None, dtype, facts: Mapping[str, str | int] | None = None
+    ):
+        self.folder, self.facts = folder, dict(facts or {})
         self.shape = None if shape is None else tuple(shape)
         self.dtype = np.dtype(object if shape is None else dtype)
         self._record_bytes = None if shape is None else int(np.prod(shape)) * self.dtype.itemsize
-        self._layout = _layout(shape, dtype)
+        self._layout = layout_text(shape, dtype)
         self._records: _Opened | None = None
         self._index: sqlite3.Connection | None = None
         self._damaged: set[int] = set()  # numbers
@@ -84,7 +86,7 @@ class ArrayCache:
         self._refused: OSError | None = None  # why records go to memory
         self._is_told = False
         try:
-            with alone(folder, make=True), _sqlite_errors_as_os_errors(folder):
+            with exclusive_lock(folder, make=True), _sqlite_errors_as_os_errors(folder):
                 self._open()
         except OSError as error:
             self.close()
@@ -242,10 +244,9 @@ class ArrayCache:
             raise OSError(self._refused.errno, reason, str(self.folder))
         if not self._is_told:
             self._is_told = True
-            what = self.about[:1].upper() + self.about[1:] or "The arrays"
-            logger.info(
-                f"{what} need {megabytes(needed_bytes)} in {self.folder}, which cannot be written ({reason}); the run "
-                "goes on with them in memory, and they are not kept for later runs."
+            logger.warning(
+                f"Cannot write {megabytes(needed_bytes)} to {self.folder} ({reason}); the run holds them in memory "
+                "instead, and later runs compute them again."
             )
 
     def _checked(self, array: np.ndarray | bytes) -> np.ndarray | bytes:
@@ -316,8 +317,7 @@ class ArrayCache:
             if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not records.exists():
                 raise
             self._records, self._refused = _Opened(os.open(records, os.O_RDONLY)), error
-        with suppress(OSError):  # a file system without such locks; nobody else holds it alone while we are `alone`
-            fcntl.flock(self._records.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock_shared(self._records.descriptor)
         with suppress(OSError):  # of another user
             os.utime(self._records.descriptor)
         uri = f"{index.absolute().as_uri()}?mode={'ro' if self._refused else 'rwc'}"
@@ -325,11 +325,11 @@ class ArrayCache:
         try:
             version = self._index.execute("PRAGMA user_version").fetchone()[0]
             if version == VERSION and self._index.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok":
-                layout, about = self._index.execute("SELECT layout, about FROM pool").fetchone() or (None, None)
+                layout, facts = self._index.execute("SELECT layout, about FROM pool").fetchone() or (None, None)
                 if layout == self._layout:
-                    if self.about not in ("", about) and not self._refused:
-                        with suppress(OSError), self._transaction("IMMEDIATE"):  # words alone
-                            self._index.execute("UPDATE pool SET about = ?", (self.about,))
+                    if self.facts and self.facts != parse_facts(facts) and not self._refused:
+                        with suppress(OSError), self._transaction("IMMEDIATE"):  # metadata only
+                            self._index.execute("UPDATE pool SET about = ?", (json.dumps(self.facts),))
                     return
         except sqlite3.DatabaseError as error:  # no database or a damaged one, unless it cannot be read at all
             if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
@@ -350,7 +350,7 @@ class ArrayCache:
         with self._transaction("IMMEDIATE"):
             for table in TABLES:
                 self._index.execute(table)
-            self._index.execute("INSERT INTO pool VALUES (?, ?)", (self._layout, self.about))
+            self._index.execute("INSERT INTO pool VALUES (?, ?)", (self._layout, json.dumps(self.facts)))
             self._index.execute(f"PRAGMA user_version = {VERSION}")
 
     @contextmanager
@@ -370,20 +370,10 @@ def cached_fraction(folder: Path, shape: tuple[int, ...] | None, dtype, keys: Se
     """Which share of `keys` a pool holds, 0 to 1, by its index alone: nothing is made, changed, checked or told."""
     with suppress(sqlite3.Error, TypeError), open_index(folder / INDEX) as index:  # missing, damaged
         version, layout = (index.execute(of).fetchone()[0] for of in ("PRAGMA user_version", "SELECT layout FROM pool"))
-        if (version, layout) == (VERSION, _layout(shape, dtype)):
+        if (version, layout) == (VERSION, layout_text(shape, dtype)):
             select = "SELECT COUNT(*) FROM kept WHERE key = ?"
             return sum(index.execute(select, (key,)).fetchone()[0] for key in keys) / max(1, len(keys))
     return 0.0
-
-
-def layout_of(folder: Path) -> tuple[tuple[int, ...], np.dtype] | None:
-    """The shape and dtype of the arrays in a pool; None where it holds `bytes`, or nothing that can be read."""
-    with suppress(sqlite3.Error, TypeError, ValueError, SyntaxError), open_index(folder / INDEX) as index:
-        version, layout = (index.execute(of).fetchone()[0] for of in ("PRAGMA user_version", "SELECT layout FROM pool"))
-        shape, _, dtype = layout.rpartition(") ")
-        if version == VERSION and shape:
-            return ast.literal_eval(f"{shape})"), np.dtype(dtype.split()[1])
-    return None
 
 
 class CachedRows:
@@ -468,24 +458,6 @@ class _Opened:
         weakref.finalize(self, os.close, descriptor)
 
 
-class NoSpace(UserError):
-    """Neither the disk nor the memory has room for what was to be kept."""
-
-
-@contextmanager
-def disk_full_as_user_error(what: str, num_bytes: int, cache_dir: str | Path) -> Iterator[None]:
-    """Turns what stops a pool from being written into the NoSpace that says what `what` needs, and where."""
-    try:
-        yield
-    except BrokenPipeError:  # of a sentence that was said: the reader of our output has gone
-        raise
-    except OSError as error:
-        raise NoSpace(
-            f"{what} need {megabytes(num_bytes)} in {cache_dir}, which cannot be written "
-            f"({error.strerror or error}); free some space, raise --cache-gb, or name another folder with --cache-dir."
-        ) from None
-
-
 @contextmanager
 def _sqlite_errors_as_os_errors(folder: Path) -> Iterator[None]:
     try:
@@ -495,10 +467,6 @@ def _sqlite_errors_as_os_errors(folder: Path) -> Iterator[None]:
             raise
         number = ERRNO.get(error.sqlite_errorcode & 0xFF, errno.EIO)
         raise OSError(number, str(error), str(folder)) from error
-
-
-def _layout(shape: tuple[int, ...] | None, dtype) -> str:
-    return "bytes" if shape is None else f"{tuple(shape)} {np.dtype(dtype).str} {np.dtype(dtype).name}"
 
 
 def _checksum_of_row(key: str, note: str) -> int:

@@ -1,205 +1,236 @@
-"""The cache: its pools, each a folder ``cache/kind/name`` of two files; looking at them, deleting them, locking them.
+"""The cache: a folder of entries, each a folder ``KIND/NAME`` of two files, shared by all runs and safe for many processes.
 
-`records.bin` holds a pool's records, `index.sqlite` says where each stands (`kept.py` writes and reads both). Who uses a
-pool holds a shared lock on its `records.bin`, which ends with the process however that ends; who makes a pool anew or
-deletes it holds its folder alone. The time of last use is the modification time of `records.bin`.
+`Cache` opens entries as `ArrayCache`, keeps the cache within its size, lists and clears it. The time of last use of an
+entry is the modification time of its `records.bin`.
 """
 
-import errno
-import fcntl
 import logging
 import os
+import shutil
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from transfer_learning.cli.formatting import megabytes
+from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError, did_you_mean
+from transfer_learning.storage.array_cache import RECORDS, ArrayCache, cached_fraction
+from transfer_learning.storage.cache_index import (
+    INDEX,
+    JOURNAL,
+    VERSION,
+    EntrySpec,
+    describe_facts,
+    open_index,
+    parse_facts,
+    parse_layout,
+)
+from transfer_learning.storage.files import existing_part
+from transfer_learning.storage.locks import exclusive_lock, is_used
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # of the layout of a pool; another one is made anew
-RECORDS, INDEX, JOURNAL = "records.bin", "index.sqlite", "index.sqlite-journal"
-TRIES = 100  # to lock a folder that others delete meanwhile
+
+class NoSpace(UserError):
+    """Neither the disk nor the memory has room for what was to be cached."""
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """What is known of a pool without using it."""
+    """What is known of an entry without opening it."""
 
     path: Path
-    kind: str  # its folder's folder, as "pixels" or "features"
-    about: str  # what it holds, or what is wrong with it
+    spec: EntrySpec | None  # None: damaged, or written by another version
+    problem: str  # why there is no spec, or ""
     num_records: int
     num_bytes: int  # on disk
     last_used: datetime  # local time
     in_use: bool  # by any process, this one included
 
     @property
+    def kind(self) -> str:
+        return self.path.parent.name
+
+    @property
     def name(self) -> str:
-        """How `clear` and its user name it: "kind/name"."""
+        """``KIND/NAME``, as `Cache.clear` takes it."""
         return f"{self.kind}/{self.path.name}"
 
+    @property
+    def contents(self) -> str:
+        """``backbone resnet18, image size 160``, or the problem."""
+        return describe_facts(self.spec.facts) if self.spec else self.problem
 
-def list_entries(cache_dir: str | Path) -> list[CacheEntry]:
-    """Returns the pools of a cache by their names, damaged ones and those of other versions too; [] where none is.
+    def describe(self) -> str:
+        """``features/3f2a (backbone resnet18, image size 160, 12 MB, last used 2026-01-31 12:00)``."""
+        parts = self.contents, megabytes(self.num_bytes), f"last used {self.last_used:%Y-%m-%d %H:%M}"
+        return f"{self.name} ({', '.join(filter(None, parts))})"
 
-    Raises:
-        OSError: the folder cannot be read.
+
+@dataclass(frozen=True)
+class Cache:
+    """The cache of all runs: a folder, and the most that it may hold.
+
+    Attributes:
+        folder: created when the first entry is opened.
+        limit_gb: in 10^9 bytes; what does not fit is held in memory.
     """
-    if not Path(cache_dir).exists():
-        return []
-    os.listdir(cache_dir)  # a file, or a folder without permission, is an error; a glob finds nothing in it
-    pools = []
-    for records in sorted(Path(cache_dir).glob(f"*/*/{RECORDS}")):
-        if records.with_name(INDEX).is_file():
-            with suppress(FileNotFoundError):  # deleted at this moment
-                pools.append(_inspect(records.parent))
-    return pools
 
+    folder: Path
+    limit_gb: float = RunConfig.cache_gb
 
-def make_room(cache_dir: str | Path, num_bytes: int, limit_bytes: float) -> bool:
-    """Deletes pools, least recently used first, until `num_bytes` more fit; returns whether they do.
+    @classmethod
+    def of(cls, config: RunConfig) -> "Cache":
+        """The cache that `config` names."""
+        return cls(Path(config.cache_dir), config.cache_gb)
 
-    Pools in use stay: open the pool that is to grow first. Where `num_bytes` cannot fit whatever is deleted, no more
-    goes than brings the cache itself within its limit.
+    def open(self, spec: EntrySpec) -> ArrayCache:
+        """Opens an entry, and creates it where it is missing; see `ArrayCache`."""
+        return ArrayCache(self.entry_folder(spec), spec.shape, spec.dtype, spec.facts)
 
-    Args:
-        limit_bytes: most that the cache may hold.
-    """
-    try:
-        pools = list_entries(cache_dir)
-    except OSError:  # who cannot read it cannot write into it either, and is told so then
-        return True
-    total, in_use = (sum(pool.num_bytes for pool in some) for some in (pools, [pool for pool in pools if pool.in_use]))
-    target = limit_bytes - num_bytes if in_use + num_bytes <= limit_bytes else limit_bytes
-    deleted = []
-    for pool in sorted(pools, key=lambda pool: pool.last_used):
-        with suppress(OSError):  # of another user
-            if total > target and _delete(pool.path):
-                deleted.append(f"{pool.name} ({described(pool)})")
-                total -= pool.num_bytes
-    if deleted:
-        more = f", and {megabytes(num_bytes)} are to be added" if num_bytes else ""
-        logger.info(
-            f"Deleted {', '.join(deleted)}, not used for longest: {cache_dir} may hold {megabytes(limit_bytes)}{more}."
-        )
-    return total + num_bytes <= limit_bytes
+    def entry_folder(self, spec: EntrySpec) -> Path:
+        """Where the entry is, or would be."""
+        return self.folder / spec.kind / spec.name
 
+    def cached_fraction(self, spec: EntrySpec, keys: Sequence[str]) -> float:
+        """Share of `keys`, 0 to 1, that the entry holds; changes nothing."""
+        return cached_fraction(self.entry_folder(spec), spec.shape, spec.dtype, keys)
 
-def clear(cache_dir: str | Path, chosen: str) -> tuple[list[CacheEntry], list[CacheEntry]]:
-    """Deletes pools; returns those that were deleted, and those that stay because they are in use.
+    def reserve(self, arrays: ArrayCache, num_bytes: int) -> bool:
+        """Makes room for `num_bytes` more in an opened entry; where the limit forbids it, `arrays` go to memory.
 
-    Args:
-        chosen: "all", a kind, or the name of a pool, with its kind before it or not.
+        Returns:
+            Whether they fit on disk.
+        """
+        fits = self.make_room(num_bytes)
+        if not fits:
+            arrays.spill_to_memory(f"--cache-gb {self.limit_gb:g} allows no more")
+        return fits
 
-    Raises:
-        UserError: nothing in the cache has that name.
-    """
-    pools = list_entries(cache_dir)
-    names = {pool: {"all", pool.kind, pool.path.name, pool.name} for pool in pools}
-    if chosen not in set().union({"all"}, *names.values()):
-        known = {"all", *(pool.kind for pool in pools), *(pool.name for pool in pools)}
-        raise UserError(f"{cache_dir} holds nothing of the name {chosen}.{did_you_mean(chosen, known)}")
-    matching = [pool for pool in pools if chosen in names[pool]]
-    deleted = [pool for pool in matching if _delete(pool.path)]
-    return deleted, [pool for pool in matching if pool not in deleted]
+    def make_room(self, num_bytes: int) -> bool:
+        """Deletes entries, least recently used first, until `num_bytes` more fit; returns whether they do.
 
-
-def described(pool: CacheEntry) -> str:
-    """In words: what it holds, its size, its last use."""
-    return ", ".join(
-        filter(None, (pool.about, megabytes(pool.num_bytes), f"last used {pool.last_used:%Y-%m-%d %H:%M}"))
-    )
-
-
-@contextmanager
-def alone(folder: Path, make: bool = False) -> Iterator[None]:
-    """No two processes open the pool at once: they would take turns in throwing away what the other one began.
-
-    Who waited may find the folder deleted, or replaced by another one, and then takes the one that is there; `make`
-    says whether a missing one is made or a FileNotFoundError.
-    """
-    for _ in range(TRIES):
+        Entries in use stay: open the one that is to grow first. Where `num_bytes` cannot fit whatever is deleted, only
+        as much is deleted as brings the cache itself within its limit.
+        """
         try:
-            if make:
-                folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-        except (FileNotFoundError, FileExistsError):
-            if make and os.path.isdir(folder.parent) and not os.path.lexists(folder):
-                continue  # deleted between two of these lines
+            entries = self.entries()
+        except OSError:  # unreadable and so unwritable, which opening an entry reports
+            return True
+        limit_bytes = self.limit_gb * 1e9
+        total = sum(entry.num_bytes for entry in entries)
+        in_use = sum(entry.num_bytes for entry in entries if entry.in_use)
+        target = limit_bytes - num_bytes if in_use + num_bytes <= limit_bytes else limit_bytes
+        deleted = []
+        for entry in sorted(entries, key=lambda entry: entry.last_used):
+            with suppress(OSError):  # of another user
+                if total > target and _delete(entry.path):
+                    deleted.append(entry.describe())
+                    total -= entry.num_bytes
+        if deleted:
+            logger.info(
+                f"Deleted from {self.folder}, least recently used first, to stay below {megabytes(limit_bytes)}: "
+                f"{', '.join(deleted)}."
+            )
+        return total + num_bytes <= limit_bytes
+
+    def entries(self) -> list[CacheEntry]:
+        """All entries by name, with damaged ones and those of other versions; [] where the folder is missing.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        if not self.folder.exists():
+            return []
+        os.listdir(self.folder)  # raises for a file or a folder without permission, where glob finds nothing
+        entries = []
+        for records in sorted(self.folder.glob(f"*/*/{RECORDS}")):
+            if records.with_name(INDEX).is_file():
+                with suppress(FileNotFoundError):  # deleted at this moment
+                    entries.append(_inspect(records.parent))
+        return entries
+
+    def clear(self, chosen: str) -> tuple[list[CacheEntry], list[CacheEntry]]:
+        """Deletes entries.
+
+        Args:
+            chosen: "all", a kind, or the name of an entry with or without its kind.
+
+        Returns:
+            The entries that were deleted, and those that stay because a process uses them.
+
+        Raises:
+            UserError: nothing in the cache has that name.
+        """
+        entries = self.entries()
+        names = [{"all", entry.kind, entry.path.name, entry.name} for entry in entries]
+        if chosen not in {"all"}.union(*names):
+            known = {"all", *(entry.kind for entry in entries), *(entry.name for entry in entries)}
+            raise UserError(f"{self.folder} has no entry {chosen}.{did_you_mean(chosen, known)}")
+        matching = [entry for entry, own in zip(entries, names, strict=True) if chosen in own]
+        deleted = [entry for entry in matching if _delete(entry.path)]
+        return deleted, [entry for entry in matching if entry not in deleted]
+
+    def num_bytes(self) -> int:
+        """Size of all records on disk."""
+        total = 0
+        for records in self.folder.glob(f"*/*/{RECORDS}"):
+            with suppress(OSError):  # deleted at this moment
+                total += records.stat().st_size
+        return total
+
+    def free_bytes(self) -> int:
+        """Free space on the disk of the cache."""
+        return shutil.disk_usage(existing_part(self.folder)).free
+
+    @contextmanager
+    def disk_full_as_user_error(self, what: str, num_bytes: int) -> Iterator[None]:
+        """Turns an OSError into a NoSpace that says how much `what` needs, and where."""
+        try:
+            yield
+        except BrokenPipeError:  # of the console, not of the cache
             raise
-        try:
-            with suppress(OSError):  # a file system without such locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_at(descriptor, folder):
-                yield
-                return
-        finally:
-            os.close(descriptor)
-    raise OSError(errno.EBUSY, "deleted again and again by other processes", str(folder))
-
-
-def _is_at(descriptor: int, folder: Path) -> bool:
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), os.stat(folder))
-    return False
-
-
-def open_index(index: Path) -> closing[sqlite3.Connection]:
-    """An index that is not made; for writing, since what a killed process left is rolled back before it can be read."""
-    return closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=rw", uri=True, timeout=5))
+        except OSError as error:
+            raise NoSpace(
+                f"The {what} need {megabytes(num_bytes)} in {self.folder}, which cannot be written "
+                f"({error.strerror or error}); free some space, raise --cache-gb, or name another folder with --cache-dir."
+            ) from None
 
 
 def _inspect(folder: Path) -> CacheEntry:
-    with alone(folder):
+    with exclusive_lock(folder):
         records = (folder / RECORDS).stat()
         num_bytes = records.st_size + (folder / INDEX).stat().st_size
-        about, num_records = _read_description(folder / INDEX)
         last_used = datetime.fromtimestamp(records.st_mtime).astimezone()
-        return CacheEntry(folder, folder.parent.name, about, num_records, num_bytes, last_used, _is_used(folder))
+        return CacheEntry(folder, *_read_spec(folder), num_bytes, last_used, is_used(folder / RECORDS))
 
 
-def _read_description(index: Path) -> tuple[str, int]:
+def _read_spec(folder: Path) -> tuple[EntrySpec | None, str, int]:
+    """The spec, the problem and the number of records."""
     try:
-        with open_index(index) as opened:
-            version = opened.execute("PRAGMA user_version").fetchone()[0]
-            if version != VERSION:
-                return "of another version, made anew when it is needed", 0
-            return opened.execute("SELECT about, (SELECT COUNT(key) FROM kept) FROM pool").fetchone()
+        with open_index(folder / INDEX) as index:
+            if index.execute("PRAGMA user_version").fetchone()[0] != VERSION:
+                return None, "of another version", 0
+            select = "SELECT layout, about, (SELECT COUNT(key) FROM kept) FROM pool"
+            layout, facts, num_records = index.execute(select).fetchone()
+        shape, dtype = parse_layout(layout)
+        return EntrySpec(folder.parent.name, folder.name, shape, dtype, parse_facts(facts)), "", num_records
     except sqlite3.OperationalError as error:
-        return f"cannot be read ({error})", 0
-    except (sqlite3.DatabaseError, TypeError):
-        return "damaged, made anew when it is needed", 0
+        return None, f"cannot be read ({error})", 0
+    except (sqlite3.DatabaseError, TypeError, ValueError, SyntaxError):
+        return None, "damaged", 0
 
 
 def _delete(folder: Path) -> bool:
-    """Deletes a pool unless it is in use; returns whether it has gone. Other files in its folder stay."""
-    with suppress(FileNotFoundError), alone(folder):  # not there any more: somebody else was faster
-        if _is_used(folder):
+    """Deletes an entry unless it is in use; returns whether it is gone. Other files in its folder stay."""
+    with suppress(FileNotFoundError), exclusive_lock(folder):  # missing: another process was faster
+        if is_used(folder / RECORDS):
             return False
         for name in (RECORDS, INDEX, JOURNAL):  # the large one first: a kill in between leaves little behind
             (folder / name).unlink(missing_ok=True)
         with suppress(OSError):  # not empty
             folder.rmdir()
     return True
-
-
-def _is_used(folder: Path) -> bool:
-    """Whether anybody holds the pool's shared lock; to be asked by who is `alone`, so that the answer stays true."""
-    try:
-        descriptor = os.open(folder / RECORDS, os.O_RDONLY)
-    except OSError:  # not there, or of another user
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without such locks: what is open stays readable after its deletion
-        return False
-    finally:
-        os.close(descriptor)

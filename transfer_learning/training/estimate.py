@@ -5,7 +5,6 @@ not grow (compiling, drawing the figures) stands here as a constant. The report 
 """
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,11 +22,10 @@ from transfer_learning.datasets.decoding.sample import Sample, sample_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ood
 from transfer_learning.models.classifier import BATCH, Classifier
-from transfer_learning.models.features import Activations
 from transfer_learning.models.freezing import Cut
 from transfer_learning.models.inference_graph import inference_graph
-from transfer_learning.storage.cache import RECORDS
-from transfer_learning.storage.files import existing_part, read_json, renamed, write_json
+from transfer_learning.storage.cache import Cache
+from transfer_learning.storage.files import read_json, renamed, write_json
 from transfer_learning.training.phase_inputs import activations_of_cut, copy_names
 
 logger = logging.getLogger(__name__)
@@ -74,8 +72,8 @@ class Kept(NamedTuple):
 class RunEstimate:
     """The stages of a run in their order, kept in a file of the run directory; a damaged one counts as none."""
 
-    def __init__(self, path: Path, cache_dir: str | Path):
-        self._path, self._cache_dir = path, Path(cache_dir)
+    def __init__(self, path: Path, cache: Cache):
+        self._path, self._cache = path, cache
         self.stages, self.caches_activations = {}, False
         try:
             kept = read_json(path) if path.exists() else {"stages": [], "caches_activations": False}
@@ -89,11 +87,11 @@ class RunEstimate:
     def stage(self, name: str) -> Iterator[None]:
         """Adds the time inside to the stage, whatever ends it."""
         stage, started = self.stages.setdefault(name, Stage(name)), time.monotonic()
-        bytes_before = self._cache_bytes()
+        bytes_before = self._cache.num_bytes()
         try:
             yield
         finally:
-            stage.num_bytes += max(0, self._cache_bytes() - bytes_before)
+            stage.num_bytes += max(0, self._cache.num_bytes() - bytes_before)
             stage.seconds = round((stage.seconds or 0.0) + time.monotonic() - started, 3)
             self._write()
 
@@ -102,13 +100,6 @@ class RunEstimate:
         self.stages = {stage.name: stage for stage in stages}
         self.caches_activations = caches_activations
         self._write()
-
-    def _cache_bytes(self) -> int:
-        total = 0
-        for records in self._cache_dir.glob(f"*/*/{RECORDS}"):
-            with suppress(OSError):  # deleted at this moment
-                total += records.stat().st_size
-        return total
 
     def _write(self) -> None:
         stages = [asdict(stage) for stage in self.stages.values()]
@@ -123,23 +114,23 @@ def estimate_run(
     Returns:
         The stages, and whether a fine-tune phase shall start from kept activations; both are said, with the reason.
     """
-    sample = sample_dataset(dataset, config.stored_size, config.resize, config.cache_dir, config.decoded_gb)
+    cache = Cache.of(config)
+    sample = sample_dataset(dataset, config.stored_size, config.resize, cache, config.decoded_gb)
     work = work_in(dataset, config)
-    rates, kept = Rates(Path(config.cache_dir) / "rates.json"), {}
+    rates, kept = Rates(cache.folder / "rates.json"), {}
     for name, cut in cuts.items():
         if cut:
             activations = activations_of_cut(cut, config, sample.pixel_key, runtime)
             views = copy_names(sample.hashes, config.phase(name), config.flip)
-            share = activations.cached_fraction([name for view in views for name in view])
+            share = cache.cached_fraction(activations, [name for view in views for name in view])
             missing = share_missing(share, work, len(views))
-            kept[name] = Kept(rates.of(activations, cut, bool(missing)), activations.num_bytes, missing)
+            kept[name] = Kept(rates.of(activations.name, cut, bool(missing)), activations.record_bytes, missing)
     if "frozen" in kept:
         forward_rate = kept["frozen"].forward_rate
     else:
         forward_rate = rate(inference_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
-    free = shutil.disk_usage(existing_part(Path(config.cache_dir))).free
     keeps = "fine_tune" in kept and choose_kept(
-        config.fine_tune, work, forward_rate, kept["fine_tune"], free, config.cache_gb * 1e9
+        config.fine_tune, work, forward_rate, kept["fine_tune"], cache.free_bytes(), cache.limit_gb * 1e9
     )
     lower_rate = kept["fine_tune"].forward_rate if "fine_tune" in kept else np.inf
     if not keeps:
@@ -237,14 +228,17 @@ class Rates:
     def __init__(self, path: Path):
         self._path = path
 
-    def of(self, activations: Activations, cut: Cut, anew: bool) -> float:
-        """Images a second through ``cut.lower``: measured, if `anew` is set or no earlier run has measured it."""
+    def of(self, name: str, cut: Cut, anew: bool) -> float:
+        """Images per second through ``cut.lower``: measured if `anew` is set or no earlier run has measured it.
+
+        Args:
+            name: of the cache entry, which depends on the network, its weights and the machine.
+        """
         known = {}
         with suppress(OSError, UserError):
             known = read_json(self._path)
         if not isinstance(known, dict):
             known = {}
-        name = activations.folder.name  # which names the network, its weights and the machine
         if anew or not isinstance(known.get(name), float) or not known[name] > 0:
             known[name] = rate(cut.compute, cut.lower.input_shape[1:])
             with suppress(OSError):  # a cache that cannot be written

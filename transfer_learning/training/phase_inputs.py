@@ -13,24 +13,25 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import Examples, key_of
 from transfer_learning.datasets.prepared import PreparedDataset
-from transfer_learning.models.features import Activations, ComputedActivations, activations_of, cached_activations
+from transfer_learning.models.features import ComputedActivations, activations_entry, cached_activations
 from transfer_learning.models.freezing import Cut
-from transfer_learning.storage.array_cache import NoSpace
+from transfer_learning.storage.cache import Cache, NoSpace
+from transfer_learning.storage.cache_index import EntrySpec
 
 logger = logging.getLogger(__name__)
 
 COPY_SEED = 0  # not the run's: another run would have to make its own views
 
 
-def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, str]) -> Activations:
-    """Names what the lower side of the cut makes of images.
+def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, str]) -> EntrySpec:
+    """The cache entry for the output of the layers below the cut.
 
     Args:
         pixel_key: see `CachedImages`.
         runtime: versions, device and flags, that the last bits depend on.
     """
     key = json.dumps([runtime, pixel_key, keras.mixed_precision.dtype_policy().name])
-    return activations_of(cut.lower, key, f"{config.backbone} at {config.image_size} pixels", config.cache_dir)
+    return activations_entry(cut.lower, key, config.backbone, config.image_size)
 
 
 def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
@@ -74,7 +75,7 @@ def make_phase_inputs(
     if keep:
         try:
             inputs, positions = cached_activations(
-                activations, compute, data.images.pixels, all_rows, all_names, config.cache_dir, config.cache_gb, change
+                activations, compute, data.images.pixels, all_rows, all_names, Cache.of(config), change
             )
         except NoSpace as error:
             logger.info(f"{error} The run goes on and computes them in every epoch, to the same bits.")

@@ -30,6 +30,7 @@ from transfer_learning.datasets.pipeline import Examples, training_batches
 from transfer_learning.datasets.sources import folder
 from transfer_learning.errors import UserError
 from transfer_learning.storage.array_cache import ArrayCache
+from transfer_learning.storage.cache import Cache
 
 
 @pytest.fixture
@@ -41,10 +42,10 @@ def photos_here(tmp_path):
 def opened(tmp_path):
     """Opens a store in a cache of its own; returns it and what was said."""
 
-    def open_it(root_or_dataset, size=8, resize="squash", **limits):
+    def open_it(root_or_dataset, size=8, resize="squash", cache_gb=100.0, **limits):
         dataset = root_or_dataset if isinstance(root_or_dataset, Dataset) else folder.read(root_or_dataset)
         said = log_messages()
-        return cached_images(dataset, size, resize, tmp_path / "cache", **limits), said
+        return cached_images(dataset, size, resize, Cache(tmp_path / "cache", cache_gb), **limits), said
 
     return open_it
 
@@ -217,7 +218,7 @@ def test_progress_counts_what_is_decoded(photos_here, tmp_path, monkeypatch):
     counted = []
     for _ in range(2):
         dataset = folder.read(photos_here)
-        cached_images(dataset, 8, "squash", tmp_path)
+        cached_images(dataset, 8, "squash", Cache(tmp_path))
     assert counted == [(4, 9), (8, 9), (9, 9)] * 2
 
 
@@ -273,7 +274,7 @@ def test_where_no_room_can_be_made_nothing_is_written_and_it_is_asked_for_once(
     for number, path in enumerate(sorted(photos_here.rglob("*.png"))[3:]):  # 1 of the first 4, and all the others
         Image.new("RGB", (16, 16), (number, 0, 0)).save(path)
     asked = []
-    monkeypatch.setattr(pixel_cache, "make_room", lambda *arguments: bool(asked.append(arguments)))
+    monkeypatch.setattr(Cache, "make_room", lambda *arguments: bool(asked.append(arguments)))
     kept, said = opened(photos_here)
     assert len(asked) == 1 and sum("allows no more" in sentence for sentence in said) == 1
     assert kept.pixels[kept.rows[3:]][:, 0, 0, 0].tolist() == list(range(6))
@@ -288,20 +289,20 @@ def test_room_is_made_for_what_is_expected_ahead_of_what_is_decoded(
 ):
     asked, limits = [], {"decoded_gb": 0.0, "cache_gb": 3.0} if as_jpegs else {"cache_gb": 3.0}
 
-    def room(cache_dir, num_bytes, limit_bytes, say):
-        asked.append((num_bytes, limit_bytes, len(decoded)))
+    def room(cache, num_bytes):
+        asked.append((num_bytes, cache.limit_gb, len(decoded)))
         return True
 
-    monkeypatch.setattr(pixel_cache, "make_room", room)
+    monkeypatch.setattr(Cache, "make_room", room)
     opened(photos_here, **limits)
-    assert asked == [(9 * num_bytes, 3e9, 0)], "all, before the first"
+    assert asked == [(9 * num_bytes, 3.0, 0)], "all, before the first"
     asked.clear()
     opened(photos_here, **limits)
     assert asked == []
     add_one(photos_here)  # in the second of three chunks: 1 of 8 is missing, so of the last 2 that is at most 1
     decoded.clear()
     opened(photos_here, **limits)
-    assert asked == [(2 * num_bytes, 3e9, 0)] and decoded == ["new.png"]
+    assert asked == [(2 * num_bytes, 3.0, 0)] and decoded == ["new.png"]
 
 
 def test_a_damaged_pool_is_mended(photos_here, opened, decoded, tmp_path):
@@ -320,6 +321,7 @@ KILLED = """
 import os, signal, sys
 from transfer_learning.datasets.decoding import pixel_cache as store
 from transfer_learning.datasets.sources import folder
+from transfer_learning.storage.cache import Cache
 from pathlib import Path
 
 decode, count = store.DecodeWorkers.decode, 0
@@ -331,7 +333,7 @@ def decode_some(*arguments):
     return decode(*arguments)
 
 store.DecodeWorkers.decode, store.CHUNK, store.usable_cores = decode_some, 2, lambda: 1
-store.cached_images(folder.read(Path(sys.argv[1])), 8, "squash", sys.argv[2])
+store.cached_images(folder.read(Path(sys.argv[1])), 8, "squash", Cache(Path(sys.argv[2])))
 """
 
 
@@ -341,7 +343,7 @@ def test_killed_in_the_middle_it_continues_with_the_rest_to_the_same_bits(photos
     assert done.returncode == -signal.SIGKILL
     kept, said = opened(photos_here)
     assert len(decoded) <= 9 - 4 and said == told(9, len(decoded), 9 - len(decoded)), "two chunks were written before"
-    unbroken = cached_images(folder.read(photos_here), 8, "squash", tmp_path / "other cache")
+    unbroken = cached_images(folder.read(photos_here), 8, "squash", Cache(tmp_path / "other cache"))
     np.testing.assert_array_equal(kept.pixels[kept.rows], unbroken.pixels[unbroken.rows])
     assert kept.facts.equals(unbroken.facts)
     assert len([path for path in (tmp_path / "cache").rglob("*.*") if path.is_file()]) == 2, "nothing is left over"
@@ -399,7 +401,9 @@ def smooth_photos(tmp_path):
 def test_jpegs_are_read_like_the_array_that_they_stand_for(smooth_photos, opened, decoded):
     plain, _ = opened(smooth_photos, size=16)
     kept, said = opened(smooth_photos, size=16, decoded_gb=0.0)
-    assert said[1:] == told(4, 3, 0) and kept.pixel_key != plain.pixel_key and kept.folder != plain.folder
+    assert (
+        said[1:] == told(4, 3, 0) and kept.pixel_key != plain.pixel_key and kept.cached_in.name != plain.cached_in.name
+    )
     assert len(kept.pixels) == 3 and kept.pixels.shape == (3, 16, 16, 3) and kept.pixels.dtype == np.uint8
     assert kept.rows.tolist() == [0, 1, 2, 0]
     facts = [name for name in FACTS if name != "pixels"]  # whose hash is that of the JPEG here
@@ -452,7 +456,7 @@ def peak_memory(num_images, tmp_path):
     examples = [Example(str(number), "ab"[number % 2], "", part) for number, part in enumerate(parts)]
     dataset, decoded_bytes = Dataset("table", ("a", "b"), tuple(examples)), num_images * size**2 * 3
     tracemalloc.start()
-    opened = cached_images(dataset, size, "squash", tmp_path / "cache", decoded_gb=decoded_bytes / 1e9 / 100)
+    opened = cached_images(dataset, size, "squash", Cache(tmp_path / "cache"), decoded_gb=decoded_bytes / 1e9 / 100)
     assert isinstance(opened.pixels, JpegPixels)
     ids = np.array([example.id for example in examples], object)
     images = Examples(opened.pixels, opened.rows, np.zeros(num_images, np.int32), ids)

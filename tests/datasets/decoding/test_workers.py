@@ -322,10 +322,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their ba
 from transfer_learning.datasets.decoding import workers as decode_worker
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.decoding.pixel_cache import cached_images
+from transfer_learning.storage.cache import Cache
 
 decode_worker.COMMAND = (sys.executable, "-c", sys.argv[1])
 examples = tuple(Example(str(number), "a", "", Path(path)) for number, path in enumerate(sys.argv[3:]))
-cached_images(Dataset("some", ("a",), examples), 8, "squash", sys.argv[2])
+cached_images(Dataset("some", ("a",), examples), 8, "squash", Cache(Path(sys.argv[2])))
 """
 
 

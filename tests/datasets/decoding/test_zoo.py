@@ -19,6 +19,7 @@ from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.prepared import prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.datasets.survey import survey
+from transfer_learning.storage.cache import Cache
 
 NO_SPLITS = ("--val-fraction", "0", "--test-fraction", "0")
 
@@ -90,9 +91,9 @@ def test_looking_at_headers_and_at_a_sample_waits_for_nothing_and_reads_nothing_
     table.write_text("path,label\n" + "\n".join(dict.fromkeys(rows)) + "\n")
     dataset = load_dataset(str(table), tmp_path)
     assert survey(dataset).short_side == 30
-    sample = sample_dataset(dataset, 16, "squash", tmp_path / "cache", 16)
+    sample = sample_dataset(dataset, 16, "squash", Cache(tmp_path / "cache"), 16)
     assert len(sample.hashes) == 36, "the good ones alone"
-    facts = cached_images(dataset, 16, "squash", tmp_path / "cache").facts
+    facts = cached_images(dataset, 16, "squash", Cache(tmp_path / "cache")).facts
     assert (facts["problem"] == "").sum() == 36 and (facts["problem"] != "").sum() == len(dataset.examples) - 36
 
 

@@ -15,6 +15,7 @@ from transfer_learning.datasets.sources import cv_studio
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.recipes.known import RECIPES
+from transfer_learning.storage.cache import Cache
 from transfer_learning.training.schedules import learning_rate
 
 WIDTH, HEIGHT = 40, 20
@@ -289,7 +290,7 @@ def test_an_image_that_cannot_be_read_is_named_with_all_of_its_boxes_as_any_othe
         "bad.png#1",
         "bad.png#2",
     ]
-    store = cached_images(dataset, 8, "squash", tmp_path / "cache")
+    store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"))
     with pytest.raises(UserError, match="2 images of 8 cannot be read .*bad.png"):
         make_manifest(dataset, store.facts, 0.1, 0.0)
 
@@ -304,7 +305,7 @@ def test_the_boxes_of_an_image_share_a_split(tmp_path):
         for number in range(30)
     }
     dataset = load(lay(tmp_path / "signs", annotations), "cv_studio_boxes")[2]
-    store = cached_images(dataset, 8, "squash", tmp_path / "cache")
+    store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"))
     manifest = make_manifest(dataset, store.facts, 0.3, 0.0)
     photo = manifest["id"].str.partition("#")[0]
     assert (manifest.groupby(photo)["split"].nunique() == 1).all() and photo.nunique() == 30

@@ -24,6 +24,7 @@ from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.recipes.resolve import resolve_config
+from transfer_learning.storage.cache import Cache
 
 NAMES = ["cat", "dog", "axolotl"]  # not in the order of the alphabet
 
@@ -114,10 +115,10 @@ def test_an_image_in_a_table_is_the_same_as_its_file_to_the_store(tmp_path):
     """So what a run on class folders has decoded, one on a table of the same images finds."""
     class_folders(tmp_path / "files")
     saved(tmp_path / "table")
-    cached_images(folder.read(tmp_path / "files"), 8, "squash", tmp_path / "cache")
+    cached_images(folder.read(tmp_path / "files"), 8, "squash", Cache(tmp_path / "cache"))
     said = log_messages()
     dataset = read(tmp_path / "table", tmp_path)
-    store = cached_images(dataset, 8, "squash", tmp_path / "cache")
+    store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"))
     assert said == []
     for example, row in zip(dataset.examples, store.rows, strict=True):
         np.testing.assert_array_equal(store.pixels[int(row)], decode(example.source, 8, "squash").pixels)
@@ -128,7 +129,7 @@ def test_a_table_is_decoded_by_the_workers(as_jpeg, tmp_path):
     saved(tmp_path / "set")
     dataset, said = read(tmp_path / "set", tmp_path), []
     limit = {"decoded_gb": 0.0} if as_jpeg else {}
-    store = cached_images(dataset, 8, "squash", tmp_path / "cache", **limit)
+    store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"), **limit)
     assert said[-1] == "Decoded 9 images; 0 were kept from earlier runs."
     assert (store.facts["problem"] == "").all() and (store.facts[["width", "height"]] == [16, 12]).all(axis=None)
     assert store.facts["sha256"].tolist() == expected_images()
@@ -137,7 +138,7 @@ def test_a_table_is_decoded_by_the_workers(as_jpeg, tmp_path):
 def test_an_image_that_is_none_is_a_problem_of_its_own(tmp_path):
     rows = [{"bytes": png(0), "path": None}, {"bytes": b"no image", "path": None}, {"bytes": png(2), "path": None}]
     table(3, image=(Image(), rows)).save_to_disk(tmp_path / "set")
-    store = cached_images(read(tmp_path / "set", tmp_path), 8, "squash", tmp_path / "cache")
+    store = cached_images(read(tmp_path / "set", tmp_path), 8, "squash", Cache(tmp_path / "cache"))
     assert store.facts["problem"].str.contains("cannot be decoded").tolist() == [False, True, False]
 
 

@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +15,14 @@ from transfer_learning.cli.progress import count_progress
 from transfer_learning.datasets.dataset import Dataset, Example, Source
 from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
-from transfer_learning.storage.array_cache import ArrayCache, CachedRows, disk_full_as_user_error
-from transfer_learning.storage.cache import make_room
+from transfer_learning.datasets.rows import Rows
+from transfer_learning.storage.array_cache import ArrayCache, CachedRows
+from transfer_learning.storage.cache import Cache
+from transfer_learning.storage.cache_index import PIXELS, EntrySpec
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3  # a part of the pool's name: raise it when `decode` changes what it returns
-POOLS = "pixels"  # the folder of the cache
+VERSION = 3  # part of the cache entry's name: raise it when `decode` changes its output
 UNREADABLE = "unreadable"  # no hash begins like this
 CHUNK = 128  # images that are kept at a time, while as many again are decoded: what a kill loses and memory holds
 # What is known of an example: the hash of its content; its size in pixels; why it cannot be decoded, or ""; the hash of its
@@ -35,11 +35,11 @@ JPEG_BYTES_PER_PIXEL = 0.7  # photos at 160 and 224 pixels take 0.5 to 0.7: to s
 class CachedImages:
     """Pixels and facts of the examples of a dataset."""
 
-    pixels: "CachedRows | JpegPixels"  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
+    pixels: Rows  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
     rows: np.ndarray  # int64 (examples,), which of `pixels` is an example's; -1 where `problem` says why there is none
     facts: pd.DataFrame  # a row an example, in their order; its columns are FACTS
-    pixel_key: str  # what else than its content decides the pixels of an image: size, way of resizing, versions
-    folder: Path  # where the pixels are kept
+    pixel_key: str  # what decides the pixels of an image besides its content: size, resizing, versions
+    cached_in: EntrySpec  # the cache entry of the pixels
 
 
 class JpegPixels:
@@ -80,9 +80,7 @@ class JpegPixels:
         return pixels
 
 
-def cached_images(
-    dataset: Dataset, size: int, resize: str, cache_dir: str | Path, decoded_gb: float = 16.0, cache_gb: float = 100.0
-) -> CachedImages:
+def cached_images(dataset: Dataset, size: int, resize: str, cache: Cache, decoded_gb: float = 16.0) -> CachedImages:
     """Opens the store of `dataset`; what no earlier run has decoded, of this dataset or another one, is decoded first.
 
     Every file is read from the disk once: a chunk of them is hashed while the chunk before it is decoded, which finds
@@ -92,15 +90,15 @@ def cached_images(
     Args:
         size: side of the kept images in pixels.
         resize: how they become square, as `decode` takes it.
-        cache_dir: folder of everything that is kept for later runs.
+        cache: where the decoded images are found and stored.
         decoded_gb: a dataset whose decoded images, copies included, take more (in 10^9 bytes) is kept as JPEGs.
-        cache_gb: most that the cache may hold, in 10^9 bytes; what does not fit is held in memory.
 
     Raises:
         UserError: there is no space for the images, neither on disk nor in memory.
     """
     examples = dataset.examples
-    as_jpeg, record_bytes, pixel_key = pixel_format(len(examples), size, resize, decoded_gb)
+    stored = pixel_format(len(examples), size, resize, decoded_gb)
+    as_jpeg, record_bytes = stored.as_jpeg, stored.record_bytes
     if as_jpeg:
         logger.info(
             f"Decoded, the {len(examples):,} images would take {len(examples) * size**2 * 3 / 1e9:,.2f} GB, more than "
@@ -108,14 +106,12 @@ def cached_images(
             f"{JPEG_QUALITY}, about {len(examples) * record_bytes / 1e9:,.2f} GB, which every access decodes; `predict`, "
             "which reads the files themselves, may differ from the test in the last digits."
         )
-    folder = Path(cache_dir) / POOLS / pixel_key
-    about = f"images of {size} x {size} pixels{' as JPEGs' * as_jpeg} ({resize})"
-    with disk_full_as_user_error("The decoded images", len(examples) * record_bytes, cache_dir):
-        kept = ArrayCache(folder, None if as_jpeg else (size, size, 3), np.uint8, about)
+    with cache.disk_full_as_user_error("decoded images", len(examples) * record_bytes):
+        kept = cache.open(stored.entry)
     progress = count_progress("Reading images")
     names: list[str] = []
     with kept, _Decoders(size, resize, as_jpeg) as decoders:
-        filling = _Filling(kept, len(examples), record_bytes, cache_dir, cache_gb)
+        filling = _Filling(kept, len(examples), record_bytes, cache)
         hashes = decoders.hash(examples[:CHUNK])
         images: dict[str, Future[Decoded]] = {}  # of the chunk before
         for start in range(0, len(examples) + CHUNK, CHUNK):  # the last turn has no chunk of its own
@@ -139,7 +135,7 @@ def cached_images(
         ("" if name.startswith(UNREADABLE) else name, *facts) for name, (_, *facts) in zip(names, known, strict=True)
     ]
     facts = pd.DataFrame(facts, columns=list(FACTS))
-    return CachedImages(pixels, np.array([row for row, *_ in known], np.int64), facts, pixel_key, folder)
+    return CachedImages(pixels, np.array([row for row, *_ in known], np.int64), facts, stored.entry.name, stored.entry)
 
 
 class _Known(NamedTuple):
@@ -164,26 +160,29 @@ class _Known(NamedTuple):
 
 
 class PixelFormat(NamedTuple):
-    """The form in which the images of a dataset are kept."""
+    """How the images of a dataset are cached."""
 
     as_jpeg: bool
-    record_bytes: int  # of an image, about where `as_jpeg`
-    pixel_key: str  # see `CachedImages`; the name of the pool
+    record_bytes: int  # per image; an estimate where `as_jpeg`
+    entry: EntrySpec  # its name is `CachedImages.pixel_key`
 
 
 def pixel_format(num_images: int, size: int, resize: str, decoded_gb: float) -> PixelFormat:
-    """Decides by the size of the decoded dataset; see `cached_images`."""
+    """Chooses pixels or JPEGs by the size of the decoded dataset; see `cached_images`."""
     as_jpeg = num_images * size**2 * 3 > decoded_gb * 1e9
-    record_bytes = int(size**2 * (JPEG_BYTES_PER_PIXEL if as_jpeg else 3))
-    return PixelFormat(as_jpeg, record_bytes, f"{size}-{resize}-{VERSION}-{PIL.__version__}{'-jpeg' * as_jpeg}")
+    facts = {"size": size, "resize": resize, "format": "JPEG" if as_jpeg else "pixels"}
+    name = f"{size}-{resize}-{VERSION}-{PIL.__version__}{'-jpeg' if as_jpeg else ''}"
+    if as_jpeg:
+        return PixelFormat(True, int(size**2 * JPEG_BYTES_PER_PIXEL), EntrySpec(PIXELS, name, None, "", facts))
+    return PixelFormat(False, size**2 * 3, EntrySpec(PIXELS, name, (size, size, 3), "uint8", facts))
 
 
 class _Filling:
     """What is known of the contents that were looked at, and the pool that takes those which are missing."""
 
-    def __init__(self, kept: ArrayCache, num_images: int, record_bytes: int, cache_dir: str | Path, cache_gb: float):
+    def __init__(self, kept: ArrayCache, num_images: int, record_bytes: int, cache: Cache):
         self._kept, self._num_images, self._record_bytes = kept, num_images, record_bytes
-        self._cache_dir, self._cache_gb = cache_dir, cache_gb
+        self._cache = cache
         self._num_looked_at = self._num_with_room = 0
         self.num_missing = self.num_added = 0
         self.known: dict[str, _Known] = {}
@@ -204,8 +203,7 @@ class _Filling:
         self.num_missing += len(missing)
         if self.num_missing > self._num_with_room:
             self._num_with_room = self.num_missing + self._num_expected()
-            if not make_room(self._cache_dir, self._num_bytes_left(), self._cache_gb * 1e9):
-                self._kept.spill_to_memory(f"--cache-gb {self._cache_gb:g} allows no more")
+            if not self._cache.reserve(self._kept, self._num_bytes_left()):
                 self._num_with_room = self._num_images  # nothing else is deleted for what is not written
         return missing
 
@@ -234,7 +232,7 @@ class _Filling:
         return (self.num_missing + self._num_expected() - self.num_added) * self._record_bytes
 
     def _space_told(self):
-        return disk_full_as_user_error("The decoded images", self._num_bytes_left(), self._cache_dir)
+        return self._cache.disk_full_as_user_error("decoded images", self._num_bytes_left())
 
 
 def _hash_of_pixels(pixels: np.ndarray | bytes | None) -> str:

@@ -2,16 +2,15 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from transfer_learning.datasets.dataset import Dataset, Source
 from transfer_learning.datasets.decoding.decode import content_hash, decode
-from transfer_learning.datasets.decoding.pixel_cache import POOLS, pixel_format
+from transfer_learning.datasets.decoding.pixel_cache import pixel_format
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
-from transfer_learning.storage.array_cache import cached_fraction
+from transfer_learning.storage.cache import Cache
 
 NUM_IMAGES = 64
 SECONDS = 0.3  # of decoding; at least one image a processor
@@ -28,16 +27,15 @@ class Sample(NamedTuple):
     pixel_key: str  # see `CachedImages`
 
 
-def sample_dataset(dataset: Dataset, size: int, resize: str, cache_dir: str | Path, decoded_gb: float) -> Sample:
+def sample_dataset(dataset: Dataset, size: int, resize: str, cache: Cache, decoded_gb: float) -> Sample:
     """Looks at images spread evenly over the dataset; decodes some of them only to measure how long that takes."""
     sources = [example.source for example in dataset.examples[:: -(-len(dataset.examples) // NUM_IMAGES) or 1]]
     readable = {hashed: source for source in sources if (hashed := content_hash(source))}
     hashes = list(readable)
-    kept = pixel_format(len(dataset.examples), size, resize, decoded_gb)
-    shape = None if kept.as_jpeg else (size, size, 3)
-    missing = 1.0 - cached_fraction(Path(cache_dir) / POOLS / kept.pixel_key, shape, np.uint8, hashes)
+    stored = pixel_format(len(dataset.examples), size, resize, decoded_gb)
+    missing = 1.0 - cache.cached_fraction(stored.entry, hashes)
     rate = _rate(list(readable.values()), size, resize) if missing else np.inf
-    return Sample(hashes, missing, rate, kept.record_bytes, kept.pixel_key)
+    return Sample(hashes, missing, rate, stored.record_bytes, stored.entry.name)
 
 
 def _rate(sources: list[Source], size: int, resize: str) -> float:
