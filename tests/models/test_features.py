@@ -205,11 +205,7 @@ def test_a_full_disk_costs_the_keeping_and_not_the_run(extract, batches, monkeyp
         patched.setattr(ArrayCache, "_add_on_disk", full)
         values, said = extract()
     np.testing.assert_array_equal(values, expected)
-    assert (
-        len(said) == 2
-        and said[1].startswith("Features .backbone small_cnn, image size 16. need 1 MB in ")
-        and "No space" in said[1]
-    )
+    assert len(said) == 2 and said[1].startswith("Cannot write 1 MB to ") and "No space" in said[1]
     batches.clear()
     extract()
     assert len(batches) == 4, "what was kept before stays"

@@ -178,8 +178,8 @@ class Pictures:
 
     def of(self, position: int) -> str:
         """``data:image/jpeg;base64,...``; "" for what could not be decoded."""
-        row = self._data.store.rows[position]
-        return as_text(self._data.store.pixels[int(row)]) if row >= 0 else ""
+        row = self._data.images.rows[position]
+        return as_text(self._data.images.pixels[int(row)]) if row >= 0 else ""
 
 
 def as_text(pixels: np.ndarray, side: int = THUMBNAIL) -> str:
