@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m transfer_learning.benchmark", description=__doc__, epilog=EXAMPLES)
+    parser = Parser("benchmark", description=__doc__, epilog=EXAMPLES)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--devices", action="store_true", help="the processor against each GPU")
     what.add_argument("--peers", nargs="*", metavar="JOB", help=f"we against others, in these jobs: {', '.join(JOBS)}")

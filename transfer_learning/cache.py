@@ -16,7 +16,7 @@ from transfer_learning.storage.cache import Cache, CacheEntry
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m transfer_learning.cache", description=__doc__)
+    parser = Parser("cache", description=__doc__)
     parser.add_argument(
         "--cache-dir", default=RunConfig.cache_dir, metavar="FOLDER", help=f"(default: {RunConfig.cache_dir})"
     )

@@ -23,7 +23,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfer_learning.cli.parser import Parser, add_config_flags, given_values, run_main
+from transfer_learning.cli.flags import add_config_flags, given_values
+from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison import statistics
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m transfer_learning.compare", description=__doc__, epilog=EXAMPLES)
+    parser = Parser("compare", description=__doc__, epilog=EXAMPLES)
     parser.add_argument(
         "--config",
         action="append",

@@ -8,8 +8,9 @@ import dataclasses
 import importlib
 import json
 import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -32,6 +33,7 @@ def option(
     group: str = "",
     choices: tuple[str, ...] = (),
     table: str = "",
+    known: str = "",
     low: float = -math.inf,
     high: float = math.inf,
     above: float = -math.inf,
@@ -46,13 +48,15 @@ def option(
         help: what `--help` says about it.
         group: the heading of `--help` that it is listed under.
         choices: allowed values; or `table`, "module:TABLE" below the package, whose names are (and the default).
+        known: "module:TABLE", whose names are some of the allowed values, for `--help` and completion.
         low, high, above, below: the range of a number, with its ends (`low`, `high`) or without (`above`, `below`).
         was: an earlier name of the field, still read from files and flags.
         were: pairs of (earlier value, value that it is read as).
         changes_result: whether a resumed run must have the same value.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
-    metadata = {"help": help, "group": group, "choices": choices, "table": table, "bounds": bounds}
+    metadata = {"help": help, "group": group, "choices": choices, "table": table, "known": known}
+    metadata |= {"bounds": bounds}
     return field(default=default, metadata=metadata | {"was": was, "were": were, "changes_result": changes_result})
 
 
@@ -112,10 +116,11 @@ class RunConfig:
     # A folder may move: whether it still holds the same images is decided by their fingerprint.
     dataset: str = data(
         "drawn_pills",
-        "name, folder of class folders, archive, table with path,label columns, or hf:PLACE",
+        "name, folder of class folders, archive, table with path,label columns, or SCHEME:PLACE",
+        known="datasets.sources.registry:DATASETS",
         changes_result=False,
     )
-    backbone: str = model("efficientnet_lite0", "pretrained network under the head")
+    backbone: str = model("efficientnet_lite0", "pretrained network under the head", known="models.backbones:BACKBONES")
     weights: str = model("imagenet", "initial weights of the backbone: imagenet, none (random), or a file")
     image_size: int = model(224, "side in pixels of the square that the backbone sees", low=8, high=MAX_SIZE)
     input_size: int = data(
@@ -140,7 +145,7 @@ class RunConfig:
         low=1,
         was="micro_batches",
     )
-    seed: int = training(0, "seed of the head's weights, the order, augmentation and dropout", low=0, below=2**31)
+    seed: int = training(0, "seed of the head's weights, the order, augmentation and dropout", low=0, high=2**31 - 1)
     val_fraction: float = data(
         0.15, "fraction of the training images for validation, unless the dataset has a split", low=0, below=1
     )
@@ -269,6 +274,30 @@ def values_from_json(text: str, source: str = "the config") -> dict[str, Any]:
         raise UserError(f"{source} cannot be read ({error}); restore it, or start a new run.") from None
 
 
+def values_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments by the names that `with_values` takes.
+
+    Args:
+        options: values of fields; those of a phase as ``{"fine_tune": {"epochs": 3}}`` or ``{"fine_tune.epochs": 3}``.
+
+    Raises:
+        UserError: a name is unknown, or a value has another type than its field.
+    """
+    fields: dict[str, Any] = {}
+    for name, value in options.items():
+        phase, _, inner = name.partition(".")
+        if inner:
+            fields.setdefault(phase, {})[inner] = value
+        elif isinstance(value, Mapping):
+            fields[name] = fields.get(name, {}) | dict(value)
+        else:
+            fields[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+    try:
+        return dict(_read_fields(RunConfig, fields, ""))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"The options cannot be used ({error}); give fields of the config, see `run --help`.") from None
+
+
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """`config` with fields replaced; a field of a phase is named with a dot: ``{"frozen.epochs": 3, "seed": 1}``."""
     top = {name: value for name, value in values.items() if "." not in name}
@@ -312,16 +341,25 @@ def choices_of(item: dataclasses.Field) -> tuple[str, ...]:
     """The allowed values of a field, or () where any value of its type is."""
     if not item.metadata["table"]:
         return item.metadata["choices"]
-    module, _, table = item.metadata["table"].partition(":")
-    names = getattr(importlib.import_module(f"{__package__}.{module}"), table)
-    return tuple(dict.fromkeys([item.default, *names]))
+    return tuple(dict.fromkeys([item.default, *_names_in(item.metadata["table"])]))
+
+
+def known_of(item: dataclasses.Field) -> tuple[str, ...]:
+    """Some of the allowed values of a field, such as the datasets known by name."""
+    return _names_in(item.metadata["known"]) if item.metadata["known"] else ()
+
+
+def _names_in(place: str) -> tuple[str, ...]:
+    """The names in a table, ``"module:TABLE"`` below the package."""
+    module, _, table = place.partition(":")
+    return tuple(getattr(importlib.import_module(f"{__package__}.{module}"), table))
 
 
 def range_of(item: dataclasses.Field) -> str:
     """``at least 0, below 1``, or "" where a field has no range."""
     words = {"low": "at least", "above": "above", "below": "below", "high": "at most"}
     bounds = item.metadata["bounds"]
-    return ", ".join(f"{word} {bounds[name]:g}" for name, word in words.items() if math.isfinite(bounds[name]))
+    return ", ".join(f"{word} {bounds[name]:.10g}" for name, word in words.items() if math.isfinite(bounds[name]))
 
 
 def _check_values(prefix: str, values: RunConfig | Phase) -> None:
@@ -399,7 +437,7 @@ def _read_fields(cls: type, values: Any, prefix: str) -> Iterator[tuple[str, Any
             continue
         if hint is float and type(value) is int:
             value = float(value)
-        elif hint == tuple[int, ...] and isinstance(value, list) and all(type(part) is int for part in value):
+        elif hint == tuple[int, ...] and isinstance(value, list | tuple) and all(type(part) is int for part in value):
             value = tuple(value)
         elif type(value) is not hint:
             expected = "a list of int" if hint == tuple[int, ...] else hint.__name__

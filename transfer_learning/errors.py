@@ -1,34 +1,34 @@
-"""What a user can do wrong, and how a command says so: one sentence and an exit code, never a traceback."""
+"""Errors that a user can fix, each one sentence and an exit code instead of a traceback."""
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every verb; 130, 138 and 143 are what shells report for SIGINT, SIGUSR1 and SIGTERM."""
+    """Exit codes of every command; 130, 138 and 143 are what shells report for SIGINT, SIGUSR1 and SIGTERM."""
 
     DONE = 0
-    FAILED = 1  # a fault of the program: a traceback is printed
+    FAILED = 1  # a bug: a traceback is printed
     USER_ERROR = 2
     INTERRUPTED = 130
-    PREEMPTED = 138  # by a batch system that warns ahead of a time limit, as SLURM does
+    PREEMPTED = 138  # by a batch system that warns before a time limit, such as SLURM
     TERMINATED = 143
 
 
 class UserError(Exception):
-    """Something the user can mend.
+    """An error that the user can fix.
 
-    The message is one sentence (or two) that says what was given, what was expected and what to do next.
+    The message is one sentence: what was given, what was expected, what to do next.
     """
 
 
 class Stopped(BaseException):
     """A signal ended the run; everything that a resumed run needs is on disk.
 
-    No Exception, as KeyboardInterrupt is none: it comes wherever the program is, also inside a library that takes every
-    Exception for its own failure. Keras would raise another one in its place.
+    Like KeyboardInterrupt it is no Exception: Keras and other libraries would catch that and raise one of their own.
     """
 
     def __init__(self, signal_number: int):
@@ -41,3 +41,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around the import of an optional package: a missing one is a UserError with the pip command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"The package {error.name} is not installed; install it with: pip install 'transfer-learning[{extra}]'."
+        ) from None

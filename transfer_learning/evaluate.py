@@ -58,7 +58,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         UserError: they do not.
     """
-    parser = Parser(prog="python -m transfer_learning.evaluate", description=__doc__, epilog=EXAMPLES)
+    parser = Parser("evaluate", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a directory that `run` made")
     parser.add_argument("--split", metavar="SPLIT", help="val or test (default: test)")
     parser.add_argument("--views", metavar="VIEWS", help="average over views of each image: flip, crops or flip,crops")

@@ -19,7 +19,7 @@ UNKNOWN = "unknown"  # in place of a class
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m transfer_learning.predict", description=__doc__)
+    parser = Parser("predict", description=__doc__)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a directory that `run` made")
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders searched for them")
     parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from transfer_learning.cli.flags import add_config_flags, as_flags, given_values
 from transfer_learning.cli.formatting import duration, printable, size
-from transfer_learning.cli.parser import Parser, add_config_flags, as_flags, given_values, quiet_start, run_main
+from transfer_learning.cli.parser import Parser, quiet_start, run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.findings import Features, audit
 from transfer_learning.datasets.corrections import read_corrections
@@ -43,7 +44,7 @@ written into the folder of your own images, and none of them is changed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser(prog="python -m transfer_learning.prepare", description=__doc__, epilog=EPILOG)
+    parser = Parser("prepare", description=__doc__, epilog=EPILOG)
     parser.add_argument("place", metavar="DATASET", nargs="?", help="what --dataset names, without the flag")
     parser.add_argument("--out", metavar="DIR", help="directory of the audit (default: a new one under runs/)")
     parser.add_argument(

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support import ROOT
 from transfer_learning import predict, run
-from transfer_learning.cli.parser import Parser, add_config_flags, given_values, run_main
+from transfer_learning.cli.flags import add_config_flags, given_values
+from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name, flat
 from transfer_learning.errors import ExitCode, UserError
 
@@ -42,7 +43,7 @@ def test_flags_become_values_by_the_names_of_the_fields(arguments, values):
 
 
 def test_every_field_is_a_flag_but_the_one_that_has_a_single_value():
-    parser = Parser(prog="any")
+    parser = Parser("any")
     add_config_flags(parser)
     flags = {option for action in parser._actions for option in action.option_strings}
     for name in flat(RunConfig()):

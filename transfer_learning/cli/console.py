@@ -5,14 +5,18 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import TypeVar
 
 from rich.console import Console
 
 from transfer_learning.cli.formatting import printable
+from transfer_learning.errors import UserError
 
 PACKAGE = "transfer_learning"
 WIDTH = 120  # of tables in files and pipes
+Handler = TypeVar("Handler", bound=logging.Handler)
 FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -39,21 +43,44 @@ class ConsoleHandler(logging.Handler):
         print_line(level + record.getMessage())
 
 
+class _EarlyMessages(MemoryHandler):
+    """Holds the messages of a command until there is a log file to write them to."""
+
+    def __init__(self) -> None:
+        super().__init__(capacity=1000, flushLevel=sys.maxsize)
+        self.setLevel(logging.INFO)
+
+    def shouldFlush(self, record: logging.LogRecord) -> bool:
+        return False
+
+
 def set_up_logging(level: int = logging.INFO) -> None:
     """Sends the messages of this package from `level` on to the terminal; a second call only changes the level."""
     logger = logging.getLogger(PACKAGE)
-    handler = next((handler for handler in logger.handlers if isinstance(handler, ConsoleHandler)), None)
-    if handler is None:
-        handler = ConsoleHandler()
-        logger.addHandler(handler)
-    handler.setLevel(level)
+    console_handler = _handler_of(ConsoleHandler)
+    if console_handler is None:
+        console_handler = ConsoleHandler()
+        logger.addHandler(console_handler)
+    console_handler.setLevel(level)
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
 
 
 @contextmanager
+def early_messages() -> Iterator[None]:
+    """Holds the messages of this block, a whole command, until `log_file` opens the log that they belong to."""
+    logger, handler = logging.getLogger(PACKAGE), _EarlyMessages()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
 def logged_to(*handlers: logging.Handler) -> Iterator[None]:
-    """Sends the messages of this package to `handlers` as well, from INFO on."""
+    """Sends the messages of this package to `handlers` as well, from INFO on, and a UserError to those that are files."""
     logger, level = logging.getLogger(PACKAGE), logging.getLogger(PACKAGE).level
     if not logger.isEnabledFor(logging.INFO):
         logger.setLevel(logging.INFO)
@@ -61,6 +88,11 @@ def logged_to(*handlers: logging.Handler) -> Iterator[None]:
         logger.addHandler(handler)
     try:
         yield
+    except UserError as error:
+        for handler in handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(logging.makeLogRecord({"name": PACKAGE, "levelname": "ERROR", "msg": str(error)}))
+        raise
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
@@ -69,10 +101,21 @@ def logged_to(*handlers: logging.Handler) -> Iterator[None]:
 
 
 def log_file(path: Path) -> logging.Handler:
-    """A handler that appends messages to the file `path`, each with its time and level."""
+    """A handler that appends messages to the file `path`, each with its time and level, after the early ones."""
     handler = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
     handler.setFormatter(logging.Formatter(FILE_FORMAT))
+    early = _handler_of(_EarlyMessages)
+    if early is not None:
+        early.setTarget(handler)
+        early.flush()
+        early.setTarget(None)
+        logging.getLogger(PACKAGE).removeHandler(early)
     return handler
+
+
+def _handler_of(kind: type[Handler]) -> Handler | None:
+    handlers = logging.getLogger(PACKAGE).handlers
+    return next((handler for handler in handlers if isinstance(handler, kind)), None)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transfer_learning.cli.parser import given_values
+from transfer_learning.cli.flags import given_values
 from transfer_learning.config import PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.sources.registry import load_dataset, scheme_of

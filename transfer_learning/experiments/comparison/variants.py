@@ -7,7 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from transfer_learning.cli.parser import Parser, add_config_flags, given_values
+from transfer_learning.cli.flags import add_config_flags, given_values
+from transfer_learning.cli.parser import Parser
 from transfer_learning.config import RunConfig, difference, flag_name, flat, values_from_json, with_values
 from transfer_learning.datasets.sources.registry import scheme_of
 from transfer_learning.errors import UserError
@@ -99,7 +100,7 @@ def _named_variants(texts: list[str], values: dict[str, Any]) -> tuple[dict[str,
 
 
 def _values_of_flags(text: str) -> dict[str, Any]:
-    parser = Parser(prog="python -m transfer_learning.compare")
+    parser = Parser("compare")
     add_config_flags(parser)
     try:
         return given_values(parser.parse_args(shlex.split(text)))

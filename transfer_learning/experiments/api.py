@@ -1,0 +1,39 @@
+"""What `transfer_learning.train` does: options into a config, and a run that is new, continued or already finished."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transfer_learning.cli.console import PACKAGE, set_up_logging
+from transfer_learning.cli.parser import quiet_start
+from transfer_learning.config import difference, named, values_from_options
+from transfer_learning.errors import UserError
+from transfer_learning.recipes.resolve import config_from_values
+from transfer_learning.storage.run_directory import RunDir, new_run_dir
+
+with quiet_start():
+    from transfer_learning.experiments.finished_run import FinishedRun
+    from transfer_learning.experiments.train import run_experiment
+
+
+def train_dataset(
+    dataset: str, run_dir: str | os.PathLike | None, epochs: int | None, options: Mapping[str, Any]
+) -> FinishedRun:
+    """Trains on `dataset` and returns the run; the arguments and errors are those of `transfer_learning.train`."""
+    if not logging.getLogger(PACKAGE).handlers:
+        set_up_logging()
+    given = {"dataset": dataset, **options} | ({} if epochs is None else {"fine_tune.epochs": epochs})
+    config, reasons = config_from_values(values_from_options(given))
+    directory = RunDir(run_dir) if run_dir is not None else None
+    if directory is None or not directory.config.exists():
+        directory = new_run_dir(run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
+    elif directory.is_finished:
+        if fields := difference(directory.read_config(), config):
+            raise UserError(
+                f"{directory.path} holds a finished run with another config ({named(fields)}); choose another run_dir."
+            )
+        return FinishedRun(directory)
+    run_experiment(config, directory, reasons=reasons)
+    return FinishedRun(directory)
