@@ -8,12 +8,13 @@ WORKDIR /app
 COPY requirements.lock ./
 RUN pip install --no-cache-dir --require-hashes -r requirements.lock
 RUN test -z "$EXTRA" || pip install --no-cache-dir $EXTRA
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY transfer_learning ./transfer_learning
+RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
-# What is downloaded stays in the data folder of the host, and any user may run this.
+# Downloads stay in the data folder of the host, and any user may run this.
 ENV HOME=/app/data/home KERAS_HOME=/app/data/keras KAGGLEHUB_CACHE=/app/data/kagglehub HF_HOME=/app/data/huggingface
 RUN mkdir -p data runs notebooks && chmod 777 /app data runs notebooks
 
 ENTRYPOINT ["python", "-m"]
-CMD ["transfer_learning.run", "--help"]
+CMD ["transfer_learning", "--help"]

@@ -1,20 +1,31 @@
-# make setup      a virtual environment in .venv with everything in requirements.txt, as requirements.lock has it
+# make setup      a virtual environment in .venv with requirements.lock and this package
 # make demo       setup, then train and evaluate a classifier on drawn images, without GPU or downloads
-# make test       setup, then the tests
+# make check      setup, then ruff, mypy and the tests of the documentation
+# make fast       setup, then the tests that take less than two minutes together
+# make test       setup, then all tests but the long ones
 # make test-long  the same tests many more times over: kills, damage, mutants
-# make lock       requirements.lock anew, out of requirements.txt: every package with the hashes of its files
-# make audit      looks up known vulnerabilities of what is locked, in a service on the internet
+# make lock       requirements.lock from requirements.txt: every package with the hashes of its files
+# make audit      looks up known vulnerabilities of the locked packages, in a service on the internet
 
 VENV := .venv
 TOOLS := .venv/tools
 PYTHON ?=
 
-.PHONY: setup demo test test-long lock audit
+.PHONY: setup demo check fast test test-long lock audit
 
 setup: $(VENV)/installed
 
 demo: setup
-	$(VENV)/bin/python -m transfer_learning.run --dataset drawn_pills
+	$(VENV)/bin/python -m transfer_learning run --dataset drawn_pills
+
+check: setup
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q $(wildcard tests/test_docs.py tests/test_readme.py)
+
+fast: setup
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(FAST)
 
 test: setup
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
@@ -22,19 +33,20 @@ test: setup
 test-long: setup
 	$(VENV)/bin/python -m pytest -q -m long
 
-# For every platform and each Python that TensorFlow has wheels for; what is locked already stays, unless it has to change.
+# For every platform and each Python that TensorFlow has wheels for; locked versions stay unless they have to change.
 lock: $(TOOLS)/installed
 	$(TOOLS)/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command "make lock" --output-file requirements.lock requirements.txt
 
-# --strict: a package that the service does not know, or a service out of reach, is no clean bill.
+# --strict: an unknown package or an unreachable service is a failure.
 audit: $(TOOLS)/installed
 	$(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
-$(VENV)/installed: requirements.lock
+$(VENV)/installed: requirements.lock pyproject.toml
 	@$(FIND_PYTHON); \
 	echo "Installing requirements.lock into $(VENV) with $$chosen ..."; \
-	$$chosen -m venv $(VENV) && $(VENV)/bin/python -m pip install $(QUIETLY) --require-hashes --requirement requirements.lock
+	$$chosen -m venv $(VENV) && $(VENV)/bin/python -m pip install $(QUIETLY) --require-hashes --requirement requirements.lock && \
+	$(VENV)/bin/python -m pip install $(QUIETLY) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(TOOLS)/installed: requirements-tools.txt
@@ -44,7 +56,7 @@ $(TOOLS)/installed: requirements-tools.txt
 
 QUIETLY := --quiet --disable-pip-version-check
 
-# TensorFlow has wheels for these versions of Python only; pip would say it with a page of text.
+# TensorFlow has wheels for these versions of Python only.
 define FIND_PYTHON
 for python in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
   if $$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
