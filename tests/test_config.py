@@ -1,16 +1,17 @@
-"""The config: what contradicts itself is refused in a sentence, and JSON gives back the same values."""
+"""The config: contradictions are refused in one sentence, and JSON gives back the same values."""
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
-from transfer_learning.config import PHASES, Phase, RunConfig, difference, flat, with_values
+from transfer_learning.config import PHASES, Phase, RunConfig, difference, flat, values_from_options, with_values
 from transfer_learning.errors import UserError
 from transfer_learning.recipes.known import RECIPES, auto_recipe
 
 CONTRADICTIONS = {  # fields that differ from the default, and what the sentence has to name
-    "image too small": ({"image_size": 4}, ["--image-size 4", "8 pixels"]),
+    "image too small": ({"image_size": 4}, ["--image-size 4", "at least 8"]),
     "negative input size": ({"input_size": -1}, ["--input-size -1"]),
     "no batch": ({"batch_size": 0}, ["--batch-size 0"]),
     "parts that do not divide": (
@@ -125,24 +126,78 @@ def test_a_whole_number_is_read_as_a_fraction_where_one_is_expected():
     ("change", "named"),
     [
         (lambda values: "no JSON", "Expecting value"),
-        (lambda values: [1], "no table of fields"),
+        (lambda values: [1], "it is not an object with fields"),
         (lambda values: values | {"colour": "red"}, "unknown field colour"),
-        (lambda values: {name: value for name, value in values.items() if name != "seed"}, "no field seed"),
         (lambda values: values | {"seed": "1"}, "seed is '1', not int"),
         (lambda values: values | {"seed": True}, "seed is True, not int"),
         (lambda values: values | {"flip": 1}, "flip is 1, not bool"),
         (lambda values: values | {"head": "512"}, "head is '512', not a list of int"),
         (lambda values: values | {"head": ["512"]}, "head is ['512'], not a list of int"),
-        (lambda values: values | {"frozen": 3}, "frozen. is no table of fields"),
+        (lambda values: values | {"frozen": 3}, "frozen. is not an object with fields"),
         (lambda values: values | {"frozen": values["frozen"] | {"speed": 1}}, "unknown field frozen.speed"),
         (lambda values: values | {"frozen": values["frozen"] | {"epochs": None}}, "frozen.epochs is None, not int"),
     ],
 )
-def test_refuses_json_that_is_no_config(change, named):
+def test_json_that_is_no_config_is_refused(change, named):
     changed = change(json.loads(RunConfig().to_json()))
     with pytest.raises(UserError, match="runs/a/config.json") as caught:
         RunConfig.from_json(changed if isinstance(changed, str) else json.dumps(changed), "runs/a/config.json")
     assert named in str(caught.value)
+
+
+def test_a_field_that_a_file_lacks_takes_its_default():
+    fields = json.loads(with_values(RunConfig(), {"seed": 3, "fine_tune.copies": 4}).to_json())
+    del fields["seed"], fields["fine_tune"]["copies"], fields["format"]
+    assert RunConfig.from_json(json.dumps(fields)) == RunConfig()
+
+
+def test_names_and_values_of_earlier_versions_are_read():
+    earlier = {
+        "head_start": "auto",
+        "held_out": "owl",
+        "micro_batches": 2,
+        "frozen": {"views": 4, "augmentation": "light", "lowest_rate": 1e-5, "start_divisor": 10, "end_divisor": 100},
+        "fine_tune": {"open": "conv5"},
+    }
+    config = RunConfig.from_json(json.dumps(earlier))
+    assert (config.head_init, config.unseen_classes, config.gradient_accumulation_steps) == ("ridge", "owl", 2)
+    assert (config.frozen.copies, config.frozen.min_learning_rate, config.frozen.div_factor) == (4, 1e-5, 10.0)
+    assert config.frozen.final_div_factor == 100.0 and config.fine_tune.unfreeze == "conv5"
+
+
+def test_a_file_of_a_newer_format_is_refused():
+    with pytest.raises(UserError, match="format 99 is of a newer version"):
+        RunConfig.from_json('{"format": 99}')
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [
+        ({"dataset": Path("photos"), "seed": 1}, {"dataset": "photos", "seed": 1}),
+        (
+            {"fine_tune": {"epochs": 3}, "fine_tune.unfreeze": "all"},
+            {"fine_tune.epochs": 3, "fine_tune.unfreeze": "all"},
+        ),
+        ({"head": (64,), "dropout": 0}, {"head": (64,), "dropout": 0.0}),
+        ({"fine_tune": {"open": "all"}}, {"fine_tune.unfreeze": "all"}),
+    ],
+)
+def test_options_of_python_are_fields_by_name_and_phase(options, values):
+    assert values_from_options(options) == values
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"epoch": 3}, "unknown field epoch"),
+        ({"fine_tune": {"rate": 1}}, "unknown field fine_tune.rate"),
+        ({"seed": "1"}, "seed is '1', not int"),
+        ({"fine_tune": 3}, "fine_tune. is not an object with fields"),
+    ],
+)
+def test_an_option_that_is_no_field_is_named(options, named):
+    with pytest.raises(UserError, match=named):
+        values_from_options(options)
 
 
 def test_values_are_set_by_the_names_under_which_they_are_listed():

@@ -1,4 +1,4 @@
-"""The direction of the imports: from what can be run down to what knows nothing of TensorFlow, never up or sideways."""
+"""Imports point down: from the commands to the modules that do not need TensorFlow."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ import transfer_learning
 ROOT = Path(transfer_learning.__file__).parent
 PACKAGE = ROOT.name
 
-# From the lowest to the highest: the files and folders right inside the package. What is not named is a command.
+# From the lowest to the highest: the files and folders in the package. All others are commands.
 LAYERS = (
     ("errors", "config"),
     ("cli",),
@@ -22,19 +22,19 @@ LAYERS = (
     ("experiments",),
     ("peers",),  # programs that the command `benchmark` runs
 )
-VERBS = len(LAYERS)
+COMMANDS = len(LAYERS)
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
 def imported(path):
-    """The modules that a file imports, wherever in it."""
+    """The modules that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports by a relative name"
             if node.module == PACKAGE:
-                yield from (f"{PACKAGE}.{name.name}" for name in node.names)
+                yield from (f"{PACKAGE}.{name.name}" for name in node.names if name.name != "__version__")
             else:
                 yield node.module
 
@@ -45,7 +45,7 @@ def member(module):
 
 
 def layer(name):
-    return next((number for number, names in enumerate(LAYERS) if name in names), VERBS)
+    return next((number for number, names in enumerate(LAYERS) if name in names), COMMANDS)
 
 
 def name_of(path):
@@ -61,17 +61,17 @@ def test_imports_point_down(path):
         other = member(module)
         is_below = layer(other) < layer(own)
         is_beside = other == own or {own, other} in ({"errors", "config"}, {"machine", "storage"})
-        assert is_below or is_beside, f"{name_of(path)} imports {module}, which does not lie below it"
+        assert is_below or is_beside, f"{name_of(path)} imports {module}, which is not below it"
 
 
 @pytest.mark.parametrize(
     "path", [path for path in MODULES if member(name_of(path)) in ("errors", "config", "cli", "storage")], ids=name_of
 )
-def test_the_lowest_layer_knows_nothing_of_tensorflow(path):
+def test_the_lowest_layers_do_not_import_tensorflow(path):
     assert not {"tensorflow", "keras"} & {module.split(".")[0] for module in imported(path)}
 
 
-def test_every_member_of_a_layer_is_one_of_those_that_are_there():
+def test_every_name_in_a_layer_exists():
     there = {member(name_of(path)) for path in MODULES}
     assert {name for names in LAYERS for name in names} <= there
 

@@ -1,4 +1,4 @@
-"""What could run a stranger's code is called nowhere: the source of every module is searched for it."""
+"""No module calls a function that could run code from a file: the source of every module is searched."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ import transfer_learning
 ROOT = Path(transfer_learning.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
-# Whatever stands ahead of them: names that belong to loaders, to what they make, and to programs.
+# Forbidden under any prefix: loaders, what they make, and functions that start programs.
 FORBIDDEN_NAMES = {
     "load_model",
     "model_from_json",
@@ -33,7 +33,7 @@ FORBIDDEN_NAMES = {
     "numpy_function",
     "getoutput",
 }
-# With what stands ahead of them, since others bear the same name.
+# Forbidden with this prefix only, since others have the same name.
 FORBIDDEN_CALLS = {
     "eval",
     "exec",
@@ -69,7 +69,7 @@ FORBIDDEN_OPTIONS = {
     "weights_only": True,
     "safe_mode": True,
     "shell": False,
-}  # and the one value that they may have
+}  # with the one value that they may have
 
 ALLOWED = {  # (module, what): why
     ("peers/ours.py", "runpy"): "measures a verb of ours as a program that was started",
@@ -83,14 +83,14 @@ ALLOWED = {  # (module, what): why
 
 
 def dotted(node):
-    """``keras.models.load_model`` of an expression; ``?`` in the place of what is no name, as in ``?.extractall``."""
+    """``keras.models.load_model`` of an expression; ``?`` for a part that is no name, as in ``?.extractall``."""
     if isinstance(node, ast.Attribute):
         return f"{dotted(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else "?"
 
 
 def findings(source):
-    """What in a source could run code out of a file: (what, line)."""
+    """The calls and imports in a source that could run code from a file: (name, line)."""
     tree = ast.parse(source)
     full = {}  # by the name that an import gave it
     for node in ast.walk(tree):
@@ -116,12 +116,12 @@ def findings(source):
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_module_calls_what_could_run_a_strangers_code(path):
+def test_no_module_calls_a_function_that_could_run_code_from_a_file(path):
     name = path.relative_to(ROOT).as_posix()
     assert not [(what, line) for what, line in findings(path.read_text()) if (name, what) not in ALLOWED]
 
 
-def test_what_is_allowed_is_there():
+def test_every_allowed_call_exists():
     for name, what in ALLOWED:
         assert what in {found for found, _ in findings((ROOT / name).read_text())}
 
@@ -152,7 +152,7 @@ def test_what_is_allowed_is_there():
         "model.load_model(path)",
     ],
 )
-def test_each_way_is_found(source):
+def test_every_dangerous_call_is_found(source):
     assert list(findings(source))
 
 
@@ -167,5 +167,5 @@ def test_each_way_is_found(source):
         "model.compile()",
     ],
 )
-def test_what_is_harmless_is_not(source):
+def test_harmless_calls_are_not_reported(source):
     assert not list(findings(source))

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import threading
 
 import keras
@@ -25,6 +26,7 @@ from transfer_learning.storage.run_directory import RunDir
 FILES = {
     "config.json",
     "environment.json",
+    "log.txt",
     "notes.json",
     "foresight.json",
     "manifest.csv",
@@ -97,9 +99,18 @@ def test_every_file_of_a_run_is_there(finished):
     assert output.rstrip().endswith(f"Report: {run_dir.report}")
 
 
+def test_everything_printed_is_in_the_log_too(finished):
+    run_dir, output = finished
+    log = run_dir.log.read_text()
+    assert len(output.splitlines()) > 20
+    for line in output.splitlines():
+        assert line.removeprefix("warning: ") in log
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO ", log)
+
+
 def test_each_automatic_choice_is_printed_and_kept_with_its_reason(finished):
     run_dir, output = finished
-    notes = json.loads(run_dir.notes.read_text())
+    notes = [note["text"] for note in json.loads(run_dir.notes.read_text())]
     assert all(note in output for note in notes)
     for words in ("Fine-tuning opens", "Augmentation", "Found ", "Precision ", "Seed 0"):
         assert any(words in note for note in notes), words

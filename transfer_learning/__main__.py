@@ -38,10 +38,10 @@ Completion in bash and zsh: eval "$(register-python-argcomplete {PROGRAM})\""""
 def main() -> ExitCode:
     if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions of the line that is being typed
         return _complete()
-    return run_main(_call, sys.argv[1:])
+    return run_main(call, sys.argv[1:])
 
 
-def _call(arguments: Sequence[str] | None) -> ExitCode | None:
+def call(arguments: Sequence[str] | None) -> ExitCode | None:
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help", "help"):
         print(HELP)
@@ -61,7 +61,7 @@ def _complete() -> ExitCode:
     words = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])].split(" ")
     if len(words) > 2 and words[1] in COMMANDS:
         os.environ["_ARGCOMPLETE"] = "2"  # the words of the command begin at the second
-        return run_main(_call, words[1:2])
+        return run_main(call, words[1:2])
     parser = argparse.ArgumentParser(PROGRAM)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--version", action="store_true")

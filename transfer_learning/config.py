@@ -1,7 +1,7 @@
-"""What a run is asked to do: one frozen RunConfig with two Phases, as JSON, and the difference of two of them.
+"""The config of a run: one frozen RunConfig with two Phases, its checks, and its JSON.
 
-Every field is a flag of `run` (`--batch-size`, `--fine-tune.learning-rate`). Durations are epochs here and train steps in
-the training code, converted once.
+Every field is a flag of `run` (`--batch-size`, `--fine-tune.learning-rate`). Durations are in epochs here and in train
+steps in the training code.
 """
 
 import dataclasses
@@ -217,12 +217,13 @@ class RunConfig:
             (all(width >= 1 for width in self.head), f"--head {self.head} has a width below 1; give such as 512,256."),
             (
                 self.val_fraction + self.test_fraction < 1,
-                f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave no training images; "
-                "give fractions whose sum is below 1.",
+                f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave no training "
+                "images; give fractions whose sum is below 1.",
             ),
             (
                 _is_expression(self.group_by),
-                f"--group-by {self.group_by} is not a regular expression; give such as '([^/]*)_' for the text before _.",
+                f"--group-by {self.group_by} is not a regular expression; give such as '([^/]*)_' for the text "
+                "before _.",
             ),
             (
                 self.frozen.epochs + self.fine_tune.epochs > 0,
@@ -246,8 +247,8 @@ class RunConfig:
             ),
             (
                 self.weights != "none" or self.fine_tune.unfreeze == "all",
-                f"--weights none with --fine-tune.unfreeze {self.fine_tune.unfreeze} would leave random layers untrained; "
-                "pass --fine-tune.unfreeze all.",
+                f"--weights none with --fine-tune.unfreeze {self.fine_tune.unfreeze} would leave random layers "
+                "untrained; pass --fine-tune.unfreeze all.",
             ),
         ):
             if not holds:
@@ -328,7 +329,7 @@ def difference(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def named(fields: dict[str, tuple[Any, Any]]) -> str:
-    """What `difference` found, in words."""
+    """A sentence about what `difference` returned."""
     return ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in fields.items())
 
 
@@ -393,8 +394,8 @@ def _check_phase(flag: str, phase: Phase) -> None:
         ),
         (
             phase.copies == 0 or (phase.copies >= 2 and phase.augmentation != "none"),
-            f"--{flag}.copies {phase.copies} with --{flag}.augmentation {phase.augmentation} makes no augmented copies; "
-            "give 2 or more with an augmentation (the first copy is the plain image), or 0.",
+            f"--{flag}.copies {phase.copies} with --{flag}.augmentation {phase.augmentation} makes no augmented "
+            "copies; give 2 or more with an augmentation (the first copy is the plain image), or 0.",
         ),
         (
             phase.schedule != "triangular2" or phase.min_learning_rate < phase.learning_rate,
@@ -403,8 +404,8 @@ def _check_phase(flag: str, phase: Phase) -> None:
         ),
         (
             phase.schedule != "triangular2" or phase.warmup_epochs == 0,
-            f"--{flag}.warmup-epochs {phase.warmup_epochs} contradicts --{flag}.schedule triangular2, which has a rise of "
-            "its own; pass 0.",
+            f"--{flag}.warmup-epochs {phase.warmup_epochs} contradicts --{flag}.schedule triangular2, which has "
+            "a rise of its own; pass 0.",
         ),
         (
             phase.warmup_epochs <= phase.epochs,

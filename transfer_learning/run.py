@@ -5,6 +5,7 @@ import logging
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from transfer_learning.storage.run_directory import RunDir, existing_run_dir, ne
 
 logger = logging.getLogger(__name__)
 
-EPILOG = f"""A flag that is not given gets its value from the dataset's recipe, or from one that is chosen for your images.
-Recipes: {", ".join(RECIPES)}.
+RECIPES_TEXT = (
+    "Flags that are not given get their values from the recipe of the dataset, or from one that is chosen for your "
+    f"images. There are recipes for {', '.join(RECIPES)}."
+)
+EPILOG = f"""{textwrap.fill(RECIPES_TEXT, 79)}
 
 examples:
   transfer-learning run --dataset drawn_pills
@@ -69,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    usage = "transfer-learning run (--dataset DATASET | --resume RUN_DIR) [--run-dir DIR] [options]"
+    usage = "transfer-learning run (--dataset DATASET | --resume RUN_DIR) [options]"
     parser = Parser("run", usage=usage, description=__doc__, epilog=EPILOG)
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run, to the same result as if never stopped")
     parser.add_argument("--run-dir", metavar="DIR", help="directory of a new run (default: a new one under runs/)")

@@ -1,7 +1,7 @@
-"""The command line: a flag a field, no TensorFlow before it is needed, an exit code for each way to end."""
+"""What the commands share: exit codes, levels of output, completion, and no TensorFlow before it is needed."""
 
-import dataclasses
 import errno
+import logging
 import subprocess
 import sys
 
@@ -9,73 +9,9 @@ import pytest
 
 from tests.support import ROOT
 from transfer_learning import predict, run
-from transfer_learning.cli.flags import add_config_flags, given_values
+from transfer_learning.cli.console import set_up_logging
 from transfer_learning.cli.parser import Parser, run_main
-from transfer_learning.config import PHASES, Phase, RunConfig, flag_name, flat
 from transfer_learning.errors import ExitCode, UserError
-
-
-def given(*arguments):
-    return given_values(run.parse(list(arguments)))
-
-
-def test_a_flag_that_is_not_given_leaves_no_trace():
-    assert given() == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "values"),
-    [
-        (["--dataset", "photos"], {"dataset": "photos"}),
-        (["--batch-size", "64"], {"batch_size": 64}),
-        (["--dropout", "0"], {"dropout": 0.0}),
-        (["--head", "512,256"], {"head": (512, 256)}),
-        (["--head", "none"], {"head": ()}),
-        (["--no-flip"], {"flip": False}),
-        (["--skip-unreadable"], {"skip_unreadable": True}),
-        (["--frozen.epochs", "3"], {"frozen.epochs": 3}),
-        (["--fine-tune.learning-rate=1e-5"], {"fine_tune.learning_rate": 1e-5}),
-        (["--fine-tune.unfreeze", "0.3"], {"fine_tune.unfreeze": "0.3"}),
-    ],
-)
-def test_flags_become_values_by_the_names_of_the_fields(arguments, values):
-    assert given(*arguments) == values
-
-
-def test_every_field_is_a_flag_but_the_one_that_has_a_single_value():
-    parser = Parser("any")
-    add_config_flags(parser)
-    flags = {option for action in parser._actions for option in action.option_strings}
-    for name in flat(RunConfig()):
-        assert (f"--{flag_name(name)}" in flags) == (name != "frozen.unfreeze")
-
-
-def test_help_shows_every_flag_with_its_choices(capsys):
-    with pytest.raises(SystemExit) as caught:
-        run.parse(["--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert caught.value.code == 0
-    for item in (*dataclasses.fields(RunConfig), *dataclasses.fields(Phase)):
-        if item.name not in PHASES:
-            assert item.metadata["help"].split(":")[0] in shown
-            assert ", ".join(item.metadata["choices"]) in shown
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--bath-size", "3"], "--bath-size"),
-        (["--batch", "3"], "--batch"),  # no abbreviations: they would change their meaning with the next field
-        (["--batch-size", "many"], "'many'"),
-        (["--batch-size"], "--batch-size"),
-        (["--head", "512;256"], "'512;256'"),
-        (["photos"], "photos"),
-    ],
-)
-def test_a_flag_that_cannot_be_read_is_named_with_the_way_to_the_help(arguments, named):
-    with pytest.raises(UserError, match="--help") as caught:
-        run.parse(arguments)
-    assert named in str(caught.value)
 
 
 def ends(error):
@@ -91,12 +27,16 @@ def ends(error):
         (UserError("First line.\nSecond line."), ExitCode.USER_ERROR, "error: First line. Second line."),
         (OSError(errno.ENOSPC, "No space left", "runs/a"), ExitCode.USER_ERROR, "error: The disk is full (runs/a)"),
         (OSError(errno.ENOSPC, "No space left"), ExitCode.USER_ERROR, "error: The disk is full (No space left)"),
-        (PermissionError(errno.EACCES, "Permission denied", "x.csv"), ExitCode.USER_ERROR, "x.csv (Permission denied)"),
-        (OSError(errno.EROFS, "Read-only", "runs"), ExitCode.USER_ERROR, "error: The system refuses runs (Read-only)"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x.csv"),
+            ExitCode.USER_ERROR,
+            "x.csv cannot be used (Permission denied)",
+        ),
+        (OSError(errno.EROFS, "Read-only", "runs"), ExitCode.USER_ERROR, "error: runs cannot be used (Read-only)"),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, "stopped."),
     ],
 )
-def test_what_a_user_can_mend_is_one_line_and_an_exit_code(error, code, words, capsys):
+def test_an_error_that_the_user_can_fix_is_one_line_and_an_exit_code(error, code, words, capsys):
     assert run_main(ends(error)) == code
     printed = capsys.readouterr().err
     assert words in printed
@@ -104,19 +44,44 @@ def test_what_a_user_can_mend_is_one_line_and_an_exit_code(error, code, words, c
 
 
 @pytest.mark.parametrize("error", [ValueError("a fault"), OSError(errno.EIO, "Input/output error"), KeyError("x")])
-def test_a_fault_of_the_program_keeps_its_traceback(error):
+def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         run_main(ends(error))
 
 
-def test_a_verb_that_returns_nothing_is_done():
+def test_a_command_that_returns_nothing_ends_with_0():
     assert run_main(lambda arguments: None) == 0
     assert [int(code) for code in ExitCode] == [0, 1, 2, 130, 138, 143]
 
 
-def test_a_name_too_long_for_the_system_is_a_users_error(capsys):
+def test_a_name_too_long_for_the_system_is_an_error_of_the_user(capsys):
     assert run_main(run.main, ["--dataset", "x" * 5000]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "printed"),
+    [
+        ([], ["some information", "warning: a warning"]),
+        (["--quiet"], ["warning: a warning"]),
+        (["--verbose"], ["a detail", "some information", "warning: a warning"]),
+    ],
+)
+def test_quiet_and_verbose_set_the_level_of_what_is_printed(flags, printed, capsys):
+    logger = logging.getLogger("transfer_learning.any")
+    Parser("any").parse_args(flags)
+    logger.debug("a detail")
+    logger.info("some information")
+    logger.warning("a warning")
+    set_up_logging()
+    assert capsys.readouterr().out.splitlines() == printed
+
+
+def test_quiet_and_verbose_are_in_the_help_once(capsys):
+    with pytest.raises(SystemExit):
+        run.parse(["--help"])
+    shown = capsys.readouterr().out
+    assert shown.count("  --quiet  ") == shown.count("  --verbose  ") == 1
 
 
 def test_output_may_be_cut_off_by_the_reader_of_a_pipe():
@@ -136,7 +101,8 @@ def test_output_may_be_cut_off_by_the_reader_of_a_pipe():
 
 WITHOUT_TENSORFLOW = """
 import json, sys
-from transfer_learning import predict, run
+import transfer_learning
+from transfer_learning import __main__, list, predict, run
 from transfer_learning.cli.parser import run_main
 
 def code_of(main, arguments):
@@ -153,6 +119,9 @@ codes = [
     code_of(run.main, ["--dataset", "digits", "--batch-size", "0"]),
     code_of(run.main, ["--dataset", "digits", "--fine-tune.unfreeze", "conv5"]),
     code_of(predict.main, ["no/such/run", "a.jpg"]),
+    *(code_of(list.main, [kind]) for kind in ("datasets", "backbones", "recipes", "dataset")),
+    code_of(__main__.call, []),
+    code_of(__main__.call, ["rn"]),
 ]
 print(json.dumps([codes, sorted({"tensorflow", "keras", "torch"} & set(sys.modules))]))
 """
@@ -160,9 +129,9 @@ print(json.dumps([codes, sorted({"tensorflow", "keras", "torch"} & set(sys.modul
 
 def test_help_and_mistakes_are_answered_without_importing_tensorflow():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TENSORFLOW], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "[[0, 0, 2, 2, 2, 2, 2], []]", done.stderr
+    assert done.stdout.splitlines()[-1] == "[[0, 0, 2, 2, 2, 2, 2, 0, 0, 0, 2, 0, 2], []]", done.stderr
     errors = done.stderr.splitlines()
-    assert len(errors) == 5 and all(line.startswith("error: ") for line in errors)
+    assert len(errors) == 7 and all(line.startswith("error: ") for line in errors)
     assert "Did you mean drawn_pills" in errors[0]
     assert "Did you mean resnet50" in errors[1]
     assert "stage5" in errors[3], "the stages that there are"

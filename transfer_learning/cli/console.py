@@ -80,7 +80,7 @@ def early_messages() -> Iterator[None]:
 
 @contextmanager
 def logged_to(*handlers: logging.Handler) -> Iterator[None]:
-    """Sends the messages of this package to `handlers` as well, from INFO on, and a UserError to those that are files."""
+    """Sends the messages of this package to `handlers` as well, from INFO on; log files also get a UserError."""
     logger, level = logging.getLogger(PACKAGE), logging.getLogger(PACKAGE).level
     if not logger.isEnabledFor(logging.INFO):
         logger.setLevel(logging.INFO)

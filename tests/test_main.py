@@ -1,0 +1,79 @@
+"""The program `transfer-learning`: commands by name, version and completion."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+
+import transfer_learning
+from tests.support import ROOT
+from transfer_learning.__main__ import COMMANDS, call
+from transfer_learning.cli.parser import run_main
+
+PACKAGE = ROOT / "transfer_learning"
+
+
+def test_every_command_is_a_module_in_the_root_of_the_package_and_the_reverse():
+    others = {"__init__", "__main__", "config", "errors"}
+    assert set(COMMANDS) == {path.stem for path in PACKAGE.glob("*.py")} - others
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
+def test_help_lists_the_commands(arguments, capsys):
+    assert run_main(call, arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown and about in shown for name, about in COMMANDS.items())
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_version(capsys):
+    assert run_main(call, ["--version"]) == 0
+    assert capsys.readouterr().out == f"transfer-learning {transfer_learning.__version__}\n"
+
+
+def test_an_installed_package_has_the_same_version():
+    try:
+        assert version("transfer-learning") == transfer_learning.__version__
+    except PackageNotFoundError:
+        pytest.skip("the package is not installed")
+
+
+def test_a_misspelt_command_is_answered_with_a_suggestion(capsys):
+    assert run_main(call, ["evalute", "runs/a"]) == 2
+    assert "There is no command evalute. Did you mean evaluate?" in capsys.readouterr().err
+
+
+def test_a_command_gets_its_flags(capsys):
+    assert run_main(call, ["run", "--dataset", "drawn_pils"]) == 2
+    assert "Did you mean drawn_pills?" in capsys.readouterr().err
+
+
+def completions(line, tmp_path):
+    """What the shell would be given for `line`, in the way of argcomplete."""
+    file = tmp_path / "completions"
+    variables = {
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(file),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    command = [sys.executable, "-m", "transfer_learning"]
+    subprocess.run(command, cwd=ROOT, env=os.environ | variables, check=True, timeout=60)
+    return [word.strip() for word in file.read_text().split("\n")]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("transfer-learning ev", ["evaluate"]),
+        ("transfer-learning run --fine-tune.unf", ["--fine-tune.unfreeze"]),
+        ("transfer-learning run --head-init ri", ["ridge"]),
+        ("transfer-learning run --dataset drawn", ["drawn_pills"]),
+        ("transfer-learning list b", ["backbones"]),
+    ],
+)
+def test_completion(line, expected, tmp_path):
+    assert completions(line, tmp_path) == expected
