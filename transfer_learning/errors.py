@@ -43,12 +43,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
 
 
+class MissingExtra(UserError):
+    """An optional package is not installed."""
+
+
 @contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Around the import of an optional package: a missing one is a UserError with the pip command that installs it."""
+    """Wraps the import of an optional package; a missing one is an error with the pip command that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"The package {error.name} is not installed; install it with: pip install 'transfer-learning[{extra}]'."
+        name = (error.name or extra).partition(".")[0]
+        raise MissingExtra(
+            f"The package {name} is not installed; install it with: pip install 'transfer-learning[{extra}]'."
         ) from None

@@ -18,7 +18,7 @@ from transfer_learning.datasets.dataset import UNSEEN, split_off_unseen
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
-from transfer_learning.errors import UserError
+from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import calibration, figures, hardware_figure, metrics, ood, predictions, rejection
 from transfer_learning.evaluation.grad_cam import attention
 from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
@@ -73,6 +73,9 @@ def run_experiment(
         Stopped: SIGINT or SIGTERM came; the same call continues.
     """
     config.check()
+    if config.tensorboard:
+        with needs_extra("tensorboard"):
+            import tensorboard  # noqa: F401
     find_backbone(config.backbone).part_to_unfreeze(config.fine_tune.unfreeze)  # not only once the frozen phase is over
     with StopRequest() as stop, run_dir.begun(config), oom_as_user_error(config), ExitStack() as watched:
         watched.enter_context(logged_to(log_file(run_dir.log), NotesHandler(run_dir.notes, reasons)))

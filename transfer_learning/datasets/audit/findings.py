@@ -28,6 +28,7 @@ from transfer_learning.datasets.audit.near_duplicates import (
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.datasets.sources.folder import OTHER_SUFFIXES
+from transfer_learning.errors import MissingExtra
 
 ENLARGED = 4  # times that an image is enlarged, from which it counts as too small
 LARGE_PIXELS, LARGE_BYTES = 50e6, 50e6
@@ -466,7 +467,11 @@ def _doubts(
     if len(examples) > MOST_COMPARED:
         notes.append(f"{len(examples):,} images are too many to look for likely label errors and outliers.")
         return
-    doubts = find_label_issues(values, labels, files["near_duplicates"].iloc[examples].to_numpy())
+    try:
+        doubts = find_label_issues(values, labels, files["near_duplicates"].iloc[examples].to_numpy())
+    except MissingExtra as error:
+        notes.append(f"Likely label errors and outliers were not looked for. {error}")
+        return
     judged = np.flatnonzero(doubts.suggestion >= 0)
     columns = ["suggestion", "probability", "quality"]
     suggested = np.array(class_names, object)[doubts.suggestion[judged]]

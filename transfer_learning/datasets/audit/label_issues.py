@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from transfer_learning.errors import needs_extra
+
 NUM_FOLDS = 5
 NUM_COMPONENTS = 128  # principal ones of the features: more take longer and tell no more
 NUM_NEIGHBOURS = 5
@@ -39,8 +41,9 @@ def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
         labels: int (n,), from 0 on.
         groups: int (n,); images of one number share a fold; each of -1 stands alone.
     """
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
+    with needs_extra("audit"):
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict

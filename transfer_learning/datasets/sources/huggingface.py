@@ -20,7 +20,7 @@ import numpy as np
 
 from transfer_learning.datasets.dataset import Dataset, Example, FilePart, Source
 from transfer_learning.datasets.sources.folder import SPLIT_FOLDERS
-from transfer_learning.errors import UserError, did_you_mean
+from transfer_learning.errors import UserError, did_you_mean, needs_extra
 
 if TYPE_CHECKING:
     import datasets
@@ -116,7 +116,8 @@ def _parsed(place: str) -> tuple[str, dict[str, str]]:
 
 def _load(name: str, config: str | None) -> Mapping[str, "datasets.Dataset"]:
     """The tables of a dataset by their splits; "" where a single one has no name."""
-    import datasets  # which takes a second
+    with needs_extra("hf"):
+        import datasets  # takes a second
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()

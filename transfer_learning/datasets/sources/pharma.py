@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.sources import folder
-from transfer_learning.errors import UserError
+from transfer_learning.errors import UserError, needs_extra
 
 KAGGLE_NAME = "vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images"
 CLASS_NAMES = (
@@ -43,7 +43,8 @@ def load(data_dir: Path) -> Dataset:
 
 
 def _download(root: Path) -> Path:
-    import kagglehub
+    with needs_extra("kaggle"):
+        import kagglehub
 
     print(f"pharma: {root} is not there, so {KAGGLE_NAME} is downloaded from Kaggle.")
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transfer_learning.cli.formatting import size
 from transfer_learning.datasets.sources.folder import reason_to_ignore
-from transfer_learning.errors import UserError
+from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.storage.files import read_json, write_json
 
 SCHEME = "s3://"
@@ -38,9 +38,10 @@ def fetch(place: str, folder: Path, also: str) -> tuple[Path, list[tuple[str, st
     Raises:
         UserError: the place, the credentials or the network are not as they should be, or the disk is full.
     """
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
+    with needs_extra("s3"):
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, prefix = place.removeprefix(SCHEME).strip("/").partition("/")
     root = _inside(folder, f"{bucket}/{prefix}" if prefix else bucket, place)

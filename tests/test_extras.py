@@ -1,0 +1,81 @@
+"""Optional packages: what works without them, and the one sentence where one is needed."""
+
+import importlib
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from tests.support import ROOT
+from transfer_learning.datasets.audit.label_issues import find_label_issues
+from transfer_learning.datasets.sources import huggingface, pharma, s3
+from transfer_learning.errors import MissingExtra, needs_extra
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def pins():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line[:1].isalpha()]
+    return {canonicalize_name(requirement.name): str(requirement.specifier)[2:] for requirement in requirements}
+
+
+def use_tensorboard(small_config, tmp_path):
+    from transfer_learning.experiments.train import run_experiment
+    from transfer_learning.storage.run_directory import RunDir
+
+    run_experiment(replace(small_config, tensorboard=True), RunDir(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "use"),
+    [
+        ("boto3", "s3", lambda config, folder: s3.fetch("s3://bucket/images", folder, also="")),
+        ("datasets", "hf", lambda config, folder: huggingface.read("beans", folder)),
+        ("kagglehub", "kaggle", lambda config, folder: pharma.load(folder)),
+        ("cleanlab.filter", "audit", lambda config, folder: find_label_issues(np.eye(4), np.arange(4), np.arange(4))),
+        ("tensorboard", "tensorboard", use_tensorboard),
+    ],
+)
+def test_a_missing_extra_is_one_sentence_with_the_pip_command(module, extra, use, small_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)  # as if it was not installed
+    with pytest.raises(MissingExtra) as caught:
+        use(small_config, tmp_path)
+    assert str(caught.value) == (
+        f"The package {module.split('.')[0]} is not installed; install it with: pip install 'transfer-learning[{extra}]'."
+    )
+    assert extra in EXTRAS
+
+
+def test_another_error_of_an_import_is_passed_on():
+    with pytest.raises(ValueError, match="other"), needs_extra("s3"):
+        raise ValueError("other")
+
+
+def test_every_pinned_version_is_in_the_range_of_the_project():
+    versions = pins()
+    groups = [PROJECT["dependencies"], *EXTRAS.values()]
+    for requirement in map(Requirement, (text for group in groups for text in group)):
+        name = canonicalize_name(requirement.name)
+        if name in versions:
+            assert Version(versions[name]) in requirement.specifier, requirement
+    base = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
+    assert base <= set(versions)
+
+
+def test_the_base_packages_are_enough_for_what_is_imported_at_once():
+    """Modules that only extras bring are imported inside functions."""
+    optional = {"boto3", "botocore", "datasets", "pyarrow", "kagglehub", "cleanlab", "tensorboard", "huggingface_hub"}
+    for path in sorted((ROOT / "transfer_learning").rglob("*.py")):
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if line[:1] not in (" ", "#", "") and words[0] in ("import", "from"):
+                assert words[1].split(".")[0] not in optional, f"{Path(path).name}: {line}"
+    assert importlib.util.find_spec("tensorflow")
