@@ -20,7 +20,6 @@ LAYERS = (
     ("training", "recipes"),
     ("reports",),
     ("experiments",),
-    ("peers",),  # programs that the command `benchmark` runs
 )
 COMMANDS = len(LAYERS)
 MODULES = sorted(ROOT.rglob("*.py"))

@@ -72,8 +72,6 @@ FORBIDDEN_OPTIONS = {
 }  # with the one value that they may have
 
 ALLOWED = {  # (module, what): why
-    ("peers/ours.py", "runpy"): "measures a verb of ours as a program that was started",
-    ("peers/ours.py", "runpy.run_module"): "the same",
     ("datasets/pipeline.py", "tensorflow.numpy_function"): "calls a function of the pipeline's own on its arrays",
     (
         "models/inference_graph.py",

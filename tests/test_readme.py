@@ -88,7 +88,7 @@ def test_every_package_has_a_line_and_a_pinned_version():
 def test_every_flag_that_is_named_is_one(flag):
     fields = [item.name for item in dataclasses.fields(RunConfig)]
     fields += [f"{phase}.{item.name}" for phase in PHASES for item in dataclasses.fields(Phase)]
-    others = {"--help", "--resume", "--run-dir", "--split", "--clear", "--keep-gb", "--devices", "--peers"}
+    others = {"--help", "--resume", "--run-dir", "--split", "--clear", "--keep-gb", "--devices"}
     others |= {"--signal", "--rm", "--profile"}  # of SLURM and of Docker
     others |= {"--number", "--kills", "--saves", "--features"}  # of mutants, kill_randomly, faults, and of prepare
     others |= {"--peers-python", "--work-dir", "--seconds"}

@@ -1,6 +1,6 @@
 """Writes `pytorch_vectors/`: what PyTorch makes of ResNets with random weights, and small files that PyTorch wrote.
 
-To be run again only to add to it, in an environment with PyTorch and torchvision (requirements-peers.txt) and from the
+To be run again only to add to it, in an environment with PyTorch and torchvision (benchmarks/requirements.txt) and from the
 root of the repository:
 
     PYTHONPATH=. peers/bin/python tests/support/make_pytorch_vectors.py
@@ -55,7 +55,7 @@ def shapes(network: str) -> dict[str, tuple[int, ...]]:
 def write() -> None:
     import torch
 
-    from transfer_learning.peers import torchvision_without_cuda  # noqa: F401  (ahead of torchvision)
+    from benchmarks import torchvision_without_cuda  # noqa: F401  (ahead of torchvision)
 
     # isort: split
     from torchvision import models

@@ -122,7 +122,7 @@ def imagenet() -> RunConfig:
 
     Measured here with made-up images, two cores beside other work: 310,000 files of 1,000 classes are listed, hashed, looked
     up and divided in 69 s, in 490 MB of memory; a run on 100 times what --decoded-gb allows, every image opened anew in
-    every epoch, peaks at 1,145 MB, and one on what it allows at 1,139 MB (``benchmark --peers memory``, n = 3).
+    every epoch, peaks at 1,145 MB, and one on what it allows at 1,139 MB (``python -m benchmarks memory``, n = 3).
     """
     return RunConfig(
         dataset="imagenet",

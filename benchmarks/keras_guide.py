@@ -2,11 +2,11 @@
 
 It follows the developer guide "Transfer learning & fine-tuning" (keras.io) for the model: a frozen base, called with
 training=False, GlobalAveragePooling, Dropout, Dense, `compile` and `fit` with validation data; and "Image data loading"
-for the data: `image_dataset_from_directory`, which the guide names for one's own images, with its own prefetching. The
-guide's example, whose images come from TensorFlow Datasets, also caches them decoded: `--keep-decoded` does that.
-Another way that the guide describes, features computed once by hand and a second model trained on them, is not measured.
+for the data: `image_dataset_from_directory`, which the guide names for own images, with its own prefetching. The
+guide's example, whose images come from TensorFlow Datasets, also caches them decoded: `--cache-decoded` does that.
+The guide's other way, features computed once by hand and a second model trained on them, is not measured.
 
-Backbone and weights are those of our side (the only thing that is imported from there), so that both compute the same.
+Backbone and weights are imported from this package (nothing else is), so that both compute the same.
 """
 
 import statistics
@@ -18,16 +18,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks import job
+from benchmarks.networks import extractor
 from transfer_learning.models.backbones import build_backbone
-from transfer_learning.peers import job
-from transfer_learning.peers.networks import extractor
 
 
 def frozen(flags: Namespace) -> dict[str, Any]:
     """The head alone, on images."""
     train, val = dataset(flags, "train"), dataset(flags, "val")
     num_classes = len(train.class_names)
-    if flags.keep_decoded:
+    if flags.cache_decoded:
         train, val = (images.cache().prefetch(tf.data.AUTOTUNE) for images in (train, val))
     base = build_backbone("efficientnet_lite0", flags.size, "imagenet")
     base.trainable = False
@@ -36,10 +36,10 @@ def frozen(flags: Namespace) -> dict[str, Any]:
 
 
 def fine_tune(flags: Namespace) -> dict[str, Any]:
-    """ResNet50 with the layers of conv5 and the head open."""
+    """ResNet50 with the layers of conv5 and the head unfrozen."""
     train, val = dataset(flags, "train"), dataset(flags, "val")
     num_classes = len(train.class_names)
-    if flags.keep_decoded:
+    if flags.cache_decoded:
         train, val = (images.cache().prefetch(tf.data.AUTOTUNE) for images in (train, val))
     base = build_backbone("resnet50", flags.size, str(flags.weights))
     for layer in base.layers:
@@ -54,7 +54,7 @@ def fine_tune(flags: Namespace) -> dict[str, Any]:
 
 
 def extraction(flags: Namespace) -> dict[str, Any]:
-    """`model.predict` over random images in memory, ten batches a call."""
+    """`model.predict` over random images in memory, ten batches per call."""
     model = extractor(flags.network, flags.size)
     shape = (10 * flags.batch_size, flags.size, flags.size, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8).astype(np.float32)
@@ -66,7 +66,7 @@ def extraction(flags: Namespace) -> dict[str, Any]:
 def input_epochs(flags: Namespace) -> dict[str, Any]:
     """Epochs over the training images from the second on."""
     images = dataset(flags, "train")
-    if flags.keep_decoded:
+    if flags.cache_decoded:
         images = images.cache().prefetch(tf.data.AUTOTUNE)
     for _ in images:
         pass
@@ -125,7 +125,7 @@ def classifier(base: keras.Model, flags: Namespace, num_classes: int) -> keras.M
 
 
 class EpochClock(keras.callbacks.Callback):
-    """What each epoch took, validation included."""
+    """Records the seconds of each epoch, validation included."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The Keras network that our side and the Keras peer both compute: a backbone with pooling, preprocessing inside."""
+"""The network of job extraction for this package and for Keras: a backbone with preprocessing and pooling."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ WEIGHTS = {"efficientnet_lite0": "imagenet", "resnet50": "none"}  # ImageNet's f
 def extractor(name: str, size: int) -> keras.Model:
     """Images 0..255 (n, size, size, 3) -> features (n, width).
 
-    Random weights get random shifts in each BatchNorm, as a trained network has them: additions of zero would be left out.
+    Random weights get random BatchNorm shifts, as trained ones have: adding zeros would be optimised away.
     """
     backbone = build_backbone(name, size, WEIGHTS[name])
     if WEIGHTS[name] == "none":

@@ -2,7 +2,7 @@
 
 It follows the tutorial "Computer vision intro" (docs.fast.ai): ImageDataLoaders.from_folder with an item transform that
 squashes, normalisation as a batch transform, a Learner that is frozen up to its head, Adam. Two things differ from the
-defaults, so that all sides do equal work: `train_bn=False` and the callback BnFreeze, because fastai would otherwise
+defaults, so that all tools do equal work: `train_bn=False` and the callback BnFreeze, because fastai would otherwise
 train every BatchNorm of the frozen part, backwards through the whole network; and `drop_last=False`, because it would
 otherwise leave out the last images of an epoch.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from transfer_learning.peers import (
+from benchmarks import (
     job,
     torchvision_without_cuda,  # noqa: F401  (ahead of torchvision, which fastai imports)
 )

@@ -1,4 +1,4 @@
-"""Draws the images of the benchmark: ten classes of coloured shapes over smooth noise, as JPEG files of a photo's size."""
+"""Draws the images of the benchmarks: ten classes of coloured shapes over smooth noise, as JPEGs of photo size."""
 
 import zlib
 from argparse import Namespace
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from transfer_learning.peers.job import run_job
+from benchmarks.job import run_job
 
-# Each class is a shape and a colour, so that a frozen backbone tells them apart.
+# A class is a shape and a colour, which a frozen backbone can distinguish.
 CLASSES = [(shape, colour) for shape in ("circle", "square", "triangle", "cross", "ring") for colour in ("red", "blue")]
 COLOURS = {"red": (200, 50, 40), "blue": (40, 70, 200)}
 VAL_SHARE = 5  # one of five of each class
@@ -21,7 +21,7 @@ def photos(flags: Namespace) -> dict:
 
 
 def small(flags: Namespace) -> dict:
-    """`--number` images of `--size` pixels a side in train/ and val/."""
+    """`--number` images of `--size` x `--size` pixels in train/ and val/."""
     return make(flags.to, flags.number, (flags.size, flags.size), grain=8.0, quality=85, split=True)
 
 
@@ -31,7 +31,7 @@ def large(flags: Namespace) -> dict:
 
 
 def make(folder: Path, number: int, shape: tuple[int, int], grain: float, quality: int, split: bool) -> dict:
-    """Writes the images into a sibling that is renamed at the end, so that a folder that is there is complete."""
+    """Writes the images into a temporary folder that is renamed at the end, so that `folder` is complete or absent."""
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     num_bytes = 0
     for index in range(number):
@@ -46,7 +46,7 @@ def make(folder: Path, number: int, shape: tuple[int, int], grain: float, qualit
 
 
 def draw(shape_name: str, colour: tuple[int, int, int], shape: tuple[int, int], grain: float, seed: int) -> Image.Image:
-    """One image: smooth noise, the shape at a random place, and over both the grain that a sensor leaves."""
+    """One image: smooth noise, the shape at a random place, and sensor grain over both."""
     rng = np.random.default_rng([zlib.crc32(shape_name.encode()), seed])
     coarse = Image.fromarray(rng.integers(60, 190, (6, 8, 3), np.uint8))
     image = coarse.resize(shape, Image.Resampling.BICUBIC)

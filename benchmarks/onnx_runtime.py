@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from transfer_learning.peers import job
+from benchmarks import job
 
 
 def extraction(flags: Namespace) -> dict[str, Any]:

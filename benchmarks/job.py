@@ -1,4 +1,8 @@
-"""What all programs in this folder share: their flags, the clock, and the line of JSON that they end with."""
+"""Shared by the programs in this folder: flags, timing, and the line of JSON that they end with.
+
+Only the standard library is imported: the programs of other tools run in an environment without this package's own
+dependencies.
+"""
 
 import argparse
 import itertools
@@ -12,29 +16,28 @@ from typing import Any
 def run_job(jobs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]) -> None:
     """Runs the job that the command line names, and prints its figures as the last line of standard output.
 
-    `seconds` is what the function took, without the imports above it, unless the function returns another value.
+    `seconds` is the time of the function, without imports, unless the function returns its own value.
     """
-    parser = argparse.ArgumentParser(description="A job of `python -m transfer_learning.benchmark`.")
+    parser = argparse.ArgumentParser(description="A job of `python -m benchmarks`.")
     parser.add_argument("job", choices=jobs)
     parser.add_argument("--images", type=Path, help="folder with train/ and val/, or with class folders")
-    parser.add_argument("--scratch", type=Path, help="an empty folder for this job alone")
-    parser.add_argument("--cache", type=Path, help="folder that earlier jobs filled")
+    parser.add_argument("--scratch", type=Path, help="an empty folder for this job")
+    parser.add_argument("--cache", type=Path, help="cache folder of earlier jobs")
     parser.add_argument("--data", type=Path, help="folder that holds the named datasets")
-    parser.add_argument("--to", type=Path, help="what a job that prepares another one writes")
+    parser.add_argument("--to", type=Path, help="the file or folder to write, of a job that prepares inputs")
     parser.add_argument("--network", help="efficientnet_lite0 or resnet50")
     parser.add_argument("--weights", type=Path, help="weights of the network, in Keras' format")
     parser.add_argument("--onnx", type=Path, help="folder of exported networks")
-    parser.add_argument("--dataset", help="recipe")
-    parser.add_argument("--size", type=int, default=224, help="side of the square images in pixels")
+    parser.add_argument("--size", type=int, default=224, help="height and width of the images in pixels")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to measure a rate")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--number", type=int, help="images to make")
+    parser.add_argument("--number", type=int, help="number of images to make")
     parser.add_argument("--times-limit", type=float, help="size of the decoded set, in multiples of --decoded-gb")
-    parser.add_argument("--keep-decoded", action="store_true", help="use the peer's own cache of decoded images")
-    parser.add_argument("--wait-for-disk", action="store_true", help="train on only when a checkpoint is written")
+    parser.add_argument("--cache-decoded", action="store_true", help="use the peer's own cache of decoded images")
+    parser.add_argument("--wait-for-disk", action="store_true", help="wait until each checkpoint is on disk")
     flags = parser.parse_args()
     started = time.perf_counter()
     figures = jobs[flags.job](flags)
@@ -42,7 +45,7 @@ def run_job(jobs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]) -> 
 
 
 def steps_for(seconds: float) -> Iterator[int]:
-    """Counts 0, 1, 2, ... until `seconds` have passed; at least to 0."""
+    """Yields 0, 1, 2, ... until `seconds` have passed, and at least 0."""
     ends = time.perf_counter() + seconds
     yield 0
     for step in itertools.count(1):
@@ -52,15 +55,15 @@ def steps_for(seconds: float) -> Iterator[int]:
 
 
 def images_per_second(
-    step: Callable[[], Any], images_a_step: int, seconds: float, warm_up: int = 3
+    step: Callable[[], Any], images_per_step: int, seconds: float, warm_up: int = 3
 ) -> dict[str, float]:
-    """Calls `step` for `seconds` after a warm-up; the step has to return when its images are done, not before."""
+    """Calls `step` for `seconds` after a warm-up; a step must return only when its images are finished."""
     for _ in range(warm_up):
         step()
     started, images = time.perf_counter(), 0
     for _ in steps_for(seconds):
         step()
-        images += images_a_step
+        images += images_per_step
     taken = time.perf_counter() - started
     return {"seconds": taken, "images": images, "images_per_second": images / taken}
 

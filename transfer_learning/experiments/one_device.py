@@ -1,10 +1,14 @@
-"""What one device of this machine does with a recipe; the benchmark hides the others from TensorFlow."""
+"""Measures one device with the network of a recipe; `device_benchmark` hides all other devices from TensorFlow.
 
+The last line of its output is a JSON object.
+"""
+
+import argparse
 import itertools
+import json
 import resource
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -20,28 +24,39 @@ from transfer_learning.machine.resources import available_bytes
 from transfer_learning.models.classifier import Classifier, build_classifier, unfreeze_layers
 from transfer_learning.models.features import BATCH
 from transfer_learning.models.inference_graph import inference_graph
-from transfer_learning.peers import job
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.training.phases import ActivePhase, measure, start_phase
 
 NUM_CLASSES = 10
 WINDOWS = 5
-# Images outside of the test split, as the README counts them: an epoch is estimated without the dataset at hand.
+# Images outside of the test split, for the estimate of an epoch: the dataset itself is not loaded.
 NUM_IMAGES = {"pharma": 8000, "drawn_pills": 960, "digits": 1527, "fashion_mnist": 60000}
 LARGEST_TRIED = 65536
 
 
-def list_gpus(flags: Namespace) -> dict[str, Any]:
-    """The GPUs that TensorFlow sees."""
-    return {"gpus": [gpu.name for gpu in tf.config.list_physical_devices("GPU")]}
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", choices=("list", "measure"))
+    parser.add_argument("--dataset", default="drawn_pills", help="recipe")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of the measurement of a rate")
+    flags = parser.parse_args()
+    if flags.job == "list":
+        figures = {"gpus": [gpu.name for gpu in tf.config.list_physical_devices("GPU")]}
+    else:
+        figures = measure_recipe(flags.dataset, flags.seconds)
+    print(json.dumps(figures), flush=True)
 
 
-def measure_recipe(flags: Namespace) -> dict[str, Any]:
-    """Extraction, training, the largest batch and the memory, with random weights, which cost the same as others."""
-    config = RECIPES[flags.dataset]()
+def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
+    """Returns rates, memory and the largest batch size of a recipe's network; its weights are random.
+
+    Args:
+        seconds: length of the measurement of a rate, in `WINDOWS` windows.
+    """
+    config = RECIPES[dataset]()
     devices = set_up_devices(config.precision, config.seed)
     classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), weights="none")
-    window = flags.seconds / WINDOWS
+    window = seconds / WINDOWS
     size = config.stored_size
 
     # Extraction, with the copies to the device and back.
@@ -49,18 +64,18 @@ def measure_recipe(flags: Namespace) -> dict[str, Any]:
     images = random_images(BATCH, size).astype(np.float32)
     extraction = rate(lambda: len(compute(tf.constant(images)).numpy()), window)
 
-    # Training, as the loop does it: the order, the changes and the updates.
+    # Training as in the training loop: order, augmentation and train steps
     opened = unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
     examples = random_examples(8 * config.batch_size, size)
     active = start_phase("fine_tune", config, classifier, examples, examples)
     batches = endless_batches(active, config)
-    training = rate(lambda: update(active, *next(batches)), window)
+    training = rate(lambda: train_step(active, *next(batches)), window)
     measure(active)  # compiles
     started = time.perf_counter()
     measure(active)
     validation = len(examples) / (time.perf_counter() - started)
-    num_val = round(NUM_IMAGES[flags.dataset] * config.val_fraction)
-    num_train = NUM_IMAGES[flags.dataset] - num_val
+    num_val = round(NUM_IMAGES[dataset] * config.val_fraction)
+    num_train = NUM_IMAGES[dataset] - num_val
 
     peak = peak_bytes(devices.num_gpus)
     largest, describe, how = largest_batch(config, classifier, devices.num_gpus)
@@ -86,27 +101,27 @@ def measure_recipe(flags: Namespace) -> dict[str, Any]:
 
 
 def rate(step: Callable[[], int], window: float) -> dict[str, float]:
-    """Images per second over WINDOWS stretches: the median, the least and the most. The step returns its images."""
+    """Images per second over `WINDOWS` windows: median, least and most. `step` returns its number of images."""
     for _ in range(3):
         step()
     rates = []
     for _ in range(WINDOWS):
         started, images = time.perf_counter(), 0
-        for _ in job.steps_for(window):
+        while images == 0 or time.perf_counter() < started + window:
             images += step()
         rates.append(images / (time.perf_counter() - started))
     return {"median": float(np.median(rates)), "least": min(rates), "most": max(rates)}
 
 
-def update(active: ActivePhase, inputs: tf.Tensor, labels: tf.Tensor) -> int:
-    """One update, to its end; returns its images."""
+def train_step(active: ActivePhase, inputs: tf.Tensor, labels: tf.Tensor) -> int:
+    """Runs one train step to its end and returns its number of images."""
     active.train_steps(inputs, labels, [active.settings.learning_rate])
     float(active.metrics[0].result())  # waits for the device
     return len(labels)
 
 
 def largest_batch(config: RunConfig, classifier: Classifier, num_gpus: int) -> tuple[int, str, str]:
-    """The largest batch, the recipe's doubled so many times, that trains: a number, in words, and how it was found."""
+    """The recipe's batch size doubled as often as memory allows: as a number, as text, and how it was found."""
     batch = config.batch_size
     if num_gpus:
         fits = 0
@@ -114,7 +129,7 @@ def largest_batch(config: RunConfig, classifier: Classifier, num_gpus: int) -> t
             fits, batch = batch, 2 * batch
         how = f"Largest batch on a GPU: doubled until its memory was exhausted, or up to {LARGEST_TRIED:,}."
         return fits, f"{fits:,}" if fits else "none", how
-    # Without a GPU the system would kill the process, so one more batch tells what an image takes.
+    # Without a GPU the system would kill the process, so the memory per image is measured with one larger batch.
     used, free, peak = psutil.Process().memory_info().rss, available_bytes(), peak_bytes(0)
     trains(config, classifier, 2 * batch)
     an_image = max(peak_bytes(0) - peak, 1e6) / batch
@@ -124,25 +139,25 @@ def largest_batch(config: RunConfig, classifier: Classifier, num_gpus: int) -> t
         fits *= 2
     how = (
         f"Largest batch on the processor: estimated. From {batch} to {2 * batch} images the peak memory rose by "
-        f"{an_image / 1e6:.1f} MB an image, and {free / 1e9:.1f} GB were free."
+        f"{an_image / 1e6:.1f} MB per image, and {free / 1e9:.1f} GB were free."
     )
     return fits, f"about {fits:,}", how
 
 
 def trains(config: RunConfig, classifier: Classifier, batch: int) -> bool:
-    """One update on `batch` images; False where the memory of the GPU is not enough."""
+    """Whether one train step on `batch` images fits the memory of the GPU."""
     config = replace(config, batch_size=batch, gradient_accumulation_steps=1)
     examples = random_examples(batch, config.stored_size)
     try:
         active = start_phase("fine_tune", config, classifier, examples, examples)
-        update(active, *next(endless_batches(active, config)))
-    except (tf.errors.ResourceExhaustedError, tf.errors.InternalError):  # cuDNN says it by the second
+        train_step(active, *next(endless_batches(active, config)))
+    except (tf.errors.ResourceExhaustedError, tf.errors.InternalError):  # cuDNN raises the second
         return False
     return True
 
 
 def peak_bytes(num_gpus: int) -> int:
-    """The most memory in use so far: of the GPU, or of this process."""
+    """Peak memory so far: of the GPU, or of this process."""
     if num_gpus:
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -158,7 +173,7 @@ def random_examples(number: int, size: int) -> Examples:
 
 
 def endless_batches(active: ActivePhase, config: RunConfig) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-    """The batches of one epoch after the other."""
+    """The training batches of epoch 0, 1, 2, ..."""
     for epoch in itertools.count():
         yield from training_batches(
             active.train, config.batch_size, config.seed, epoch, augmentation=active.augmentation, flip=config.flip
@@ -166,4 +181,4 @@ def endless_batches(active: ActivePhase, config: RunConfig) -> Iterator[tuple[tf
 
 
 if __name__ == "__main__":
-    job.run_job({"list": list_gpus, "measure": measure_recipe})
+    main()

@@ -1,7 +1,7 @@
 """Peer: OpenVINO on the exported networks, as its "Performance Hints" pages recommend for throughput.
 
-The precision is fixed to float32: on processors with bfloat16 instructions OpenVINO would take those by itself, and the
-other sides would compute something else.
+The precision is fixed to float32: on processors with bfloat16 instructions OpenVINO would use those, and
+compute something else than the other tools.
 """
 
 from argparse import Namespace
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import openvino
 
-from transfer_learning.peers import job
+from benchmarks import job
 
 
 def extraction(flags: Namespace) -> dict[str, Any]:
-    """Forward passes over random images in memory, as many requests at a time as the engine asks for."""
+    """Forward passes over random images in memory, as many concurrent requests as the engine recommends."""
     core = openvino.Core()
     compiled = core.compile_model(
         core.read_model(flags.onnx / f"{flags.network}.onnx"),

@@ -1,22 +1,22 @@
 """Peer: Ultralytics, task classify.
 
-It follows the page "Image Classification" (docs.ultralytics.com): a model, then `train` on a folder with train/ and val/.
-The model is the smallest of the newest family from its yaml file, thus with random weights, because the pretrained ones
-are a download: its accuracy says nothing, its time does, since the work is the same with other numbers. It is another
-and smaller network than the other sides have. All its layers but the last are frozen; augmentation, mixed precision, plots
-and warm-up are off, so that all sides do equal work.
+It follows the page "Image Classification" (docs.ultralytics.com): `train` on a folder with train/ and val/.
+The model is the smallest of the newest family, from its yaml file and so with random weights, since the pretrained ones
+are a download: its accuracy means nothing, its time does. The network is smaller than that of the other tools. All its
+layers but the last are frozen; augmentation, mixed precision, plots and warm-up are off, so that all tools do equal
+work.
 """
 
 import os
 from argparse import Namespace
 from typing import Any
 
-# Asks no network for updates, fonts or weights, which would only delay it.
+# No downloads of updates, fonts or weights
 os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_VERBOSE": "false"}
 
 import torch
 
-from transfer_learning.peers import (
+from benchmarks import (
     job,
     torchvision_without_cuda,  # noqa: F401  (ahead of torchvision, which ultralytics imports)
 )

@@ -3,9 +3,9 @@
 It follows the tutorial "Transfer Learning for Computer Vision" (pytorch.org), section "ConvNet as fixed feature
 extractor": ImageFolder, transforms, a DataLoader with worker processes, all parameters frozen, a new last layer, Adam;
 and the "Performance Tuning Guide": channels_last, no gradients where none are needed, workers that stay alive. Unlike
-the tutorial, the frozen part stays in eval mode, which is what the other sides do and is faster.
+the tutorial, the frozen part stays in eval mode, as with the other tools, which is faster.
 
-The network is that of the package efficientnet-lite-pytorch with the weights that all sides share.
+The network is that of the package efficientnet-lite-pytorch with the weights that all tools share.
 """
 
 from argparse import Namespace
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from transfer_learning.peers import (
+from benchmarks import (
     job,
     torchvision_without_cuda,  # noqa: F401  (ahead of torchvision)
 )
@@ -53,10 +53,10 @@ class ResNet50(nn.Module):
             stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.network(images - 117.0)  # stands for the subtraction of the mean
+        return self.network(images - 117.0)  # the cost of subtracting the mean
 
 
-NETWORKS = {"efficientnet_lite0": Lite0, "resnet50": ResNet50}
+NETWORKS: dict[str, type[nn.Module]] = {"efficientnet_lite0": Lite0, "resnet50": ResNet50}
 
 
 def frozen(flags: Namespace) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""Our side of each job: the verb `run` as a user calls it, or the functions that it is made of."""
+"""This package at each job: the command `run` as a user calls it, or the functions that it is made of."""
 
 import json
-import runpy
 import statistics
 import sys
 import time
@@ -14,7 +13,10 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-import transfer_learning.experiments.train  # noqa: F401  (imported here as peers import theirs: no job counts its imports)
+import transfer_learning.experiments.train  # noqa: F401  (ahead, so that no job counts its imports)
+from benchmarks import job
+from benchmarks.networks import extractor
+from transfer_learning import run as run_command
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.augmentation import apply, draw
 from transfer_learning.datasets.pipeline import training_batches
@@ -22,20 +24,18 @@ from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.models.backbones import build_backbone
 from transfer_learning.models.inference_graph import inference_graph
-from transfer_learning.peers import job
-from transfer_learning.peers.networks import extractor
 from transfer_learning.training import checkpoint
 
 KIND = "light"
 
 
 def frozen(flags: Namespace) -> dict[str, Any]:
-    """A frozen phase from files to trained head; `--cache` keeps decoded images and features for the next job."""
+    """A frozen phase from files to trained head; `--cache` is the cache that the next job starts from."""
     return run(flags, *frozen_phase(flags)) | {"epochs": flags.epochs}
 
 
 def fine_tune(flags: Namespace) -> dict[str, Any]:
-    """Epochs of fine-tuning with conv5 open: the median from the second on, with validation, without the checkpoint."""
+    """Epochs of fine-tuning with conv5 unfrozen: the median from the second on, with validation, without checkpoint."""
     figures = run(
         flags,
         "--backbone",
@@ -69,12 +69,12 @@ def fine_tune(flags: Namespace) -> dict[str, Any]:
 
 
 def memory(flags: Namespace) -> dict[str, Any]:
-    """A run on small images, for its peak memory, which the benchmark reads off the process."""
+    """A run on small images, for the peak memory of its process."""
     return run(flags, *frozen_phase(flags))
 
 
 def memory_limited(flags: Namespace) -> dict[str, Any]:
-    """The same on a set that takes `--times-limit` times as much as `--decoded-gb` allows, and changed in every epoch."""
+    """The same with augmentation, on images of `--times-limit` times the size that `--decoded-gb` allows."""
     num_images = sum(1 for _ in flags.images.rglob("*.jpg"))
     limit = num_images * flags.size**2 * 3 / 1e9 / flags.times_limit
     more = ("--frozen.augmentation", "light", "--decoded-gb", f"{limit:.9f}")
@@ -82,25 +82,30 @@ def memory_limited(flags: Namespace) -> dict[str, Any]:
 
 
 def checkpoints(flags: Namespace) -> dict[str, Any]:
-    """The recipe drawn_pills with default settings: the share of its time that training waited for checkpoints."""
+    """The recipe drawn_pills: the share of its time that training waits for checkpoints."""
     if flags.wait_for_disk:
-        begin = checkpoint.Writer.save
-        checkpoint.Writer.save = lambda writer, *what: (begin(writer, *what), writer.wait())
-    run(flags, "--data-dir", str(flags.data), dataset="drawn_pills", keep_sizes=True)
+        save = checkpoint.Writer.save
+
+        def save_and_wait(writer: checkpoint.Writer, *arguments: Any) -> None:
+            save(writer, *arguments)
+            writer.wait()
+
+        checkpoint.Writer.save = save_and_wait  # type: ignore[method-assign]
+    run(flags, "--data-dir", str(flags.data), dataset="drawn_pills", own_sizes=True)
     seconds = pd.read_csv(flags.scratch / "run" / "timings.csv")["checkpoint_seconds"].sum()
-    total = sum(stage["seconds"] for stage in read_foresight(flags.scratch / "run")["stages"])
+    total = sum(stage["seconds"] for stage in read_estimate(flags.scratch / "run")["stages"])
     return {"checkpoint_percent": 100 * seconds / total, "checkpoint_seconds": seconds, "run_seconds": total}
 
 
 def extraction(flags: Namespace) -> dict[str, Any]:
-    """Forward passes of the frozen graph over random images in memory."""
+    """Forward passes of the inference graph over random images in memory."""
     compute = inference_graph(extractor(flags.network, flags.size), flags.batch_size)
     images = random_images(flags).astype(np.float32)
     return job.images_per_second(lambda: compute(tf.constant(images)).numpy(), flags.batch_size, flags.seconds)
 
 
 def input_epochs(flags: Namespace) -> dict[str, Any]:
-    """Epochs over the training images from the second on, as the loop gets them."""
+    """Epochs over the training images from the second on, as the training loop gets them."""
     examples = load(flags).split("train")
     for _ in training_batches(examples, flags.batch_size, 0, 0):
         pass
@@ -113,13 +118,13 @@ def input_epochs(flags: Namespace) -> dict[str, Any]:
 
 
 def input_first(flags: Namespace) -> dict[str, Any]:
-    """The first sight of a dataset: checked, hashed, decoded, kept."""
+    """A dataset without a cache: checked, hashed, decoded, cached."""
     data = load(flags)
     return {"images": len(data.manifest)}
 
 
 def augmentation(flags: Namespace) -> dict[str, Any]:
-    """Drawing and applying the changes of a batch: flip, rotation, zoom, shift, brightness and contrast."""
+    """Augmentation of a batch: flip, rotation, zoom, shift, brightness and contrast."""
     images, keys = tf.constant(random_images(flags)), np.arange(flags.batch_size, dtype=np.uint64)
     augment = tf.function(partial(apply, KIND), autograph=False)
 
@@ -144,7 +149,7 @@ def drawn(flags: Namespace) -> dict[str, Any]:
 
 
 def frozen_phase(flags: Namespace) -> tuple[str, ...]:
-    """Flags that leave nothing of the frozen phase to the program's choice."""
+    """Flags for every setting of the frozen phase, so that none is chosen automatically."""
     return (
         "--backbone",
         "efficientnet_lite0",
@@ -169,41 +174,21 @@ def frozen_phase(flags: Namespace) -> tuple[str, ...]:
     )
 
 
-def run(flags: Namespace, *more: str, dataset: str = "", keep_sizes: bool = False) -> dict[str, Any]:
-    """Calls ``python -m transfer_learning.run`` in this process.
+def run(flags: Namespace, *more: str, dataset: str = "", own_sizes: bool = False) -> dict[str, Any]:
+    """Calls the command `run`; with `own_sizes` image and batch sizes are the recipe's.
 
-    `seconds` leave out the stage `evaluate` (the evaluation of the whole model, figures and report), which no peer does;
-    `seconds_with_evaluation` are all.
+    `seconds` leaves out the stage `evaluate` (evaluation of the whole model, figures and report), which no other tool
+    makes; `seconds_with_evaluation` includes it.
     """
-    sizes = [
-        "--image-size",
-        str(flags.size),
-        "--input-size",
-        "0",
-        "--batch-size",
-        str(flags.batch_size),
-        "--test-fraction",
-        "0",
-    ]
-    sys.argv = [
-        "run",
-        "--dataset",
-        dataset or str(flags.images),
-        *([] if keep_sizes else sizes),
-        *more,
-        "--cache-dir",
-        str(flags.cache or flags.scratch / "cache"),
-        "--run-dir",
-        str(flags.scratch / "run"),
-    ]
+    size, batch_size = str(flags.size), str(flags.batch_size)
+    sizes = ["--image-size", size, "--input-size", "0", "--batch-size", batch_size, "--test-fraction", "0"]
+    places = ["--cache-dir", str(flags.cache or flags.scratch / "cache"), "--run-dir", str(flags.scratch / "run")]
+    command = ["--dataset", dataset or str(flags.images), *([] if own_sizes else sizes), *more, *places]
     started = time.perf_counter()
-    try:
-        runpy.run_module("transfer_learning.run", run_name="__main__")
-    except SystemExit as end:
-        if end.code:
-            raise
+    if code := run_command.main(command):
+        sys.exit(code)
     seconds = time.perf_counter() - started
-    stages = {stage["name"]: stage["seconds"] for stage in read_foresight(flags.scratch / "run").get("stages", [])}
+    stages = {stage["name"]: stage["seconds"] for stage in read_estimate(flags.scratch / "run").get("stages", [])}
     history = pd.read_csv(flags.scratch / "run" / "history.csv")
     return {
         "seconds": seconds - stages.get("evaluate", 0.0),
@@ -211,11 +196,11 @@ def run(flags: Namespace, *more: str, dataset: str = "", keep_sizes: bool = Fals
         "evaluate_seconds": stages.get("evaluate"),
         "stages": stages,
         "val_accuracy": float(history["val_accuracy"].iloc[-1]),
-        "command": sys.argv[1:],
+        "command": command,
     }
 
 
-def read_foresight(run_dir: Path) -> dict[str, Any]:
+def read_estimate(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "foresight.json"
     return json.loads(path.read_text()) if path.exists() else {}
 

@@ -1,0 +1,95 @@
+"""The processor and each GPU measured one after the other, each in a process of its own (`one_device`)."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transfer_learning.experiments.measurements import (
+    MeasurementFailed,
+    left_out_lines,
+    markdown_table,
+    number,
+    run_child,
+)
+from transfer_learning.storage.files import write_json
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = "transfer_learning.experiments.one_device"
+COLUMNS = (
+    "device",
+    "precision",
+    "extraction, images/s",
+    "training, images/s",
+    "epoch, s",
+    "largest batch",
+    "peak memory, MB",
+)
+
+
+def measure_devices(document: dict[str, Any], path: Path) -> None:
+    """Measures every device that is not in the document yet, and writes the document to `path` after each."""
+    settings = document["settings"]
+    gpus = run_child(sys.executable, PROGRAM, ["list"], {})["gpus"]
+    if not gpus:
+        logger.info("TensorFlow sees no GPU on this machine; only the processor is measured.")
+    devices = {"CPU": "-1"} | {f"GPU {index}": name for index, name in enumerate(visible_gpus(len(gpus)))}
+    for name, visible in devices.items():
+        if name in document["measurements"]:
+            continue
+        logger.info(f"Measuring {name} ...")
+        try:
+            arguments = ["measure", "--dataset", settings["dataset"], "--seconds", str(settings["seconds"])]
+            figures = run_child(sys.executable, PROGRAM, arguments, {"CUDA_VISIBLE_DEVICES": visible})
+        except MeasurementFailed as failed:
+            document["left_out"][name] = str(failed)
+            logger.warning(f"{name} is left out: {failed}")
+            continue
+        document["measurements"][name] = figures
+        write_json(path, document)
+    write_json(path, document)
+
+
+def visible_gpus(num_gpus: int) -> list[str]:
+    """The names CUDA has for the GPUs that TensorFlow sees, in TensorFlow's order."""
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named[:num_gpus] or [str(index) for index in range(num_gpus)]
+
+
+def device_table(document: Mapping[str, Any]) -> str:
+    """The document as a Markdown table with notes."""
+    measured = document["measurements"]
+    if not measured:
+        return "\n\n".join(["Nothing was measured.", *left_out_lines(document)])
+    rows = [COLUMNS]
+    for name, figures in measured.items():
+        rows.append(
+            (
+                f"{name}: {figures['name']}",
+                figures["precision"],
+                _spread(figures["extraction"]),
+                _spread(figures["training"]),
+                f"{figures['epoch_seconds']:.1f}",
+                figures["largest_batch_in_words"],
+                f"{figures['device_peak_mb']:,.0f} ({figures['memory']})",
+            )
+        )
+    one = next(iter(measured.values()))
+    recipe = document["settings"]["dataset"]
+    notes = [
+        f"Recipe {recipe}: {one['what']}. Rates are medians (and ranges) over {one['windows']} windows of "
+        f"{number(one['window_seconds'])} s after a warm-up. Extraction: the inference graph, batch 32. "
+        "Training: train steps of the fine-tune phase with the recipe's batch size, unfrozen layers and augmentation, "
+        f"images in memory. Epoch: {one['num_train']:,} training and {one['num_val']:,} validation images.",
+        *dict.fromkeys(figures["how_largest_batch"] for figures in measured.values()),
+    ]
+    if set(measured) == {"CPU"}:
+        notes.insert(0, "TensorFlow sees no GPU on this machine, so there is nothing to compare the processor with.")
+    return "\n\n".join([markdown_table(rows), *notes, *left_out_lines(document)])
+
+
+def _spread(figures: Mapping[str, float]) -> str:
+    return f"{number(figures['median'])} ({number(figures['least'])}-{number(figures['most'])})"
