@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     DONE = 0
     FAILED = 1  # a bug: a traceback is printed
     USER_ERROR = 2
+    DIVERGED = 4  # training diverged, and would again
     INTERRUPTED = 130
     PREEMPTED = 138  # by a batch system that warns before a time limit, such as SLURM
     TERMINATED = 143
@@ -23,6 +24,14 @@ class UserError(Exception):
 
     The message is one sentence: what was given, what was expected, what to do next.
     """
+
+    exit_code = ExitCode.USER_ERROR
+
+
+class Diverged(UserError):
+    """The loss, a weight or a predicted probability is NaN or infinite."""
+
+    exit_code = ExitCode.DIVERGED
 
 
 class Stopped(BaseException):

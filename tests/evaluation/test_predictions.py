@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged, UserError
 from transfer_learning.evaluation import predictions
 
 CLASS_NAMES = [
@@ -91,8 +91,8 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "probabilities", "class_names", "error", "message"),
     [
-        ([0], [[np.nan, 1]], ["a", "b"], UserError, "1 of 1 images .* lower learning rate"),
-        ([0], [[np.inf, 0]], ["a", "b"], UserError, "diverged"),
+        ([0], [[np.nan, 1]], ["a", "b"], Diverged, "1 of 1 images .* lower learning rate"),
+        ([0], [[np.inf, 0]], ["a", "b"], Diverged, "diverged"),
         ([0], [[3.0, -2.0]], ["a", "b"], ValueError, "logits"),
         ([0], [[0.2, 0.2]], ["a", "b"], ValueError, "sum 1"),
         ([2], [[0.5, 0.5]], ["a", "b"], ValueError, "from 0 to 1"),

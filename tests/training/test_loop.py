@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged, UserError
 from transfer_learning.experiments import train
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.storage.files import read_json
@@ -53,7 +53,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(
         patch.setattr(loop, "learning_rate", spoilt)
         patch.setattr(phases, "BYTES_AT_ONCE", 1)
         what = f"The loss is nan from update {update + 2} on" if seconds else f"A weight .* after update {update + 1}"
-        with pytest.raises(UserError, match=f"{what} of phase {phase} .*lower --.*learning-rate"):
+        with pytest.raises(Diverged, match=f"{what} of phase {phase} .*lower --.*learning-rate"):
             run_experiment(config, run_dir)
     arrays, values = checkpoint.load(run_dir.checkpoint)
     assert all(np.isfinite(array).all() for group in ("weights", "metrics", "best") for array in arrays[group])
@@ -70,7 +70,7 @@ def test_a_validation_that_is_no_number_stops_the_run_whatever_is_monitored(
     told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
     with monkeypatch.context() as patch:
         patch.setattr(loop, "measure", lambda active, after_batch: (value, 0.9))
-        with pytest.raises(UserError, match=rf"The val_loss is {value} after update 4 of phase frozen \(epoch 1\)"):
+        with pytest.raises(Diverged, match=rf"The val_loss is {value} after update 4 of phase frozen \(epoch 1\)"):
             run_experiment(config, run_dir, callbacks=[told])
     state = checkpoint.load(run_dir.checkpoint)[1]["state"]
     assert state["history"] == [] and state["best_value"] is None and seen == []
@@ -87,7 +87,7 @@ def test_weights_that_are_no_numbers_after_the_last_update_are_those_of_that_epo
         return math.nan if is_last else original(settings, in_phase, steps_per_epoch, *others)
 
     monkeypatch.setattr(loop, "learning_rate", spoilt)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(Diverged) as error:
         run_experiment(config, RunDir(tmp_path / "run"))
     assert f"A weight is no finite number after update {num_updates[0]} of phase frozen (epoch 1)" in str(error.value)
 

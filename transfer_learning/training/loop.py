@@ -14,7 +14,7 @@ import tensorflow as tf
 from transfer_learning.cli.progress import EpochProgress
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.pipeline import training_batches
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged, UserError
 from transfer_learning.storage.files import renamed
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
@@ -78,7 +78,7 @@ def train(
         trained: told of updates, as by `EpochProgress`.
 
     Raises:
-        UserError: the loss, of training or validation, is no longer a finite number.
+        Diverged: the training or validation loss, or a weight, is NaN or infinite.
         tf.errors.ResourceExhaustedError: the memory is too small for a single image at a time.
         Stopped: a signal came; the state is saved.
         OSError: a checkpoint cannot be written; the ones before are whole.
@@ -263,7 +263,7 @@ class _Epoch:
         self.checkpoint_seconds += time.monotonic() - started
 
     def check_loss(self) -> None:
-        """Raises UserError where the loss has stopped being a finite number; nothing is saved from there on."""
+        """Raises Diverged if the loss of the epoch is NaN or infinite; nothing is saved from there on."""
         if not math.isfinite(loss := self.figures()["loss"]):
             first = self.updates_done() - self.state.update + int(self.active.finite_steps) + 1
             raise self.diverged(f"The loss is {loss} from update {first:,} on")
@@ -272,9 +272,9 @@ class _Epoch:
         """Updates of the phase so far."""
         return self.state.epoch * self.active.steps_per_epoch + self.state.update
 
-    def diverged(self, what: str) -> UserError:
+    def diverged(self, what: str) -> Diverged:
         name, settings = flag_name(self.active.name), self.active.settings
-        return UserError(
+        return Diverged(
             f"{what} of phase {self.active.name} (epoch {self.number}), so the training has diverged; start a new "
             f"run with a lower --{name}.learning-rate (it was {settings.learning_rate}); the last checkpoint of this one is "
             "from before."
