@@ -129,7 +129,7 @@ def augmentation(flags: Namespace) -> dict[str, Any]:
     augment = tf.function(partial(apply, KIND), autograph=False)
 
     def step():
-        augment(images, *draw(KIND, True, 0, 0, keys, flags.size)).numpy()
+        augment(images, draw(KIND, True, 0, 0, keys, flags.size)).numpy()
 
     figures = job.images_per_second(step, flags.batch_size, flags.seconds)
     return figures | {"milliseconds": 1000 * flags.batch_size / figures["images_per_second"]}
