@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m benchmarks", description=__doc__, epilog=EXAMPLES)
+    parser = Parser("", description=__doc__, epilog=EXAMPLES)
+    parser.prog = "python -m benchmarks"
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"jobs to measure (default: all): {', '.join(JOBS)}")
     parser.add_argument(
         "--peers-python",

@@ -1,4 +1,4 @@
-"""Measure the processor and each GPU of this machine: ``python -m transfer_learning.benchmark --devices``.
+"""Measure the processor and each GPU of this machine: ``transfer-learning benchmark --devices``.
 
 Each device is measured in a process of its own: feature extraction, training, the largest batch and the memory, for the
 network of a recipe. Every result is written at once; the same command continues where a stopped one ended.
@@ -21,13 +21,13 @@ from transfer_learning.recipes.known import RECIPES
 from transfer_learning.storage.files import write_text
 
 EXAMPLES = """examples:
-  python -m transfer_learning.benchmark --devices --dataset pharma"""
+  transfer-learning benchmark --devices --dataset pharma"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
     words = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "transfer_learning.benchmark", *words])
+    command = shlex.join(["transfer-learning", "benchmark", *words])
     settings = {"dataset": flags.dataset, "seconds": flags.seconds}
     document = open_document(flags.out, "devices", settings, command, versions={})
     measure_devices(document, flags.out)
