@@ -55,9 +55,8 @@ def option(
         changes_result: whether a resumed run must have the same value.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
-    metadata = {"help": help, "group": group, "choices": choices, "table": table, "known": known}
-    metadata |= {"bounds": bounds}
-    return field(default=default, metadata=metadata | {"was": was, "were": were, "changes_result": changes_result})
+    metadata = dict(help=help, group=group, choices=choices, table=table, known=known, bounds=bounds)
+    return field(default=default, metadata=metadata | dict(was=was, were=were, changes_result=changes_result))
 
 
 @dataclass(frozen=True)
@@ -311,7 +310,7 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 
 def flat(config: RunConfig) -> dict[str, Any]:
     """All values by the names that `with_values` takes, in the order of the fields."""
-    values = {}
+    values: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if isinstance(value, Phase):
@@ -342,7 +341,7 @@ def choices_of(item: dataclasses.Field) -> tuple[str, ...]:
     """The allowed values of a field, or () where any value of its type is."""
     if not item.metadata["table"]:
         return item.metadata["choices"]
-    return tuple(dict.fromkeys([item.default, *_names_in(item.metadata["table"])]))
+    return tuple(dict.fromkeys([str(item.default), *_names_in(item.metadata["table"])]))
 
 
 def known_of(item: dataclasses.Field) -> tuple[str, ...]:

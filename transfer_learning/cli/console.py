@@ -125,7 +125,9 @@ def each_message_once() -> Iterator[None]:
 
     def is_new(record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        return not (message in seen or seen.add(message))
+        is_first = message not in seen
+        seen.add(message)
+        return is_first
 
     handlers = list(logging.getLogger(PACKAGE).handlers)
     for handler in handlers:

@@ -90,7 +90,7 @@ class Parser(argparse.ArgumentParser):
         group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
         group.add_argument("--verbose", action="store_true", help="print details, too")
 
-    def parse_args(self, arguments=None, namespace=None):  # type: ignore[override]
+    def parse_args(self, arguments=None, namespace=None):
         if "_ARGCOMPLETE" in os.environ:  # the shell asks for completions; ends the process
             import argcomplete
 
