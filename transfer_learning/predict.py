@@ -3,18 +3,16 @@
 import csv
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from transfer_learning.cli.console import muted
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
-from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
+from transfer_learning.experiments.prediction import image_files, predict_files
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import evaluated_run_dir
 
-IMAGES_AT_A_TIME = 256  # decoded ones in memory
 UNKNOWN = "unknown"  # in place of a class
 
 
@@ -35,12 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recorded = read_json(run_dir.evaluation, weights_sha256=str)
     files = [file for argument in flags.images for file in image_files(Path(argument))]
 
-    import numpy as np
-
     with quiet_start():
-        from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
         from transfer_learning.machine.devices import set_up_devices
-        from transfer_learning.models.classifier import load_model, probabilities
+        from transfer_learning.models.classifier import load_model
 
     with muted():
         set_up_devices(config.precision, config.seed, begun_with)
@@ -61,45 +56,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("file", "class", "confidence"))
     skipped = 0
-    workers = DecodeWorkers(config.stored_size, config.resize)
-    with workers, ThreadPoolExecutor(usable_cores()) as threads:
-        for start in range(0, len(files), IMAGES_AT_A_TIME):
-            chunk = files[start : start + IMAGES_AT_A_TIME]
-            readable = []
-            for file, (_, image) in zip(chunk, threads.map(workers.decode, chunk), strict=True):
-                if not image.problem:
-                    readable.append((file, image.pixels))
-                elif flags.skip_unreadable:
-                    skipped += 1
-                    print(printable(f"Skipped {file}: {image.problem}."), file=sys.stderr)
-                else:
-                    raise UserError(
-                        f"{file} cannot be predicted: {image.problem}; leave it out, or pass --skip-unreadable."
-                    )
-            if not readable:
-                continue
-            pixels = np.stack([pixels for _, pixels in readable])
-            predicted = probabilities(classifier, pixels, np.arange(len(pixels)))
-            for (file, _), row in zip(readable, predicted, strict=True):
-                name = UNKNOWN if row.max() < rejection_threshold else classifier.class_names[row.argmax()]
-                writer.writerow((file, name, f"{row.max():.9g}"))
+    for file, probabilities, problem in predict_files(classifier, config, files):
+        if probabilities is not None:
+            is_unknown = probabilities.max() < rejection_threshold
+            name = UNKNOWN if is_unknown else classifier.class_names[probabilities.argmax()]
+            writer.writerow((file, name, f"{probabilities.max():.9g}"))
+        elif flags.skip_unreadable:
+            skipped += 1
+            print(printable(f"Skipped {file}: {problem}."), file=sys.stderr)
+        else:
+            raise UserError(f"{file} cannot be predicted: {problem}; leave it out, or pass --skip-unreadable.")
     print(f"Predicted {len(files) - skipped:,} images, skipped {skipped:,}.", file=sys.stderr)
-
-
-def image_files(path: Path) -> list[Path]:
-    """The file itself, or the images in a folder and below it, in the order of their names.
-
-    Raises:
-        UserError: there is nothing at `path`, or a folder without images.
-    """
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"There is no image and no folder {path}; give paths of images, or of folders that hold some.")
-    files = [file for file in files_below(path) if not reason_to_ignore(file, path)]
-    if not files:
-        raise UserError(f"{path} holds no images; give paths of images, or of folders that hold some.")
-    return files
 
 
 if __name__ == "__main__":

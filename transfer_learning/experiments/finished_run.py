@@ -5,9 +5,11 @@ A run is read, and written into, as its directory. What several runs make togeth
 
 import gc
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -21,6 +23,7 @@ from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.evaluation.tta import View
+from transfer_learning.experiments.prediction import image_files, predict_files
 from transfer_learning.experiments.train import evaluate_split
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import Classifier, load_model, probabilities
@@ -53,6 +56,46 @@ class FinishedRun:
     def recorded(self) -> dict[str, Any]:
         """The evaluation of its run."""
         return read_json(self.run_dir.evaluation, weights_sha256=str, class_names=list)
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The results on the evaluation split, as in ``evaluation.json``."""
+        return self.recorded
+
+    @property
+    def report(self) -> Path:
+        """The report as a web page."""
+        return self.run_dir.report
+
+    def predict(
+        self, paths: str | os.PathLike | Iterable[str | os.PathLike], skip_unreadable: bool = False
+    ) -> pd.DataFrame:
+        """Predicts image files.
+
+        Args:
+            paths: images, or folders that are searched for images; one or several.
+            skip_unreadable: log and skip what cannot be read.
+
+        Returns:
+            One row per image: file, class, confidence, and rejected, whether the confidence is below the threshold that
+            was chosen on validation images.
+
+        Raises:
+            UserError: a path is missing, a folder has no images, or an image cannot be read.
+        """
+        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+        files = [file for path in paths for file in image_files(Path(path))]
+        classifier, rows = self.network(), []
+        for file, predicted, problem in predict_files(classifier, self.config, files):
+            if predicted is not None:
+                confidence = float(predicted.max())
+                name = classifier.class_names[predicted.argmax()]
+                rows.append((str(file), name, confidence, confidence < classifier.rejection_threshold))
+            elif skip_unreadable:
+                logger.warning(f"Skipped {file}: {problem}.")
+            else:
+                raise UserError(f"{file} cannot be predicted: {problem}; leave it out, or pass skip_unreadable=True.")
+        return pd.DataFrame(rows, columns=["file", "class", "confidence", "rejected"])
 
     @property
     def class_names(self) -> list[str]:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from transfer_learning import predict
 from transfer_learning.datasets.sources import folder
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
+from transfer_learning.experiments.prediction import image_files
 
 
 def lay(root, *names):
@@ -130,7 +130,7 @@ def test_links_to_folders_and_files_are_followed(tmp_path):
     (root / "cats").symlink_to(elsewhere, target_is_directory=True)
     (root / "dogs" / "2.jpg").symlink_to(elsewhere / "1.jpg")
     assert list(found(folder.read(root))) == ["cats/1.jpg", "cats/more/2.jpg", "dogs/1.jpg", "dogs/2.jpg"]
-    assert [str(file.relative_to(root)) for file in predict.image_files(root)] == list(found(folder.read(root)))
+    assert [str(file.relative_to(root)) for file in image_files(root)] == list(found(folder.read(root)))
 
 
 def test_a_link_back_is_not_followed_for_ever(tmp_path):
@@ -206,10 +206,10 @@ def test_a_folder_of_its_own_may_be_called_like_a_known_dataset(tmp_path, monkey
 def test_predict_names_what_holds_no_image(make, tmp_path):
     make(tmp_path / "photos")
     with pytest.raises(UserError, match="photos"):
-        predict.image_files(tmp_path / "photos")
+        image_files(tmp_path / "photos")
 
 
 def test_predict_takes_a_file_whatever_it_is_called(tmp_path):
     lay(tmp_path, "upload", "a/1.jpg", "a/note.txt")
-    assert predict.image_files(tmp_path / "upload") == [tmp_path / "upload"]
-    assert predict.image_files(Path(tmp_path)) == [tmp_path / "a" / "1.jpg"]
+    assert image_files(tmp_path / "upload") == [tmp_path / "upload"]
+    assert image_files(Path(tmp_path)) == [tmp_path / "a" / "1.jpg"]
