@@ -46,9 +46,10 @@ class Stopped(BaseException):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Returns ``" Did you mean a or b?"`` for the names nearest to `name`, or all known names where none is near."""
+    """Returns ``" Did you mean a or b?"`` for the names nearest to `name` in any case, or all known names if none is."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    by_lower = {one.lower(): one for one in known}
+    near = [by_lower[one] for one in difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.6)]
     return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(known)}."
 
 

@@ -12,8 +12,7 @@ from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES
-from transfer_learning.models.backbones import BACKBONES, Backbone
-from transfer_learning.models.weights import keras_models_folder
+from transfer_learning.models.backbones import Backbone, list_backbones
 from transfer_learning.recipes.known import RECIPES
 
 EPILOG = "Any folder of class folders, archive or table with path,label columns is a dataset, too; see `run --help`."
@@ -30,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if flags.kind == "datasets":
         show(("name", "what it is", "where"), dataset_rows(Path(flags.data_dir)))
     elif flags.kind == "backbones":
-        show(("name", "what it is", "stages", "ImageNet weights"), map(backbone_row, BACKBONES.values()))
+        columns = ("name", "M parameters", "pixels", "paper", "licence", "ImageNet weights")
+        show(columns, map(backbone_row, list_backbones()))
     else:
         columns = ("dataset", "backbone", "pixels", "batch", "frozen phase", "fine-tune phase")
         show(columns, recipe_rows())
@@ -53,14 +53,8 @@ def dataset_rows(data_dir: Path) -> Iterator[Sequence[str]]:
 
 
 def backbone_row(row: Backbone) -> Sequence[str]:
-    if row.weights_package:
-        weights = f"installed ({row.weights_package})"
-    elif row.weights_file and row.weights_url:
-        path = keras_models_folder() / row.weights_file
-        weights = "downloaded" if path.exists() else "downloaded at the first use"
-    else:
-        weights = "none"
-    return row.name, row.description, ", ".join(row.stages), weights
+    parameters = f"{row.million_parameters:.1f}"
+    return row.name, parameters, str(row.image_size), row.paper, row.weights_licence, row.weights_status()
 
 
 def recipe_rows() -> Iterator[Sequence[str]]:

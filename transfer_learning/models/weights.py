@@ -50,15 +50,15 @@ def keras_models_folder() -> Path:
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
 
 
-def downloaded_file(file_name: str, url: str, digest: str, otherwise: str) -> Path:
+def downloaded_file(file_name: str, url: str, digest: str | None, otherwise: str) -> Path:
     """Returns the path of a published weights file, downloaded at the first call into `keras_models_folder()`.
 
-    digest: md5 or sha256 (hex) of the file. otherwise: what the user can do without it, for the message.
+    digest: md5 or sha256 (hex) of the file; None: not published. otherwise: what the user can do, for the message.
     Raises UserError where the file cannot be had, or is not the published one; nothing partial stays behind.
     """
     path = keras_models_folder() / file_name
     if path.exists():
-        if file_digest(path, digest) != digest:
+        if digest is not None and file_digest(path, digest) != digest:
             raise UserError(
                 f"{path} is damaged: its digest is not the published {digest}; delete it and run again (it is fetched "
                 f"from {url}), or {otherwise}."
@@ -73,7 +73,7 @@ def downloaded_file(file_name: str, url: str, digest: str, otherwise: str) -> Pa
             print(f"Downloading {response.headers.get('Content-Length', 'an unknown number of')} bytes from {url}")
             shutil.copyfileobj(response, file, 1 << 20)
             file.flush()
-            if file_digest(temporary, digest) != digest:
+            if digest is not None and file_digest(temporary, digest) != digest:
                 raise OSError(f"what was sent is not the published file with digest {digest}")
     except (OSError, http.client.HTTPException) as problem:  # URLError and timeouts are OSErrors
         if isinstance(problem, urllib.error.HTTPError):

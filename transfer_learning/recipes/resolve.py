@@ -82,7 +82,7 @@ def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
         )
     backbone = find_backbone(config.backbone)
     try:
-        backbone.part_to_unfreeze(config.fine_tune.unfreeze)
+        backbone.check_unfreeze(config.fine_tune.unfreeze)
     except UserError:
         if "fine_tune.unfreeze" in values:
             raise

@@ -200,7 +200,7 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
         UserError: `path` holds a finished run, an unfinished one, or something else; each with the way out.
     """
     if path is None:
-        path = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        path = Path("runs") / f"{name.replace(':', '_')}-{datetime.now():%Y%m%d-%H%M%S}"  # of keras:NAME
         if path.exists():  # two runs in one second
             path = path.with_name(f"{path.name}-{os.getpid()}")
     run_dir = RunDir(Path(path))

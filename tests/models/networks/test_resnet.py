@@ -105,7 +105,7 @@ def test_each_file_format_brings_the_same_weights(network, weights_file):
         path = weights_file(random_state(network), file_name)
         for variable in built(network).weights:
             variable.assign(np.zeros(variable.shape))
-        load_state_dict(built(network), path, row.pytorch_weights, row.right_weights)
+        load_state_dict(built(network), path, row.pytorch_weights, row.weights_advice)
         digests.append(weights_digest(built(network).weights))
     assert len(digests) == 3 and len(set(digests)) == 1
 
@@ -221,7 +221,7 @@ def test_a_variant_of_timm_is_refused_untouched(network, change, answer, monkeyp
     before = weights_digest(backbone.weights)
     change(state)
     with pytest.raises(UserError, match=f"arrays of {row.pytorch_weights.name}, found .*{answer}"):
-        load_state_dict(backbone, Path("variant.pth"), row.pytorch_weights, row.right_weights)
+        load_state_dict(backbone, Path("variant.pth"), row.pytorch_weights, row.weights_advice)
     assert weights_digest(backbone.weights) == before
 
 
@@ -241,7 +241,7 @@ def test_a_state_dict_of_the_other_depth_is_refused(network, other, answer, monk
     monkeypatch.setattr(pytorch_weights, "read_state_dict", lambda path: state)
     row = find_backbone(network)
     with pytest.raises(UserError, match=answer):
-        load_state_dict(built(network), Path("other.pth"), row.pytorch_weights, row.right_weights)
+        load_state_dict(built(network), Path("other.pth"), row.pytorch_weights, row.weights_advice)
 
 
 @pytest.mark.parametrize("file_name", ["resnet50-0676ba61.pth", "model.safetensors"])

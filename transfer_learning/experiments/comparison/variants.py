@@ -46,7 +46,7 @@ def chosen_variants(flags: argparse.Namespace) -> tuple[dict[str, RunConfig], li
         variants = {name: with_epochs(name, config, flags.epochs) for name, config in variants.items()}
     for config in variants.values():
         config.check()
-        find_backbone(config.backbone).part_to_unfreeze(config.fine_tune.unfreeze)
+        find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)
     _check_fairness(variants)
     return variants, reasons
 

@@ -27,7 +27,7 @@ def resnet50v1_5(input_tensor):
     return _resnet("resnet50v1_5", input_tensor, BOTTLENECK_V1_5, (3, 4, 6, 3))
 
 
-def _resnet(name, input_tensor, convolutions, num_blocks):
+def _resnet(network_name, input_tensor, convolutions, num_blocks):
     from keras import Model, initializers, layers
     from keras.utils import get_source_inputs
 
@@ -66,7 +66,7 @@ def _resnet(name, input_tensor, convolutions, num_blocks):
                 shortcut = convolve(shortcut, x.shape[-1], 1, stride, f"{name}_0")
             x = layers.Add(name=f"{name}_add")([shortcut, x])
             x = layers.ReLU(name=f"{name}_out")(x)
-    return Model(get_source_inputs(input_tensor), x, name=name)
+    return Model(get_source_inputs(input_tensor), x, name=network_name)
 
 
 def pytorch_module(layer_name: str) -> str:
