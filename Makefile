@@ -10,6 +10,8 @@
 VENV := .venv
 TOOLS := .venv/tools
 PYTHON ?=
+FAST := tests/cli tests/storage tests/machine tests/evaluation $(wildcard tests/datasets/test_*.py) \
+  $(patsubst %,tests/test_%.py,config containers layers list loaders main requirements)
 
 .PHONY: setup demo check fast test test-long lock audit
 

@@ -1,6 +1,7 @@
-"""What `make setup` installs: the versions that requirements.txt names, each file by its digest, none below a fix."""
+"""requirements.lock: the versions of requirements.txt, each file with its digest, none with a known vulnerability."""
 
 import re
+import tomllib
 
 import pytest
 from packaging.requirements import Requirement
@@ -21,7 +22,7 @@ def locked():
         yield Requirement(first), [line.strip() for line in rest]
 
 
-def test_every_package_is_there_once_for_each_python_with_digests_and_from_nowhere_in_particular():
+def test_every_package_is_locked_once_per_python_with_digests_and_without_a_host():
     entries = list(locked())
     assert len(entries) > 100
     for requirement, digests in entries:
@@ -39,7 +40,7 @@ def test_every_package_is_there_once_for_each_python_with_digests_and_from_nowhe
     assert "make lock" in LOCK.splitlines()[1]
 
 
-def test_the_lock_was_made_of_the_requirements():
+def test_the_lock_has_the_versions_of_the_requirements():
     versions = {canonicalize_name(requirement.name): requirement for requirement, _ in locked()}
     for line in REQUIREMENTS.splitlines():
         if line[:1].isalpha():
@@ -51,7 +52,7 @@ FLOORS = re.findall(r"^#   (\S+) (\S+) ", REQUIREMENTS, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("name", "floor"), FLOORS)
-def test_nothing_is_below_the_version_that_closes_its_holes(name, floor):
+def test_no_package_is_below_its_security_fix(name, floor):
     found = [requirement for requirement, _ in locked() if canonicalize_name(requirement.name) == name]
     assert found
     for requirement in found:
@@ -59,5 +60,10 @@ def test_nothing_is_below_the_version_that_closes_its_holes(name, floor):
         assert Version(pinned.version) >= Version(floor)
 
 
-def test_the_floors_that_were_promised_are_stated():
-    assert {"keras": "3.15.1", "pillow": "12.3.0"}.items() <= dict(FLOORS).items()
+def test_pyproject_has_the_same_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    bounds = {item.name: str(item.specifier) for item in map(Requirement, (text for group in groups for text in group))}
+    assert {"keras", "pillow", "jinja2", "pyarrow"} == {name for name, _ in FLOORS}
+    for name, floor in FLOORS:
+        assert bounds[name] == f">={floor}"
