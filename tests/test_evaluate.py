@@ -67,7 +67,7 @@ def test_the_temperature_is_a_part_of_the_model_and_of_every_answer(runs, name, 
     temperature = read_json(run_dir.evaluation)["calibration"]["temperature"]
     network = load_model(run_dir.read_config(), run_dir.model)
     assert network.temperature == temperature != 1
-    assert any("Confidences are corrected by temperature" in note for note in read_json(run_dir.notes))
+    assert any("Confidences are corrected by temperature" in note["text"] for note in read_json(run_dir.notes))
     judged = predictions.read(run_dir.predictions("test"))
     pixels = np.stack([np.asarray(Image.open(photos / id)) for id in judged["id"]])
     alone = keras.models.load_model(run_dir.model)  # no code of ours

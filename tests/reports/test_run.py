@@ -133,7 +133,7 @@ def test_shows_every_result_of_the_run(tmp_path):
         "Skipped images: 1",
         "owl/11.jpg truncated after 17 bytes",
         "readme.txt no image",
-        "2 samples in 1:00 min: processors 80 % busy on average. Warning: it is hot",
+        "2 samples in 1:00 min: processors 80 % busy on average. it is hot",
         "float32, because a CPU gains nothing from less",
         "head 512, 256",
         "group_by none",

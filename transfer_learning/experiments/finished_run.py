@@ -23,8 +23,8 @@ from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.evaluation.tta import View
+from transfer_learning.experiments.evaluate import evaluate_split
 from transfer_learning.experiments.prediction import image_files, predict_files
-from transfer_learning.experiments.train import evaluate_split
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import Classifier, load_model, probabilities
 from transfer_learning.reports.paired import write_paired

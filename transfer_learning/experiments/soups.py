@@ -12,8 +12,8 @@ from transfer_learning.config import difference, named
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
+from transfer_learning.experiments.evaluate import calibrate_and_evaluate, draw_figures
 from transfer_learning.experiments.finished_run import FinishedRun, by_validation, check_same_images
-from transfer_learning.experiments.train import calibrate_and_evaluate, draw_attention, draw_figures
 from transfer_learning.machine.devices import git_commit, versions
 from transfer_learning.models import soup
 from transfer_learning.models.classifier import Classifier, probabilities
@@ -85,8 +85,7 @@ def make_soup(members: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]
             "fine_tune": None,
             "soup": {"members": rows, "gain": {"before": best.name, **gain}},
         }
-        draw_figures(best.config, data, [], evaluation, run_dir)
-        draw_attention(classifier, data, judged, run_dir)
+        draw_figures(classifier, data, best.config.seed, [], evaluation, run_dir)
         write_json(run_dir.evaluation, evaluation)
         for row in rows:
             did = "stirred in" if row["is_taken"] else "left out"
