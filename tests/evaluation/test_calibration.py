@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
-from transfer_learning.evaluation import calibration, figures, predictions
+from transfer_learning.evaluation import calibration, predictions
 
 
 def table_of(confidences, right):
@@ -111,15 +111,3 @@ def test_the_temperature_stays_in_its_range_and_numbers_are_needed():
     wrong_half = np.arange(100) % 2
     assert calibration.fitted_temperature(right * 1000, wrong_half)[0] <= calibration.RANGE[1]
     assert calibration.fitted_temperature(right * np.float32(np.nan), wrong_half)[0] == 1
-
-
-@pytest.mark.parametrize("temperature", [1.0, 1.7])
-def test_the_picture_shows_the_correction_where_there_is_one(tmp_path, temperature):
-    measured = calibration.measure(table_of([0.6, 0.82, 0.84, 0.96, 1.0], [0, 1, 0, 1, 1]), temperature)
-    figure = figures.reliability(measured)
-    assert len(figure.axes) == (2 if temperature == 1 else 4)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles[0].startswith("as the network gives it") and titles[-1].endswith(
-        f"error {100 * measured['error']:.1f} %"
-    )
-    figures.save(figure, tmp_path / "reliability.png")

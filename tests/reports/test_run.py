@@ -1,6 +1,7 @@
-"""The report shows what the files of a run directory say, names what is missing, and lets no name act as HTML."""
+"""The report shows the content of a run directory, names what is missing, and lets no name act as HTML."""
 
 import base64
+import io
 import json
 import re
 
@@ -10,11 +11,13 @@ import pytest
 from PIL import Image
 
 from tests.support.html import Page
-from transfer_learning import report as verb
+from transfer_learning import report as command
 from transfer_learning.cli.parser import run_main
 from transfer_learning.errors import ExitCode, UserError
 from transfer_learning.evaluation import calibration, metrics, predictions, rejection
+from transfer_learning.evaluation.figures.table import FIGURES, FigureRow
 from transfer_learning.reports import run
+from transfer_learning.reports.page import embedded
 from transfer_learning.storage.run_directory import RunDir
 
 HOSTILE = [
@@ -26,16 +29,6 @@ HOSTILE = [
     "錠剤",
     "\udcff",
 ]
-FIGURES = (
-    "curves",
-    "confusion_matrix",
-    "confusion_matrix_normalised",
-    "reliability",
-    "samples",
-    "mistakes",
-    "hardware",
-    "attention",
-)
 PHASE = {
     "epochs": 3,
     "best_epoch": 2,
@@ -99,8 +92,14 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     sessions = [{"started": "Monday", "end": "killed"}, {"started": "Tuesday"}]
     run_dir.environment.write_text(json.dumps({"device": {"model": "Abacus 3000"}, "sessions": sessions}))
     for shade, name in enumerate(FIGURES):
-        Image.new("RGB", (8, 8), (shade, 0, 0)).save(run_dir.figures / f"{name}.png")
+        Image.new("RGB", (8, 8), (20 * shade,) * 3).save(run_dir.figures / f"{name}.png")
     return run_dir
+
+
+def shades(page):
+    """The grey levels of the pictures of a page, in their order."""
+    contents = [base64.b64decode(source.removeprefix("data:image/webp;base64,")) for source in page.pictures()]
+    return [round(np.asarray(Image.open(io.BytesIO(content)).convert("L")).mean(), -1) for content in contents]
 
 
 def test_shows_every_result_of_the_run(tmp_path):
@@ -113,7 +112,7 @@ def test_shows_every_result_of_the_run(tmp_path):
         "95 % interval 55.20–95.30 %",
         "12 test images",
         "macro F1",
-        "2 mistakes",
+        "2 errors",
         "Frozen phase 3 2 0.4491 84.42 % 0.3968 86.62 % 1:15 min 25 s 412.2",
         "91.23 %",
         "1:02 h",
@@ -121,11 +120,11 @@ def test_shows_every_result_of_the_run(tmp_path):
         "Frozen phase 1:14 min 1:15 min 0.2 s – –",
         "Evaluation 1:01 min – – – –",
         "cat dog 1 25.00 %",
-        "the two are 6.67 % apart",
+        "confidence and accuracy differ by 6.67 %",
         "temperature 1.25,",
         "less than 95.00 % confidence",
-        "10 of 10 right answers, and saves 2 of 2 mistakes",
-        "white noise 2 50.00 % 9.5–90.5 %",
+        "10 of 10 correct predictions and 2 of 2 errors",
+        "white noise 2 50.00 % 9.5–90.5 % 0.5000",
         "cat/0.jpg cat dog 90.00 %",
         "cat 4 0 0 0 4",
         "owl 0 0 3 1 4",
@@ -147,14 +146,15 @@ def test_shows_every_result_of_the_run(tmp_path):
         assert text in page.text, text
     assert "missing" not in page.text
     assert page.text.count("it is hot") == 1
-    contents = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.pictures()}
-    assert contents == {(run_dir.figures / f"{name}.png").read_bytes() for name in FIGURES}
+    assert sorted(shades(page)) == [20 * number for number in range(len(FIGURES))]
 
 
 def test_needs_no_other_file_and_no_script(tmp_path):
     page = Page(run.write_report(make_run(tmp_path / "run")))
-    assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
-    assert all(source.startswith("data:image/png;base64,") for source in page.pictures())
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert all(source.startswith("data:image/webp;base64,") for source in page.pictures())
+    attributes = dict.fromkeys(page.attributes)
+    assert all(name != "href" or ("id", value.removeprefix("#")) in attributes for name, value in attributes)
     content = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert "http" not in content and "@import" not in content and "url(" not in content
 
@@ -191,36 +191,36 @@ def test_no_name_acts_as_html(tmp_path, where):
     assert where in ("environment", "problem") or "{{ 7 * 7 }}" in page.text
 
 
-def test_says_so_where_the_numbers_are_of_the_validation_split(tmp_path):
+def test_warns_if_the_numbers_are_of_the_validation_split(tmp_path):
     test = Page(run.write_report(make_run(tmp_path / "test")))
     val = Page(run.write_report(make_run(tmp_path / "val", split="val")))
     assert "no test split" not in test.text
     assert "no test split" in val.text and "12 validation images" in val.text and "12 test images" not in val.text
 
 
-def test_a_run_without_validation_images_is_not_told_to_evaluate_them(tmp_path):
+def test_a_run_without_validation_images_does_not_suggest_to_evaluate_them(tmp_path):
     run_dir = make_run(tmp_path / "run")
     manifest = pd.read_csv(run_dir.manifest, na_filter=False)
     manifest[manifest["split"] != "val"].to_csv(run_dir.manifest, index=False)
     assert "--split val" not in Page(run.write_report(run_dir)).text
 
 
-def test_a_run_without_mistakes_says_so_and_wants_no_picture_of_them(tmp_path):
+def test_a_run_without_errors_says_so_and_needs_no_figure_of_them(tmp_path):
     run_dir = make_run(tmp_path / "run", num_mistakes=0)
     (run_dir.figures / "mistakes.png").unlink()
     page = Page(run.write_report(run_dir))
-    assert "There are none: all 12 test images are classified correctly." in page.text
+    assert "None: all 12 test images are classified correctly." in page.text
     assert "missing" not in page.text
 
 
-def test_a_phase_that_was_left_out_says_so(tmp_path):
-    assert "Fine-tune phase left out" in Page(run.write_report(make_run(tmp_path / "run"))).text
+def test_a_phase_without_epochs_is_named(tmp_path):
+    assert "Fine-tune phase no epochs" in Page(run.write_report(make_run(tmp_path / "run"))).text
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *[f"figures/{name}.png" for name in FIGURES[:-1]],
+        *[f"figures/{name}.png" for name, row in FIGURES.items() if not row.optional],
         "history.csv",
         "manifest.csv",
         "notes.json",
@@ -237,20 +237,44 @@ def test_a_missing_part_is_named_on_the_page(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["ignored.csv", "classification_report.txt", "hardware.csv"])
-def test_a_run_may_lack_what_says_nothing_more(tmp_path, name):
+def test_some_files_are_optional(tmp_path, name):
     run_dir = make_run(tmp_path / "run")
     (run_dir.path / name).unlink()
     page = Page(run.write_report(run_dir))
-    assert "missing" not in page.text
-    assert ("Hardware" in page.text) == (name != "hardware.csv") and page.text.count("it is hot") == 1
+    assert "is missing" not in page.text
+    assert ("processors 80 % busy" in page.text) == (name != "hardware.csv") and page.text.count("it is hot") == 1
 
 
-def test_a_damaged_picture_is_named_not_shown(tmp_path):
+def test_a_damaged_figure_is_named_not_shown(tmp_path):
     run_dir = make_run(tmp_path / "run")
     (run_dir.figures / "curves.png").write_bytes(b"<svg onload=alert(1)>")
     page = Page(run.write_report(run_dir))
     assert "figures/curves.png (loss, accuracy and learning rate over the epochs) is missing or damaged" in page.text
     assert len(page.pictures()) == len(FIGURES) - 1
+
+
+@pytest.mark.parametrize("optional", [True, False])
+def test_a_figure_that_an_older_run_lacks_is_missing_only_if_every_run_has_it(tmp_path, monkeypatch, optional):
+    run_dir = make_run(tmp_path / "run")
+    monkeypatch.setitem(FIGURES, "f1", FigureRow(None, "per-class-metrics", "F1 by class", "All classes.", optional))
+    page = Page(run.write_report(run_dir))
+    assert ("f1.png (F1 by class) is missing" in page.text) == (not optional)
+    Image.new("RGB", (8, 8), (250, 250, 250)).save(run_dir.figures / "f1.png")
+    page = Page(run.write_report(run_dir))
+    assert "missing" not in page.text and "All classes." in page.text and 250 in shades(page)
+
+
+def test_plots_are_embedded_without_loss_and_photos_small(tmp_path):
+    pixels = np.random.default_rng(0).normal(128, 20, (200, 300, 3)).clip(0, 255).astype(np.uint8)
+    path = tmp_path / "noise.png"
+    Image.fromarray(pixels).save(path)
+    plot, photo = (embedded(path, is_photo) for is_photo in (False, True))
+    decoded = Image.open(io.BytesIO(base64.b64decode(plot.source.split(",")[1])))
+    assert np.array_equal(np.asarray(decoded), pixels)
+    assert (plot.width, plot.height) == (180, 120), "150 pixels per inch become 90"
+    assert len(photo.source) < 0.6 * len(plot.source)
+    path.write_bytes(path.read_bytes()[:5000])
+    assert embedded(path) is None, "truncated"
 
 
 def test_a_hundred_classes_show_the_lowest_first_and_all_of_them(tmp_path):
@@ -261,15 +285,15 @@ def test_a_hundred_classes_show_the_lowest_first_and_all_of_them(tmp_path):
     assert "99 class 99 – – – 0" in page.text
 
 
-def test_a_thousand_classes_are_no_matrix_and_have_their_mistakes_named(tmp_path):
+def test_a_thousand_classes_have_no_matrix_but_a_table_of_errors(tmp_path):
     run_dir = make_run(tmp_path / "run", class_names=[f"n{number:08d}" for number in range(1000)], num_mistakes=12)
     for name in ("confusion_matrix", "confusion_matrix_normalised"):
         (run_dir.figures / f"{name}.png").unlink()
     page = Page(run.write_report(run_dir))
     assert "missing" not in page.text
-    assert "A matrix of 1,000 classes has too many cells to be read" in page.text
-    assert "n00000011 n00000012 1 100.00 %" in page.text, "the twelfth mistake: more than the ten beside a matrix"
-    assert " % top-5 accuracy: the true class is among the five most probable 95 % interval" in page.text
+    assert "A matrix of 1,000 classes is too large to read" in page.text
+    assert "n00000011 n00000012 1 100.00 %" in page.text, "the twelfth error: more than the ten beside a matrix"
+    assert " % top-5 accuracy 95 % interval" in page.text
     assert "The 10 lowest F1" in page.text and "All 1,000 classes" in page.text
     assert len(page.text) < 300_000
 
@@ -279,7 +303,7 @@ def test_a_thousand_classes_are_no_matrix_and_have_their_mistakes_named(tmp_path
     [
         ("config.json", None, "no run directory"),
         ("config.json", "[1]", "names no dataset"),
-        ("evaluation.json", None, "not ended.*run --resume"),
+        ("evaluation.json", None, "not finished.*run --resume"),
         ("evaluation.json", "{", "is no JSON"),
         ("evaluation.json", "{}", "is not what `run` writes"),
         ("evaluation.json", "[]", "is not what `run` writes"),
@@ -288,26 +312,26 @@ def test_a_thousand_classes_are_no_matrix_and_have_their_mistakes_named(tmp_path
         ("predictions/test.csv", "a,b\n", "no table of predictions"),
     ],
 )
-def test_a_run_that_cannot_be_reported_is_one_sentence(tmp_path, name, content, message):
+def test_a_run_without_a_report_is_one_sentence(tmp_path, name, content, message):
     run_dir = make_run(tmp_path / "run")
     (run_dir.path / name).unlink()
     if content is not None:
         (run_dir.path / name).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        verb.main([str(run_dir.path)])
+        command.main([str(run_dir.path)])
     assert "\n" not in str(caught.value)
     assert not run_dir.report.exists()
 
 
-def test_the_verb_prints_the_path(tmp_path, capsys):
+def test_the_command_prints_the_path(tmp_path, capsys):
     run_dir = make_run(tmp_path / "run")
-    verb.main([str(run_dir.path)])
+    command.main([str(run_dir.path)])
     assert capsys.readouterr().out == f"{run_dir.report}\n"
     assert run_dir.is_finished
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["--unknown"]])
-def test_the_verb_refuses_with_exit_code_2(tmp_path, monkeypatch, capsys, arguments):
+def test_the_command_refuses_with_exit_code_2(tmp_path, monkeypatch, capsys, arguments):
     monkeypatch.chdir(tmp_path)
-    assert run_main(verb.main, arguments) == ExitCode.USER_ERROR
+    assert run_main(command.main, arguments) == ExitCode.USER_ERROR
     assert capsys.readouterr().err.startswith("error: ")

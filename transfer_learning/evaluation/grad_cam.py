@@ -1,4 +1,4 @@
-"""Where a network looked: Grad-CAM (Selvaraju et al., 2017, arXiv:1610.02391) on the last feature map of the backbone."""
+"""Grad-CAM: which regions of an image support a class (Selvaraju et al., 2017, arXiv:1610.02391)."""
 
 import numpy as np
 import tensorflow as tf
@@ -6,28 +6,29 @@ import tensorflow as tf
 from transfer_learning.models.classifier import Classifier
 
 
-def attention(classifier: Classifier, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """How much each place of an image speaks for a class.
+def grad_cam(classifier: Classifier, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Computes Grad-CAM on the last feature map of the backbone.
 
-    The channels of the feature map, each weighted by the mean gradient of the class' logit, are summed; what speaks
-    against the class is 0. With a linear head these are the parts of which the logit is made (Zhou et al., 2016).
+    The channels of the feature map are summed, each weighted by the mean gradient of the logit of the class; negative
+    values become 0. With a linear head this equals CAM (Zhou et al., 2016, arXiv:1512.04150).
 
     Args:
         images: uint8 (n, stored, stored, 3), few enough for one batch.
         classes: int (n,), positions in the class names.
 
     Returns:
-        float32 (n, height, width) of the feature map, from 0 to 1, the highest of each image; all 0 where nothing does.
+        float32 (n, rows, columns) in the resolution of the feature map, 0..1 with the maximum of each image at 1; all 0
+        if no value is positive.
     """
-    *below, pooling = classifier.extractor.layers[1:]  # resizing, if any, and the backbone
+    *backbone, pooling = classifier.extractor.layers[1:]  # the first is the input
     maps = tf.constant(images, tf.float32)
-    for layer in below:
+    for layer in backbone:
         maps = layer(maps, training=False)
     with tf.GradientTape() as tape:
         tape.watch(maps)
         logits = classifier.head(pooling(maps), training=False)
-        chosen = tf.gather(logits, tf.constant(classes, tf.int32), batch_dims=1)
-    gradients = tape.gradient(chosen, maps)
+        of_classes = tf.gather(logits, tf.constant(classes, tf.int32), batch_dims=1)
+    gradients = tape.gradient(of_classes, maps)
     weights = tf.reduce_mean(tf.cast(gradients, tf.float32), axis=(1, 2), keepdims=True)
-    spoken = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1))
-    return tf.math.divide_no_nan(spoken, tf.reduce_max(spoken, axis=(1, 2), keepdims=True)).numpy()
+    importance = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1))
+    return tf.math.divide_no_nan(importance, tf.reduce_max(importance, axis=(1, 2), keepdims=True)).numpy()

@@ -1,19 +1,26 @@
-"""What all pages share: a template filled and written whole, numbers in words, and the table of classes and splits."""
+"""What all reports share: filling a template, embedding a figure, formatting numbers, counting images by split."""
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 from transfer_learning.cli import formatting
 from transfer_learning.datasets.dataset import SPLITS, UNSEEN
+from transfer_learning.evaluation.figures.style import DOTS_PER_INCH
 from transfer_learning.storage.files import written_atomically
+
+CSS_PIXELS_PER_INCH = 90  # of a figure: its text is as large as that of the page
+QUALITY = 82  # of photos, 0 to 100
 
 
 def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
-    """Fills a template of this folder, and writes the page whole or not at all."""
+    """Fills a template of this folder or of the package, and writes the page atomically."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(__file__).parents[1]]),
         autoescape=True,  # class and file names come from anywhere
@@ -25,11 +32,32 @@ def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
     templates.filters |= {"duration": duration, "size": size}
     page = templates.get_template(template).render(content)
     with written_atomically(path) as temporary:
-        temporary.write_bytes(page.encode("utf-8", "replace"))  # names that are no UTF-8 get a question mark
+        temporary.write_bytes(page.encode("utf-8", "replace"))  # names that are not UTF-8 get a question mark
+
+
+class Picture(NamedTuple):
+    """A figure inside a page."""
+
+    source: str  # a data URI
+    width: int  # CSS pixels
+    height: int
+
+
+def embedded(path: Path, is_photo: bool = False) -> Picture | None:
+    """Returns a PNG of `figures.style.save` as WebP, without loss unless it is a photo; None if it is no PNG file."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            pixels = image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+    content = io.BytesIO()
+    pixels.save(content, "WEBP", lossless=not is_photo, quality=QUALITY if is_photo else 100, method=4)
+    width, height = (round(side * CSS_PIXELS_PER_INCH / DOTS_PER_INCH) for side in pixels.size)
+    return Picture(f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}", width, height)
 
 
 def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Examples by class and split, a row a class and a last one with the sums."""
+    """Counts images by class and split: one row per class, then one with the sums, whose label is None."""
     manifest = manifest[manifest["split"] != UNSEEN]
     names = list(dict.fromkeys([*class_names, *manifest["label"]]))
     places = {split: split for split in SPLITS} | {"": "skipped"}
@@ -41,7 +69,7 @@ def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[
 
 
 def unseen_class_counts(manifest: pd.DataFrame) -> dict[str, int]:
-    """Images by class, of the classes that are not learnt."""
+    """Counts the images of each class of ``--unseen-classes``."""
     return manifest.loc[manifest["split"] == UNSEEN, "label"].value_counts(sort=False).to_dict()
 
 

@@ -1,6 +1,5 @@
-"""A run directory as one page: reads its JSON, CSV and PNG files, writes `report.html`, which needs no other file."""
+"""The report of a run: reads the JSON, CSV and PNG files of its directory, writes a self-contained `report.html`."""
 
-import base64
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,21 +11,21 @@ import pandas as pd
 
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions, rejection
+from transfer_learning.evaluation.figures.table import FIGURES, MAX_CLASSES
 from transfer_learning.machine import monitor
-from transfer_learning.reports.page import counts_by_class, number, unseen_class_counts, write_page
+from transfer_learning.reports.page import counts_by_class, embedded, number, unseen_class_counts, write_page
 from transfer_learning.storage.notes import as_note
 from transfer_learning.storage.run_directory import RunDir
 
 PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
-NUM_NAMED = 50  # files, pairs or mistakes; a page is read by a person
+NUM_NAMED = 50  # files or errors in a table
 NUM_WORST = 10
-MOST_CLASSES_DRAWN = 200  # in a confusion matrix: of 1,000 a cell would be four pixels wide, and most of them empty
 
 
 def write_report(run_dir: RunDir) -> Path:
-    """Writes `report.html` out of the other files of a run directory, whole or not at all.
+    """Writes `report.html` from the other files of a run directory, atomically, and returns its path.
 
-    The same files give the same bytes. What is missing without being essential is named on the page.
+    The same files give the same bytes. The page names files that are missing but not essential.
 
     Raises:
         UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
@@ -36,7 +35,7 @@ def write_report(run_dir: RunDir) -> Path:
 
 
 def page_content(run_dir: RunDir) -> dict[str, Any]:
-    """Everything that the template shows, as plain values.
+    """Returns everything that the template shows, as plain values.
 
     Raises:
         UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
@@ -44,11 +43,11 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
     config = _read_json(run_dir.config)
     if not isinstance(config, dict) or "dataset" not in config:
         raise UserError(
-            f"{run_dir.config} names no dataset, so it is no config of a run; give a directory that `run` made."
+            f"{run_dir.config} names no dataset, so it is not the config of a run; give a directory that `run` made."
         )
     if not run_dir.evaluation.exists():
         raise UserError(
-            f"{run_dir.path} has no {run_dir.evaluation.name}, so its run has not ended; end it by "
+            f"{run_dir.path} has no {run_dir.evaluation.name}, so its run is not finished; continue it with "
             f"python -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
         )
     evaluation = _read_json(run_dir.evaluation)
@@ -88,22 +87,10 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
         "num_named": NUM_NAMED,
-        "most_classes_drawn": MOST_CLASSES_DRAWN,
+        "max_classes": MAX_CLASSES,
         "history": _history(run_dir),
         "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
-        "figures": {
-            name: _picture(run_dir.figures / f"{name}.png")
-            for name in (
-                "curves",
-                "confusion_matrix",
-                "confusion_matrix_normalised",
-                "reliability",
-                "samples",
-                "mistakes",
-                "hardware",
-                "attention",
-            )
-        },
+        "figures": _figures(run_dir.figures),
         "mistakes": _most_confident_mistakes(run_dir.predictions(content["split"])),
         "counts": _counts(run_dir.manifest, class_names),
         "unseen_classes": _unseen_classes(run_dir.manifest),
@@ -124,9 +111,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
 def most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """The kinds of mistake, most frequent first: true and predicted class, count, share of the true class (0 to 1)."""
     mistakes = matrix * ~np.eye(len(matrix), dtype=bool)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[
-        : NUM_WORST if len(matrix) <= MOST_CLASSES_DRAWN else NUM_NAMED
-    ]
+    order = np.argsort(-mistakes, axis=None, kind="stable")[: NUM_WORST if len(matrix) <= MAX_CLASSES else NUM_NAMED]
     return [
         {
             "true": class_names[row],
@@ -185,10 +170,19 @@ def _history(run_dir: RunDir) -> list[dict[str, str]]:
     return shortened.to_dict("records")
 
 
-def _picture(path: Path) -> str | None:
-    """A PNG as text for the page; None where there is none, or where the file is no PNG."""
-    content = path.read_bytes() if path.exists() else b""
-    return base64.b64encode(content).decode() if content.startswith(b"\x89PNG\r\n") else None
+def _figures(folder: Path) -> list[dict[str, Any]]:
+    """The figures of the table without the optional ones that the run has not drawn; ``picture`` None if damaged."""
+    return [
+        {
+            "name": name,
+            "section": row.section,
+            "title": row.title,
+            "caption": row.caption,
+            "picture": embedded(folder / f"{name}.png", row.is_photo),
+        }
+        for name, row in FIGURES.items()
+        if not row.optional or (folder / f"{name}.png").exists()
+    ]
 
 
 def _most_confident_mistakes(path: Path) -> list[dict[str, Any]] | None:

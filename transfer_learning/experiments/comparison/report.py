@@ -13,7 +13,9 @@ import pandas as pd
 from transfer_learning.cli import formatting
 from transfer_learning.config import PHASES, RunConfig, flat
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation import figures, predictions
+from transfer_learning.evaluation import predictions
+from transfer_learning.evaluation.figures.curves import comparison
+from transfer_learning.evaluation.figures.style import save
 from transfer_learning.experiments.comparison import statistics
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan
 from transfer_learning.reports.page import write_page
@@ -56,7 +58,7 @@ def write_results(
     write_json(directory.results, results)
     write_text(directory.table, table_of_runs(results))
     curves = {name: pd.DataFrame(variant["curves"]).astype(float) for name, variant in results["variants"].items()}
-    figures.save(figures.comparison(curves, plan.reach), directory.figure)
+    save(comparison(curves, plan.reach), directory.figure)
     write_page("experiments/comparison/report.html", page_content(results, variants, directory), directory.page)
     lines = [*aligned(overview(results)), "", *results["conclusions"], *results["remarks"]]
     return "\n".join([*lines, SECONDS_COUNTED, f"Page: {directory.page}"])

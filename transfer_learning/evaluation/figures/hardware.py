@@ -1,4 +1,4 @@
-"""The picture of what the machine did over the time of a run: in rows of panels, one below the other."""
+"""Resource usage over the time of a run: panels one below the other."""
 
 from collections.abc import Callable
 
@@ -10,20 +10,29 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from transfer_learning.evaluation.figures import BLUE, GREEN, GREY, ORANGE, VERMILION, finite, scale_by_span, style
+from transfer_learning.evaluation.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    VERMILION,
+    finite,
+    scale_by_span,
+    style,
+)
 from transfer_learning.machine.monitor import gpu_numbers
 
 OF_GPUS = (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#8C5A2B", "#222222", "#B3A000", "#6A51A3")
 OF_STAGES = {"decode": "#efefef", "frozen": "#fdf1dc", "fine_tune": "#e6f0f8", "evaluate": "#e3f3ec"}
-MOST_POINTS = 300  # of a line over time
-LARGEST_SPAN = 1e4  # of a logarithmic axis over time, from the highest value to the lowest that is told apart
+MAX_POINTS = 300  # of a line over time
+LARGEST_SPAN = 1e4  # of a logarithmic axis: the highest value divided by the lowest one shown
 
 
 def hardware(table: pd.DataFrame) -> Figure:
-    """Draws what the machine did over the time of a run, below images per second and learning rate.
+    """Draws images per second, learning rate, and the usage of processors, memory, disks and GPUs over time.
 
-    The time between two sessions is left out. Of more samples than there is room for, the mean is drawn and the range
-    is shaded. What was never measured has no line, and without any line no panel.
+    The time between two sessions is left out. Many samples are binned: the mean is a line, the range is shaded. A
+    quantity without a measurement has no line, and a panel without lines is left out.
 
     Args:
         table: one row or more, as `monitor.read_hardware` returns it.
@@ -45,10 +54,10 @@ def hardware(table: pd.DataFrame) -> Figure:
         ("images/s", [("", BLUE, table["images_per_second"])]),
         ("learning rate", [("", "#333333", table["learning_rate"])]),
         (
-            "in use",
+            "utilisation",
             [
-                ("processors", GREY, table["cpu_percent"]),
-                ("by this run", BLUE, table["process_cpu_percent"]),
+                ("CPU, all programs", GREY, table["cpu_percent"]),
+                ("CPU, this run", BLUE, table["process_cpu_percent"]),
                 *of_gpus(lambda gpu: table[f"{gpu}percent"]),
             ],
         ),
@@ -56,12 +65,12 @@ def hardware(table: pd.DataFrame) -> Figure:
             "memory in use",
             [
                 ("all programs", GREY, 100 * (1 - table["memory_available_mb"] / total)),
-                ("by this run", BLUE, 100 * table["process_memory_mb"] / total),
+                ("this run", BLUE, 100 * table["process_memory_mb"] / total),
                 *of_gpus(lambda gpu: 100 * table[f"{gpu}memory_used_mb"] / table[f"{gpu}memory_total_mb"]),
             ],
         ),
         (
-            "disks, MB/s",
+            "disk, MB/s",
             [("read", BLUE, table["disk_read_mb_per_second"]), ("written", ORANGE, table["disk_write_mb_per_second"])],
         ),
         ("GPU, °C", of_gpus(lambda gpu: table[f"{gpu}celsius"])),
@@ -73,31 +82,31 @@ def hardware(table: pd.DataFrame) -> Figure:
         figure = Figure(figsize=(9.5, 0.7 + 1.35 * max(1, len(panels))), layout="constrained")
         drawn = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, lines) in zip(drawn, panels, strict=False):  # nothing measured: one empty panel
-            # Between two phases nothing was trained, so no line leads from one to the other.
+            # No line connects two phases: nothing was trained in between.
             parts = ["session", "stage"] if title in ("images/s", "learning rate") else ["session"]
             for label, colour, values in lines:
                 _plot_over_time(axes, time, finite(values), [table[part] for part in parts], colour, label)
             axes.set_ylabel(title, fontsize=9)
             if title in ("images/s", "learning rate"):
                 known = finite(lines[0][-1])
-                scale_by_span(axes, known.clip(lower=known.max() / LARGEST_SPAN))  # a cosine ends next to nothing
+                scale_by_span(axes, known.clip(lower=known.max() / LARGEST_SPAN))  # a cosine ends near 0
                 axes.set_ylim(bottom=max(axes.get_ylim()[0], known.max() / LARGEST_SPAN / 2))
             elif title not in ("GPU, °C", "GPU clock, MHz"):
                 axes.set_ylim(bottom=0)
-            if "in use" in title:
+            if title in ("utilisation", "memory in use"):
                 axes.set_ylim(0, 105)
                 axes.yaxis.set_major_formatter(PercentFormatter(100, symbol=" %"))
             if title == "GPU clock, MHz":
                 for number in gpus:
-                    lowered = ~table[f"gpu{number}_throttled_by"].isin(["", "none"])
+                    throttled = ~table[f"gpu{number}_throttled_by"].isin(["", "none"])
                     axes.plot(
-                        time[lowered],
-                        table[f"gpu{number}_sm_mhz"][lowered],
+                        time[throttled],
+                        table[f"gpu{number}_sm_mhz"][throttled],
                         color=VERMILION,
                         linestyle="none",
                         marker=".",
                         markersize=4,
-                        label="_" * (number != max(gpus)) + "lowered",
+                        label="throttled" if number == max(gpus) else "_throttled",
                     )
             if lines[0][0]:
                 axes.legend(
@@ -117,7 +126,7 @@ def hardware(table: pd.DataFrame) -> Figure:
             axes.grid(color="#dddddd", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
-        drawn[-1].set_xlabel(f"{name} of running")
+        drawn[-1].set_xlabel(f"time, {name}")
         drawn[-1].set_xlim(0, max(time.max(), 1e-9))
         present = {stage for stage, *_ in stages}
         marks = [
@@ -133,7 +142,7 @@ def hardware(table: pd.DataFrame) -> Figure:
 
 
 def _running_time(table: pd.DataFrame) -> tuple[pd.Series, list[float]]:
-    """Seconds since the first row, the time between sessions left out; and where the sessions but the first one begin."""
+    """Returns seconds since the first row without the time between sessions, and the starts of the later sessions."""
     seconds, begun, starts = pd.Series(0.0, table.index), 0.0, []
     for _, times in table.groupby("session", sort=False)["time"]:
         starts.append(begun)
@@ -143,7 +152,7 @@ def _running_time(table: pd.DataFrame) -> tuple[pd.Series, list[float]]:
 
 
 def _stages(table: pd.DataFrame, time: pd.Series) -> list[tuple[str, float, float]]:
-    """(stage, from, to); a row belongs to the time since the row before."""
+    """Returns (stage, start, end); a row belongs to the time since the row before it."""
     parts = table[["session", "stage"]]
     number = parts.ne(parts.shift()).any(axis=1).cumsum()
     before = time.groupby(table["session"]).shift().fillna(time)
@@ -157,9 +166,9 @@ def _stages(table: pd.DataFrame, time: pd.Series) -> list[tuple[str, float, floa
 def _plot_over_time(
     axes: Axes, time: pd.Series, values: pd.Series, parts: list[pd.Series], colour: str, label: str
 ) -> None:
-    """A line for each part, thinned to the mean and the range of what falls on the same place."""
+    """Draws a line per part, binned to its mean and range if it has many points."""
     known = values.notna()
-    width = time.max() / MOST_POINTS if known.sum() > MOST_POINTS else 0.0
+    width = time.max() / MAX_POINTS if known.sum() > MAX_POINTS else 0.0
     marker = "o" if known.sum() <= 60 else None
     for _, of_part in values[known].groupby([part[known] for part in parts], sort=False):
         places = time[of_part.index]

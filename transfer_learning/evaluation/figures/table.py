@@ -1,0 +1,164 @@
+"""The figures of a run and of its report; a new one is a function that returns a Figure, and a row of `FIGURES`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from transfer_learning.evaluation.figures.confusion import confusion_matrix
+from transfer_learning.evaluation.figures.curves import curves
+from transfer_learning.evaluation.figures.hardware import hardware
+from transfer_learning.evaluation.figures.images import beside_grad_cam, captions, image_grid
+from transfer_learning.evaluation.figures.reliability import reliability
+from transfer_learning.evaluation.figures.style import save
+
+NUM_IMAGES = 20  # random predictions, and errors
+NUM_GRAD_CAM = 4  # correct predictions, and as many errors
+MAX_CLASSES = 200  # of a confusion matrix; with 1,000 a cell would be four pixels wide, and most of them empty
+
+
+@dataclass(frozen=True)
+class FigureInputs:
+    """The results of a run, which its figures are drawn from."""
+
+    evaluation: Mapping[str, Any]  # the content of evaluation.json
+    predictions: pd.DataFrame  # of the evaluation split, see evaluation/predictions.py
+    history: pd.DataFrame  # one row per epoch; none for a soup
+    hardware: pd.DataFrame  # one row per sample; there may be none
+    seed: int
+    load_images: Callable[[np.ndarray], np.ndarray]  # row numbers of `predictions` -> uint8 (n, size, size, 3)
+    grad_cam: Callable[[np.ndarray, np.ndarray], np.ndarray]  # images, class numbers -> float32 (n, rows, columns)
+
+    @cached_property
+    def correct(self) -> np.ndarray:
+        """For each prediction whether it is correct, bool (n,)."""
+        return (self.predictions["label"] == self.predictions["predicted"]).to_numpy()
+
+    @property
+    def confident_errors(self) -> np.ndarray:
+        """Row numbers of the wrong predictions, the most confident first."""
+        by_confidence = np.argsort(-self.predictions["confidence"].to_numpy(), kind="stable")
+        return by_confidence[~self.correct[by_confidence]]
+
+
+class FigureRow(NamedTuple):
+    draw: Callable[[FigureInputs], Figure | None]  # None if there is nothing to draw
+    section: str  # of the report, see the table in reports/run.html
+    title: str  # for readers who do not see the figure
+    caption: str
+    optional: bool = True  # False only for figures that all versions draw: the report says if such a file is missing
+    is_photo: bool = False  # compressed with loss in the report
+
+
+def draw_figures(inputs: FigureInputs, folder: Path) -> None:
+    """Writes each figure of the table as ``NAME.png``, and deletes the file of one with nothing to draw."""
+    for name, row in FIGURES.items():
+        figure = row.draw(inputs)
+        if figure is None:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+        else:
+            save(figure, folder / f"{name}.png")
+
+
+def _curves(inputs: FigureInputs) -> Figure | None:
+    if inputs.history.empty:
+        return None
+    phases = {name: inputs.evaluation[name] for name in ("frozen", "fine_tune")}
+    return curves(inputs.history, {name: phase["best_epoch"] for name, phase in phases.items() if phase})
+
+
+def _confusion_matrix(inputs: FigureInputs, normalised: bool = False) -> Figure | None:
+    class_names = inputs.evaluation["class_names"]
+    if len(class_names) > MAX_CLASSES:
+        return None
+    return confusion_matrix(inputs.evaluation["confusion_matrix"], class_names, normalised)
+
+
+def _random_images(inputs: FigureInputs) -> Figure | None:
+    return _images(inputs, np.random.default_rng(inputs.seed).permutation(len(inputs.predictions))[:NUM_IMAGES])
+
+
+def _images(inputs: FigureInputs, rows: np.ndarray) -> Figure | None:
+    if not len(rows):
+        return None
+    return image_grid(inputs.load_images(rows), captions(inputs.predictions.iloc[rows]), inputs.correct[rows])
+
+
+def _grad_cam(inputs: FigureInputs) -> Figure | None:
+    at_random = np.random.default_rng(0).permutation(len(inputs.predictions))
+    correct = at_random[inputs.correct[at_random]]
+    rows = np.concatenate([correct[:NUM_GRAD_CAM], inputs.confident_errors[:NUM_GRAD_CAM]])
+    class_numbers = {name: number for number, name in enumerate(inputs.evaluation["class_names"])}
+    images = inputs.load_images(rows)
+    maps = inputs.grad_cam(images, inputs.predictions["predicted"].iloc[rows].map(class_numbers).to_numpy())
+    if maps[0].size == 1:  # a feature map of one cell says nothing about places
+        return None
+    pairs = [beside_grad_cam(image, importance) for image, importance in zip(images, maps, strict=True)]
+    return image_grid(pairs, captions(inputs.predictions.iloc[rows]), inputs.correct[rows], wide=2)
+
+
+FIGURES = {
+    "curves": FigureRow(
+        _curves,
+        "training",
+        "loss, accuracy and learning rate over the epochs",
+        "Loss, accuracy and learning rate of both phases; the fine-tune phase is shaded.",
+        optional=False,
+    ),
+    "confusion_matrix": FigureRow(
+        _confusion_matrix,
+        "confusion-matrix",
+        "confusion matrix, counts",
+        "Number of images. Rows are true classes, columns predicted classes; errors have their own colour scale.",
+        optional=False,
+    ),
+    "confusion_matrix_normalised": FigureRow(
+        lambda inputs: _confusion_matrix(inputs, normalised=True),
+        "confusion-matrix",
+        "confusion matrix, each row in percent",
+        "The same in percent of each row: the recall of a class is on the diagonal.",
+        optional=False,
+    ),
+    "reliability": FigureRow(
+        lambda inputs: reliability(inputs.evaluation["calibration"]),
+        "calibration",
+        "reliability diagram",
+        "Top: accuracy of the predictions in each bin of confidence. Bottom: number of images in the bin.",
+        optional=False,
+    ),
+    "samples": FigureRow(
+        _random_images,
+        "random-predictions",
+        "random images with predicted class, confidence and true class",
+        "Images drawn at random, with predicted class and confidence, and the true class. ✓ correct, ✗ wrong.",
+        optional=False,
+        is_photo=True,
+    ),
+    "mistakes": FigureRow(
+        lambda inputs: _images(inputs, inputs.confident_errors[:NUM_IMAGES]),
+        "errors",
+        "the most confident errors",
+        "Wrong predictions, the most confident first. Wrong labels in the data appear here too.",
+        optional=False,
+        is_photo=True,
+    ),
+    "attention": FigureRow(
+        _grad_cam,
+        "grad-cam",
+        "images and their Grad-CAM maps",
+        "Random correct predictions, then the most confident errors. Bright regions support the predicted class most.",
+        is_photo=True,
+    ),
+    "hardware": FigureRow(
+        lambda inputs: None if inputs.hardware.empty else hardware(inputs.hardware),
+        "resource-usage",
+        "utilisation, memory, temperature and power over time, with images per second and learning rate",
+        "The whole machine during the run, other programs included; hardware.csv holds every sample.",
+        optional=False,
+    ),
+}
