@@ -101,9 +101,9 @@ def test_classes_that_are_held_out_are_not_learnt_and_try_the_rule(small_config,
     evaluation = run_experiment(config, RunDir(here / "run"))
     assert evaluation["class_names"] == ["circle", "cross"] == read_json(RunDir(here / "run").evaluation)["class_names"]
     others = evaluation["rejection"]["others"]
-    assert list(others)[0] == "classes held out" and others["classes held out"]["num_images"] == 14
+    assert list(others)[0] == "unseen classes" and others["unseen classes"]["num_images"] == 14
     page = (here / "run" / "report.html").read_text()
-    assert "Held out" in page and "stripes (14 images)" in page
+    assert "Unseen classes" in page and "stripes (14 images)" in page
     before = RunDir(here / "run").predictions("test").read_bytes()
     evaluated("run")
     assert RunDir(here / "run").predictions("test").read_bytes() == before
@@ -238,7 +238,7 @@ def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):
     assert "Gain: the soup is right on" in output and "The mean weights of" in output
 
     # Every verb takes it for a run.
-    assert soup.is_finished and "A soup: the mean weights of several runs" in soup.report.read_text()
+    assert soup.is_finished and "Model soup" in soup.report.read_text()
     assert "is missing" not in soup.report.read_text()
     assert run_main(run.main, ["--resume", "soup"]) == 0 and "is finished" in capsys.readouterr().out
     before = soup.predictions("test").read_bytes()
