@@ -16,7 +16,7 @@ from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
-from transfer_learning.errors import UserError
+from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.experiments.evaluate import calibrate_and_evaluate, draw_figures
 from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.machine.monitor import Monitor
