@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.support.logs import log_messages
 from transfer_learning import evaluate, predict, report, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
@@ -87,10 +88,11 @@ def test_predict_calls_unknown_what_lies_below_the_confidence_that_validation_im
     )
     assert list(rule["others"]) == ["uniform noise", "test images, scrambled"]
     answers = []
-    for more in ([], ["--unknown"]):
+    for more in ([], ["--reject"], ["--unknown"]):  # the last is the earlier name of the second
         assert run_main(predict.main, [str(run_dir.path), str(photos), *more]) == 0
         answers.append(pd.read_csv(io.StringIO(capsys.readouterr().out)))
-    plain, ruled = answers
+    plain, ruled, ruled_by_earlier_name = answers
+    assert ruled.equals(ruled_by_earlier_name)
     below = plain["confidence"].astype(np.float32) < np.float32(rule["threshold"])  # nine digits tell two float32 apart
     assert (ruled["class"] == plain["class"].where(~below, "unknown")).all() and below.any() and not below.all()
     assert (ruled["confidence"] == plain["confidence"]).all()
@@ -118,7 +120,7 @@ def test_held_out_classes_need_validation_images(small_config, here):
 
 def test_what_the_rule_finds_is_not_mixed_with_a_class_of_that_name(runs, photos, monkeypatch, capsys):
     monkeypatch.setattr(predict, "UNKNOWN", "cross")
-    assert run_main(predict.main, [str(runs["seed 0"].path), str(photos), "--unknown"]) == 2
+    assert run_main(predict.main, [str(runs["seed 0"].path), str(photos), "--reject"]) == 2
     assert "itself called cross" in capsys.readouterr().err
 
 
@@ -136,14 +138,14 @@ def test_a_model_without_the_rule_says_so(runs, photos, tmp_path_factory, capsys
         for name in source.namelist():
             if name != "calibration.json":
                 copy.writestr(name, source.read(name))
-    assert run_main(predict.main, [str(run_dir.path), str(photos), "--unknown"]) == 2
+    assert run_main(predict.main, [str(run_dir.path), str(photos), "--reject"]) == 2
     assert "--val-fraction" in capsys.readouterr().err
 
 
 def test_views_are_averaged_into_the_run(runs, capsys):
     run_dir = runs["seed 0"]
     before = run_dir.predictions("test").read_bytes()
-    evaluated(run_dir.path, "--views", "flip,crops")
+    evaluated(run_dir.path, "--tta", "flip,crops")
     result, output = read_json(run_dir.evaluation_of("test", True)), capsys.readouterr().out
     assert result["views"][:2] == ["plain", "centre"] and len(result["views"]) == 12
     assert run_dir.predictions("test").read_bytes() == before, "the plain predictions are as they were"
@@ -164,7 +166,7 @@ def test_views_are_averaged_into_the_run(runs, capsys):
 
 
 def test_a_run_that_was_trained_without_flips_is_mirrored_with_a_warning(runs, capsys):
-    evaluated(runs["other"].path, "--views", "flip", "--split", "val")
+    evaluated(runs["other"].path, "--tta", "flip", "--split", "val")
     output = capsys.readouterr().out
     assert "Careful" in output and "--no-flip" in output
     assert read_json(runs["other"].evaluation_of("val", True))["views"] == ["plain", "plain_mirrored"]
@@ -199,7 +201,7 @@ def test_an_ensemble_is_the_mean_of_its_members_whatever_their_kind(runs, here, 
 
 
 def test_an_ensemble_in_views_has_a_new_directory_of_its_own(runs, here):
-    evaluated(*paths(runs), "--views", "flip", "--split", "val")
+    evaluated(*paths(runs), "--tta", "flip", "--split", "val")
     (made,) = (here / "runs").iterdir()
     result = read_json(RunDir(made).evaluation_of("val"))
     assert made.name.startswith("ensemble-") and result["views"] == ["plain", "plain_mirrored"]
@@ -333,14 +335,14 @@ def test_an_unfinished_run_is_no_member(runs, small_config, tmp_path_factory, re
     ("names", "flags", "words"),
     [
         (["seed 0"], ["--split", "train"], ["--split train", "val or test"]),
-        (["seed 0"], ["--views", "flop"], ["flop", "Did you mean flip"]),
-        (["seed 0"], ["--views", ""], ["nothing is no view", "crops, flip"]),
+        (["seed 0"], ["--tta", "flop"], ["flop", "Did you mean flip"]),
+        (["seed 0"], ["--tta", ""], ["nothing is no view", "crops, flip"]),
         (["seed 0", "seed 0"], [], ["named twice"]),
         (["seed 0"], ["--soup"], ["--soup", "several runs"]),
         (["seed 0"], ["--paired"], ["--paired compares two", "1 are named"]),
         (["seed 0", "seed 1", "other"], ["--paired"], ["3 are named"]),
         (["seed 0", "seed 1"], ["--soup", "--paired"], ["one of them"]),
-        (["seed 0", "seed 1"], ["--soup", "--views", "flip"], ["make the soup, then"]),
+        (["seed 0", "seed 1"], ["--soup", "--tta", "flip"], ["make the soup, then"]),
         (["seed 0", "seed 1"], ["--soup", "--split", "val"], ["leave --split val out"]),
         (["seed 0"], ["--run-dir", "x"], ["--run-dir x", "leave it out"]),
     ],
@@ -360,3 +362,9 @@ def test_a_soup_needs_validation_images(runs, tmp_path_factory, refused):
     shutil.copytree(runs["seed 1"].path, other.path)
     other.predictions("val").unlink()
     assert "--val-fraction above 0" in refused(*paths(runs, "seed 0"), other.path, "--soup")
+
+
+def test_earlier_names_of_flags_work_with_one_warning():
+    logged = log_messages()
+    assert evaluate.parse(["a", "--views", "flip"]).tta == "flip"
+    assert [message.partition(";")[0] for message in logged] == ["--views is now called --tta"]

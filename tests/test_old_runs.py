@@ -44,7 +44,7 @@ def test_a_finished_run_is_predicted_with_evaluated_and_reported(name, old, caps
         assert (row["file"], row["class"]) == (wanted["file"], wanted["class"])
         assert float(row["confidence"]) == pytest.approx(wanted["confidence"], abs=1e-5)
     files = [*(row["file"] for row in expected["predict"]), "photos/dots/000.png"]
-    assert run_main(predict.main, [path, *files, "--unknown"]) == 0
+    assert run_main(predict.main, [path, *files, "--reject"]) == 0
     assert [r["class"] for r in csv.DictReader(io.StringIO(capsys.readouterr().out))] == expected["predict_unknown"]
     for split in ("val", "test"):
         assert run_main(evaluate.main, [path, "--split", split]) == 0

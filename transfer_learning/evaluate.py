@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transfer_learning.cli.flags import EarlierName
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation.tta import views_of
@@ -12,8 +13,8 @@ from transfer_learning.storage.run_directory import evaluated_run_dir, new_run_d
 
 EXAMPLES = """examples:
   evaluate runs/a --split val               predict and measure the validation images again
-  evaluate runs/a --views flip              average the plain and the mirrored image
-  evaluate runs/a --views flip,crops        the same for the whole image, its centre and its four corners: 12 views
+  evaluate runs/a --tta flip                average the plain and the mirrored image
+  evaluate runs/a --tta flip,crops          the same for the whole image, its centre and its four corners: 12 views
   evaluate runs/a runs/b runs/c             an ensemble: average the probabilities of three runs
   evaluate runs/a runs/b runs/c --soup      average their weights into one network, which predict takes like any run
   evaluate runs/a runs/b --paired           compare two runs image by image
@@ -23,7 +24,7 @@ Results of one run go into its directory. Those of several go into a new one, wh
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
-    views = views_of(flags.views.split(",") if flags.views is not None else [])
+    views = views_of(flags.tta.split(",") if flags.tta is not None else [])
     run_dirs = [evaluated_run_dir(path) for path in flags.run_dirs]
     what = "soup" if flags.soup else "paired" if flags.paired else "ensemble"
     new = new_run_dir(flags.run_dir, what) if len(run_dirs) > 1 else None
@@ -61,7 +62,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("evaluate", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a directory that `run` made")
     parser.add_argument("--split", metavar="SPLIT", help="val or test (default: test)")
-    parser.add_argument("--views", metavar="VIEWS", help="average over views of each image: flip, crops or flip,crops")
+    parser.add_argument(
+        "--tta",
+        metavar="VIEWS",
+        help="test-time augmentation: average over views of each image: flip, crops or flip,crops",
+    )
+    parser.add_argument("--views", dest="tta", action=EarlierName, const="tta", help=argparse.SUPPRESS)
     parser.add_argument(
         "--soup", action="store_true", help="average the weights of several runs instead of their answers"
     )
@@ -79,8 +85,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         (not flags.paired or num_runs == 2, f"--paired compares two runs, and {num_runs} are named; name two."),
         (not flags.soup or num_runs > 1, "--soup averages the weights of several runs, and one is named; name more."),
         (
-            not flags.soup or flags.views is None,
-            "--soup makes a network, and --views looks at images; make the soup, then evaluate it with --views.",
+            not flags.soup or flags.tta is None,
+            "--soup averages weights and --tta predictions; make the soup, then evaluate it with --tta.",
         ),
         (
             not flags.soup or flags.split is None,

@@ -1,5 +1,6 @@
 """Predict images with a finished run: ``python -m transfer_learning.predict RUN_DIR IMAGE|FOLDER... > predictions.csv``."""
 
+import argparse
 import csv
 import sys
 from collections.abc import Sequence
@@ -22,10 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders searched for them")
     parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
     parser.add_argument(
-        "--unknown",
+        "--reject",
         action="store_true",
         help="write unknown where the confidence is too low for any class (see the report)",
     )
+    # The earlier name of --reject, without a warning: standard output is the CSV.
+    parser.add_argument("--unknown", dest="reject", action="store_true", help=argparse.SUPPRESS)
     flags = parser.parse_args(arguments)
     run_dir = evaluated_run_dir(flags.run_dir)
     config = run_dir.read_config()
@@ -40,17 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with muted():
         set_up_devices(config.precision, config.seed, begun_with)
     classifier = load_model(config, run_dir.model, recorded["weights_sha256"])
-    if flags.unknown and not classifier.rejection_threshold:
+    if flags.reject and not classifier.rejection_threshold:
         raise UserError(
-            f"{run_dir.path} has no rule for --unknown: it was trained without validation images, or before there was one; "
+            f"{run_dir.path} has no rule for --reject: it was trained without validation images, or before there was one; "
             "leave it out, or train again with a --val-fraction above 0."
         )
-    if flags.unknown and UNKNOWN in classifier.class_names:
+    if flags.reject and UNKNOWN in classifier.class_names:
         raise UserError(
             f"A class of {run_dir.path} is itself called {UNKNOWN}, so what the rule finds could not be told from it; leave "
-            "--unknown away, and compare confidences with the threshold in the report."
+            "--reject away, and compare confidences with the threshold in the report."
         )
-    rejection_threshold = classifier.rejection_threshold if flags.unknown else 0.0
+    rejection_threshold = classifier.rejection_threshold if flags.reject else 0.0
     if hasattr(sys.stdout, "reconfigure"):  # a file name need not be UTF-8, and goes out as it came in
         sys.stdout.reconfigure(errors="surrogateescape")
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -43,7 +43,7 @@ def add_flags(groups: dict[str, Group], defaults: RunConfig | Phase, prefix: str
         if suggestions:
             action.completer = lambda suggestions=suggestions, **context: suggestions  # type: ignore[attr-defined]
         if item.metadata["was"]:
-            options |= {"action": _EarlierName, "help": argparse.SUPPRESS, "const": flag_name(name)}
+            options |= {"action": EarlierName, "help": argparse.SUPPRESS, "const": flag_name(name)}
             group.add_argument(f"--{flag_name(prefix + item.metadata['was'])}", **options)
 
 
@@ -72,7 +72,7 @@ def widths(text: str) -> tuple[int, ...]:
     return () if text in ("", "none") else tuple(int(part) for part in text.split(","))
 
 
-class _EarlierName(argparse.Action):
+class EarlierName(argparse.Action):
     """An earlier name of a flag, which `const` names."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None):

@@ -61,7 +61,7 @@ def views_of(kinds: Sequence[str]) -> tuple[View, ...]:
     """
     for kind in kinds:
         if kind not in KINDS:
-            raise UserError(f"--views {','.join(kinds)}: {kind or 'nothing'} is no view.{did_you_mean(kind, KINDS)}")
+            raise UserError(f"--tta {','.join(kinds)}: {kind or 'nothing'} is no view.{did_you_mean(kind, KINDS)}")
     views = (PLAIN, *CROPS) if "crops" in kinds else (PLAIN,)
     if "flip" in kinds:
         views += tuple(View(f"{view.name}_mirrored", view.corner, True) for view in views)

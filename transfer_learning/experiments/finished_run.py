@@ -284,7 +284,7 @@ def warn_of_mirrors(members: Sequence[FinishedRun], views: Sequence[View]) -> No
     if unflipped and any(view.mirrored for view in views):
         logger.info(
             f"Careful: {', '.join(unflipped)} {'was' if len(unflipped) == 1 else 'were'} trained with --no-flip, as if a "
-            "mirrored image meant something else; --views flip may lower the accuracy."
+            "mirrored image meant something else; --tta flip may lower the accuracy."
         )
 
 
