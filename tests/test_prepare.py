@@ -351,7 +351,7 @@ def test_features_that_are_asked_for_are_those_that_run_finds(prepared, photos, 
     assert "of 42 of 42 images in use." in Path("seen/audit.html").read_text()
     short = ["--frozen.epochs", "1", "--fine-tune.epochs", "0", "--head", "none", "--cache-dir", "cache"]
     assert run_main(run.main, [*flags, *short]) == 0
-    assert re.search(r"The features of \d+ images .* are kept from earlier runs", capsys.readouterr().out)
+    assert re.search(r"The features of \d+ images .* are in the cache", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def run_files(small_config, tmp_path_factory):
     (folder / "config.json").write_text(config.to_json())
     (folder / "environment.json").write_text(json.dumps({"device": {}, "dataset": {"fingerprint": ""}, "sessions": []}))
     (folder / "evaluation.json").write_text(
-        json.dumps({"weights_sha256": classifier.weights_sha256, "class_names": ["a", "b", "c"]})
+        json.dumps({"weights_sha256": classifier.weights_digest(), "class_names": ["a", "b", "c"]})
     )
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

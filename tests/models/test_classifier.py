@@ -1,4 +1,4 @@
-"""The whole network: what is open, what BatchNorm does, what is saved."""
+"""The classifier: which layers train, what BatchNorm does, what is saved."""
 
 import dataclasses
 import json
@@ -27,10 +27,10 @@ def classifier(small_config):
     return build_classifier(small_config, CLASS_NAMES)
 
 
-def test_the_same_seed_builds_the_same_network_and_another_seed_another_head(small_config, classifier):
-    assert build_classifier(small_config, CLASS_NAMES).weights_sha256 == classifier.weights_sha256
+def test_the_seed_decides_the_initial_weights(small_config, classifier):
+    assert build_classifier(small_config, CLASS_NAMES).weights_digest() == classifier.weights_digest()
     other = build_classifier(dataclasses.replace(small_config, seed=1), CLASS_NAMES)
-    assert other.weights_sha256 != classifier.weights_sha256
+    assert other.weights_digest() != classifier.weights_digest()
     kernels = [one.head.get_layer("logits").kernel.numpy() for one in (classifier, other)]
     assert not np.array_equal(*kernels)
 
@@ -43,18 +43,18 @@ def test_the_same_seed_builds_the_same_network_and_another_seed_another_head(sma
         ((512, 256), ["dense_0", "dropout_0", "dense_1", "dropout_1", "logits"]),
     ],
 )
-def test_the_head_is_a_config(small_config, head, layers):
+def test_the_head_has_the_layers_of_the_config(small_config, head, layers):
     classifier = build_classifier(dataclasses.replace(small_config, head=head), CLASS_NAMES)
     assert [layer.name for layer in classifier.head.layers[1:]] == layers
 
 
-def open_names(classifier):
+def unfrozen_names(classifier):
     return [layer.name for layer in leaf_layers(classifier.backbone) if layer.trainable and layer.weights]
 
 
-def test_what_each_way_of_opening_opens(classifier):
+def test_unfreeze_takes_none_all_a_stage_or_a_fraction(classifier):
     every = [layer.name for layer in leaf_layers(classifier.backbone) if layer.weights]
-    for opened, expected in (
+    for unfreeze, expected in (
         ("none", []),
         ("all", every),
         ("1.0", every),
@@ -62,15 +62,15 @@ def test_what_each_way_of_opening_opens(classifier):
         ("0.001", every[-1:]),
         ("block4", [name for name in every if name.startswith(("block4", "block5"))]),
     ):
-        unfreeze_layers(classifier, "small_cnn", opened)
-        assert open_names(classifier) == expected, opened
+        unfreeze_layers(classifier, "small_cnn", unfreeze)
+        assert unfrozen_names(classifier) == expected, unfreeze
         assert all(layer.trainable for layer in classifier.head.layers)
 
 
-@pytest.mark.parametrize("opened", ["block9", "block", "1.5", "0", "nan", ""])
-def test_a_part_that_is_not_there_is_refused_with_the_known_ones(classifier, opened):
+@pytest.mark.parametrize("unfreeze", ["block9", "block", "1.5", "0", "nan", ""])
+def test_an_unknown_part_is_refused_with_the_known_stages(classifier, unfreeze):
     with pytest.raises(UserError, match="is no part of small_cnn; give one of block1, block2"):
-        unfreeze_layers(classifier, "small_cnn", opened)
+        unfreeze_layers(classifier, "small_cnn", unfreeze)
 
 
 def moving_statistics(classifier):
@@ -93,14 +93,14 @@ def test_batch_norm_learns_statistics_only_from_random_weights(small_config, pre
     assert before and (all(same) if pretrained else not any(same))
 
 
-def test_dropout_works_in_training_alone(classifier):
+def test_dropout_is_active_in_training_only(classifier):
     images = IMAGES.astype(np.float32)
     first, second = (np.asarray(classifier.logits(images, training=True)) for _ in range(2))
     assert not np.array_equal(first, second)
     assert np.array_equal(*(np.asarray(classifier.model(images, training=False)) for _ in range(2)))
 
 
-def test_probabilities_of_an_image_do_not_depend_on_what_stands_beside_it(classifier):
+def test_probabilities_of_an_image_do_not_depend_on_its_batch(classifier):
     rows = np.arange(5)
     together = probabilities(classifier, IMAGES, rows)
     assert together.shape == (5, 3) and together.dtype == np.float32
@@ -110,27 +110,27 @@ def test_probabilities_of_an_image_do_not_depend_on_what_stands_beside_it(classi
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4, 3.0])
-def test_the_saved_model_is_the_whole_one_for_keras_alone(classifier, small_config, tmp_path, temperature):
+def test_keras_alone_reads_the_saved_model(classifier, small_config, tmp_path, temperature):
     classifier = dataclasses.replace(classifier, temperature=temperature, rejection_threshold=0.75)
     path = tmp_path / "model.keras"
     save_model(classifier, path)
     expected = probabilities(classifier, IMAGES, np.arange(5))
-    alone = keras.models.load_model(path)  # no code of ours, and images as they come
+    alone = keras.models.load_model(path)  # without our code, from raw images
     assert np.asarray(alone(IMAGES.astype(np.float32), training=False)) == pytest.approx(expected, abs=1e-6)
     assert json.loads(zipfile.ZipFile(path).read("class_names.json")) == list(CLASS_NAMES)
     loaded = load_model(small_config, path)
-    assert loaded.class_names == CLASS_NAMES and loaded.weights_sha256 == classifier.weights_sha256
+    assert loaded.class_names == CLASS_NAMES and loaded.weights_digest() == classifier.weights_digest()
     assert np.array_equal(probabilities(loaded, IMAGES, np.arange(5)), expected)
     assert (loaded.temperature, loaded.rejection_threshold) == (temperature, 0.75)
 
 
-def test_rules_do_not_compile_the_network_again(classifier):
-    frozen = classifier.frozen
-    assert dataclasses.replace(classifier, temperature=2.0).frozen is frozen
+def test_calibration_does_not_trace_the_network_again(classifier):
+    compute = classifier.inference_fn()
+    assert dataclasses.replace(classifier, temperature=2.0).inference_fn() is compute
     assert classifier.temperature == 1
 
 
-def test_changed_weights_are_predicted_with(small_config):
+def test_predictions_follow_changed_weights(small_config):
     classifier = build_classifier(small_config, CLASS_NAMES)
     before = probabilities(classifier, IMAGES, np.arange(5))
     logits = classifier.head.get_layer("logits")
@@ -140,7 +140,7 @@ def test_changed_weights_are_predicted_with(small_config):
     assert np.array_equal(probabilities(classifier, IMAGES, np.arange(5)), before)
 
 
-def test_a_temperature_changes_confidences_and_no_class(classifier):
+def test_the_temperature_changes_confidences_but_no_class(classifier):
     plain, divided = (
         probabilities(dataclasses.replace(classifier, temperature=temperature), IMAGES, np.arange(5))
         for temperature in (1.0, 5.0)
@@ -150,18 +150,18 @@ def test_a_temperature_changes_confidences_and_no_class(classifier):
     )
 
 
-def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_config, tmp_path):
+def test_a_model_without_calibration_is_read(classifier, small_config, tmp_path):
     new, old = tmp_path / "new.keras", tmp_path / "old.keras"
     save_model(dataclasses.replace(classifier, temperature=2.0, rejection_threshold=0.5), new)
     with zipfile.ZipFile(new) as source, zipfile.ZipFile(old, "w") as copy:
         for name in source.namelist():
             if name != "calibration.json":
                 copy.writestr(name, source.read(name))
-    rules = [
+    calibrations = [
         (loaded.temperature, loaded.rejection_threshold)
         for loaded in (load_model(small_config, path) for path in (new, old))
     ]
-    assert rules == [(2.0, 0.5), (1.0, 0.0)]
+    assert calibrations == [(2.0, 0.5), (1.0, 0.0)]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_model_of_before_there_were_temperatures_is_read(classifier, small_con
         '{"rejection_threshold": null}',
     ],
 )
-def test_a_rule_that_is_none_is_a_sentence(classifier, small_config, tmp_path, content):
+def test_an_invalid_calibration_is_a_user_error(classifier, small_config, tmp_path, content):
     good, bad = tmp_path / "good.keras", tmp_path / "bad.keras"
     save_model(classifier, good)
     with zipfile.ZipFile(good) as source, zipfile.ZipFile(bad, "w") as copy:
@@ -189,7 +189,7 @@ def test_a_rule_that_is_none_is_a_sentence(classifier, small_config, tmp_path, c
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no archive"])
-def test_a_damaged_model_is_a_sentence(small_config, tmp_path, content):
+def test_a_damaged_model_is_a_user_error(small_config, tmp_path, content):
     path = tmp_path / "model.keras"
     if content is not None:
         path.write_bytes(content)
@@ -197,7 +197,7 @@ def test_a_damaged_model_is_a_sentence(small_config, tmp_path, content):
         load_model(small_config, path)
 
 
-def test_images_kept_small_are_enlarged_inside_the_model(small_config):
+def test_stored_images_are_enlarged_inside_the_model(small_config):
     config = dataclasses.replace(small_config, image_size=32, input_size=8)
     classifier = build_classifier(config, CLASS_NAMES)
     assert classifier.model.input_shape == (None, 8, 8, 3)

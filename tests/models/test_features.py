@@ -1,4 +1,4 @@
-"""Kept features: those of the live network, computed once for each content, to the same bits however it is stopped."""
+"""Cached features: those of the network, computed once per content, with the same bits after an interruption."""
 
 import errno
 import os
@@ -34,7 +34,7 @@ def extractor(small_config):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     monkeypatch.setattr(features, "BATCH", 2)
-    monkeypatch.setattr(features, "BYTES_KEPT_AT_ONCE", 4 * 4 * WIDTH)  # two batches
+    monkeypatch.setattr(features, "BYTES_PER_WRITE", 4 * 4 * WIDTH)  # two batches
 
 
 @pytest.fixture
@@ -45,60 +45,53 @@ def batches():
 
 @pytest.fixture
 def extract(extractor, tmp_path, batches, monkeypatch):
-    """Calls `cached_activations` with a cache of its own; returns the features in the order of `rows`, and what was said."""
+    """Calls `cached_activations` with a cache of its own; returns the features in the order of `rows`, and messages."""
 
-    def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None, cache_gb=1.0, change=None):
+    def call(rows=ALL, key="key", cache="cache", progress=lambda done, total: None, cache_gb=1.0, augment=None):
         monkeypatch.setattr(features, "count_progress", lambda title: progress)
-        said = log_messages()
-        hashes = [HASHES[row] for row in rows]
+        messages = log_messages()
         graph = inference_graph(extractor, 2)
 
         def compute(images):
             batches.append(images.numpy().tobytes())
             return graph(images)
 
-        activations = features.activations_entry(extractor, key, "small_cnn", 16)
-        values, positions = features.cached_activations(
-            activations, compute, IMAGES, rows, hashes, Cache(tmp_path / cache, cache_gb), change
-        )
+        frozen = features.FrozenPart(features.activations_entry(extractor, key, "small_cnn", 16), compute)
+        images = features.NamedImages(IMAGES, rows, [HASHES[row] for row in rows], augment)
+        values, positions = features.cached_activations(frozen, images, Cache(tmp_path / cache, cache_gb))
         assert values.dtype == np.float32 and positions.dtype == np.int64
-        return values[positions], said
+        return values[positions], messages
 
     return call
 
 
-def test_features_are_those_of_the_live_network_and_are_computed_once(extractor, extract, batches):
+def test_features_equal_those_of_the_network_and_are_computed_once(extractor, extract, batches):
     rows = np.array([4, 0, 2])
-    first, said = extract(rows)
+    first, messages = extract(rows)
     live = np.asarray(extractor(IMAGES[rows].astype(np.float32), training=False))
     assert first == pytest.approx(live, rel=1e-4, abs=1e-5)
-    assert len(said) == 1 and said[0].startswith(
-        "Computing the features of 3 images (backbone small_cnn, image size 16) once, "
-    )
-    assert "; 0 are kept" in said[0]
+    assert messages == ["Computing the features of 3 images (backbone small_cnn, image size 16); 0 are in the cache."]
     batches.clear()
     for again in (rows, rows[::-1], rows[1:], np.array([0, 0, 4])):
-        values, said = extract(again)
+        values, messages = extract(again)
         np.testing.assert_array_equal(values, first[[rows.tolist().index(row) for row in again]])
         number = len(set(again.tolist()))
-        assert said == [
-            f"The features of {number} images (backbone small_cnn, image size 16) are kept from earlier runs."
-        ]
+        assert messages == [f"The features of {number} images (backbone small_cnn, image size 16) are in the cache."]
     assert not batches
 
 
-def test_another_key_is_computed_anew(extract, batches):
+def test_another_key_is_computed_again(extract, batches):
     extract()
     batches.clear()
     extract(key="other key")
     assert len(batches) == 6
 
 
-def test_added_images_are_computed_alone(extract, batches):
+def test_only_added_images_are_computed(extract, batches):
     before, _ = extract(ALL[:4])
     batches.clear()
-    after, said = extract(np.array([9, 0, 1, 2, 3]))
-    assert len(batches) == 1 and "of 1 images" in said[0] and "; 4 are kept" in said[0]
+    after, messages = extract(np.array([9, 0, 1, 2, 3]))
+    assert len(batches) == 1 and "of 1 images" in messages[0] and "; 4 are in the cache" in messages[0]
     np.testing.assert_array_equal(after[1:], before)
     np.testing.assert_array_equal(after, extract(np.array([9, 0, 1, 2, 3]), cache="other")[0])
 
@@ -113,12 +106,12 @@ def test_every_batch_is_full(extract, batches):
     assert batches[1] == IMAGES[2].astype(np.float32).tobytes() + bytes(IMAGES[0].size * 4)
 
 
-def test_no_image_has_no_features(extract):
+def test_no_images_give_no_features(extract):
     assert extract(ALL[:0])[0].shape[0] == 0
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 6])
-def test_a_stopped_extraction_goes_on_with_the_batches_of_an_unbroken_one(stop_at, extract, batches):
+def test_an_interrupted_computation_continues_with_the_same_batches(stop_at, extract, batches):
     unbroken, _ = extract(cache="unbroken")
     expected = batches.copy()
     batches.clear()
@@ -132,14 +125,14 @@ def test_a_stopped_extraction_goes_on_with_the_batches_of_an_unbroken_one(stop_a
         extract(progress=stop)
     assert batches == expected[:stop_at]
     batches.clear()
-    resumed, said = extract()
-    num_kept = stop_at // 2 * 2  # batches are kept in twos, but for the last ones
-    assert batches == expected[num_kept:]
+    resumed, messages = extract()
+    num_stored = stop_at // 2 * 2  # batches are stored in twos
+    assert batches == expected[num_stored:]
     assert (
-        "features of 11 images (backbone small_cnn, image size 16) are kept"
+        "features of 11 images (backbone small_cnn, image size 16) are in the cache"
         if stop_at == 6
-        else f"; {2 * num_kept} are kept"
-    ) in said[0]
+        else f"; {2 * num_stored} are in the cache"
+    ) in messages[0]
     np.testing.assert_array_equal(resumed, unbroken)
 
 
@@ -153,7 +146,7 @@ from transfer_learning.models import features
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.storage.cache import Cache
 
-features.BATCH, features.BYTES_KEPT_AT_ONCE = 2, 4 * 4 * 256
+features.BATCH, features.BYTES_PER_WRITE = 2, 4 * 4 * 256
 with np.load(sys.argv[2]) as given:
     images, hashes = given["images"], given["hashes"].tolist()
 
@@ -163,35 +156,37 @@ def progress(done, total):
 
 features.count_progress = lambda title: progress
 extractor = keras.models.load_model(sys.argv[3])
+entry = features.activations_entry(extractor, "key", "small_cnn", 16)
 features.cached_activations(
-    features.activations_entry(extractor, "key", "small_cnn", 16), inference_graph(extractor, 2), images,
-    np.arange(11), hashes, Cache(Path(sys.argv[1])),
+    features.FrozenPart(entry, inference_graph(extractor, 2)),
+    features.NamedImages(images, np.arange(11), hashes),
+    Cache(Path(sys.argv[1])),
 )
 """
 
 
-def test_a_killed_extraction_ends_with_the_same_bits(extractor, extract, tmp_path):
+def test_a_killed_computation_ends_with_the_same_bits(extractor, extract, tmp_path):
     np.savez(tmp_path / "given.npz", images=IMAGES, hashes=HASHES)
     extractor.save(tmp_path / "extractor.keras")
     files = [tmp_path / name for name in ("cache", "given.npz", "extractor.keras")]
     assert subprocess.run([sys.executable, "-c", KILLED, *files], cwd=ROOT).returncode == -signal.SIGKILL
-    resumed, said = extract()
-    assert "of 7 images" in said[0] and "; 4 are kept" in said[0]
+    resumed, messages = extract()
+    assert "of 7 images" in messages[0] and "; 4 are in the cache" in messages[0]
     np.testing.assert_array_equal(resumed, extract(cache="unbroken")[0])
 
 
-def test_damaged_features_are_computed_again_and_said(extract, tmp_path):
+def test_damaged_features_are_logged_and_computed_again(extract, tmp_path):
     expected, _ = extract()
     (records,) = (tmp_path / "cache").rglob("records.bin")
     content = bytearray(records.read_bytes())
     content[5] ^= 1
     records.write_bytes(content)
-    values, said = extract()
-    assert "1 kept arrays in" in said[0] and "of 1 images" in said[1]
+    values, messages = extract()
+    assert "1 kept arrays in" in messages[0] and "of 1 images" in messages[1]
     np.testing.assert_array_equal(values, expected)
 
 
-def test_a_full_disk_costs_the_keeping_and_not_the_run(extract, batches, monkeypatch):
+def test_features_are_held_in_memory_if_the_disk_is_full(extract, batches, monkeypatch):
     expected, _ = extract(cache="unbroken")
     original, calls = ArrayCache._add_on_disk, []
 
@@ -203,15 +198,15 @@ def test_a_full_disk_costs_the_keeping_and_not_the_run(extract, batches, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr(ArrayCache, "_add_on_disk", full)
-        values, said = extract()
+        values, messages = extract()
     np.testing.assert_array_equal(values, expected)
-    assert len(said) == 2 and said[1].startswith("Cannot write 1 MB to ") and "No space" in said[1]
+    assert len(messages) == 2 and messages[1].startswith("Cannot write 1 MB to ") and "No space" in messages[1]
     batches.clear()
     extract()
-    assert len(batches) == 4, "what was kept before stays"
+    assert len(batches) == 4, "what was stored before stays"
 
 
-def test_where_memory_is_short_too_it_is_told_what_is_needed_and_where(extract, monkeypatch):
+def test_an_error_names_the_space_needed_if_memory_is_short_too(extract, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -224,30 +219,30 @@ def test_where_memory_is_short_too_it_is_told_what_is_needed_and_where(extract, 
         extract()
 
 
-def test_a_cache_without_room_is_told_and_stays_empty(extract, batches, tmp_path):
+def test_a_full_cache_is_logged_and_stays_empty(extract, batches, tmp_path):
     expected, _ = extract(cache="unbroken")
-    values, said = extract(cache_gb=1e-6)
+    values, messages = extract(cache_gb=1e-6)
     np.testing.assert_array_equal(values, expected)
-    assert "--cache-gb 1e-06 allows no more" in said[1]
+    assert "--cache-gb 1e-06 allows no more" in messages[1]
     batches.clear()
     extract(cache_gb=1e-6)
     assert len(batches) == 6
 
 
-def test_the_network_sees_what_change_makes_of_the_images(extractor, extract, batches):
+def test_the_network_sees_augmented_images(extractor, extract, batches):
     def darker(images, names):
         assert len(names) == len(images) == 2, "every batch is full"
         return images / 2
 
-    values, _ = extract(change=darker)
+    values, _ = extract(augment=darker)
     live = np.asarray(extractor(IMAGES.astype(np.float32) / 2, training=False))
     assert values == pytest.approx(live, rel=1e-4, abs=1e-5)
 
 
-def test_the_pool_is_named_by_network_weights_and_key_and_by_nothing_that_changes_from_process_to_process(small_config):
+def test_the_entry_name_depends_on_network_weights_and_key_only(small_config):
     def name(key="key", seed=0, image_size=16):
         config = replace(small_config, seed=seed, image_size=image_size, input_size=16)
-        extractor = build_classifier(config, ("a", "b", "c"), weights="none").extractor
+        extractor = build_classifier(config, ("a", "b", "c"), initial_weights="none").extractor
         return features.activations_entry(extractor, key, "small_cnn", 16).name
 
     assert name() == name(), "built twice in one process, in which Keras counts its names on"

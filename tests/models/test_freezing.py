@@ -1,4 +1,4 @@
-"""The cut between frozen and trained layers: both sides together are the network, and it lies as high as it can."""
+"""The cut between frozen and trained layers: both parts together are the network, and it is as high as possible."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ NETWORKS = ["resnet50", "resnet50v1_5", "resnet18", "mobilenetv3_small", "convne
 
 
 def built(backbone, image_size=64, **options):
-    """A network that counts as pretrained, though its weights are random: nothing has to be downloaded."""
+    """A network marked as pretrained, though its weights are random: nothing has to be downloaded."""
     config = RunConfig(backbone=backbone, weights="none", image_size=image_size, input_size=SIZE, head=(8,), **options)
     return dataclasses.replace(build_classifier(config, CLASSES), pretrained=True)
 
@@ -28,25 +28,25 @@ def classifier(request):
     return request.param, built(request.param)
 
 
-def test_the_two_sides_are_the_network(classifier):
+def test_both_parts_together_are_the_network(classifier):
     name, network = classifier
     expected = np.asarray(network.model(IMAGES, training=False))
-    heights = []
-    for opened in ("none", *reversed(BACKBONES[name].stages[1:]), "0.1", "0.5"):
-        unfreeze_layers(network, name, opened)
+    sizes = []
+    for unfreeze in ("none", *reversed(BACKBONES[name].stages[1:]), "0.1", "0.5"):
+        unfreeze_layers(network, name, unfreeze)
         cut = find_cut(network)
-        np.testing.assert_allclose(cut.logits(cut.lower(IMAGES)), expected, rtol=1e-4, atol=1e-4)
-        assert not cut.lower.trainable_variables, opened
-        above = {id(variable) for layer in cut.layers for variable in layer.trainable_variables}
-        assert above == {id(variable) for variable in network.model.trainable_variables}, opened
-        heights.append(cut.lower.count_params())
-    by_stage = heights[: len(BACKBONES[name].stages)]
+        np.testing.assert_allclose(cut.above(cut.below(IMAGES)), expected, rtol=1e-4, atol=1e-4)
+        assert not cut.below.trainable_variables, unfreeze
+        above = {id(variable) for layer in cut.layers_above for variable in layer.trainable_variables}
+        assert above == {id(variable) for variable in network.model.trainable_variables}, unfreeze
+        sizes.append(cut.below.count_params())
+    by_stage = sizes[: len(BACKBONES[name].stages)]
     assert by_stage == sorted(by_stage, reverse=True) and by_stage[-1] > 0
 
 
-def test_it_is_cut_between_its_stages(classifier):
+def test_the_cut_is_between_stages(classifier):
     name, network = classifier
-    for backbone, opened, shape in (
+    for backbone, unfreeze, shape in (
         ("resnet50", "none", (2048,)),
         ("resnet50", "conv5", (4, 4, 1024)),
         ("resnet50", "conv4", (8, 8, 512)),
@@ -59,26 +59,26 @@ def test_it_is_cut_between_its_stages(classifier):
         ("efficientnet_lite0", "stage5", (4, 4, 80)),
     ):
         if backbone == name:
-            unfreeze_layers(network, name, opened)
-            assert find_cut(network).lower.output_shape[1:] == shape
+            unfreeze_layers(network, name, unfreeze)
+            assert find_cut(network).below.output_shape[1:] == shape
 
 
-def test_no_shortcut_crosses_the_cut_inside_of_a_block():
+def test_the_cut_is_never_inside_a_residual_block():
     network = built("resnet50")
     first = network.backbone.get_layer("conv5_block2_2_conv")  # its block's shortcut begins two layers below
     for layer in network.backbone.layers:
         layer.trainable = False
     first.trainable = True
     cut = find_cut(network)
-    assert cut.lower.output_shape[1:] == (2, 2, 2048)  # what block 1 ends with
+    assert cut.below.output_shape[1:] == (2, 2, 2048)  # what block 1 ends with
     expected = np.asarray(network.model(IMAGES, training=False))
-    np.testing.assert_allclose(cut.logits(cut.lower(IMAGES)), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(cut.above(cut.below(IMAGES)), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("pretrained", "opened"), [(True, "all"), (False, "block4"), (False, "all")])
-def test_nothing_can_be_kept_where_all_trains_or_batch_statistics_count(pretrained, opened):
+@pytest.mark.parametrize(("pretrained", "unfreeze"), [(True, "all"), (False, "block4"), (False, "all")])
+def test_there_is_no_cut_if_all_layers_train_or_batchnorm_learns(pretrained, unfreeze):
     network = dataclasses.replace(built("small_cnn"), pretrained=pretrained)
-    unfreeze_layers(network, "small_cnn", opened)
+    unfreeze_layers(network, "small_cnn", unfreeze)
     assert find_cut(network) is None
 
 
@@ -86,10 +86,10 @@ def test_only_the_head_is_in_training_mode_above_the_cut():
     network = built("small_cnn", dropout=0.5)
     unfreeze_layers(network, "small_cnn", "block5")
     cut = find_cut(network)
-    activations = cut.lower(IMAGES)
-    moving = [layer.moving_mean for layer in cut.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    activations = cut.below(IMAGES)
+    moving = [layer.moving_mean for layer in cut.layers_above if isinstance(layer, keras.layers.BatchNormalization)]
     before = [np.array(mean) for mean in moving]
-    assert not np.array_equal(cut.logits(activations, training=True), cut.logits(activations)), "dropout"
+    assert not np.array_equal(cut.above(activations, training=True), cut.above(activations)), "dropout"
     for mean, old in zip(moving, before, strict=True):
         np.testing.assert_array_equal(mean, old)
 
@@ -100,6 +100,6 @@ def test_in_mixed_float16_the_activations_are_those_of_the_network():
     expected = np.asarray(network.model(IMAGES, training=False))
     unfreeze_layers(network, "small_cnn", "block4")
     cut = find_cut(network)
-    kept = np.asarray(cut.lower(IMAGES))
-    assert kept.dtype == np.float16
-    np.testing.assert_array_equal(cut.logits(kept.astype(np.float32)), expected)
+    activations = np.asarray(cut.below(IMAGES))
+    assert activations.dtype == np.float16
+    np.testing.assert_array_equal(cut.above(activations.astype(np.float32)), expected)

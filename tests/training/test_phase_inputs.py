@@ -66,7 +66,7 @@ def test_they_are_what_the_live_network_makes_of_the_images(config, name, opened
     (train, val), data, cut = inputs_of(config, name)
     for examples, split in ((train, "train"), (val, "val")):
         images = data.split(split)
-        live = cut.lower(images.inputs[images.rows].astype(np.float32), training=False)
+        live = cut.below(images.inputs[images.rows].astype(np.float32), training=False)
         np.testing.assert_allclose(examples.inputs[examples.rows], live, rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(examples.labels, images.labels)
 
@@ -115,7 +115,7 @@ def test_a_view_is_drawn_from_the_image_alone(config):
         if view:
             drawn = augmentation.draw("strong", config.flip, COPY_SEED, view, keys, pixels.shape[1])
             changed = augmentation.apply("strong", tf.constant(pixels), *drawn)
-        live = cut.lower(changed, training=False)
+        live = cut.below(changed, training=False)
         np.testing.assert_allclose(train.inputs[train.rows[view]], live, rtol=1e-4, atol=1e-4)
     assert val.rows.shape == (len(data.split("val")),), "validation sees the plain image"
 
@@ -149,7 +149,7 @@ def trained_head(config, with_cut, run_dir):
     """Validation predictions of a head that was trained through the live network, or on what is kept of it."""
     data = load_prepared(config)
     classifier = build_classifier(config, data.class_names)
-    identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
+    identity = Identity(config, data.fingerprint, classifier.weights_digest(), {})
     cut = cut_of_phase("frozen", config, classifier) if with_cut else None
     unfreeze_layers(classifier, config.backbone, "none")
 

@@ -98,7 +98,7 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
     Returns the results that must not depend on stops, or None where it was stopped.
     """
     classifier = build_classifier(config, data.class_names)
-    identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
+    identity = Identity(config, data.fingerprint, classifier.weights_digest(), {})
     cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES}
 
     def make_phase(name, parts=0, is_begun=False, is_over=False):
@@ -129,7 +129,7 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
     )
     predictions.write(table, run_dir.predictions("test"))
     return {
-        "weights_sha256": classifier.weights_sha256,
+        "weights_sha256": classifier.weights_digest(),
         "history": run_dir.history.read_bytes(),
         "predictions": run_dir.predictions("test").read_bytes(),
         "phases": [row["phase"] for row in state.history],

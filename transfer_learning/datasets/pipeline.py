@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from transfer_learning.datasets.augmentation import apply, draw
 from transfer_learning.datasets.dataset import UNSEEN
-from transfer_learning.datasets.rows import Rows
+from transfer_learning.storage.rows import Rows
 
 BATCHES_AHEAD = 2  # that are read while one is in use
 Batch = tuple[np.ndarray | tf.Tensor, np.ndarray | tf.Tensor]  # inputs, labels int32 (batch,)

@@ -149,7 +149,7 @@ def evaluate_again(member: FinishedRun, split: str) -> dict[str, Any]:
     run_dir, classifier, data = member.run_dir, member.network(), member.data(split)
     with run_dir.locked():
         evaluation = evaluate_split(classifier, data, split, run_dir)
-        write_json(run_dir.evaluation_of(split), evaluation | {"weights_sha256": classifier.weights_sha256})
+        write_json(run_dir.evaluation_of(split), evaluation | {"weights_sha256": classifier.weights_digest()})
     logger.info(
         f"{metrics.describe(evaluation)}\nResults: {run_dir.evaluation_of(split)} and {run_dir.predictions(split)}"
     )

@@ -7,7 +7,7 @@ from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import build_classifier, unfreeze_layers
-from transfer_learning.models.features import cached_activations
+from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
 from transfer_learning.models.freezing import find_cut
 from transfer_learning.storage.cache import Cache
 from transfer_learning.training.phase_inputs import activations_of_cut
@@ -31,15 +31,10 @@ def plain_features(config: RunConfig, data: PreparedDataset) -> tuple[np.ndarray
             f"--features needs a pretrained backbone, and {config.backbone} with --weights {config.weights} is none; leave "
             "the flag out, or name another backbone."
         )
-    activations = activations_of_cut(cut, config, data.images.pixel_key, devices.fingerprint)
+    entry = activations_of_cut(cut, config, data.images.pixel_key, devices.fingerprint)
     positions = np.flatnonzero(data.images.rows >= 0)
-    names = data.manifest["sha256"].iloc[positions].tolist()
-    kept, rows = cached_activations(
-        activations,
-        lambda images: cut.compute(images),
-        data.images.pixels,
-        data.images.rows[positions],
-        names,
-        Cache.of(config),
+    images = NamedImages(
+        data.images.pixels, data.images.rows[positions], data.manifest["sha256"].iloc[positions].tolist()
     )
-    return kept[rows], positions, f"{activations.describe()} of all readable images"
+    kept, rows = cached_activations(FrozenPart(entry, lambda batch: cut.below_fn(batch)), images, Cache.of(config))
+    return kept[rows], positions, f"{entry.describe()} of all readable images"

@@ -79,7 +79,7 @@ def make_soup(members: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]
             predictions.read(best.run_dir.predictions(judged)), predictions.read(run_dir.predictions(judged))
         )
         evaluation = results[judged] | {
-            "weights_sha256": classifier.weights_sha256,
+            "weights_sha256": classifier.weights_digest(),
             "num_parameters": classifier.model.count_params(),
             "frozen": None,
             "fine_tune": None,

@@ -121,7 +121,7 @@ def run_experiment(
         logger.info(f"{data.describe()}.")
 
         # What was done already, if it belongs to this run.
-        identity = Identity(config, data.fingerprint, classifier.weights_sha256, devices.fingerprint)
+        identity = Identity(config, data.fingerprint, classifier.weights_digest(), devices.fingerprint)
         state, arrays = restore(run_dir, identity)
         write_beginning(run_dir, identity, data, devices)
 
@@ -144,7 +144,7 @@ def run_experiment(
             if worse := fine_tuned_worse(phases, config.monitor):
                 logger.info(worse)
             evaluation = results[data.eval_split] | {
-                "weights_sha256": classifier.weights_sha256,
+                "weights_sha256": classifier.weights_digest(),
                 "num_parameters": classifier.model.count_params(),
                 **dict.fromkeys(PHASES),
                 **phases,

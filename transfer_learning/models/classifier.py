@@ -24,75 +24,74 @@ from transfer_learning.cli.formatting import size
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import build_backbone, find_backbone
-from transfer_learning.models.inference_graph import inference_graph
+from transfer_learning.models.inference_graph import InferenceFunction
 from transfer_learning.models.weights import check_hdf5, weights_digest
 from transfer_learning.storage.files import renamed, written_atomically
+from transfer_learning.storage.rows import Rows
 
-BATCH = 32  # images predicted at a time; no option, because another number could change the last bits
-ROWS_AT_ONCE = 4096  # of logits, while they become probabilities
-# In the .keras archive: two that are ours, where Keras itself does not look, and the arrays, where it does
+BATCH = 32  # images per prediction; no option, because another number could change the last bits
+SOFTMAX_ROWS = 4096  # per call of SciPy's softmax, which makes several copies
+# Files in the .keras archive: two of ours, which Keras ignores, and the weights, which it reads.
 CLASS_NAMES_MEMBER = "class_names.json"
 CALIBRATION_MEMBER = "calibration.json"
-RULES = {"temperature": 1.0, "rejection_threshold": 0.0}  # that are in it, and what they are where it is missing
 WEIGHTS_MEMBER = "model.weights.h5"
+WRITE_AGAIN = "delete report.html beside it and continue the run with --resume, which writes the model again"
+CALIBRATION_DEFAULTS = {"temperature": 1.0, "rejection_threshold": 0.0}  # of models saved without that file
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """One network, seen as a whole and as its two parts, which share their weights with it."""
+    """A network as a whole and in two parts, which share its weights."""
 
     class_names: tuple[str, ...]
-    backbone: keras.Model  # preprocessed inside: images -> feature map
+    backbone: keras.Model  # images -> feature map, with the preprocessing inside
     extractor: keras.Model  # images -> features
     head: keras.Model  # features -> logits
     model: keras.Model  # images -> logits
     pretrained: bool
-    temperature: float = 1.0  # by which logits are divided for the probabilities
-    rejection_threshold: float = 0.0  # the confidence below which a prediction is called unknown
-    _graphs: dict[str, Callable] = field(default_factory=dict, repr=False, compare=False)  # one, by its weights' hash
+    inference: InferenceFunction = field(repr=False, compare=False)  # of `model`; copies of the classifier share it
+    temperature: float = 1.0  # logits are divided by it before the softmax
+    rejection_threshold: float = 0.0  # images whose highest probability is below are rejected
 
     def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Logits; while training, dropout in the head works, and BatchNorm of a pretrained backbone does not.
+        """Returns logits float32 (n, classes) of images (n, stored, stored, 3).
 
-        Its statistics were taken over a million images, and batches of ours would replace them by worse ones; from
-        random weights it has to learn its own. The two parts are called one by one, because `training=True` given to a
-        functional model overrides a `training=False` that was given to a part of it when it was built.
+        In training, dropout in the head is active, and BatchNorm in a pretrained backbone stays in inference mode: its
+        statistics are those of a million images. A backbone from random weights learns them.
         """
+        # Part by part, because training=True overrides the training=False of a nested functional model.
         return self.head(self.extractor(images, training=training and not self.pretrained), training=training)
 
-    @property
-    def frozen(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """float32 images (BATCH, stored, stored, 3) -> float32 logits, by the present weights, without dropout."""
-        weights = self.weights_sha256
-        if weights not in self._graphs:
-            self._graphs.clear()
-            self._graphs[weights] = inference_graph(self.model, BATCH)
-        return self._graphs[weights]
+    def inference_fn(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns the function of float32 images (BATCH, stored, stored, 3) to float32 logits with present weights."""
+        return self.inference.current()
 
-    @property
-    def weights_sha256(self) -> str:
-        """SHA-256 over all weights in their order; the states of random generators are not among them."""
+    def weights_digest(self) -> str:
+        """Returns the SHA-256 over all weights in order, without the states of random generators; reads all of them."""
         return weights_digest(self.model.weights)
 
 
 def build_classifier(
-    config: RunConfig, class_names: tuple[str, ...], weights: str | None = None, most_weights: int | None = None
+    config: RunConfig,
+    class_names: tuple[str, ...],
+    initial_weights: str | None = None,
+    max_head_weights: int | None = None,
 ) -> Classifier:
-    """Builds the network that `config` describes; its initial values are a pure function of weights and seed.
+    """Builds the network of `config`; its initial values are a pure function of weights and seed.
 
     Args:
-        weights: in place of ``config.weights``; "none" where a trained model's values are going to be loaded.
-        most_weights: how many the head may have; None: as many as the memory has room for.
+        initial_weights: instead of ``config.weights``; "none" if the weights of a trained model are loaded next.
+        max_head_weights: the most that the head may have; None: as many as fit into memory.
 
     Raises:
-        UserError: an unknown backbone, weights that cannot be had, or a head that does not fit into the memory.
-        ValueError: the head has more than `most_weights`.
+        UserError: an unknown backbone, weights that cannot be loaded, or a head that does not fit into memory.
+        ValueError: the head has more than `max_head_weights`.
     """
-    # Layers: each with a name and a seed of its own, so that two builds are alike in both.
-    backbone = build_backbone(config.backbone, config.image_size, weights or config.weights, config.seed)
+    # Each layer has a name and a seed of its own, so that two builds are equal.
+    backbone = build_backbone(config.backbone, config.image_size, initial_weights or config.weights, config.seed)
     resizing = keras.layers.Resizing(config.image_size, config.image_size, dtype="float32", name="resize")
     pooling = keras.layers.GlobalAveragePooling2D(name="pool")
-    _check_head((backbone.output_shape[-1], *config.head, len(class_names)), most_weights)
+    _check_head((backbone.output_shape[-1], *config.head, len(class_names)), max_head_weights)
     head_layers = []
     for number, width in enumerate(config.head):
         head_layers.append(_dense(width, config.seed, number, activation="relu"))
@@ -101,37 +100,44 @@ def build_classifier(
         head_layers.append(keras.layers.Dropout(config.dropout, seed=config.seed, name="dropout_0"))
     head_layers.append(_dense(len(class_names), config.seed, len(config.head), dtype="float32"))
 
-    # Functional models.
     stored = config.stored_size
     images = keras.Input((stored, stored, 3), dtype="float32", name="images")
-    seen = images if stored == config.image_size else resizing(images)
-    extractor = keras.Model(images, pooling(backbone(seen)), name="extractor")
+    resized = images if stored == config.image_size else resizing(images)
+    extractor = keras.Model(images, pooling(backbone(resized)), name="extractor")
     features = keras.Input(extractor.output_shape[1:], dtype="float32", name="features")
     logits = features
     for layer in head_layers:
         logits = layer(logits)
     head = keras.Model(features, logits, name="head")
     model = keras.Model(images, head(extractor(images)), name="classifier")
-    return Classifier(class_names, backbone, extractor, head, model, pretrained=config.weights != "none")
+    return Classifier(
+        class_names=class_names,
+        backbone=backbone,
+        extractor=extractor,
+        head=head,
+        model=model,
+        pretrained=config.weights != "none",
+        inference=InferenceFunction(model, BATCH),
+    )
 
 
-def unfreeze_layers(classifier: Classifier, backbone_name: str, opened: str) -> str:
-    """Makes the head and the upper layers of the backbone trainable, and nothing else.
+def unfreeze_layers(classifier: Classifier, backbone_name: str, unfreeze: str) -> str:
+    """Makes the head and the last layers of the backbone trainable, and nothing else.
 
     Args:
-        opened: "none", "all", a stage of the backbone (as "conv5", with all above it), or a fraction such as "0.3" of
-            the layers with weights, counted from the top.
+        unfreeze: "none", "all", a stage of the backbone (as "conv5": it and all later ones), or the fraction of the
+            layers with weights that train (as "0.3": the last 30 %).
 
     Returns:
-        what was opened, in words.
+        A description of what trains, for messages.
 
     Raises:
-        UserError: no stage is called so, or the fraction is not between 0 and 1.
+        UserError: there is no such stage, or the fraction is not in (0, 1].
     """
     row = find_backbone(backbone_name)
-    layers = classifier.backbone.layers  # a model inside, such as ConvNeXt's way down, is opened as a whole
+    layers = classifier.backbone.layers  # a nested model, such as a ConvNeXt downsampling block, counts as one layer
     weighted = [layer for layer in layers if layer.weights]
-    part = row.check_unfreeze(opened)
+    part = row.check_unfreeze(unfreeze)
     if part in ("none", "all"):
         first = 0 if part == "all" else len(layers)
     elif isinstance(part, float):
@@ -141,15 +147,15 @@ def unfreeze_layers(classifier: Classifier, backbone_name: str, opened: str) -> 
     for index, layer in enumerate(layers):
         layer.trainable = index >= first
     head = f"the head ({classifier.head.count_params():,} weights)"
-    if opened == "none":
+    if unfreeze == "none":
         return head
-    opened_weights = sum(layer.count_params() for layer in layers[first:])
-    num_opened = sum(layer in weighted for layer in layers[first:])
-    return f"{num_opened} of {len(weighted)} layers of {backbone_name} ({opened_weights:,} weights) and {head}"
+    num_weights = sum(layer.count_params() for layer in layers[first:])
+    num_layers = sum(layer in weighted for layer in layers[first:])
+    return f"{num_layers} of {len(weighted)} layers of {backbone_name} ({num_weights:,} weights) and {head}"
 
 
 def leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a model in their order, those of nested models in their place."""
+    """Returns the layers of a model in order, with the layers of nested models in place of these."""
     leaves = []
     for layer in model.layers:
         leaves += leaf_layers(layer) if isinstance(layer, keras.Model) else [layer]
@@ -158,123 +164,129 @@ def leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 def predicted_logits(
     classifier: Classifier,
-    images: np.ndarray,
+    images: Rows,
     rows: np.ndarray,
     after_batch: Callable[[int, int], None] | None = None,
-    view: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+    augment: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
 ) -> np.ndarray:
-    """Returns float32 (len(rows), classes) for uint8 ``images[rows]`` of the stored size.
+    """Returns logits float32 (len(rows), classes) of ``images[rows]``, uint8 (n, stored, stored, 3).
 
-    Batches are always full, the last one filled up, so that every image meets the same computation whatever stands
-    beside it. `after_batch` is called with the images done and their number; `view` makes what the network shall see of
-    a float32 batch, of the same shape.
+    Batches are always full, the last one padded with zeros, so the result for an image does not depend on the others.
+
+    Args:
+        after_batch: called after each batch with the number of images done, and of all.
+        augment: a float32 batch -> what the network sees, of the same shape.
     """
-    results, compute = np.empty((len(rows), len(classifier.class_names)), np.float32), classifier.frozen
+    results = np.empty((len(rows), len(classifier.class_names)), np.float32)
+    compute = classifier.inference_fn()
     for start in range(0, len(rows), BATCH):
-        batch = images[rows[start : start + BATCH]]
-        filled = np.zeros((BATCH, *batch.shape[1:]), np.float32)
-        filled[: len(batch)] = batch
-        results[start : start + len(batch)] = compute(view(tf.constant(filled))).numpy()[: len(batch)]
+        pixels = images[rows[start : start + BATCH]]
+        batch = np.zeros((BATCH, *pixels.shape[1:]), np.float32)
+        batch[: len(pixels)] = pixels
+        results[start : start + len(pixels)] = compute(augment(tf.constant(batch))).numpy()[: len(pixels)]
         if after_batch:
-            after_batch(start + len(batch), len(rows))
+            after_batch(start + len(pixels), len(rows))
     return results
 
 
-def probabilities(classifier: Classifier, images: np.ndarray, rows: np.ndarray, *options, **more_options) -> np.ndarray:
-    """Returns float32 (len(rows), classes), rows that sum to 1; arguments as `predicted_logits`."""
-    logits = predicted_logits(classifier, images, rows, *options, **more_options)
-    return softmax(logits, classifier.temperature)
+def probabilities(
+    classifier: Classifier,
+    images: Rows,
+    rows: np.ndarray,
+    after_batch: Callable[[int, int], None] | None = None,
+    augment: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+) -> np.ndarray:
+    """Returns float32 (len(rows), classes) whose rows sum to 1; arguments as for `predicted_logits`."""
+    return softmax(predicted_logits(classifier, images, rows, after_batch, augment), classifier.temperature)
 
 
 def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Probabilities float32 (n, classes) of float32 logits, as the saved model computes them."""
+    """Returns probabilities float32 (n, classes) of float32 logits, as the saved model computes them."""
     results = np.empty_like(logits)
-    for start in range(0, len(logits), ROWS_AT_ONCE):  # SciPy makes several arrays of that size
-        part = slice(start, start + ROWS_AT_ONCE)
+    for start in range(0, len(logits), SOFTMAX_ROWS):
+        part = slice(start, start + SOFTMAX_ROWS)
         results[part] = scipy.special.softmax(logits[part] * np.float32(1 / temperature), axis=1)
     return results
 
 
 def save_model(classifier: Classifier, path: Path) -> None:
-    """Writes the model that is shipped, with its class names and what validation images told inside the archive.
+    """Writes the model with its calibration inside; class names and calibration are also files in the archive.
 
     `keras.models.load_model` reads it without this package.
     """
     with written_atomically(path) as temporary:
-        shipped_model(classifier).save(temporary)
+        exported_model(classifier).save(temporary)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.writestr(CLASS_NAMES_MEMBER, json.dumps(classifier.class_names))
-            rules = {name: getattr(classifier, name) for name in RULES}
-            archive.writestr(CALIBRATION_MEMBER, json.dumps(rules))
+            calibration = {name: getattr(classifier, name) for name in CALIBRATION_DEFAULTS}
+            archive.writestr(CALIBRATION_MEMBER, json.dumps(calibration))
 
 
-def shipped_model(classifier: Classifier) -> keras.Model:
-    """The whole model: images float32 (n, stored, stored, 3), 0..255, in, and the probabilities of `probabilities` out."""
+def exported_model(classifier: Classifier) -> keras.Model:
+    """Returns the whole model: float32 images (n, stored, stored, 3) in 0..255 -> probabilities (n, classes)."""
     divided = keras.layers.Rescaling(1 / classifier.temperature, dtype="float32", name="temperature")
     softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
     return keras.Model(classifier.model.input, softmax(divided(classifier.model.output)), name="classifier")
 
 
-def load_model(config: RunConfig, path: Path, weights_sha256: str | None = None) -> Classifier:
-    """Builds the network anew from `config` and reads arrays alone from what `save_model` wrote: no code is loaded.
+def load_model(config: RunConfig, path: Path, expected_digest: str | None = None) -> Classifier:
+    """Builds the network of `config` and reads only arrays from a file of `save_model`: no code is loaded.
 
-    The file may be a stranger's. Of its members only the names of the classes, the rules and the arrays are opened,
-    and these are checked before Keras sees them, and before a network of their size is made.
+    The file may be a stranger's. Only class names, calibration and arrays are opened, and checked before Keras sees
+    them and before a network of their size is built.
 
     Args:
-        weights_sha256: what the weights have to be, as the run's evaluation recorded it.
+        expected_digest: of the weights, as the evaluation of the run recorded it.
 
     Raises:
-        UserError: the file is missing or damaged, or holds other weights than were evaluated.
+        UserError: the file is missing or damaged, or has other weights than were evaluated.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            has_calibration = CALIBRATION_MEMBER in archive.namelist()  # of before there were temperatures: none
-            for name in (CLASS_NAMES_MEMBER, WEIGHTS_MEMBER, *[CALIBRATION_MEMBER] * has_calibration):
+            has_calibration = CALIBRATION_MEMBER in archive.namelist()  # older models have none
+            members = [CLASS_NAMES_MEMBER, WEIGHTS_MEMBER, *([CALIBRATION_MEMBER] if has_calibration else [])]
+            for name in members:
                 if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:  # so nothing is longer than the file
                     raise ValueError(f"its {name} is compressed")
             class_names = json.loads(archive.read(CLASS_NAMES_MEMBER))
             if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
-                raise ValueError(f"its {CLASS_NAMES_MEMBER} is no list of names")
-            rules = _checked_rules(json.loads(archive.read(CALIBRATION_MEMBER))) if has_calibration else RULES
+                raise ValueError(f"its {CLASS_NAMES_MEMBER} is not a list of names")
+            calibration = CALIBRATION_DEFAULTS
+            if has_calibration:
+                calibration = _checked_calibration(json.loads(archive.read(CALIBRATION_MEMBER)))
             with archive.open(WEIGHTS_MEMBER) as arrays:
                 _, num_weights = check_hdf5(arrays, archive.getinfo(WEIGHTS_MEMBER).file_size)
-        classifier = build_classifier(config, tuple(class_names), weights="none", most_weights=num_weights)
-        classifier = replace(classifier, **rules)
+        classifier = build_classifier(config, tuple(class_names), "none", max_head_weights=num_weights)
+        classifier = replace(classifier, **calibration)
         classifier.model.load_weights(path)
     except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"The model {path} cannot be read ({reason}); if its run has a checkpoint, delete report.html beside it and "
-            "continue the run with --resume, which writes the model again."
-        ) from None
-    if weights_sha256 not in (None, classifier.weights_sha256):
-        raise UserError(
-            f"The model {path} holds other weights than its run evaluated; delete report.html beside it and continue the "
-            "run with --resume, which writes the model again."
-        )
+        raise UserError(f"The model {path} cannot be read ({reason}); {WRITE_AGAIN}.") from None
+    if expected_digest not in (None, classifier.weights_digest()):
+        raise UserError(f"The model {path} has other weights than its run evaluated; {WRITE_AGAIN}.")
     return classifier
 
 
-def _checked_rules(found: Any) -> dict[str, float]:
-    """What `save_model` wrote beside the weights; ValueError where it is something else."""
-    found = renamed(found, {"unknown_below": "rejection_threshold"}) if isinstance(found, dict) else found
-    rules = RULES | {name: found[name] for name in RULES if name in found} if isinstance(found, dict) else {}
+def _checked_calibration(found: Any) -> dict[str, float]:
+    """Returns the calibration that `save_model` wrote; ValueError if it is something else."""
+    if not isinstance(found, dict):
+        raise ValueError(f"its {CALIBRATION_MEMBER} is not an object")
+    found = renamed(found, {"unknown_below": "rejection_threshold"})
+    calibration = CALIBRATION_DEFAULTS | {name: found[name] for name in CALIBRATION_DEFAULTS if name in found}
     if not (
-        rules
-        and all(type(value) is float for value in rules.values())
-        and 0 < rules["temperature"] < math.inf
-        and 0 <= rules["rejection_threshold"] <= 1
+        all(type(value) is float for value in calibration.values())
+        and 0 < calibration["temperature"] < math.inf
+        and 0 <= calibration["rejection_threshold"] <= 1
     ):
-        raise ValueError(f"its {CALIBRATION_MEMBER} holds no temperature and no confidence")
-    return rules
+        raise ValueError(f"its {CALIBRATION_MEMBER} has no temperature above 0 or no rejection threshold in 0..1")
+    return calibration
 
 
-def _check_head(widths: Sequence[int], most_weights: int | None) -> None:
-    """Raises what `build_classifier` does for a head of these widths, from its features to its classes."""
+def _check_head(widths: Sequence[int], max_weights: int | None) -> None:
+    """Raises the errors of `build_classifier` for a head of these widths, from features to classes."""
     num_weights = sum((before + 1) * after for before, after in itertools.pairwise(widths))
-    if most_weights is not None and num_weights > most_weights:
-        raise ValueError(f"its head would have {num_weights:,} weights, and the file holds {most_weights:,}")
+    if max_weights is not None and num_weights > max_weights:
+        raise ValueError(f"its head would have {num_weights:,} weights, and the file holds {max_weights:,}")
     if 4 * num_weights > max(10**9, available := psutil.virtual_memory().available):
         raise UserError(
             f"A head of {', '.join(map(str, widths[1:]))} outputs has {num_weights:,} weights, which take "
@@ -282,7 +294,7 @@ def _check_head(widths: Sequence[int], most_weights: int | None) -> None:
         )
 
 
-def _dense(width: int, seed: int, number: int, **options) -> keras.layers.Dense:
+def _dense(width: int, seed: int, number: int, **options: Any) -> keras.layers.Dense:
     name = "logits" if options.get("dtype") == "float32" else f"dense_{number}"
-    start = keras.initializers.GlorotUniform(seed=seed + number)
-    return keras.layers.Dense(width, kernel_initializer=start, name=name, **options)
+    initializer = keras.initializers.GlorotUniform(seed=seed + number)
+    return keras.layers.Dense(width, kernel_initializer=initializer, name=name, **options)

@@ -1,9 +1,10 @@
-"""What the frozen part of a network makes of each image: computed once, and kept for every later run."""
+"""Activations: the outputs of the frozen part of a network, computed once per image and cached for later runs."""
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -11,30 +12,46 @@ import tensorflow as tf
 
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.models.weights import weights_digest
-from transfer_learning.storage.array_cache import CachedRows
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.cache_index import ACTIVATIONS, FEATURES, EntrySpec, describe_facts
+from transfer_learning.storage.rows import Rows
 
 logger = logging.getLogger(__name__)
 
-# Images that go through the network at a time. Not the batch size of the run: another one may change the last bits of
-# the activations, and those of an image must not depend on which run computed them first.
+# Images per call of the network. Not the batch size of the run, because another number may change the last bits, and
+# the activations of an image must not depend on which run computed them.
 BATCH = 32
-METHOD = "graph of constants, BatchNorm folded"  # another one changes the last bits, so it must not find these
-DTYPE = "float32"  # of what the network computes; 16 bits would halve the disk and change the last bits
-BYTES_KEPT_AT_ONCE = 32e6  # what a kill loses at most; each keeping waits for the disk
+METHOD = "graph of constants, BatchNorm folded"  # part of the cache key: another method changes the last bits
+DTYPE = "float32"  # of activations; 16 bits would halve the disk space and change the last bits
+BYTES_PER_WRITE = 32e6  # at most this is lost when a run is killed; each write waits for the disk
+
+
+class FrozenPart(NamedTuple):
+    """The layers below the cut, and the cache entry of their outputs."""
+
+    entry: EntrySpec
+    compute: Callable[[tf.Tensor], tf.Tensor]  # float32 images (BATCH, size, size, 3) -> activations (BATCH, ...)
+
+
+class NamedImages(NamedTuple):
+    """n images, each with a name that decides the pixels that the network sees."""
+
+    pixels: Rows  # uint8 (records, size, size, 3)
+    rows: np.ndarray  # int64 (n,), positions in `pixels`; some may repeat
+    names: Sequence[str]  # n of them, as the SHA-256 of the file
+    augment: Callable[[np.ndarray, list[str]], tf.Tensor] | None = None  # a full batch and its names -> float32
 
 
 def activations_entry(network: keras.Model, key: str, backbone: str, image_size: int) -> EntrySpec:
-    """The cache entry for the output of `network` for images.
+    """The cache entry for the outputs of `network`.
 
     Args:
-        network: no layer of it trains; images float32 (n, size, size, 3) -> activations (n, ...).
-        key: what activations depend on besides the pixels and `network` itself: precision and versions.
-        backbone: name of the backbone that `network` belongs to; with `image_size`, for listing and finding the entry.
+        network: none of its layers trains; images float32 (n, size, size, 3) -> activations (n, ...).
+        key: what activations depend on besides the pixels and `network`: precision and versions.
+        backbone: its name; with `image_size`, for listing and finding the entry.
 
     Returns:
-        Its kind is FEATURES behind the pooling, else ACTIVATIONS.
+        An entry of the kind FEATURES for outputs (n, width) of the pooling, else ACTIVATIONS.
     """
     shape = tuple(network.output_shape[1:])
     kind = FEATURES if len(shape) == 1 else ACTIVATIONS
@@ -44,99 +61,87 @@ def activations_entry(network: keras.Model, key: str, backbone: str, image_size:
 
 
 class ComputedActivations:
-    """Activations that are computed whenever they are read, to the bits that `cached_activations` keeps.
+    """Activations (n, ...) that are computed at each access, with the same bits as those of `cached_activations`.
 
-    It is indexed by positions in `names`; arguments as there. Any number of threads may read at once.
+    Any number of threads may read at once.
     """
 
     dtype = np.dtype(DTYPE)
 
-    def __init__(self, activations: EntrySpec, compute, images, rows: np.ndarray, names: Sequence[str], change=None):
-        self.shape = len(names), *activations.shape
-        self._compute, self._images, self._rows, self._names, self._change = compute, images, rows, names, change
+    def __init__(self, frozen: FrozenPart, images: NamedImages):
+        assert frozen.entry.shape is not None
+        self.shape = len(images.names), *frozen.entry.shape
+        self._frozen, self._images = frozen, images
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        """Returns (k, ...) for int64 (k,)."""
+        """Returns float32 (k, ...) for integers (k,)."""
         results = np.empty((len(positions), *self.shape[1:]), self.dtype)
         for start in range(0, len(positions), BATCH):
-            part = positions[start : start + BATCH]
-            names = [self._names[position] for position in part]
-            results[start : start + BATCH] = _batch(self._compute, self._images[self._rows[part]], names, self._change)
+            batch = positions[start : start + BATCH]
+            results[start : start + BATCH] = _compute_batch(self._frozen, self._images, batch)
         return results
 
 
-def cached_activations(
-    activations: EntrySpec,
-    compute: Callable[[tf.Tensor], tf.Tensor],
-    images,
-    rows: np.ndarray,
-    names: Sequence[str],
-    cache: Cache,
-    change: Callable[[np.ndarray, list[str]], tf.Tensor] | None = None,
-) -> tuple[CachedRows, np.ndarray]:
-    """Returns what `compute` makes of ``images[rows]``; an image is computed unless an earlier run kept the result.
+def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) -> tuple[Rows, np.ndarray]:
+    """Returns the activations of `images`; computes those that are not in the cache and stores them there.
 
-    Every batch is full, the last one filled up with zeros, and is made of the missing images in the order of their
-    first appearance; whole batches are kept, so a killed extraction goes on with the batches of an unbroken one.
-
-    Args:
-        compute: float32 images (BATCH, size, size, 3) -> activations (BATCH, ...), see `inference_graph`.
-        images: uint8 (records, size, size, 3).
-        rows: int64 (n,), which of `images`; some may repeat.
-        names: of the n images: what decides the pixels that the network sees, as their contents' hash.
-        cache: where activations are found and stored.
-        change: of a batch of `images` and their names, to what the network shall see of them, float32; None: as stored.
+    Batches are always full, the last one padded with zeros, and hold the missing images in the order of their first
+    appearance. Whole batches are stored, so a killed computation continues with the batches of an uninterrupted one.
 
     Returns:
-        Activations, float32 (records, ...), read-only; and their positions, int64 (n,), in the order of `rows`.
+        Activations, float32 (records, ...), read-only; and the position of each image in them, int64 (n,).
 
     Raises:
-        NoSpace: for the activations, neither on disk nor in memory; `ComputedActivations` need none.
+        NoSpace: neither disk nor memory has room for the activations; `ComputedActivations` need none.
     """
-    kind, of_network = activations.kind, f"images ({describe_facts(activations.facts)})"
-    row = dict(zip(reversed(names), np.asarray(rows)[::-1].tolist(), strict=True))  # of the first of equal names
-    distinct = list(dict.fromkeys(names))
+    entry = frozen.entry
+    num_images = len(images.names)
+    first = dict(zip(reversed(images.names), reversed(range(num_images)), strict=True))  # position of each name
+    distinct = list(dict.fromkeys(images.names))
 
-    def writing(num_images: int):
-        return cache.disk_full_as_user_error(activations.describe(), num_images * activations.record_bytes)
+    def writing(count: int):
+        return cache.disk_full_as_user_error(entry.describe(), count * entry.record_bytes)
 
     with writing(len(distinct)):
-        kept = cache.open(activations)
-    with kept:
+        cached = cache.open(entry)
+    with cached:
         with writing(len(distinct)):
-            position = dict(zip(distinct, kept.positions(distinct).tolist(), strict=True))
+            position = dict(zip(distinct, cached.positions(distinct).tolist(), strict=True))
         missing = [name for name in distinct if position[name] < 0]
         if missing:
             logger.info(
-                f"Computing the {kind} of {len(missing):,} {of_network} once, since frozen layers make the same of them "
-                f"in every epoch; {len(distinct) - len(missing):,} are kept from earlier runs."
+                f"Computing the {entry.kind} of {len(missing):,} images ({describe_facts(entry.facts)}); "
+                f"{len(distinct) - len(missing):,} are in the cache."
             )
-            cache.reserve(kept, len(missing) * activations.record_bytes)
+            cache.reserve(cached, len(missing) * entry.record_bytes)
         elif distinct:
-            logger.info(f"The {kind} of {len(distinct):,} {of_network} are kept from earlier runs.")
-        progress, computed = count_progress(f"Computing {kind}"), []
+            logger.info(
+                f"The {entry.kind} of {len(distinct):,} images ({describe_facts(entry.facts)}) are in the cache."
+            )
+        progress, computed = count_progress(f"Computing {entry.kind}"), []
         for start in range(0, len(missing), BATCH):
-            batch_names = missing[start : start + BATCH]
-            batch = images[np.array([row[name] for name in batch_names])]
-            computed.extend(_batch(compute, batch, batch_names, change))
+            batch = np.array([first[name] for name in missing[start : start + BATCH]])
+            computed.extend(_compute_batch(frozen, images, batch))
             done = start + len(batch)
-            if len(computed) * activations.record_bytes >= BYTES_KEPT_AT_ONCE or done == len(missing):
-                keys, num_left = missing[done - len(computed) : done], len(missing) - done + len(computed)
+            if len(computed) * entry.record_bytes >= BYTES_PER_WRITE or done == len(missing):
+                names, num_left = missing[done - len(computed) : done], len(missing) - done + len(computed)
                 with writing(num_left):
-                    added = kept.add(keys, computed, needed_bytes=num_left * activations.record_bytes)
-                position |= zip(keys, added.tolist(), strict=True)
+                    added = cached.add(names, computed, needed_bytes=num_left * entry.record_bytes)
+                position |= zip(names, added.tolist(), strict=True)
                 computed = []
             progress(done, len(missing))
-        return kept.rows, np.array([position[name] for name in names], np.int64)
+        return cached.rows, np.array([position[name] for name in images.names], np.int64)
 
 
-def _batch(compute, images: np.ndarray, names: list[str], change) -> np.ndarray:
-    """What `compute` makes of at most BATCH images; an image's result hangs on nothing that stands beside it."""
-    filled = np.zeros((BATCH, *images.shape[1:]), images.dtype)
-    filled[: len(images)] = images
-    if change is not None:
-        filled = change(filled, names + names[-1:] * (BATCH - len(names)))
-    return compute(tf.cast(filled, tf.float32)).numpy()[: len(images)].astype(DTYPE)
+def _compute_batch(frozen: FrozenPart, images: NamedImages, positions: np.ndarray) -> np.ndarray:
+    """Returns activations float32 (k, ...) of at most BATCH images; those of one do not depend on the others."""
+    pixels = images.pixels[images.rows[positions]]
+    batch = np.zeros((BATCH, *pixels.shape[1:]), pixels.dtype)
+    batch[: len(pixels)] = pixels
+    if images.augment is not None:
+        names = [images.names[position] for position in positions]
+        batch = images.augment(batch, names + names[-1:] * (BATCH - len(names)))
+    return frozen.compute(tf.cast(batch, tf.float32)).numpy()[: len(pixels)].astype(DTYPE)

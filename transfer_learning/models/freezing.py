@@ -1,6 +1,6 @@
-"""The cut between what a phase leaves frozen and what it trains: one tensor, through which everything passes.
+"""The cut between the layers that a phase leaves frozen and those that it trains: one tensor, which every path crosses.
 
-What lies below the cut makes the same of an image in every epoch, so it is computed once (`features.py`).
+The layers below the cut give the same output for an image in every epoch, so it is computed once (`features.py`).
 """
 
 from collections.abc import Callable
@@ -17,59 +17,60 @@ from transfer_learning.models.inference_graph import inference_graph
 
 @dataclass(frozen=True)
 class Cut:
-    """The two sides of the cut; they share their weights with the classifier."""
+    """The networks below and above the cut; they share their weights with the classifier."""
 
-    lower: keras.Model  # images -> activations; no layer of it trains
-    layers: list[keras.layers.Layer]  # those above, from the lowest to the head's last
-    logits: Callable[..., tf.Tensor]  # activations, training=False -> float32 logits (n, classes)
+    below: keras.Model  # float32 images (n, stored, stored, 3) -> activations (n, ...); none of its layers trains
+    above: Callable[..., tf.Tensor]  # activations, training=False -> float32 logits (n, classes)
+    layers_above: list[keras.layers.Layer]  # from the cut to the logits
 
     @cached_property
-    def compute(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        """`lower` as one graph of constants, see `inference_graph`."""
-        return inference_graph(self.lower, BATCH)
+    def below_fn(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """`below` as a function of exactly BATCH images, see `inference_graph`; built at the first access."""
+        return inference_graph(self.below, BATCH)
 
 
 def find_cut(classifier: Classifier) -> Cut | None:
-    """Cuts as high as no trainable layer is below, and one tensor alone crosses.
+    """Returns the highest cut with no trainable layer below it.
 
-    With a frozen backbone that is behind the pooling: the activations are the features, and the head is above. In a
-    residual network a cut lies between blocks, because inside of one the shortcut crosses too.
+    With a frozen backbone it is after the pooling: the activations are the features, and the head is above. In a
+    residual network it is between two blocks, because a shortcut bypasses any tensor inside a block.
 
     Returns:
-        None where nothing below the trainable layers has weights, or BatchNorm takes its statistics from the batches.
+        None if no layer below the trainable ones has weights, or if BatchNorm learns its statistics.
     """
     if not classifier.pretrained:
         return None
     if not classifier.extractor.trainable_variables:
-        return Cut(classifier.extractor, leaf_layers(classifier.head), classifier.head)
+        return Cut(classifier.extractor, classifier.head, leaf_layers(classifier.head))
     tensor = _highest_crossing(classifier.backbone)
     if tensor is None:
         return None
     images = activations = keras.Input(classifier.extractor.input_shape[1:], dtype="float32", name="images")
     for layer in classifier.extractor.layers[1:]:  # resizing, if any, then the backbone, then the pooling
         if layer is classifier.backbone:
-            activations = keras.Model(layer.input, tensor, name="lower_backbone")(activations)
+            activations = keras.Model(layer.input, tensor, name="backbone_below")(activations)
             break
         activations = layer(activations)
-    lower = keras.Model(images, activations, name="lower")
-    if not lower.weights:
+    below = keras.Model(images, activations, name="below")
+    if not below.weights:
         return None
-    upper_backbone = keras.Model(tensor, classifier.backbone.output, name="upper_backbone")
+    backbone_above = keras.Model(tensor, classifier.backbone.output, name="backbone_above")
     pooling, head = classifier.extractor.layers[-1], classifier.head
 
-    def logits(activations: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return head(pooling(upper_backbone(activations, training=False)), training=training)
+    def above(activations: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return head(pooling(backbone_above(activations, training=False)), training=training)
 
-    return Cut(lower, [*leaf_layers(upper_backbone), *leaf_layers(head)], logits)
+    return Cut(below, above, [*leaf_layers(backbone_above), *leaf_layers(head)])
 
 
 def _highest_crossing(backbone: keras.Model) -> keras.KerasTensor | None:
-    """The last tensor that all paths from the images to the trainable layers share, or None."""
-    operations = _in_order(backbone)
+    """Returns the last tensor that all paths from the images to the trainable layers cross, or None."""
+    operations = _in_topological_order(backbone)
     first = next(index for index, (operation, _, _) in enumerate(operations) if _trains(operation))
-    # The tensors that are made before a point in the order and used behind it: a lone one is a cut.
+    # Tensors made before an operation and used after it: a single one is a cut.
     last_use = {id(source): index for index, (_, sources, _) in enumerate(operations) for source in sources}
-    crossing, best = set(), None
+    crossing: set[int] = set()
+    best = None
     for index, (_, sources, results) in enumerate(operations[:first]):
         crossing |= {id(result) for result in results}
         crossing -= {id(source) for source in sources if last_use[id(source)] == index}
@@ -78,9 +79,10 @@ def _highest_crossing(backbone: keras.Model) -> keras.KerasTensor | None:
     return best
 
 
-def _in_order(backbone: keras.Model) -> list[tuple[keras.Operation, list, list]]:
-    """Every operation behind what it needs, with its input and output tensors."""
-    seen, order = set(), []
+def _in_topological_order(backbone: keras.Model) -> list[tuple[keras.Operation, list, list]]:
+    """Returns each operation with its input and output tensors, after the operations that make its inputs."""
+    seen: set[tuple[int, int]] = set()
+    order: list[tuple[keras.Operation, list, list]] = []
     waiting = [(backbone.output, False)]
     while waiting:
         tensor, is_ready = waiting.pop()

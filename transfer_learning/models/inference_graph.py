@@ -1,20 +1,38 @@
-"""A network that no longer changes, as one graph of constants: the fastest that TensorFlow computes."""
+"""Inference graphs: a network with its weights as constants, which is the fastest that TensorFlow computes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from transfer_learning.models.weights import weights_digest
+
+
+class InferenceFunction:
+    """The inference graph of a network whose weights may change: traced again when they have changed."""
+
+    def __init__(self, network: keras.Model, batch_size: int):
+        self._network, self._batch_size = network, batch_size
+        self._digest, self._graph = "", None
+
+    def current(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Returns the `inference_graph` for the present weights; hashes all of them to know whether they changed."""
+        digest = weights_digest(self._network.weights)
+        if self._graph is None or digest != self._digest:
+            self._digest, self._graph = digest, inference_graph(self._network, self._batch_size)
+        return self._graph
+
 
 def inference_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns what `network` computes with its present weights, whatever becomes of them later.
+    """Returns the function that `network` computes with its present weights; later changes of them do not matter.
 
-    TensorFlow prepares constants once, and computes activation and shortcut in one operation with the convolution before.
+    TensorFlow preprocesses constants once, and fuses bias, activation and shortcut with the convolution before them.
 
     Returns:
-        a function of float32 (batch_size, ...) to float32, whatever the precision in between.
+        A function of float32 (batch_size, ...) to float32, whatever the precision in between.
     """
     folded = fold_batch_norm(network)
     values = [(variable, variable.numpy()) for variable in folded.variables]
@@ -28,19 +46,19 @@ def inference_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tenso
 
 
 def fold_batch_norm(network: keras.Model) -> keras.Model:
-    """Returns a network that makes the same of every image, but for rounding, with fewer operations.
+    """Returns a network with the same outputs, up to rounding, and fewer operations.
 
-    With fixed statistics, batch normalization multiplies and shifts each channel by constants, so they can be multiplied
-    into the kernel and added to the bias of the convolution whose output it normalizes (Jacob et al., 2018,
-    arXiv:1712.05877, section 3.2). TensorFlow by itself does so behind ordinary convolutions alone, not behind depthwise
-    ones, and then knows no bias that activation and shortcut could be computed with.
+    With fixed statistics, batch normalization multiplies and shifts each channel by constants, which can be folded into
+    the kernel and the bias of the convolution before it (Jacob et al., 2018, arXiv:1712.05877, section 3.2). TensorFlow
+    folds them into ordinary convolutions only, not into depthwise ones.
 
-    A BatchNorm that stands behind anything else stays, and so does a convolution whose output is needed as it is. All
-    other layers are shared with `network`.
+    A BatchNorm after anything else stays, and so does a convolution whose output is also used elsewhere. All other
+    layers are shared with `network`.
     """
-    convolved = {}  # by the id of a new tensor: it (which keeps the id its own), the convolution, what that was called on
+    # By the id of an output tensor: the tensor (so that the id stays its own), the convolution and its input.
+    convolved: dict[int, tuple[keras.KerasTensor, keras.Layer, keras.KerasTensor]] = {}
 
-    def call(layer, *args, **kwargs):
+    def call(layer: keras.Layer, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, keras.Model) and not isinstance(layer, keras.Sequential):
             return fold_batch_norm(layer)(*args, **kwargs)
         if isinstance(layer, layers.BatchNormalization) and id(args[0]) in convolved:
@@ -55,7 +73,7 @@ def fold_batch_norm(network: keras.Model) -> keras.Model:
 
 
 def _folded(convolution: layers.Conv2D | layers.DepthwiseConv2D, norm: layers.BatchNormalization) -> layers.Layer:
-    """A layer for both; computed in float64, kept in the precision of the convolution's weights."""
+    """Returns one layer for both, computed in float64 and stored in the precision of the convolution's weights."""
     kernel, bias = (convolution.get_weights() + [0])[:2]
     variance = norm.moving_variance.numpy().astype(np.float64)
     scale = (norm.gamma.numpy() if norm.scale else 1) / np.sqrt(variance + norm.epsilon)

@@ -229,7 +229,7 @@ class Rates:
         self._path = path
 
     def of(self, name: str, cut: Cut, anew: bool) -> float:
-        """Images per second through ``cut.lower``: measured if `anew` is set or no earlier run has measured it.
+        """Images per second through ``cut.below``: measured if `anew` is set or no earlier run has measured it.
 
         Args:
             name: of the cache entry, which depends on the network, its weights and the machine.
@@ -240,7 +240,7 @@ class Rates:
         if not isinstance(known, dict):
             known = {}
         if anew or not isinstance(known.get(name), float) or not known[name] > 0:
-            known[name] = rate(cut.compute, cut.lower.input_shape[1:])
+            known[name] = rate(cut.below_fn, cut.below.input_shape[1:])
             with suppress(OSError):  # a cache that cannot be written
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._path, known)

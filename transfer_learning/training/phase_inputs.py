@@ -13,10 +13,17 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import Examples, key_of
 from transfer_learning.datasets.prepared import PreparedDataset
-from transfer_learning.models.features import ComputedActivations, activations_entry, cached_activations
+from transfer_learning.models.features import (
+    ComputedActivations,
+    FrozenPart,
+    NamedImages,
+    activations_entry,
+    cached_activations,
+)
 from transfer_learning.models.freezing import Cut
 from transfer_learning.storage.cache import Cache, NoSpace
 from transfer_learning.storage.cache_index import EntrySpec
+from transfer_learning.storage.rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +38,7 @@ def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dic
         runtime: versions, device and flags, that the last bits depend on.
     """
     key = json.dumps([runtime, pixel_key, keras.mixed_precision.dtype_policy().name])
-    return activations_entry(cut.lower, key, config.backbone, config.image_size)
+    return activations_entry(cut.below, key, config.backbone, config.image_size)
 
 
 def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
@@ -43,7 +50,7 @@ def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[
 def make_phase_inputs(
     cut: Cut, settings: Phase, keep: bool, config: RunConfig, data: PreparedDataset, runtime: dict[str, str]
 ) -> tuple[Examples, Examples]:
-    """The training and validation examples of a phase as what ``cut.lower`` makes of them.
+    """The training and validation examples of a phase as what ``cut.below`` makes of them.
 
     The views of an image are drawn from its content alone. So another run finds them, whatever its seed, its labels and
     the images beside them.
@@ -63,20 +70,17 @@ def make_phase_inputs(
         changed = augmentation.apply(settings.augmentation, tf.constant(images), parameters)
         return tf.where(is_plain, tf.cast(images, tf.float32), changed)
 
-    def compute(images: tf.Tensor) -> tf.Tensor:  # built when the first image is missing, not before
-        return cut.compute(images)
-
-    activations = activations_of_cut(cut, config, data.images.pixel_key, runtime)
+    # The graph is built when the first activation is missing.
+    entry = activations_of_cut(cut, config, data.images.pixel_key, runtime)
+    frozen = FrozenPart(entry, lambda images: cut.below_fn(images))
     all_rows = np.concatenate([np.tile(train.rows, len(views)), val.rows])
     all_names = [name for names in views for name in names] + val_hashes
-    change = draw_views if len(views) > 1 else None
-    inputs = ComputedActivations(activations, compute, data.images.pixels, all_rows, all_names, change)
+    images = NamedImages(data.images.pixels, all_rows, all_names, draw_views if len(views) > 1 else None)
+    inputs: Rows = ComputedActivations(frozen, images)
     positions = np.arange(len(all_names))
     if keep:
         try:
-            inputs, positions = cached_activations(
-                activations, compute, data.images.pixels, all_rows, all_names, Cache.of(config), change
-            )
+            inputs, positions = cached_activations(frozen, images, Cache.of(config))
         except NoSpace as error:
             logger.info(f"{error} The run goes on and computes them in every epoch, to the same bits.")
     num_rows = len(views) * len(train)

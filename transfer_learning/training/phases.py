@@ -90,7 +90,7 @@ def start_phase(
         cut: where `train` and `val` hold what the lower side of the cut makes of the images; None: they hold images.
     """
     settings = config.phase(name)
-    layers, logits = (cut.layers, cut.logits) if cut else (leaf_layers(classifier.model), classifier.logits)
+    layers, logits = (cut.layers_above, cut.above) if cut else (leaf_layers(classifier.model), classifier.logits)
     changing = [layer for layer in layers if layer.trainable]
     variables = [variable for layer in changing for variable in layer.trainable_variables]
     weights = [variable for layer in changing for variable in layer.weights]

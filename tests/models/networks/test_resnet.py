@@ -1,4 +1,4 @@
-"""ResNet18 and ResNet50 v1.5: PyTorch's weights make of an image what PyTorch makes of it, and go into no other network."""
+"""ResNet18 and ResNet50 v1.5 compute what PyTorch does from the same weights, which fit no other network."""
 
 import dataclasses
 import functools
