@@ -119,7 +119,11 @@ class RunConfig:
         known="datasets.sources.registry:DATASETS",
         changes_result=False,
     )
-    backbone: str = model("efficientnet_lite0", "pretrained network under the head", known="models.backbones:BACKBONES")
+    backbone: str = model(
+        "efficientnet_lite0",
+        "pretrained network under the head, or keras:NAME of keras.applications",
+        known="models.backbones:BACKBONES",
+    )
     weights: str = model("imagenet", "initial weights of the backbone: imagenet, none (random), or a file")
     image_size: int = model(224, "side in pixels of the square that the backbone sees", low=8, high=MAX_SIZE)
     input_size: int = data(
