@@ -1,4 +1,4 @@
-"""Finished runs evaluated again: in views, as an ensemble, as a soup, in pairs; through the verb that a user calls."""
+"""Finished runs evaluated again by the command: with test-time augmentation, as an ensemble, as a soup, in pairs."""
 
 import dataclasses
 import io
@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.support.logs import log_messages
 from transfer_learning import evaluate, predict, report, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
@@ -36,7 +35,7 @@ def runs(small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     result = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "MISTAKES_NEEDED", 0)  # six validation images would tell too little
+        patch.setattr(calibration, "MISTAKES_NEEDED", 0)  # six validation images would be too few
         for name, changes in {"seed 0": {}, **OTHERS}.items():
             result[name] = RunDir(folder / name)
             run_experiment(dataclasses.replace(small_config, **SHORT, **changes), result[name])
@@ -63,12 +62,12 @@ def evaluated(*arguments):
 
 
 @pytest.mark.parametrize("name", ["seed 0", "seed 1"])
-def test_the_temperature_is_a_part_of_the_model_and_of_every_answer(runs, name, photos, capsys):
+def test_the_temperature_is_part_of_the_model_and_of_every_prediction(runs, name, photos, capsys):
     run_dir = runs[name]
     temperature = read_json(run_dir.evaluation)["calibration"]["temperature"]
     network = load_model(run_dir.read_config(), run_dir.model)
     assert network.temperature == temperature != 1
-    assert any("Confidences are corrected by temperature" in note["text"] for note in read_json(run_dir.notes))
+    assert any("Confidences calibrated with temperature" in note["text"] for note in read_json(run_dir.notes))
     judged = predictions.read(run_dir.predictions("test"))
     pixels = np.stack([np.asarray(Image.open(photos / id)) for id in judged["id"]])
     alone = keras.models.load_model(run_dir.model)  # no code of ours
@@ -79,7 +78,7 @@ def test_the_temperature_is_a_part_of_the_model_and_of_every_answer(runs, name, 
         assert np.float32(answers.loc[f"{photos}/{row.id}", "confidence"]) == row.confidence
 
 
-def test_predict_calls_unknown_what_lies_below_the_confidence_that_validation_images_told(runs, photos, capsys):
+def test_predict_rejects_below_the_threshold_that_validation_images_gave(runs, photos, capsys):
     run_dir = runs["seed 0"]
     rule = read_json(run_dir.evaluation)["rejection"]
     confidences = predictions.read(run_dir.predictions("val"))["confidence"]
@@ -98,7 +97,7 @@ def test_predict_calls_unknown_what_lies_below_the_confidence_that_validation_im
     assert (ruled["confidence"] == plain["confidence"]).all()
 
 
-def test_classes_that_are_held_out_are_not_learnt_and_try_the_rule(small_config, here):
+def test_unseen_classes_are_not_trained_on_and_test_the_rejection(small_config, here):
     config = dataclasses.replace(small_config, **SHORT, unseen_classes="stripes")
     evaluation = run_experiment(config, RunDir(here / "run"))
     assert evaluation["class_names"] == ["circle", "cross"] == read_json(RunDir(here / "run").evaluation)["class_names"]
@@ -111,27 +110,27 @@ def test_classes_that_are_held_out_are_not_learnt_and_try_the_rule(small_config,
     assert RunDir(here / "run").predictions("test").read_bytes() == before
 
 
-def test_held_out_classes_need_validation_images(small_config, here):
+def test_unseen_classes_need_validation_images(small_config, here):
     config = dataclasses.replace(small_config, **SHORT, unseen_classes="stripes", val_fraction=0.0, monitor="loss")
     with pytest.raises(UserError, match="--unseen-classes stripes .* raise --val-fraction"):
         run_experiment(config, RunDir(here / "run"))
     assert not (here / "run").exists()
 
 
-def test_what_the_rule_finds_is_not_mixed_with_a_class_of_that_name(runs, photos, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "UNKNOWN", "cross")
+def test_rejected_images_are_not_mixed_with_a_class_of_that_name(runs, photos, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "REJECTED", "cross")
     assert run_main(predict.main, [str(runs["seed 0"].path), str(photos), "--reject"]) == 2
-    assert "itself called cross" in capsys.readouterr().err
+    assert "a class called cross" in capsys.readouterr().err
 
 
-def test_a_split_that_is_not_there_is_named_with_the_one_that_is(small_config, here, capsys):
+def test_a_missing_split_is_named_with_the_one_that_exists(small_config, here, capsys):
     config = dataclasses.replace(small_config, **SHORT, test_fraction=0.0)
     run_experiment(config, RunDir(here / "run"))
     assert run_main(evaluate.main, ["run"]) == 2
     assert "has no test images; give --split val" in capsys.readouterr().err
 
 
-def test_a_model_without_the_rule_says_so(runs, photos, tmp_path_factory, capsys):
+def test_a_model_without_a_rejection_threshold_says_so(runs, photos, tmp_path_factory, capsys):
     run_dir = RunDir(tmp_path_factory.mktemp("others") / "run")
     shutil.copytree(runs["seed 0"].path, run_dir.path)
     with zipfile.ZipFile(runs["seed 0"].model) as source, zipfile.ZipFile(run_dir.model, "w") as copy:
@@ -142,37 +141,34 @@ def test_a_model_without_the_rule_says_so(runs, photos, tmp_path_factory, capsys
     assert "--val-fraction" in capsys.readouterr().err
 
 
-def test_views_are_averaged_into_the_run(runs, capsys):
+def test_test_time_augmentation_is_averaged_into_the_run(runs, capsys):
     run_dir = runs["seed 0"]
     before = run_dir.predictions("test").read_bytes()
     evaluated(run_dir.path, "--tta", "flip,crops")
     result, output = read_json(run_dir.evaluation_of("test", True)), capsys.readouterr().out
     assert result["views"][:2] == ["plain", "centre"] and len(result["views"]) == 12
     assert run_dir.predictions("test").read_bytes() == before, "the plain predictions are as they were"
-    plain, averaged = (predictions.read(run_dir.predictions("test", in_views)) for in_views in (False, True))
+    plain, averaged = (predictions.read(run_dir.predictions("test", tta)) for tta in (False, True))
     assert list(plain["id"]) == list(averaged["id"]) and not np.array_equal(plain["confidence"], averaged["confidence"])
-    assert result["accuracy"] == ensemble.right(averaged).mean() == result["gain"]["accuracy_after"]
-    assert result["gain"]["accuracy_before"] == ensemble.right(plain).mean()
+    assert result["accuracy"] == ensemble.is_correct(averaged).mean() == result["gain"]["accuracy_after"]
+    assert result["gain"]["accuracy_before"] == ensemble.is_correct(plain).mean()
     low, high = result["gain"]["difference_interval"]
     assert low <= result["gain"]["difference"] <= high
     assert 0 < result["seconds"]["before"] < result["seconds"]["after"]
-    for words in (
-        "Gain: the average of 12 views is right on",
-        "12 forward passes an image",
-        "times as long",
-        "Careful",
-    ):
-        assert (words in output) == (words != "Careful"), words
+    for words in ("the average of 12 transforms", "12 forward passes per image", "times as long"):
+        assert words in output, words
+    assert "warning" not in output
 
 
 def test_a_run_that_was_trained_without_flips_is_mirrored_with_a_warning(runs, capsys):
-    evaluated(runs["other"].path, "--tta", "flip", "--split", "val")
+    evaluated(runs["other"].path, "--views", "flip", "--split", "val")
     output = capsys.readouterr().out
-    assert "Careful" in output and "--no-flip" in output
+    assert "warning: --tta flip" in output and "--no-flip" in output
+    assert output.count("--views is now called --tta") == 1
     assert read_json(runs["other"].evaluation_of("val", True))["views"] == ["plain", "plain_mirrored"]
 
 
-def test_an_ensemble_is_the_mean_of_its_members_whatever_their_kind(runs, here, capsys):
+def test_an_ensemble_is_the_mean_of_runs_of_any_architecture(runs, here, capsys):
     names = ("seed 0", "seed 1", "other")
     evaluated(*paths(runs, *names), "--run-dir", "together")
     together = RunDir(here / "together")
@@ -189,18 +185,13 @@ def test_an_ensemble_is_the_mean_of_its_members_whatever_their_kind(runs, here, 
     best = max(result["members"], key=lambda row: row["val_accuracy"])
     assert result["gain"]["before"] == best["run_dir"] and result["gain"]["accuracy_before"] == best["accuracy"]
     output = capsys.readouterr().out
-    for words in (
-        "The average of 3 members",
-        "(the best on validation images)",
-        "3 forward passes",
-        *paths(runs, *names),
-    ):
+    for words in ("Ensemble of 3 runs", "(best validation accuracy)", "3 forward passes", *paths(runs, *names)):
         assert words in output
     assert run_main(predict.main, ["together", str(runs["other"].path)]) == 2
     assert "no run directory" in capsys.readouterr().err
 
 
-def test_an_ensemble_in_views_has_a_new_directory_of_its_own(runs, here):
+def test_an_ensemble_with_test_time_augmentation_has_a_new_directory(runs, here):
     evaluated(*paths(runs), "--tta", "flip", "--split", "val")
     (made,) = (here / "runs").iterdir()
     result = read_json(RunDir(made).evaluation_of("val"))
@@ -214,10 +205,12 @@ def test_two_runs_are_compared_image_by_image(runs, here, capsys):
     first, second = (predictions.read(runs[name].predictions("test")) for name in ("seed 0", "other"))
     expected = ensemble.paired_difference(first, second)
     assert {name: result[name] for name in expected} == expected
-    assert result["only_before_right_ids"] == ensemble.only_right(first, second)
+    assert result["only_before_right_ids"] == ensemble.only_correct(first, second)
     output = capsys.readouterr().out
-    assert "Difference: " in output and "McNemar" in output or "no image is judged otherwise" in output
-    assert [line for line in output.splitlines() if line.startswith(f"{runs['seed 0'].path} wrong")]
+    assert "McNemar" in output or "no image is classified differently" in output
+    counts = {line.split()[1]: line.split()[2:] for line in output.splitlines() if line.startswith(("A c", "A w"))}
+    assert counts["correct"] == [str(result["both_right"]), str(result["only_before_right"])]
+    assert counts["wrong"] == [str(result["only_after_right"]), str(result["both_wrong"])]
     page = RunDir(here / "pair").comparison_page_of("test").read_text()
     assert f"{100 * result['difference']:+.2f}" in page and f"{result['mcnemar_p']:.3g}" in page
     assert all(f"<li>{id}</li>" in page for id in result["only_before_right_ids"] + result["only_after_right_ids"])
@@ -235,11 +228,11 @@ def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):
     expected = mean_weights(load_model(config, run_dir.model).model.get_weights() for run_dir in taken)
     network = load_model(config, soup.model, evaluation["weights_sha256"])
     assert all(np.array_equal(one, other) for one, other in zip(network.model.get_weights(), expected, strict=True))
-    accuracy = ensemble.right(predictions.read(soup.predictions("val"))).mean()
+    accuracy = ensemble.is_correct(predictions.read(soup.predictions("val"))).mean()
     assert accuracy == max(row["soup_val_accuracy"] for row in rows if row["is_taken"])
-    assert "Gain: the soup is right on" in output and "The mean weights of" in output
+    assert "the soup " in output and "Soup of " in output and "added" in output
 
-    # Every verb takes it for a run.
+    # Every command takes it for a run.
     assert soup.is_finished and "Model soup" in soup.report.read_text()
     assert "is missing" not in soup.report.read_text()
     assert run_main(run.main, ["--resume", "soup"]) == 0 and "is finished" in capsys.readouterr().out
@@ -253,7 +246,7 @@ def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):
     assert run_main(report.main, ["soup"]) == 0
 
 
-def test_a_soup_of_copies_is_the_run_to_the_bit(runs, here):
+def test_a_soup_of_copies_is_bit_identical_to_the_run(runs, here):
     for name in ("one", "two"):
         shutil.copytree(runs["seed 1"].path, here / name)
     evaluated("one", "two", "--soup", "--run-dir", "soup")
@@ -266,18 +259,18 @@ def test_a_soup_of_copies_is_the_run_to_the_bit(runs, here):
 
 
 @pytest.mark.parametrize("flags", [[], ["--soup"], ["--paired"]], ids=str)
-def test_one_network_is_in_memory_at_a_time(runs, monkeypatch, flags):
-    networks = []
+def test_one_model_is_in_memory_at_a_time(runs, monkeypatch, flags):
+    models = []
 
     def load(*arguments):
-        assert not [network for network in networks if network() is not None], "an earlier network is still there"
+        assert not [network for network in models if network() is not None], "an earlier network is still there"
         classifier = load_model(*arguments)
-        networks.append(weakref.ref(classifier.model))
+        models.append(weakref.ref(classifier.model))
         return classifier
 
     monkeypatch.setattr(finished_run, "load_model", load)
     evaluated(*paths(runs), *flags)
-    assert len(networks) == (3 if flags == ["--soup"] else 2)
+    assert len(models) == (3 if flags == ["--soup"] else 2)
 
 
 @pytest.fixture
@@ -293,16 +286,16 @@ def refused(here, capsys):
     return refuse
 
 
-def test_networks_of_another_kind_make_no_soup(runs, refused):
+def test_models_of_another_architecture_make_no_soup(runs, refused):
     line = refused(*paths(runs, "seed 0", "other"), "--soup")
     for words in (str(runs["other"].path), "image_size is 16, not 24", "head is (16,), not ()", "without --soup"):
         assert words in line
-    assert "flip" not in line and "seed is" not in line, "what weights do not depend on is not named"
+    assert "flip" not in line and "seed is" not in line, "fields that the weights do not depend on are not named"
 
 
 @pytest.mark.parametrize("more", [[], ["--soup"], ["--paired"]], ids=str)
-def test_runs_on_other_images_are_not_put_together(runs, tmp_path_factory, refused, more):
-    """They are told apart by their manifests, before a network is loaded."""
+def test_runs_on_other_images_are_not_combined(runs, tmp_path_factory, refused, more):
+    """Their manifests are compared before a model is loaded."""
     other = RunDir(tmp_path_factory.mktemp("others") / "run")
     shutil.copytree(runs["seed 1"].path, other.path)
     text = other.manifest.read_text()
@@ -316,7 +309,7 @@ def test_runs_on_other_images_are_not_put_together(runs, tmp_path_factory, refus
         assert words in refused(*paths(runs, "seed 0"), other.path, *more)
 
 
-def test_classes_in_another_order_than_they_were_learnt_are_refused(runs, monkeypatch, refused):
+def test_classes_in_another_order_than_in_training_are_refused(runs, monkeypatch, refused):
     def reversed_classes(*arguments):
         data = load_prepared(*arguments)
         return dataclasses.replace(data, class_names=data.class_names[::-1])
@@ -325,7 +318,7 @@ def test_classes_in_another_order_than_they_were_learnt_are_refused(runs, monkey
     assert "order of classes" in refused(*paths(runs, "seed 0"))
 
 
-def test_an_unfinished_run_is_no_member(runs, small_config, tmp_path_factory, refused):
+def test_an_unfinished_run_is_refused(runs, small_config, tmp_path_factory, refused):
     path = tmp_path_factory.mktemp("unfinished")
     (path / "config.json").write_text(small_config.to_json())
     assert f"run --resume {path}" in refused(*paths(runs, "seed 0"), path)
@@ -334,17 +327,17 @@ def test_an_unfinished_run_is_no_member(runs, small_config, tmp_path_factory, re
 @pytest.mark.parametrize(
     ("names", "flags", "words"),
     [
-        (["seed 0"], ["--split", "train"], ["--split train", "val or test"]),
+        (["seed 0"], ["--split", "train"], ["--split", "train", "val", "test"]),
         (["seed 0"], ["--tta", "flop"], ["flop", "Did you mean flip"]),
-        (["seed 0"], ["--tta", ""], ["nothing is no view", "crops, flip"]),
+        (["seed 0"], ["--tta", ""], ["unknown kind ''", "crops, flip"]),
         (["seed 0", "seed 0"], [], ["named twice"]),
         (["seed 0"], ["--soup"], ["--soup", "several runs"]),
-        (["seed 0"], ["--paired"], ["--paired compares two", "1 are named"]),
-        (["seed 0", "seed 1", "other"], ["--paired"], ["3 are named"]),
-        (["seed 0", "seed 1"], ["--soup", "--paired"], ["one of them"]),
+        (["seed 0"], ["--paired"], ["--paired compares two", "1 were given"]),
+        (["seed 0", "seed 1", "other"], ["--paired"], ["3 were given"]),
+        (["seed 0", "seed 1"], ["--soup", "--paired"], ["not allowed with"]),
         (["seed 0", "seed 1"], ["--soup", "--tta", "flip"], ["make the soup, then"]),
-        (["seed 0", "seed 1"], ["--soup", "--split", "val"], ["leave --split val out"]),
-        (["seed 0"], ["--run-dir", "x"], ["--run-dir x", "leave it out"]),
+        (["seed 0", "seed 1"], ["--soup", "--split", "val"], ["--split", "make the soup, then"]),
+        (["seed 0"], ["--run-dir", "x"], ["leave out --run-dir x"]),
     ],
 )
 def test_flags_that_do_not_fit_together(runs, refused, names, flags, words):
@@ -362,9 +355,3 @@ def test_a_soup_needs_validation_images(runs, tmp_path_factory, refused):
     shutil.copytree(runs["seed 1"].path, other.path)
     other.predictions("val").unlink()
     assert "--val-fraction above 0" in refused(*paths(runs, "seed 0"), other.path, "--soup")
-
-
-def test_earlier_names_of_flags_work_with_one_warning():
-    logged = log_messages()
-    assert evaluate.parse(["a", "--views", "flip"]).tta == "flip"
-    assert [message.partition(";")[0] for message in logged] == ["--views is now called --tta"]

@@ -93,7 +93,7 @@ def test_every_flag_that_is_named_is_one(flag):
     others |= {"--number", "--kills", "--saves", "--features"}  # of mutants, kill_randomly, faults, and of prepare
     others |= {"--peers-python", "--work-dir", "--seconds"}
     others |= {"--config", "--seeds", "--epochs", "--learning-rates", "--reach"}
-    others |= {"--views", "--soup", "--paired", "--unknown"}
+    others |= {"--tta", "--soup", "--paired", "--reject"}
     assert flag in others | {f"--{flag_name(name)}" for name in fields} | {f"--no-{flag_name(name)}" for name in fields}
 
 

@@ -1,20 +1,26 @@
 """Evaluate finished runs again, alone or together."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from rich.table import Table
+
+from transfer_learning.cli.console import console
 from transfer_learning.cli.flags import EarlierName
+from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation.tta import views_of
+from transfer_learning.evaluation.tta import transforms_of
 from transfer_learning.storage.run_directory import evaluated_run_dir, new_run_dir
 
 EXAMPLES = """examples:
-  evaluate runs/a --split val               predict and measure the validation images again
-  evaluate runs/a --tta flip                average the plain and the mirrored image
-  evaluate runs/a --tta flip,crops          the same for the whole image, its centre and its four corners: 12 views
+  evaluate runs/a --split val               predict and evaluate the validation images again
+  evaluate runs/a --tta flip                test-time augmentation: average the plain and the mirrored image
+  evaluate runs/a --tta flip,crops          the same for the whole image, its centre and its four corners: 12 transforms
   evaluate runs/a runs/b runs/c             an ensemble: average the probabilities of three runs
   evaluate runs/a runs/b runs/c --soup      average their weights into one network, which predict takes like any run
   evaluate runs/a runs/b --paired           compare two runs image by image
@@ -23,87 +29,104 @@ Results of one run go into its directory. Those of several go into a new one, wh
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Evaluates runs and prints the results."""
     flags = parse(arguments)
-    views = views_of(flags.tta.split(",") if flags.tta is not None else [])
+    transforms = transforms_of(flags.tta.split(",") if flags.tta is not None else [])
     run_dirs = [evaluated_run_dir(path) for path in flags.run_dirs]
     what = "soup" if flags.soup else "paired" if flags.paired else "ensemble"
     new = new_run_dir(flags.run_dir, what) if len(run_dirs) > 1 else None
     split = flags.split or "test"
 
     with quiet_start():
-        from transfer_learning.experiments.finished_run import (
-            FinishedRun,
-            compare_pair,
-            evaluate_again,
-            evaluate_ensemble,
-            evaluate_views,
-        )
+        from transfer_learning.experiments import ensembles
+        from transfer_learning.experiments.finished_run import FinishedRun
         from transfer_learning.experiments.soups import make_soup
 
-    members = [FinishedRun(run_dir) for run_dir in run_dirs]
-    if flags.soup:
-        make_soup(members, new)
+    runs = [FinishedRun(run_dir) for run_dir in run_dirs]
+    if new is None:
+        if len(transforms) > 1:
+            ensembles.evaluate_tta(runs[0], split, transforms)
+        else:
+            ensembles.evaluate_again(runs[0], split)
+    elif flags.soup:
+        show(soup_table(make_soup(runs, new)["soup"]["members"]))
     elif flags.paired:
-        compare_pair(members, split, views, new)
-    elif len(members) > 1:
-        evaluate_ensemble(members, split, views, new)
-    elif len(views) > 1:
-        evaluate_views(members[0], split, views)
+        show(paired_table(ensembles.compare_pair(runs, split, transforms, new)))
     else:
-        evaluate_again(members[0], split)
+        show(ensemble_table(ensembles.evaluate_ensemble(runs, split, transforms, new)))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags, after a check that they fit together.
+    """Parses the flags.
 
     Raises:
-        UserError: they do not.
+        UserError: a flag is unknown, or flags contradict each other.
     """
     parser = Parser("evaluate", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a directory that `run` made")
-    parser.add_argument("--split", metavar="SPLIT", help="val or test (default: test)")
-    parser.add_argument(
-        "--tta",
-        metavar="VIEWS",
-        help="test-time augmentation: average over views of each image: flip, crops or flip,crops",
-    )
+    parser.add_argument("--split", choices=("val", "test"), help="which images (default: test)")
+    parser.add_argument("--tta", metavar="KINDS", help="test-time augmentation: flip, crops or flip,crops")
     parser.add_argument("--views", dest="tta", action=EarlierName, const="tta", help=argparse.SUPPRESS)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--soup", action="store_true", help="average the weights of several runs, not their predictions")
+    what.add_argument("--paired", action="store_true", help="compare two runs image by image; average nothing")
     parser.add_argument(
-        "--soup", action="store_true", help="average the weights of several runs instead of their answers"
-    )
-    parser.add_argument("--paired", action="store_true", help="compare two runs image by image; average nothing")
-    parser.add_argument(
-        "--run-dir", metavar="DIR", help="where the results of several runs go (default: a new directory under runs/)"
+        "--run-dir", metavar="DIR", help="directory for the results of several runs (default: a new one under runs/)"
     )
     flags = parser.parse_args(arguments)
     num_runs = len(flags.run_dirs)
-    twice = [path for place, path in enumerate(flags.run_dirs) if _same_place(path, flags.run_dirs[:place])]
-    for holds, sentence in (
-        (flags.split in (None, "val", "test"), f"--split {flags.split} is unknown; val or test was expected."),
-        (not twice, f"{' and '.join(twice)} is named twice, and would count double; name every run once."),
-        (not (flags.soup and flags.paired), "--soup makes one network and --paired compares two; give one of them."),
-        (not flags.paired or num_runs == 2, f"--paired compares two runs, and {num_runs} are named; name two."),
-        (not flags.soup or num_runs > 1, "--soup averages the weights of several runs, and one is named; name more."),
-        (
-            not flags.soup or flags.tta is None,
-            "--soup averages weights and --tta predictions; make the soup, then evaluate it with --tta.",
-        ),
-        (
-            not flags.soup or flags.split is None,
-            f"--soup is chosen by val images and judged like its runs; leave --split {flags.split} out.",
-        ),
-        (
-            flags.run_dir is None or num_runs > 1,
-            f"Results of one run go into its directory, so --run-dir {flags.run_dir} has no meaning; leave it out.",
-        ),
-    ):
-        if not holds:
-            raise UserError(sentence)
+    if len({Path(path).resolve() for path in flags.run_dirs}) < num_runs:
+        raise UserError(f"A run is named twice in {' '.join(flags.run_dirs)}; name every run once.")
+    if flags.paired and num_runs != 2:
+        raise UserError(f"--paired compares two runs, but {num_runs} were given; name two.")
+    if flags.soup and num_runs < 2:
+        raise UserError("--soup averages the weights of several runs, but one was given; name more.")
+    if flags.soup and (flags.tta is not None or flags.split):
+        raise UserError("--soup takes neither --tta nor --split; make the soup, then evaluate it with them.")
+    if flags.run_dir is not None and num_runs == 1:
+        raise UserError(f"Results of one run go into its directory; leave out --run-dir {flags.run_dir}.")
     return flags
 
 
-def _same_place(path: str, others: Sequence[str]) -> bool:
-    return Path(path).resolve() in {Path(other).resolve() for other in others}
+def show(table: Table) -> None:
+    """Prints a table unless --quiet was given."""
+    if logging.getLogger("transfer_learning").isEnabledFor(logging.INFO):
+        console.print(table)
+
+
+def new_table(*columns: str) -> Table:
+    table = Table(columns[0], box=None, pad_edge=False, header_style="bold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def soup_table(members: Sequence[dict[str, Any]]) -> Table:
+    """The runs in the order in which they were tried."""
+    table = new_table("run", "val accuracy", "soup with it", "")
+    for member in members:
+        accuracies = [f"{member[name]:.2%}" for name in ("val_accuracy", "soup_val_accuracy")]
+        table.add_row(printable(member["run_dir"]), *accuracies, "added" if member["is_taken"] else "left out")
+    return table
+
+
+def ensemble_table(evaluation: dict[str, Any]) -> Table:
+    """Accuracies of the members, and of the ensemble."""
+    table = new_table("run", f"{evaluation['split']} accuracy", "val accuracy")
+    for member in evaluation["members"]:
+        val = member["val_accuracy"]
+        accuracy = f"{member['accuracy']:.2%}"
+        table.add_row(printable(member["run_dir"]), accuracy, "–" if val is None else f"{val:.2%}")
+    table.add_row("ensemble", f"{evaluation['accuracy']:.2%}", "")
+    return table
+
+
+def paired_table(comparison: dict[str, Any]) -> Table:
+    """The number of images that both, one or none of the runs A and B classify correctly."""
+    table = new_table("images", "B correct", "B wrong")
+    table.add_row("A correct", f"{comparison['both_right']:,}", f"{comparison['only_before_right']:,}")
+    table.add_row("A wrong", f"{comparison['only_after_right']:,}", f"{comparison['both_wrong']:,}")
+    return table
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write the page of a finished run again: ``python -m transfer_learning.report RUN_DIR``."""
+"""Write the report of a finished run again and print its path."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from transfer_learning.storage.run_directory import existing_run_dir
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the report of a run again and prints its path."""
-    parser = Parser("report", description="Writes the page of a finished run again.")
+    parser = Parser("report", description=__doc__)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a directory that `run` made")
     print(write_report(existing_run_dir(parser.parse_args(arguments).run_dir)))
 

@@ -1,4 +1,4 @@
-"""Calibration, against numbers worked out by hand, scikit-learn's curve, and temperatures that are known."""
+"""Calibration against numbers computed by hand, scikit-learn's curve and known temperatures."""
 
 import json
 
@@ -11,14 +11,14 @@ from transfer_learning.evaluation import calibration, predictions
 
 
 def table_of(confidences, right):
-    """Two classes; each image is judged with the given confidence of 0.5 or more, rightly or not."""
+    """Two classes; each image is predicted with the given confidence of 0.5 or more."""
     confidences, right = np.array(confidences), np.array(right, bool)
     probabilities = np.stack([confidences, 1 - confidences], axis=1)
     return predictions.table([str(i) for i in range(len(right))], (~right).astype(int), probabilities, ["a", "b"])
 
 
 def drawn(num_images, num_classes=5, seed=0):
-    """Logits that are right as often as they say, and labels drawn by them."""
+    """Calibrated logits, and labels drawn from their probabilities."""
     random = np.random.default_rng(seed)
     logits = random.normal(scale=2.0, size=(num_images, num_classes)).astype(np.float32)
     chances = softmax(logits.astype(np.float64), axis=1)
@@ -71,10 +71,10 @@ def test_a_known_temperature_is_found_and_undone(temperature):
     assert found == pytest.approx(temperature, rel=0.03)
     assert f"temperature {found:.3g}" in sentence
     if temperature != 1:
-        assert ("too sure" in sentence) == (temperature > 1)
+        assert ("overconfident" in sentence) == (temperature > 1)
 
 
-def test_what_was_corrected_can_be_had_from_the_table():
+def test_the_uncalibrated_error_is_computed_from_the_table():
     logits, labels = drawn(500)
     ids = [str(i) for i in range(500)]
     before, after = (
@@ -88,21 +88,21 @@ def test_what_was_corrected_can_be_had_from_the_table():
 
 
 @pytest.mark.parametrize("num_mistakes", [0, 4, 5])
-def test_few_mistakes_tell_nothing(num_mistakes):
+def test_few_errors_fit_no_temperature(num_mistakes):
     logits = np.tile(np.float32([[3.0, 0.0]]), (200, 1))
     labels = (np.arange(200) < num_mistakes).astype(int)
     temperature, sentence = calibration.fitted_temperature(logits, labels)
     assert (temperature == 1) == (num_mistakes < calibration.MISTAKES_NEEDED)
-    assert (f"{num_mistakes} mistakes among 200" in sentence) == (temperature == 1)
+    assert (f"{num_mistakes} errors among 200" in sentence) == (temperature == 1)
 
 
-def test_many_images_are_measured_in_parts_and_one_number_needs_no_more(monkeypatch):
+def test_many_images_are_computed_in_parts_and_thinned_for_the_fit(monkeypatch):
     logits, labels = drawn(1000)
     table = predictions.table([str(i) for i in range(1000)], labels, softmax(logits, axis=1), list("abcde"))
     whole = calibration.measure(table, 2.0)
     monkeypatch.setattr(calibration, "PART", 64)
     assert calibration.measure(table, 2.0) == whole
-    monkeypatch.setattr(calibration, "IMAGES_NEEDED", 400)
+    monkeypatch.setattr(calibration, "MAX_IMAGES", 400)
     assert calibration.fitted_temperature(logits, labels) == calibration.fitted_temperature(logits[::3], labels[::3])
 
 

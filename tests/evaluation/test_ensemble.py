@@ -47,20 +47,23 @@ def test_the_order_of_images_and_classes_is_free():
 TABLE = random_table(0)
 EVEN = np.full((4, 3), 1 / 3)
 REFUSED = {
-    "an image is missing": (TABLE.iloc[:3], "one has the image d .* two has not .1 such"),
+    "an image is missing": (TABLE.iloc[:3], "one has the image d .* two does not .1 such"),
     "an image is too many": (
         table_of(np.full((5, 3), 1 / 3), "abxcd", (0, 1, 1, 2, 0)),
-        "two has the image x .* one has not",
+        "two has the image x .* one does not",
     ),
     "another image": (table_of(EVEN, "abce"), "one has the image d"),
     "another label": (table_of(EVEN, labels=(0, 1, 1, 0)), "image c has the label id in one, and dog in two"),
-    "another class": (random_table(1, ["cat", "dog", "owl"]), "one knows the class id, and two does not"),
+    "another class": (random_table(1, ["cat", "dog", "owl"]), "one has the class id, and two does not"),
     "one class fewer": (
         predictions.table(list("abcd"), np.array([0, 1, 1, 0]), np.full((4, 2), 0.5), NAMES[:2]),
-        "one knows the class id",
+        "one has the class id",
     ),
     "an image twice": (table_of(EVEN, "abca"), "two lists the image a twice"),
-    "not a number": (TABLE.assign(cat=np.float32([0.1, np.nan, 0.1, 0.1])), "two gives no usable .* image b"),
+    "not a number": (
+        TABLE.assign(cat=np.float32([0.1, np.nan, 0.1, 0.1])),
+        "two has NaN or infinite probabilities .* image b",
+    ),
 }
 
 
@@ -80,20 +83,20 @@ def test_any_other_column_that_two_sources_share_has_to_agree():
         ensemble.check_same_examples({"one": one, "two": two.assign(sha256=["33", "11"])}, classes)
 
 
-def judged(right):
-    """A table of two classes that is right where `right` says so."""
-    right = np.array(right, bool)
+def predicted(correct):
+    """A table of two classes that is correct where `correct` is true."""
+    correct = np.array(correct, bool)
     return predictions.table(
-        [str(number) for number in range(len(right))],
-        np.zeros(len(right), int),
-        np.where(right[:, None], [[0.9, 0.1]], [[0.1, 0.9]]),
+        [str(number) for number in range(len(correct))],
+        np.zeros(len(correct), int),
+        np.where(correct[:, None], [[0.9, 0.1]], [[0.1, 0.9]]),
         ["a", "b"],
     )
 
 
 def test_the_gain_of_two_tables_by_hand():
-    before = judged([1] * 6 + [0] * 2 + [1] * 1 + [0] * 1)
-    after = judged([1] * 6 + [1] * 2 + [0] * 1 + [0] * 1)
+    before = predicted([1] * 6 + [0] * 2 + [1] * 1 + [0] * 1)
+    after = predicted([1] * 6 + [1] * 2 + [0] * 1 + [0] * 1)
     gain = ensemble.paired_difference(before, after)
     low, high = gain.pop("difference_interval")
     assert gain == pytest.approx(
@@ -110,7 +113,7 @@ def test_the_gain_of_two_tables_by_hand():
         }
     )
     assert -0.4 < low < 0.1 < high < 0.6
-    assert ensemble.only_right(before, after) == ["8"] and ensemble.only_right(after, before) == ["6", "7"]
+    assert ensemble.only_correct(before, after) == ["8"] and ensemble.only_correct(after, before) == ["6", "7"]
     assert json.loads(json.dumps(gain, allow_nan=False)) == gain
 
 
@@ -118,8 +121,8 @@ def test_the_gain_of_two_tables_by_hand():
     ("gained", "lost", "p"), [(0, 0, 1.0), (5, 0, 2 / 32), (0, 5, 2 / 32), (9, 1, 22 / 1024), (4, 4, 1.0)]
 )
 def test_mcnemars_probability_is_that_of_coins(gained, lost, p):
-    before = judged([0] * gained + [1] * lost + [1] * 20)
-    after = judged([1] * gained + [0] * lost + [1] * 20)
+    before = predicted([0] * gained + [1] * lost + [1] * 20)
+    after = predicted([1] * gained + [0] * lost + [1] * 20)
     gain = ensemble.paired_difference(before, after)
     assert gain["mcnemar_p"] == pytest.approx(p)
     low, high = gain["difference_interval"]
@@ -128,9 +131,9 @@ def test_mcnemars_probability_is_that_of_coins(gained, lost, p):
 
 def test_the_interval_is_that_of_the_normal_approximation_where_images_are_many():
     random = np.random.default_rng(0)
-    before, after = judged(random.random(4000) < 0.8), judged(random.random(4000) < 0.85)
+    before, after = predicted(random.random(4000) < 0.8), predicted(random.random(4000) < 0.85)
     gain = ensemble.paired_difference(before, after)
-    difference = ensemble.right(after).astype(float) - ensemble.right(before)
+    difference = ensemble.is_correct(after).astype(float) - ensemble.is_correct(before)
     half = 1.96 * difference.std() / np.sqrt(4000)
     expected = [difference.mean() - half, difference.mean() + half]
     assert gain["difference_interval"] == pytest.approx(expected, abs=2e-3)
@@ -140,33 +143,27 @@ def test_the_interval_is_that_of_the_normal_approximation_where_images_are_many(
 @pytest.mark.parametrize("num_images", [2, 3, 200])
 @pytest.mark.parametrize(("was_right", "is_right"), [(1, 1), (0, 0), (0, 1), (1, 0)])
 def test_images_that_are_all_alike_do_not_make_a_difference_certain(num_images, was_right, is_right):
-    gain = ensemble.paired_difference(judged([was_right] * num_images), judged([is_right] * num_images))
+    gain = ensemble.paired_difference(predicted([was_right] * num_images), predicted([is_right] * num_images))
     low, high = gain["difference_interval"]
     assert -1 <= low <= gain["difference"] <= high <= 1
     assert (1.4 if num_images < 4 else 0.04) > high - low > 1 / num_images
 
 
 def test_one_image_says_nothing_of_others():
-    assert ensemble.paired_difference(judged([0]), judged([1]))["difference_interval"] == [-1, 1]
+    assert ensemble.paired_difference(predicted([0]), predicted([1]))["difference_interval"] == [-1, 1]
 
 
 @pytest.mark.parametrize(
     ("gained", "lost", "words"),
     [
-        (0, 0, ["no image is judged otherwise"]),
-        (1, 0, ["+4.76 points", "1 image gained and 0 lost", "may be chance"]),
-        (0, 12, ["-37.50 points", "0 images gained and 12 lost", "hardly chance"]),
+        (0, 0, ["no image is classified differently"]),
+        (1, 0, ["+4.76 points", "1 image gained, 0 lost", "not significant"]),
+        (0, 12, ["-37.50 points", "0 images gained, 12 lost; significant"]),
     ],
 )
-def test_the_gain_is_a_sentence_that_says_whether_it_may_be_chance(gained, lost, words):
+def test_the_description_says_whether_the_difference_is_significant(gained, lost, words):
     gain = ensemble.paired_difference(
-        judged([0] * gained + [1] * lost + [1] * 20), judged([1] * gained + [0] * lost + [1] * 20)
+        predicted([0] * gained + [1] * lost + [1] * 20), predicted([1] * gained + [0] * lost + [1] * 20)
     )
     sentence = ensemble.describe(gain, "the plain image", "the average")
     assert all(word in sentence for word in words), sentence
-
-
-def test_who_is_right_where_is_a_table():
-    gain = ensemble.paired_difference(judged([1, 1, 0, 0, 0]), judged([1, 0, 1, 1, 0]))
-    lines = [line.split() for line in ensemble.table_in_words(gain, "A", "B").splitlines()]
-    assert lines == [["B", "right", "B", "wrong"], ["A", "right", "1", "1"], ["A", "wrong", "2", "1"]]

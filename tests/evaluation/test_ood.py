@@ -1,4 +1,4 @@
-"""Images of nothing are what their names say, and the same ones each time."""
+"""Images of no class are what their names say, and the same each time."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ def test_uniform_noise_takes_every_value_about_as_often():
     assert np.array_equal(images, uniform_noise(20, 32))
 
 
-def test_a_scrambled_image_has_its_pixels_in_another_order_of_its_own():
+def test_a_scrambled_image_has_the_same_pixels_in_another_order():
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     images[1] = images[0]
     result = scrambled(images)

@@ -91,7 +91,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "probabilities", "class_names", "error", "message"),
     [
-        ([0], [[np.nan, 1]], ["a", "b"], Diverged, "1 of 1 images .* lower learning rate"),
+        ([0], [[np.nan, 1]], ["a", "b"], Diverged, "1 of 1 images.* lower learning rate"),
         ([0], [[np.inf, 0]], ["a", "b"], Diverged, "diverged"),
         ([0], [[3.0, -2.0]], ["a", "b"], ValueError, "logits"),
         ([0], [[0.2, 0.2]], ["a", "b"], ValueError, "sum 1"),
@@ -114,7 +114,7 @@ def test_refuses_what_is_no_prediction(labels, probabilities, class_names, error
         (None, "There are no predictions"),
         ("", "first columns are missing"),
         ("path,label\nx,a\n", "first columns are path, label"),
-        ("id,label,predicted,confidence,a\nx,a,a,high,1\n", "is no table of predictions"),
+        ("id,label,predicted,confidence,a\nx,a,a,high,1\n", "is not a table of predictions"),
     ],
 )
 def test_names_a_file_that_is_no_table(tmp_path, content, message):

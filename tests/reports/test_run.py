@@ -309,7 +309,7 @@ def test_a_thousand_classes_have_no_matrix_but_a_table_of_errors(tmp_path):
         ("evaluation.json", "[]", "is not what `run` writes"),
         ("notes.json", "\x00", "is no JSON"),
         ("manifest.csv", 'id,"file\n', "is no table"),
-        ("predictions/test.csv", "a,b\n", "no table of predictions"),
+        ("predictions/test.csv", "a,b\n", "not a table of predictions"),
     ],
 )
 def test_a_run_without_a_report_is_one_sentence(tmp_path, name, content, message):

@@ -140,6 +140,16 @@ def each_message_once() -> Iterator[None]:
 
 
 @contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """Sends messages to standard error, for a command whose standard output is data."""
+    console.stderr = True
+    try:
+        yield
+    finally:
+        console.stderr = False
+
+
+@contextmanager
 def muted() -> Iterator[None]:
     """Drops messages below WARNING, as those of a device that is set up again for a finished run."""
     logger = logging.getLogger(PACKAGE)

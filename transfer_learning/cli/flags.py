@@ -79,7 +79,7 @@ class EarlierName(argparse.Action):
         logger.warning(
             f"{option_string} is now called --{self.const}; the old name will be removed in a later version."
         )
-        setattr(namespace, self.dest, values)
+        setattr(namespace, self.dest, True if self.nargs == 0 else values)
 
 
 def _reader(item: dataclasses.Field, hint: Any, flag: str) -> Callable[[str], Any]:

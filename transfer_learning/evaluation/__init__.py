@@ -1,1 +1,1 @@
-"""What predictions are worth: numbers with intervals, and figures."""
+"""Evaluation of predictions: metrics with intervals, calibration, rejection, figures."""

@@ -1,9 +1,10 @@
-"""Whether a confidence means what it says: of 100 images judged with confidence 0.9, about 90 should be right.
+"""Calibration: of 100 images predicted with confidence 0.9, about 90 should be correct.
 
-Temperature scaling (Guo et al., 2017, arXiv:1706.04599): the logits are multiplied by one number, chosen on validation
-images, which changes every confidence and no predicted class.
+Temperature scaling (Guo et al., 2017, arXiv:1706.04599) divides the logits by one number, fitted on validation images.
+It changes every confidence and no predicted class.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,32 +17,32 @@ from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.intervals import wilson_interval
 
 NUM_BINS = 15  # of equal width, as in Guo et al.
-MISTAKES_NEEDED = 5  # among the validation images; fewer cannot tell 99 % from 99.9 %
+MISTAKES_NEEDED = 5  # among the validation images; with fewer the optimum is too uncertain
 RANGE = (0.05, 20.0)  # of the temperature
-IMAGES_NEEDED = 10_000  # for one number no more
-PART = 4096  # images that are computed together
+MAX_IMAGES = 10_000  # enough to fit one number
+PART = 4096  # images per step, for the memory
 
 
 def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str]:
-    """The temperature by which logits have to be divided for the least log loss.
+    """Fits the temperature with the lowest log loss of the logits divided by it.
 
     Args:
         logits: float32 (n, classes), of validation images.
         labels: int (n,), positions of the true classes.
 
     Returns:
-        The temperature, 1 where there are too few mistakes to tell; and a sentence about it.
+        The temperature, 1 if there are too few errors to fit it, and a message for the log.
     """
     if not np.isfinite(logits).all():
-        return 1.0, "Confidences are not corrected: the network gives something that is no number."
+        return 1.0, "Confidences not calibrated: the model outputs NaN or infinite values."
     num_mistakes = int(np.sum(logits.argmax(axis=1) != labels))
     if num_mistakes < MISTAKES_NEEDED:
         return 1.0, (
-            f"Confidences are as the network gives them: {num_mistakes} mistakes among {len(labels):,} validation images "
-            "are too few to correct them by."
+            f"Confidences not calibrated: {num_mistakes} errors among {len(labels):,} validation images are too few "
+            "to fit a temperature."
         )
-    chosen = slice(None, None, -(-len(labels) // IMAGES_NEEDED))
-    logits, labels = logits[chosen].astype(np.float64), labels[chosen]
+    thinned = slice(None, None, math.ceil(len(labels) / MAX_IMAGES))
+    logits, labels = logits[thinned].astype(np.float64), labels[thinned]
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
@@ -50,49 +51,47 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, s
     found = minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6})
     temperature = float(np.exp(found.x))
     return temperature, (
-        f"Confidences are corrected by temperature {temperature:.3g}: by the {len(labels):,} validation images the network "
-        f"is too {'sure' if temperature > 1 else 'unsure'} of itself, whose log loss falls from {loss(0.0):.3f} to "
-        f"{found.fun:.3f}. No predicted class changes."
+        f"Confidences calibrated with temperature {temperature:.3g}: on {len(labels):,} validation images the model "
+        f"was {'over' if temperature > 1 else 'under'}confident (log loss {loss(0.0):.3f}, now {found.fun:.3f})."
     )
 
 
 def measure(table: pd.DataFrame, temperature: float) -> dict[str, Any]:
-    """How far confidences are from the shares of right answers.
+    """Computes the expected calibration error (ECE) with and without the temperature.
 
     Args:
-        table: what `predictions.table` returns, one row or more, of probabilities at this temperature.
+        table: the result of `predictions.table`, one row or more, with probabilities at this temperature.
 
     Returns:
-        Plain numbers, ready for JSON: ``temperature``; ``error``, the expected calibration error: the distance between
-        confidence and accuracy, 0 to 1, averaged over `NUM_BINS` bins of the confidence of equal width, each weighted by
-        its images; ``bins``, those that are not empty, with ``low``, ``high``, ``num_examples``, the mean ``confidence``,
-        the ``accuracy`` and its 95 % Wilson ``interval``; and ``uncorrected``, the ``error`` and ``bins`` of the same
-        network at temperature 1.
+        Plain numbers, ready for JSON: ``temperature``; ``error``, the ECE, 0..1: the distance between mean confidence
+        and accuracy, averaged over `NUM_BINS` bins of equal width, weighted by their number of images; ``bins``, those
+        that are not empty, with ``low``, ``high``, ``num_examples``, the mean ``confidence``, the ``accuracy`` and its
+        95 % Wilson ``interval``; and ``uncorrected``, ``error`` and ``bins`` at temperature 1.
     """
-    right = (table["label"] == table["predicted"]).to_numpy()
-    corrected = _binned(table["confidence"].to_numpy(np.float64), right)
-    chances, before = predictions.probabilities(table), np.empty(len(table))
+    correct = (table["label"] == table["predicted"]).to_numpy()
+    calibrated = _binned(table["confidence"].to_numpy(np.float64), correct)
+    probabilities, before = predictions.probabilities(table), np.empty(len(table))
     for start in range(0, len(table), PART):
         part = slice(start, start + PART)
         with np.errstate(divide="ignore"):
-            logits = temperature * np.log(chances[part].astype(np.float64))
+            logits = temperature * np.log(probabilities[part].astype(np.float64))
         before[part] = softmax(logits, axis=1).max(axis=1)
-    return {"temperature": temperature, **corrected, "uncorrected": _binned(before, right)}
+    return {"temperature": temperature, **calibrated, "uncorrected": _binned(before, correct)}
 
 
-def _binned(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """The expected calibration error and the bins that it is made of."""
-    values = [np.ones(len(right)), np.clip(confidence, 0, 1), right.astype(float)]
-    (counts, confidences, rights), edges, _ = binned_statistic(values[1], values, "sum", NUM_BINS, range=(0, 1))
+def _binned(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    """Returns the expected calibration error and its bins."""
+    values = [np.ones(len(correct)), np.clip(confidence, 0, 1), correct.astype(float)]
+    (counts, confidences, num_correct), edges, _ = binned_statistic(values[1], values, "sum", NUM_BINS, range=(0, 1))
     bins = [
         {
             "low": float(edges[place]),
             "high": float(edges[place + 1]),
             "num_examples": int(counts[place]),
             "confidence": float(confidences[place] / counts[place]),
-            "accuracy": float(rights[place] / counts[place]),
-            "interval": wilson_interval(int(rights[place]), int(counts[place])),
+            "accuracy": float(num_correct[place] / counts[place]),
+            "interval": wilson_interval(int(num_correct[place]), int(counts[place])),
         }
         for place in np.flatnonzero(counts)
     ]
-    return {"error": float(np.abs(rights - confidences).sum() / len(right)), "bins": bins}
+    return {"error": float(np.abs(num_correct - confidences).sum() / len(correct)), "bins": bins}

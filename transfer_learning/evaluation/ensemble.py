@@ -1,4 +1,4 @@
-"""Several predictions of the same images: averaged (views of an image, members of an ensemble), or compared in pairs."""
+"""Several predictions of the same images: averaged (an ensemble, test-time augmentation), or compared in pairs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,34 +11,35 @@ from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.intervals import difference_interval
 
-ADVICE = "only runs on the same images, splits and classes can be put together, so train them on one dataset"
+ADVICE = "only runs on the same images, splits and classes can be combined, so train them on one dataset"
 
 
 def check_same_examples(examples: Mapping[str, pd.DataFrame], class_names: Mapping[str, Sequence[str]]) -> None:
-    """Raises UserError for the first thing in which the examples of two sources differ; the order is free.
+    """Checks that all sources have the same examples and classes, in any order.
 
     Args:
-        examples: by the name of its source a table with a column ``id``; all columns that a table shares with the first
-            one are compared.
-        class_names: by the same names.
+        examples: by source a table with a column ``id``; all columns shared with the first table are compared.
+        class_names: by source.
+
+    Raises:
+        UserError: they differ; the first difference is named.
     """
     for name, table in examples.items():
         twice = table["id"][table["id"].duplicated()]
         if len(twice):
-            raise UserError(
-                f"{name} lists the image {twice.iloc[0]} twice, so it is not clear which is meant; {ADVICE}."
-            )
+            raise UserError(f"{name} lists the image {twice.iloc[0]} twice; {ADVICE}.")
     by_id = {name: table.set_index("id") for name, table in examples.items()}
     first, *others = by_id
     for other in others:
         for one, two in ((first, other), (other, first)):
             classes = [name for name in class_names[one] if name not in set(class_names[two])]
             if classes:
-                raise UserError(f"{one} knows the class {classes[0]}, and {two} does not; {ADVICE}.")
+                raise UserError(f"{one} has the class {classes[0]}, and {two} does not; {ADVICE}.")
             images = by_id[one].index.difference(by_id[two].index, sort=False)
             if len(images):
                 raise UserError(
-                    f"{one} has the image {images[0]} in this split, and {two} has not ({len(images):,} such); {ADVICE}."
+                    f"{one} has the image {images[0]} in this split, and {two} does not ({len(images):,} such); "
+                    f"{ADVICE}."
                 )
         table, other_table = by_id[first], by_id[other]
         for column in table.columns.intersection(other_table.columns, sort=False):
@@ -53,10 +54,10 @@ def check_same_examples(examples: Mapping[str, pd.DataFrame], class_names: Mappi
 
 
 def aligned(tables: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
-    """The tables of predictions with their rows and classes in the order of the first one.
+    """Returns tables of predictions with rows and classes in the order of the first one.
 
     Raises:
-        UserError: they are not of the same images, labels and classes; the first difference is named.
+        UserError: their images, labels or classes differ; the first difference is named.
     """
     check_same_examples(
         {name: table[["id", "label"]] for name, table in tables.items()},
@@ -67,10 +68,10 @@ def aligned(tables: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
 
 
 def average(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The table of the mean probabilities, in the order of the first table; the mean is taken in float64.
+    """Averages probabilities in float64; returns a table of predictions in the order of the first one.
 
     Raises:
-        UserError: the tables are not of the same images, labels and classes, or hold something that is no number.
+        UserError: images, labels or classes of the tables differ, or a probability is NaN or infinite.
     """
     rows = aligned(tables)
     total = np.zeros(predictions.probabilities(rows[0]).shape)
@@ -79,8 +80,8 @@ def average(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         unusable = ~np.isfinite(probabilities).all(axis=1)
         if unusable.any():
             raise UserError(
-                f"{name} gives no usable probabilities for the image {table['id'].iloc[int(unusable.argmax())]} (not a "
-                "number): its training diverged, so leave it out, or train it again with a lower learning rate."
+                f"{name} has NaN or infinite probabilities for the image {table['id'].iloc[int(unusable.argmax())]}: "
+                "its training diverged, so leave it out, or train it again with a lower learning rate."
             )
         total += probabilities
     first = rows[0]
@@ -90,30 +91,30 @@ def average(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return predictions.table(first["id"], labels, total / len(rows), class_names)
 
 
-def right(table: pd.DataFrame) -> np.ndarray:
-    """For each row of a table of predictions whether it is right, bool (n,)."""
+def is_correct(table: pd.DataFrame) -> np.ndarray:
+    """For each row of a table of predictions whether it is correct, bool (n,)."""
     return (table["label"] == table["predicted"]).to_numpy()
 
 
-def only_right(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
-    """The ids of the images that `one` predicts rightly and `other` does not."""
+def only_correct(one: pd.DataFrame, other: pd.DataFrame) -> list[str]:
+    """The ids of the images that `one` classifies correctly and `other` does not."""
     one, other = aligned({"one": one, "other": other})
-    return one.loc[right(one) & ~right(other), "id"].tolist()
+    return one.loc[is_correct(one) & ~is_correct(other), "id"].tolist()
 
 
 def paired_difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Any]:
-    """What the accuracy gains from `before` to `after`, judged image by image.
+    """Compares two tables of predictions image by image.
 
     Returns:
         Plain numbers, ready for JSON: ``accuracy_before``, ``accuracy_after`` and their ``difference`` with its
-        ``difference_interval`` (95 %, images drawn again with replacement), from -1 to 1; the counts ``both_right``,
-        ``only_before_right``, ``only_after_right`` and ``both_wrong``; and ``mcnemar_p``, the exact two-sided probability
-        (McNemar, 1947) that chance alone parts the images that only one of the two judges rightly so unevenly.
+        ``difference_interval`` (95 %, bootstrap over the images), from -1 to 1; the counts ``both_right``,
+        ``only_before_right``, ``only_after_right`` and ``both_wrong``; and ``mcnemar_p``, the two-sided p-value of the
+        exact test of McNemar, 1947.
 
     Raises:
-        UserError: the tables are not of the same images, labels and classes.
+        UserError: images, labels or classes of the tables differ.
     """
-    was_right, is_right = map(right, aligned({"before": before, "after": after}))
+    was_right, is_right = map(is_correct, aligned({"before": before, "after": after}))
     gained, lost = int(np.sum(is_right & ~was_right)), int(np.sum(was_right & ~is_right))
     return {
         "num_examples": len(is_right),
@@ -130,34 +131,22 @@ def paired_difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, An
 
 
 def describe(gain: Mapping[str, Any], before: str, after: str) -> str:
-    """The difference as a sentence, such as
+    """Describes the result of `paired_difference` in a sentence, such as
 
-    ``the average of 2 views is right on 92.28% and the plain image on 91.06% of the same 246 images: +1.22 points (95 %
-    interval -0.41 to +2.85), with 5 images gained and 2 lost; that may be chance (exact McNemar p = 0.453).``
+    ``B 92.28% against A 91.06% on the same 246 images: +1.22 points (95 % interval -0.41 to +2.85), 5 images gained, 2
+    lost; not significant (exact McNemar p = 0.453).``
     """
-    told = (
-        f"{after} is right on {gain['accuracy_after']:.2%} and {before} on {gain['accuracy_before']:.2%} of the same "
+    start = (
+        f"{after} {gain['accuracy_after']:.2%} against {before} {gain['accuracy_before']:.2%} on the same "
         f"{gain['num_examples']:,} images: "
     )
     gained, lost = gain["only_after_right"], gain["only_before_right"]
     if not gained + lost:
-        return f"{told}no image is judged otherwise."
+        return f"{start}no image is classified differently."
     low, high = (100 * end for end in gain["difference_interval"])
-    verdict = "that may be chance" if gain["mcnemar_p"] >= 0.05 else "that is hardly chance"
+    verdict = "not significant" if gain["mcnemar_p"] >= 0.05 else "significant"
     return (
-        f"{told}{100 * gain['difference']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}), with {gained:,} "
-        f"image{'s' * (gained != 1)} gained and {lost:,} lost; {verdict} (exact McNemar p = {gain['mcnemar_p']:.3g})."
+        f"{start}{100 * gain['difference']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}), {gained:,} "
+        f"{'image' if gained == 1 else 'images'} gained, {lost:,} lost; {verdict} (exact McNemar p = "
+        f"{gain['mcnemar_p']:.3g})."
     )
-
-
-def table_in_words(difference: Mapping[str, Any], before: str, after: str) -> str:
-    """A table of four counts: who is right where."""
-    counts = [
-        [difference["both_right"], difference["only_before_right"]],
-        [difference["only_after_right"], difference["both_wrong"]],
-    ]
-    judged = ("right", "wrong")
-    table = pd.DataFrame(
-        counts, index=[f"{before} {word}" for word in judged], columns=[f"{after} {word}" for word in judged]
-    )
-    return table.to_string()

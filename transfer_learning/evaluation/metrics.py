@@ -1,4 +1,4 @@
-"""How good predictions are, in numbers: by scikit-learn, with an interval, ready for JSON."""
+"""Metrics of predictions with intervals, by scikit-learn, ready for JSON."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,57 +12,55 @@ from transfer_learning.evaluation.intervals import f1_interval, resampled_interv
 from transfer_learning.evaluation.predictions import class_names as names_of
 from transfer_learning.evaluation.predictions import probabilities
 
-PART = 4096  # examples that scikit-learn looks at together, where it goes through all probabilities
+PART = 4096  # rows of probabilities per call of scikit-learn
 
 
 def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
-    """Measures a table of predictions.
+    """Computes all metrics of a table of predictions.
 
     Args:
-        predictions: what `predictions.table` returns, one row or more.
+        predictions: the result of `predictions.table`, one row or more.
         class_names: the classes by position, as in the table.
 
     Returns:
         Plain numbers, texts, lists and dicts. ``accuracy``, ``top_5_accuracy`` (only with more than five classes) and
-        ``macro_f1`` are from 0 to 1; ``accuracy_interval`` and ``top_5_interval`` are 95 % Wilson intervals
-        ``[low, high]``, which say how far another draw of as many images could have fallen; ``log_loss`` is in nats.
-        ``per_class`` lists every class with precision, recall, f1 (0 where a division by zero would make it, None for a
-        class that has no example and was never predicted) and support, the number of its examples. ``macro_f1`` is the
-        mean over the classes that have an f1. ``confusion_matrix`` counts: rows are true classes, columns predicted ones,
-        in the order of ``class_names``.
+        ``macro_f1`` are 0..1; ``accuracy_interval`` and ``top_5_interval`` are 95 % Wilson intervals ``[low, high]``;
+        ``log_loss`` is in nats. ``per_class`` has precision, recall, f1 (0 for a division by zero, None for a class
+        without examples and predictions) and support, the number of examples, of every class. ``macro_f1`` is the mean
+        over the classes that have an f1. ``confusion_matrix`` holds counts: rows are true classes, columns predicted
+        classes, in the order of ``class_names``.
 
-        Precision and recall have Wilson intervals too. What is no share of a number of images has an interval by drawing
-        the images again (`resampled_intervals`): ``macro_f1_interval``, the ``f1_interval`` of each class, and once more
-        the accuracy, as ``accuracy_resampled_interval``. Where all draws are alike, since nothing is mistaken or nothing
-        is right, they tell nothing, and the interval is Wilson's or that of `intervals.f1_interval`.
+        Precision and recall have Wilson intervals too. ``macro_f1_interval``, the ``f1_interval`` of each class and
+        ``accuracy_resampled_interval`` are bootstrap intervals (`resampled_intervals`). If all resamples are equal, as
+        without errors, they are replaced by Wilson's interval or `intervals.f1_interval`.
 
     Raises:
-        ValueError: no rows, or other classes than the table's.
+        ValueError: there are no rows, or the classes are not those of the table.
     """
     true, predicted = _positions(predictions, class_names)
     every, present = range(len(class_names)), _present(true, predicted)
     num_right = int(np.sum(true == predicted))
-    chances = probabilities(predictions)
+    scores = probabilities(predictions)
     resampled = resampled_intervals(true, predicted, len(class_names))
     matrix = confusion_matrix(true, predicted, labels=every)
 
-    def total_loss(true: np.ndarray, chances: np.ndarray) -> float:
-        return log_loss(true, chances / chances.sum(axis=1, keepdims=True), normalize=False, labels=every)
+    def total_loss(true: np.ndarray, scores: np.ndarray) -> float:
+        return log_loss(true, scores / scores.sum(axis=1, keepdims=True), normalize=False, labels=every)
 
-    def num_among_5(true: np.ndarray, chances: np.ndarray) -> float:
-        return top_k_accuracy_score(true, chances, k=5, normalize=False, labels=every)
+    def num_among_5(true: np.ndarray, scores: np.ndarray) -> float:
+        return top_k_accuracy_score(true, scores, k=5, normalize=False, labels=every)
 
     result = {
         "accuracy": num_right / len(true),
         "accuracy_interval": wilson_interval(num_right, len(true)),
-        "accuracy_resampled_interval": _unless_alike(resampled["accuracy"], wilson_interval(num_right, len(true))),
+        "accuracy_resampled_interval": _or_else(resampled["accuracy"], wilson_interval(num_right, len(true))),
         "macro_f1": float(f1_score(true, predicted, labels=present, average="macro", zero_division=0)),
-        "macro_f1_interval": _unless_alike(resampled["macro_f1"], f1_interval(num_right, len(true) - num_right)),
+        "macro_f1_interval": _or_else(resampled["macro_f1"], f1_interval(num_right, len(true) - num_right)),
         "num_examples": len(true),
-        "log_loss": _sum_over_parts(total_loss, true, chances) / len(true),
+        "log_loss": _sum_over_parts(total_loss, true, scores) / len(true),
     }
     if len(class_names) > 5:
-        among_5 = round(_sum_over_parts(num_among_5, true, chances))
+        among_5 = round(_sum_over_parts(num_among_5, true, scores))
         result |= {"top_5_accuracy": among_5 / len(true), "top_5_interval": wilson_interval(among_5, len(true))}
     columns = precision_recall_fscore_support(true, predicted, labels=every, zero_division=0)
     result["per_class"] = {
@@ -83,17 +81,18 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
 
 
 def resampled_intervals(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, list]:
-    """Intervals of what is no plain share, the images drawn again with replacement, see `resampled_interval`.
+    """Returns 95 % bootstrap intervals over the images, see `intervals.resampled_interval`.
 
     Args:
-        true: positions of the true classes, int (n,); `predicted`: of the predicted ones.
+        true: positions of the true classes, int (n,).
+        predicted: positions of the predicted classes, int (n,).
 
     Returns:
-        ``accuracy`` and ``macro_f1``, each ``[low, high]``; and ``f1``, a list of such for each class. In a draw without an
-        image of a class, and none taken for it, its F1 is 0 and has no part in the macro F1.
+        ``accuracy`` and ``macro_f1``, each ``[low, high]``; and ``f1``, one interval per class. In a resample without
+        examples and predictions of a class its F1 is 0, and the macro F1 excludes it.
     """
 
-    def measure(pairs: np.ndarray, axis: int) -> np.ndarray:
+    def statistics(pairs: np.ndarray, axis: int) -> np.ndarray:
         true, predicted = np.divmod(pairs.reshape(-1, pairs.shape[axis]), num_classes)
         draws = num_classes * np.arange(len(true))[:, None]
 
@@ -101,46 +100,46 @@ def resampled_intervals(true: np.ndarray, predicted: np.ndarray, num_classes: in
             return np.bincount(classes.ravel(), minlength=num_classes * len(true)).reshape(-1, num_classes)
 
         right = count((draws + true)[true == predicted])
-        of_or_for = count(draws + true) + count(draws + predicted)
-        f1 = 2 * right / np.maximum(of_or_for, 1)
-        macro_f1 = f1.sum(axis=1) / (of_or_for > 0).sum(axis=1)
+        num_true_or_predicted = count(draws + true) + count(draws + predicted)
+        f1 = 2 * right / np.maximum(num_true_or_predicted, 1)
+        macro_f1 = f1.sum(axis=1) / (num_true_or_predicted > 0).sum(axis=1)
         measured = np.column_stack([right.sum(axis=1) / true.shape[1], macro_f1, f1]).T
         return measured if pairs.ndim > 1 else measured[:, 0]
 
-    low, high = resampled_interval(true * num_classes + predicted, measure)
+    low, high = resampled_interval(true * num_classes + predicted, statistics)
     accuracy, macro_f1, *f1 = np.stack([low, high], axis=1).tolist()
     return {"accuracy": accuracy, "macro_f1": macro_f1, "f1": f1}
 
 
 def _class_intervals(matrix: np.ndarray, resampled_f1: list[list[float]]) -> list[dict[str, list[float] | None]]:
-    """For each class the intervals of its precision, recall and F1, None where there is nothing to measure."""
+    """Returns the intervals of precision, recall and F1 of each class, None where the metric is undefined."""
     right, support, predicted = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist(), matrix.sum(axis=0).tolist()
     rows = []
-    for num_right, num_of, num_for, f1 in zip(right, support, predicted, resampled_f1, strict=True):
-        num_wrong = num_of + num_for - 2 * num_right
+    for num_correct, num_true, num_predicted, f1 in zip(right, support, predicted, resampled_f1, strict=True):
+        num_wrong = num_true + num_predicted - 2 * num_correct
         rows.append(
             {
-                "precision_interval": wilson_interval(num_right, num_for) if num_for else None,
-                "recall_interval": wilson_interval(num_right, num_of) if num_of else None,
-                "f1_interval": _unless_alike(f1, f1_interval(num_right, num_wrong)) if num_of + num_for else None,
+                "precision_interval": wilson_interval(num_correct, num_predicted) if num_predicted else None,
+                "recall_interval": wilson_interval(num_correct, num_true) if num_true else None,
+                "f1_interval": _or_else(f1, f1_interval(num_correct, num_wrong)) if num_true + num_predicted else None,
             }
         )
     return rows
 
 
-def _unless_alike(resampled: list[float], of_a_share: list[float]) -> list[float]:
-    return resampled if resampled[0] < resampled[1] else of_a_share
+def _or_else(resampled: list[float], analytic: list[float]) -> list[float]:
+    return resampled if resampled[0] < resampled[1] else analytic
 
 
 def classification_report(predictions: pd.DataFrame, class_names: Sequence[str]) -> str:
-    """scikit-learn's table of precision, recall and F1, with the classes that could not be measured named below it.
+    """Returns scikit-learn's table of precision, recall and F1, with classes without examples and predictions below it.
 
     Args:
-        predictions: what `predictions.table` returns, one row or more.
+        predictions: the result of `predictions.table`, one row or more.
         class_names: the classes by position, as in the table.
 
     Raises:
-        ValueError: no rows, or other classes than the table's.
+        ValueError: there are no rows, or the classes are not those of the table.
     """
     true, predicted = _positions(predictions, class_names)
     present = _present(true, predicted)
@@ -152,25 +151,25 @@ def classification_report(predictions: pd.DataFrame, class_names: Sequence[str])
 
 
 def _positions(predictions: pd.DataFrame, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """True and predicted classes as positions: scikit-learn would sort names, and read some as numbers."""
+    """Returns true and predicted classes as positions: scikit-learn would sort names and parse some as numbers."""
     if names_of(predictions) != list(class_names):
-        raise ValueError(f"The table is of classes {names_of(predictions)}; got class_names {list(class_names)}.")
+        raise ValueError(f"The classes of the table are {names_of(predictions)}; got class_names {list(class_names)}.")
     if predictions.empty:
-        raise ValueError("There are no predictions to measure.")
+        raise ValueError("There are no predictions.")
     position = {name: place for place, name in enumerate(class_names)}
     true, predicted = (np.array([position[name] for name in predictions[column]]) for column in ("label", "predicted"))
     return true, predicted
 
 
 def _present(true: np.ndarray, predicted: np.ndarray) -> list[int]:
-    """The classes that have an example or a prediction, and so can be measured."""
+    """Returns the classes that have an example or a prediction."""
     return sorted({*true.tolist(), *predicted.tolist()})
 
 
-def _sum_over_parts(measure: Callable[..., float], true: np.ndarray, chances: np.ndarray) -> float:
-    """scikit-learn makes several arrays of 64 bits out of the probabilities, which for 50,000 x 1,000 take 1.4 GB."""
+def _sum_over_parts(total: Callable[..., float], true: np.ndarray, scores: np.ndarray) -> float:
+    """Sums over parts: scikit-learn copies probabilities to float64 several times, 1.4 GB for 50,000 x 1,000."""
     parts = [slice(start, start + PART) for start in range(0, len(true), PART)]
-    return float(sum(measure(true[part], chances[part]) for part in parts))
+    return float(sum(total(true[part], scores[part]) for part in parts))
 
 
 def describe(evaluation: dict[str, Any]) -> str:

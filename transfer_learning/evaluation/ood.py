@@ -1,20 +1,21 @@
-"""Images of nothing, to see whether a model takes them for something."""
+"""Images of no class, to test the rejection of unknown images."""
 
 import numpy as np
 
-NUM_IMAGES = 96  # that are tried of each of the two kinds
+NUM_IMAGES = 96  # of each of the two kinds
 SEED = 0
 
 
 def uniform_noise(num_images: int, size: int) -> np.ndarray:
-    """Every value drawn by itself: uint8 (num_images, size, size, 3)."""
+    """Returns independent uniform values, uint8 (num_images, size, size, 3)."""
     return np.random.default_rng(SEED).integers(0, 256, (num_images, size, size, 3), np.uint8)
 
 
 def scrambled(images: np.ndarray) -> np.ndarray:
-    """The same pixels in another order, drawn anew for each image: the colours are right, and nothing else is.
+    """Shuffles the pixels of each image, so that only the colours remain.
 
-    images: uint8 (n, size, size, 3); so is the result.
+    Args:
+        images: uint8 (n, size, size, 3), as is the result.
     """
     pixels = images.reshape(len(images), -1, 3)
     order = np.random.default_rng(SEED).random(pixels.shape[:2]).argsort(axis=1)

@@ -1,14 +1,13 @@
-"""The table of predictions: one row an example, from which every number and figure of a result can be had again.
+"""The table of predictions: one row per example, from which all metrics and figures can be computed.
 
-Its columns are ``id, label, predicted, confidence`` and then one column a class, in the order of the classes, that
-holds the probability of that class. A class column is called what its class is called, except that a class which bears
-the name of one of the first four columns, with or without underscores behind it, gets one more underscore: class
-``label`` is column ``label_``, class ``label_`` is column ``label__``. So all columns differ, the first four can be had
-by name whatever the classes are called, and `class_names` takes the underscore off again. The *values* of ``label`` and
-``predicted`` are the plain class names.
+Its columns are ``id, label, predicted, confidence`` and then one column per class, in the order of the classes, with
+the probability of that class. The column of a class has the name of the class, but a class named like one of the first
+four columns, with or without underscores behind it, gets one more underscore: class ``label`` is column ``label_``,
+class ``label_`` is column ``label__``. `class_names` removes it again. The *values* of ``label`` and ``predicted`` are
+the plain class names.
 
-In the file every text is quoted and no number is, and texts are read as texts: ``01``, ``nan`` and ``None`` stay what
-they are, and so do names with commas, quotes, line ends or bytes that are no UTF-8.
+In the file all texts are quoted and numbers are not; ``01``, ``nan`` and ``None`` are read as texts, and names with
+commas, quotes, line ends or bytes that are not UTF-8 are preserved.
 """
 
 import csv
@@ -22,31 +21,31 @@ import pandas as pd
 from transfer_learning.errors import Diverged, UserError
 from transfer_learning.storage.files import written_atomically
 
-pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
+pd.set_option("mode.string_storage", "python")  # PyArrow's strings must be UTF-8
 
 FIRST_COLUMNS = ("id", "label", "predicted", "confidence")
 _TAKEN = re.compile(f"({'|'.join(FIRST_COLUMNS)})_*")
-_NUMBER = "%.9g"  # nine digits tell any two float32 apart, and are never near enough to a third to be read as it
+_NUMBER = "%.9g"  # nine digits identify a float32
 
 
 def table(
-    ids: Sequence[str], labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+    ids: Sequence[str] | np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> pd.DataFrame:
-    """Puts predictions into a table, rows in the order given.
+    """Makes a table of predictions, rows in the order given.
 
     Args:
-        ids: one text for each of the n examples.
+        ids: one text per example.
         labels: integers, shape (n,), positions of the true classes in `class_names`.
-        probabilities: floats from 0 to 1, shape (n, number of classes), each row with sum 1; kept as float32.
+        probabilities: floats from 0 to 1, shape (n, number of classes), each row with sum 1; stored as float32.
         class_names: the classes by position, all different.
 
     Returns:
-        The table; ``predicted`` is the most probable class (the first of them where several are), ``confidence`` its
-        probability. Texts are of dtype object, numbers of dtype float32.
+        The table; ``predicted`` is the most probable class, the first of several, and ``confidence`` its probability.
+        Texts are of dtype object, numbers of dtype float32.
 
     Raises:
         Diverged: a probability is not finite.
-        ValueError: the shapes do not fit, a label is out of range, or the rows are no probabilities.
+        ValueError: the shapes do not fit, a label is out of range, or the rows are not probabilities.
     """
     names = np.array([str(name) for name in class_names], dtype=object)
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float32)
@@ -64,8 +63,8 @@ def table(
     unusable = int(np.sum(~np.isfinite(probabilities).all(axis=1)))
     if unusable:
         raise Diverged(
-            f"The model gives no usable probabilities for {unusable} of {len(ids)} images (not a number): "
-            "its training diverged, so train again with a lower learning rate."
+            f"The model outputs NaN or infinite values for {unusable} of {len(ids)} images: its training diverged, so "
+            "train again with a lower learning rate."
         )
     if np.any(probabilities < 0) or np.any(np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) > 1e-2):
         raise ValueError("Each row of probabilities must be 0 or more and have sum 1; were these logits?")
@@ -83,17 +82,17 @@ def table(
 
 
 def class_names(predictions: pd.DataFrame) -> list[str]:
-    """The names of the classes of a table, by position."""
+    """Returns the class names of a table, by position."""
     return [name[:-1] if _TAKEN.fullmatch(name) else name for name in predictions.columns[len(FIRST_COLUMNS) :]]
 
 
 def probabilities(predictions: pd.DataFrame) -> np.ndarray:
-    """The probabilities of a table, float32, shape (n, number of classes)."""
+    """Returns the probabilities of a table, float32 (n, number of classes)."""
     return predictions.iloc[:, len(FIRST_COLUMNS) :].to_numpy(dtype=np.float32)
 
 
 def write(predictions: pd.DataFrame, path: Path) -> None:
-    """Writes a table as CSV, whole or not at all; the same table gives the same bytes."""
+    """Writes a table as CSV, atomically; the same table gives the same bytes."""
     texts, numbers = predictions.iloc[:, :3].to_numpy(), predictions.iloc[:, 3:].to_numpy(dtype=np.float32)
     line = ",".join([_NUMBER] * numbers.shape[1])
     with (
@@ -106,10 +105,10 @@ def write(predictions: pd.DataFrame, path: Path) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Reads what `write` wrote: the same texts, the same float32 to the bit.
+    """Reads a file of `write`: the same texts, bit-identical float32.
 
     Raises:
-        UserError: there is no such file, or it is no table of predictions.
+        UserError: there is no such file, or it is not a table of predictions.
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -130,8 +129,8 @@ def read(path: Path) -> pd.DataFrame:
         raise UserError(f"There are no predictions {path}; evaluate the run first.") from None
     except ValueError as error:
         raise UserError(
-            f"{path} is no table of predictions ({error}); columns {', '.join(FIRST_COLUMNS)} and one for each class "
-            "were expected, so evaluate the run again."
+            f"{path} is not a table of predictions ({error}); expected columns {', '.join(FIRST_COLUMNS)} and one per "
+            "class, so evaluate the run again."
         ) from None
 
 

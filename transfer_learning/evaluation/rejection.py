@@ -1,7 +1,7 @@
-"""A rule for what is none of the classes: a prediction whose confidence is too low is called unknown.
+"""Rejection of images that belong to no class: predictions whose confidence is below a threshold.
 
-The confidence is that of the most probable class, the baseline of Hendrycks and Gimpel, 2017, arXiv:1610.02136. It is
-known to be sure of some things that it never saw, so the rule is shown with what it costs and with what it catches.
+The confidence is the maximum softmax probability, the baseline of Hendrycks and Gimpel, 2017, arXiv:1610.02136. Models
+are known to be confident about some images of no class, so the report shows how many are rejected.
 """
 
 from collections.abc import Mapping
@@ -14,65 +14,66 @@ from sklearn.metrics import roc_auc_score
 from transfer_learning.evaluation.intervals import wilson_interval
 from transfer_learning.storage.files import renamed
 
-EARLIER_NAMES = {
+EARLIER_NAMES = {  # of versions before 0.2
     "kept_share": "accepted_fraction",
     "num_right_called_unknown": "num_right_rejected",
     "num_wrong_called_unknown": "num_wrong_rejected",
     "called_unknown": "rejected_fraction",
     "told_apart": "auroc",
 }
-ACCEPTED_FRACTION = 0.95  # of the validation images, at the least, are not called unknown
+ACCEPTED_FRACTION = 0.95  # of the validation images, at least
 
 
 def threshold(confidences: np.ndarray) -> float:
-    """The confidence below which a prediction is called unknown, out of those of the validation images, 0..1."""
+    """Returns the rejection threshold for the confidences of validation images, one of them, 0..1."""
     return float(np.quantile(confidences, 1 - ACCEPTED_FRACTION, method="lower"))
 
 
-def measure(rejection_threshold: float, judged: pd.DataFrame, others: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What the rule costs on images of the classes, and what it catches of other images.
+def measure(rejection_threshold: float, table: pd.DataFrame, others: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Counts the rejected predictions among images of the classes and among images of no class.
 
     Args:
-        rejection_threshold: what `threshold` returned.
-        judged: what `predictions.table` returns, of images of the classes, one row or more.
-        others: confidences of images that are of no class, by the name of their kind, one or more each.
+        rejection_threshold: the result of `threshold`.
+        table: the result of `predictions.table` for images of the classes, one row or more.
+        others: confidences of images of no class, by the name of their kind, one or more each.
 
     Returns:
-        Plain numbers, ready for JSON: ``threshold``; ``accepted_fraction``, what it was chosen for; of the judged images
-        ``num_examples``, ``num_right`` and ``num_wrong``, and how many of these are called unknown,
-        ``num_right_rejected`` and ``num_wrong_rejected``; and in ``others`` for each kind ``num_images``, the
-        share ``rejected_fraction`` with its 95 % Wilson ``interval``, and ``auroc``, the chance that one of them is given
-        less confidence than a judged image (area under the ROC curve; 0.5 is none).
+        Plain numbers, ready for JSON: ``threshold``; ``accepted_fraction`` of the validation images; the numbers of
+        images of the classes ``num_examples``, ``num_right``, ``num_wrong``, ``num_right_rejected`` and
+        ``num_wrong_rejected``; and in ``others`` by kind ``num_images``, ``rejected_fraction`` with its 95 % Wilson
+        ``interval``, and ``auroc``: the probability that such an image gets a lower confidence than an image of the
+        classes; 0.5 is chance.
     """
-    confidence = judged["confidence"].to_numpy(np.float64)
-    is_right, is_unknown = (judged["label"] == judged["predicted"]).to_numpy(), confidence < rejection_threshold
+    confidence = table["confidence"].to_numpy(np.float64)
+    is_correct, is_rejected = (table["label"] == table["predicted"]).to_numpy(), confidence < rejection_threshold
     kinds = {}
     for name, values in others.items():
         values = np.asarray(values, np.float64)
-        num_caught = int(np.sum(values < rejection_threshold))
-        is_judged = np.repeat([True, False], [len(confidence), len(values)])
+        num_rejected = int(np.sum(values < rejection_threshold))
+        is_of_class = np.repeat([True, False], [len(confidence), len(values)])
         kinds[name] = {
             "num_images": len(values),
-            "rejected_fraction": num_caught / len(values),
-            "interval": wilson_interval(num_caught, len(values)),
-            "auroc": float(roc_auc_score(is_judged, np.concatenate([confidence, values]))),
+            "rejected_fraction": num_rejected / len(values),
+            "interval": wilson_interval(num_rejected, len(values)),
+            "auroc": float(roc_auc_score(is_of_class, np.concatenate([confidence, values]))),
         }
     return {
         "threshold": rejection_threshold,
         "accepted_fraction": ACCEPTED_FRACTION,
-        "num_examples": len(judged),
-        "num_right": int(is_right.sum()),
-        "num_wrong": int((~is_right).sum()),
-        "num_right_rejected": int((is_right & is_unknown).sum()),
-        "num_wrong_rejected": int((~is_right & is_unknown).sum()),
+        "num_examples": len(table),
+        "num_right": int(is_correct.sum()),
+        "num_wrong": int((~is_correct).sum()),
+        "num_right_rejected": int((is_correct & is_rejected).sum()),
+        "num_wrong_rejected": int((~is_correct & is_rejected).sum()),
         "others": kinds,
     }
 
 
 def read(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What `measure` returned, out of an ``evaluation.json`` of this or an earlier version; None where there is none."""
+    """Returns the result of `measure` from an ``evaluation.json`` of this or an earlier version; None without one."""
     values = evaluation.get("rejection", evaluation.get("unknown"))
     if not values:
         return None
     values = renamed(values, EARLIER_NAMES)
-    return values | {"others": {kind: renamed(row, EARLIER_NAMES) for kind, row in values["others"].items()}}
+    others = renamed(values["others"], {"classes held out": "unseen classes"})
+    return values | {"others": {kind: renamed(row, EARLIER_NAMES) for kind, row in others.items()}}

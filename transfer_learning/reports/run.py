@@ -126,7 +126,7 @@ def most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[dict[s
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``; lists become texts with commas."""
-    result = {}
+    result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
             result |= flat(value, f"{prefix}{name}.")

@@ -109,20 +109,20 @@ class RunDir:
     def csv_log(self) -> Path:
         return self.path / "csv_log.csv"
 
-    def predictions(self, split: str, in_views: bool = False) -> Path:
-        """id, label, predicted class, confidence and one column a class; of the plain images, or averaged over views."""
-        return self.path / "predictions" / f"{split}{'_views' * in_views}.csv"
+    def predictions(self, split: str, tta: bool = False) -> Path:
+        """One row per image: id, label, predicted class, confidence, probabilities; with or without augmentation."""
+        return self.path / "predictions" / f"{split}{'_views' if tta else ''}.csv"
 
-    def evaluation_of(self, split: str, in_views: bool = False) -> Path:
-        """What the verb `evaluate` writes about a split, of the plain images, or averaged over views."""
-        return self.path / f"evaluation_{split}{'_views' * in_views}.json"
+    def evaluation_of(self, split: str, tta: bool = False) -> Path:
+        """The results of `evaluate` for a split, with or without test-time augmentation."""
+        return self.path / f"evaluation_{split}{'_views' if tta else ''}.json"
 
     def comparison_of(self, split: str) -> Path:
-        """What `evaluate --paired` writes about a split, in a directory of its own."""
+        """The results of `evaluate --paired` for a split, in a directory of their own."""
         return self.path / f"comparison_{split}.json"
 
     def comparison_page_of(self, split: str) -> Path:
-        """The same as a page."""
+        """The report of `comparison_of`."""
         return self.path / f"comparison_{split}.html"
 
     @property

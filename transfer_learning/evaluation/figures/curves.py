@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from transfer_learning.evaluation.figures.style import (
@@ -110,8 +111,7 @@ def comparison(curves: Mapping[str, pd.DataFrame], reach: Sequence[float] = ()) 
     )
     names = readable(list(curves))
     with style():
-        figure = Figure(figsize=(10, 7.4), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+        figure = Figure(figsize=(10, 7.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         panels = figure.subplots(2, 2)
         panels[0, 0].sharey(panels[0, 1])
         clean_axes(*panels.flat)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -129,7 +130,7 @@ def hardware(table: pd.DataFrame) -> Figure:
         drawn[-1].set_xlabel(f"time, {name}")
         drawn[-1].set_xlim(0, max(time.max(), 1e-9))
         present = {stage for stage, *_ in stages}
-        marks = [
+        marks: list[Artist] = [
             Patch(color=colour, label=stage.replace("_", "-"))
             for stage, colour in OF_STAGES.items()
             if stage in present

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from transfer_learning.evaluation import predictions
@@ -38,7 +39,10 @@ def beside_grad_cam(image: np.ndarray, importance: np.ndarray) -> np.ndarray:
 
 
 def image_grid(
-    images: Sequence[np.ndarray], captions: Sequence[str], correct: Sequence[bool] | None = None, wide: int = 1
+    images: Sequence[np.ndarray] | np.ndarray,
+    captions: Sequence[str],
+    correct: Sequence[bool] | np.ndarray | None = None,
+    wide: int = 1,
 ) -> Figure:
     """Draws images in rows: correct predictions with a green frame and ✓, errors with a red frame and ✗.
 
@@ -51,7 +55,7 @@ def image_grid(
     Raises:
         ValueError: there are no images, or not one caption and one mark for each.
     """
-    marks = [None] * len(images) if correct is None else correct
+    marks = [None] * len(images) if correct is None else [bool(value) for value in correct]
     if not len(images) == len(captions) == len(marks) or len(images) == 0:
         raise ValueError(
             f"Expected one caption and one mark per image, and at least one image; got {len(images)} images, "
@@ -62,15 +66,16 @@ def image_grid(
     num_lines = max(text.count("\n") + 1 for text in captions)
     with style():
         width, height = 2.1 * wide, 1.95 + 0.16 * num_lines
-        figure = Figure(figsize=(width * num_columns, height * num_rows), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
+        figure = Figure(
+            figsize=(width * num_columns, height * num_rows), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
+        )
         grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
         for axes, image, text, right in zip(
             grid, images, captions, marks, strict=False
         ):  # the last row may have empty places
             axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 128 else "antialiased")
             axes.set(xticks=[], yticks=[])
-            mark, frame, colour = MARKS[None if right is None else bool(right)]
+            mark, frame, colour = MARKS[right]
             axes.spines[:].set(color=frame, linewidth=1 if right is None else 3)
             first, *others = [shortened(line, 30) for line in text.split("\n")]
             axes.set_title("\n".join([f"{mark}{first}", *others]), fontsize=8.5, pad=5, color=colour, parse_math=False)

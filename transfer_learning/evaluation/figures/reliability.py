@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from transfer_learning.evaluation.figures.style import BLUE, GREY, clean_axes, style
@@ -20,7 +21,7 @@ def reliability(calibration: Mapping[str, Any]) -> Figure:
     if calibration["temperature"] != 1:
         panels.append(("calibrated", calibration))
     with style():
-        figure = Figure(figsize=(4.2 * len(panels) + 0.3, 5.2), layout="constrained")
+        figure = Figure(figsize=(4.2 * len(panels) + 0.3, 5.2), layout=ConstrainedLayoutEngine(wspace=0.08))
         grid = figure.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False, height_ratios=(4, 1))
         for (title, measured), (axes, counts) in zip(panels, grid.T, strict=True):
             bins = measured["bins"]
@@ -59,6 +60,5 @@ def reliability(calibration: Mapping[str, Any]) -> Figure:
         first.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         first.set_ylabel("accuracy")
         figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-        figure.get_layout_engine().set(wspace=0.08)
         counts.set_ylabel("images")
     return figure
