@@ -4,7 +4,8 @@ Each is a pure function, and the first is the identity. Mirroring only moves pix
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from transfer_learning.errors import UserError, did_you_mean
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 CROP_SHARE = 0.875  # of the side, as 224 of 256 pixels in the ten crops of Krizhevsky et al. (2012)
 
 
-class Transform(NamedTuple):
+@dataclass(frozen=True)
+class Transform:
     """A crop, a mirroring, both, or the identity."""
 
     name: str

@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import binom, norm
 
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation.ensemble import aligned, paired_difference, right
+from transfer_learning.evaluation.ensemble import aligned, is_correct, paired_difference
 from transfer_learning.evaluation.intervals import difference_interval
 
 QUANTITIES = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -157,7 +157,7 @@ def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
         UserError: the runs were not judged on the same images.
     """
     tables = aligned({run.name: run.predictions for run in (*first, *second)})
-    both = np.array([right(table) for table in tables]).astype(int)
+    both = np.array([is_correct(table) for table in tables]).astype(int)
     differences = both[: len(first)].sum(axis=0) - both[len(first) :].sum(axis=0)
     seeds = []
     for one, other in zip(first, second, strict=True):
@@ -200,7 +200,7 @@ def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
         of any epoch, as median and range; ``epoch_seconds`` and ``images_per_second``, medians by phase; ``curves``; and
         ``runs``, the same of each seed.
     """
-    rates = np.array([right(table).mean() for table in aligned({run.name: run.predictions for run in runs})])
+    rates = np.array([is_correct(table).mean() for table in aligned({run.name: run.predictions for run in runs})])
     accuracy, num_images = float(rates.mean()), len(runs[0].predictions)
     highest = [float(run.history["val_accuracy"].max()) for run in runs]
     times = pd.concat([run.timings.drop_duplicates("epoch", keep="last") for run in runs])
