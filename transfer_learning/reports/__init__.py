@@ -1,1 +1,1 @@
-"""What people read in a browser: for each page a file that gathers its content, and a template."""
+"""Reports as web pages: for each a file that gathers its content, and a template."""

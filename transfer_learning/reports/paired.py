@@ -1,4 +1,4 @@
-"""What `evaluate --paired` found, as one page: two runs on the same images."""
+"""The report of `evaluate --paired`: two runs on the same images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,15 +7,16 @@ from typing import Any
 from transfer_learning.evaluation import ensemble
 from transfer_learning.reports.page import write_page
 
-NUM_NAMED = 50  # images of each list; a page is read by a person
+NUM_NAMED = 50  # images in a list
 
 
 def write_paired(comparison: Mapping[str, Any], results: Path, path: Path) -> None:
-    """Writes the page of a comparison.
+    """Writes the report of a paired comparison to `path`.
 
     Args:
-        comparison: what `members.compare_pair` returns and `results`, a file, holds.
+        comparison: the result of `ensembles.compare_pair`.
+        results: the JSON file that holds it.
     """
-    sentence = ensemble.describe(comparison, "A", "B")  # names of directories are long
+    sentence = ensemble.describe(comparison, "A", "B")
     content = {**comparison, "sentence": sentence, "num_named": NUM_NAMED, "results": results.name}
     write_page("paired.html", content, path)

@@ -54,7 +54,6 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
     try:
         matrix = np.array(evaluation["confusion_matrix"], dtype=np.int64)
         per_class = evaluation["per_class"]
-        # JSON keeps the order of per_class; class_names says it outright.
         class_names = [str(name) for name in evaluation.get("class_names", per_class)]
         content = {
             "dataset": str(config["dataset"]),
@@ -83,6 +82,8 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         ) from None
     notes = [as_note(note) for note in _read_json(run_dir.notes)] if run_dir.notes.exists() else None
     hardware = monitor.read_hardware(run_dir.hardware)
+    manifest = _read_csv(run_dir.manifest)
+    has_splits = manifest is not None and {"label", "split"} <= set(manifest.columns)
     return content | {
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
@@ -91,11 +92,11 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "history": _history(run_dir),
         "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
         "figures": _figures(run_dir.figures),
-        "mistakes": _most_confident_mistakes(run_dir.predictions(content["split"])),
-        "counts": _counts(run_dir.manifest, class_names),
-        "unseen_classes": _unseen_classes(run_dir.manifest),
-        "skipped": _reasons(run_dir.manifest, "problem"),
-        "ignored": _reasons(run_dir.ignored, "reason"),
+        "mistakes": _most_confident_errors(run_dir.predictions(content["split"])),
+        "counts": counts_by_class(manifest, class_names) if has_splits else None,
+        "unseen_classes": unseen_class_counts(manifest) if has_splits else {},
+        "skipped": _reasons(manifest, "problem"),
+        "ignored": _reasons(_read_csv(run_dir.ignored), "reason"),
         "notes": [note["text"] for note in notes] if notes is not None else None,
         "hardware": monitor.describe(hardware) if len(hardware) else None,
         "warnings": [note["text"] for note in notes or () if note["level"] == "warning"],
@@ -109,23 +110,23 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
 
 
 def most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The kinds of mistake, most frequent first: true and predicted class, count, share of the true class (0 to 1)."""
-    mistakes = matrix * ~np.eye(len(matrix), dtype=bool)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[: NUM_WORST if len(matrix) <= MAX_CLASSES else NUM_NAMED]
+    """The off-diagonal cells, highest count first: true and predicted class, count, share of the true class (0..1)."""
+    errors = matrix * ~np.eye(len(matrix), dtype=bool)
+    order = np.argsort(-errors, axis=None, kind="stable")[: NUM_WORST if len(matrix) <= MAX_CLASSES else NUM_NAMED]
     return [
         {
             "true": class_names[row],
             "predicted": class_names[column],
-            "count": int(mistakes[row, column]),
-            "share": mistakes[row, column] / matrix[row].sum(),
+            "count": int(errors[row, column]),
+            "share": errors[row, column] / matrix[row].sum(),
         }
         for row, column in zip(*np.unravel_index(order, matrix.shape), strict=True)
-        if mistakes[row, column]
+        if errors[row, column]
     ]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``; lists become texts with commas."""
+    """Flattens ``{"a": {"b": 1}}`` to ``{"a.b": "1"}``; lists become comma-separated texts."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -153,7 +154,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read_csv(path: Path) -> pd.DataFrame | None:
-    """All values as texts, because class names such as ``01`` and ``nan`` are names; None where there is no file."""
+    """Reads all values as texts, since ``01`` and ``nan`` may be class names; None without a file."""
     if not path.exists():
         return None
     try:
@@ -171,7 +172,7 @@ def _history(run_dir: RunDir) -> list[dict[str, str]]:
 
 
 def _figures(folder: Path) -> list[dict[str, Any]]:
-    """The figures of the table without the optional ones that the run has not drawn; ``picture`` None if damaged."""
+    """Returns the figures, without optional ones that the run has not drawn; ``picture`` is None if it is damaged."""
     return [
         {
             "name": name,
@@ -185,7 +186,7 @@ def _figures(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _most_confident_mistakes(path: Path) -> list[dict[str, Any]] | None:
+def _most_confident_errors(path: Path) -> list[dict[str, Any]] | None:
     if not path.exists():
         return None
     table = predictions.read(path)
@@ -194,24 +195,8 @@ def _most_confident_mistakes(path: Path) -> list[dict[str, Any]] | None:
     return worst[list(predictions.FIRST_COLUMNS)].to_dict("records")
 
 
-def _counts(path: Path, class_names: Sequence[str]) -> list[dict[str, Any]] | None:
-    manifest = _read_csv(path)
-    if manifest is None or not {"label", "split"} <= set(manifest.columns):
-        return None
-    return counts_by_class(manifest, class_names)
-
-
-def _unseen_classes(path: Path) -> dict[str, int]:
-    """Images by class, of the classes that were not learnt."""
-    manifest = _read_csv(path)
-    if manifest is None or not {"label", "split"} <= set(manifest.columns):
-        return {}
-    return unseen_class_counts(manifest)
-
-
-def _reasons(path: Path, column: str) -> list[tuple[str, str]] | None:
-    """(file, reason) of the rows that have a reason; None where the table is not there."""
-    table = _read_csv(path)
+def _reasons(table: pd.DataFrame | None, column: str) -> list[tuple[str, str]] | None:
+    """Returns (file, reason) of the rows that have a reason; None without a table."""
     if table is None or column not in table.columns:
         return None
     files = table["file"].where(table["file"] != "", table["id"]) if "id" in table.columns else table["file"]
@@ -219,7 +204,7 @@ def _reasons(path: Path, column: str) -> list[tuple[str, str]] | None:
 
 
 def _environment(path: Path) -> dict[str, Any] | None:
-    """Plain values, and lists of dicts (the sessions) as tables of their own."""
+    """Returns plain values, and lists of dicts (the sessions) as tables."""
     if not path.exists():
         return None
     environment = _read_json(path)
