@@ -155,7 +155,7 @@ def test_test_time_augmentation_is_averaged_into_the_run(runs, capsys):
     low, high = result["gain"]["difference_interval"]
     assert low <= result["gain"]["difference"] <= high
     assert 0 < result["seconds"]["before"] < result["seconds"]["after"]
-    for words in ("the average of 12 transforms", "12 forward passes per image", "times as long"):
+    for words in ("The average of 12 transforms", "12 forward passes per image", "times as long"):
         assert words in output, words
     assert "warning" not in output
 
@@ -230,7 +230,7 @@ def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):
     assert all(np.array_equal(one, other) for one, other in zip(network.model.get_weights(), expected, strict=True))
     accuracy = ensemble.is_correct(predictions.read(soup.predictions("val"))).mean()
     assert accuracy == max(row["soup_val_accuracy"] for row in rows if row["is_taken"])
-    assert "the soup " in output and "Soup of " in output and "added" in output
+    assert "The soup " in output and "Soup of " in output and "added" in output
 
     # Every command takes it for a run.
     assert soup.is_finished and "Model soup" in soup.report.read_text()

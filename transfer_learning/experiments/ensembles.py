@@ -52,7 +52,7 @@ def evaluate_tta(run: FinishedRun, split: str, transforms: Sequence[Transform]) 
             "seconds": {"before": seconds["plain"], "after": sum(seconds.values())},
         }
         logger.info(f"With test-time augmentation: {metrics.describe(evaluation)}")
-        logger.info(ensemble.describe(gain, "the plain image", f"the average of {len(transforms)} transforms"))
+        logger.info(ensemble.describe(gain, "the plain image", f"The average of {len(transforms)} transforms"))
         _log_cost(evaluation, len(transforms), "the plain image")
         _write(evaluation, table, run.run_dir, tta=True)
     return evaluation
@@ -97,7 +97,7 @@ def evaluate_ensemble(
     }
     logger.info(f"Ensemble of {len(runs)} runs: {metrics.describe(evaluation)}")
     why = "the first given" if best.val_accuracy is None else "best validation accuracy"
-    logger.info(ensemble.describe(gain, f"{best.name} ({why})", "the ensemble"))
+    logger.info(ensemble.describe(gain, f"{best.name} ({why})", "The ensemble"))
     _log_cost(evaluation, len(runs) * len(transforms), f"{best.name} alone")
     run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():

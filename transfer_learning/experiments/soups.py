@@ -80,7 +80,7 @@ def make_soup(runs: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]:
         write_json(run_dir.evaluation, evaluation)
         num_taken = sum(member["is_taken"] for member in members)
         logger.info(f"Soup of {num_taken} of {len(runs)} runs: {metrics.describe(evaluation)}")
-        sentence = ensemble.describe(gain, f"{best.name} (best validation accuracy)", "the soup")
+        sentence = ensemble.describe(gain, f"{best.name} (best validation accuracy)", "The soup")
         logger.info(sentence)
         notes = [
             f"The weights are the mean of those of {num_taken} of {len(runs)} finished runs; nothing was trained here, "
