@@ -35,7 +35,7 @@ def runs(small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     result = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "MISTAKES_NEEDED", 0)  # six validation images would be too few
+        patch.setattr(calibration, "MIN_ERRORS", 0)  # six validation images would be too few
         for name, changes in {"seed 0": {}, **OTHERS}.items():
             result[name] = RunDir(folder / name)
             run_experiment(dataclasses.replace(small_config, **SHORT, **changes), result[name])
@@ -45,7 +45,7 @@ def runs(small_config, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "MISTAKES_NEEDED", 0)
+    monkeypatch.setattr(calibration, "MIN_ERRORS", 0)
     return tmp_path
 
 

@@ -92,7 +92,7 @@ def test_few_errors_fit_no_temperature(num_mistakes):
     logits = np.tile(np.float32([[3.0, 0.0]]), (200, 1))
     labels = (np.arange(200) < num_mistakes).astype(int)
     temperature, sentence = calibration.fitted_temperature(logits, labels)
-    assert (temperature == 1) == (num_mistakes < calibration.MISTAKES_NEEDED)
+    assert (temperature == 1) == (num_mistakes < calibration.MIN_ERRORS)
     assert (f"{num_mistakes} errors among 200" in sentence) == (temperature == 1)
 
 

@@ -1,4 +1,4 @@
-"""Mean weights, by numbers worked out with NumPy."""
+"""Mean weights and greedy soups against numbers computed with NumPy."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ def weights_of(seed, dtype=np.float32):
 
 
 def test_a_soup_of_three_is_their_mean():
-    members = [weights_of(seed) for seed in range(3)]
-    for value, parts in zip(mean_weights(members), zip(*members, strict=True), strict=True):
+    candidates = [weights_of(seed) for seed in range(3)]
+    for value, parts in zip(mean_weights(candidates), zip(*candidates, strict=True), strict=True):
         assert value.dtype == np.float32
         assert np.array_equal(value, np.mean(np.array(parts, np.float64), axis=0).astype(np.float32))
 
@@ -29,16 +29,16 @@ def test_a_soup_of_a_network_with_itself_is_that_network_to_the_bit(small_config
     assert classifier.weights_digest() == before
 
 
-@pytest.mark.parametrize("members", [[], [weights_of(0), weights_of(0)[:2]], [[np.zeros(2)], [np.zeros(3)]]])
-def test_what_has_no_mean_is_refused(members):
+@pytest.mark.parametrize("candidates", [[], [weights_of(0), weights_of(0)[:2]], [[np.zeros(2)], [np.zeros(3)]]])
+def test_what_has_no_mean_is_refused(candidates):
     with pytest.raises(ValueError, match="no weights|differ"):
-        mean_weights(members)
+        mean_weights(candidates)
 
 
 def test_nothing_that_was_given_is_changed():
-    members = [weights_of(0), weights_of(1)]
-    mean_weights(members)
-    assert all(np.array_equal(old, new) for old, new in zip(members[0], weights_of(0), strict=True))
+    candidates = [weights_of(0), weights_of(1)]
+    mean_weights(candidates)
+    assert all(np.array_equal(old, new) for old, new in zip(candidates[0], weights_of(0), strict=True))
 
 
 def test_a_greedy_soup_leaves_out_what_makes_it_worse():
@@ -51,13 +51,13 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse():
             yield [np.float32([value])]
 
     def accuracy_of(weights):
-        assert len(asked) == len(tasted) + 1, "a member is loaded when its turn comes"
-        tasted.append(float(weights[0][0]))
-        return 1 - abs(tasted[-1] - 10) / 100
+        assert len(asked) == len(tried) + 1, "a network is loaded when its turn comes"
+        tried.append(float(weights[0][0]))
+        return 1 - abs(tried[-1] - 10) / 100
 
-    tasted = []
+    tried = []
     weights, steps = greedy_soup(one_by_one(), accuracy_of)
-    assert tasted == [9.0, 19.5, 10.0, 10.0]
+    assert tried == [9.0, 19.5, 10.0, 10.0]
     assert weights[0] == [10.0]
     assert [step.is_taken for step in steps] == [True, False, True, True]
     assert steps[0] == Step(0.99, True)

@@ -17,7 +17,7 @@ from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.intervals import wilson_interval
 
 NUM_BINS = 15  # of equal width, as in Guo et al.
-MISTAKES_NEEDED = 5  # among the validation images; with fewer the optimum is too uncertain
+MIN_ERRORS = 5  # among the validation images; with fewer the optimum is too uncertain
 RANGE = (0.05, 20.0)  # of the temperature
 MAX_IMAGES = 10_000  # enough to fit one number
 PART = 4096  # images per step, for the memory
@@ -35,10 +35,10 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, s
     """
     if not np.isfinite(logits).all():
         return 1.0, "Confidences not calibrated: the model outputs NaN or infinite values."
-    num_mistakes = int(np.sum(logits.argmax(axis=1) != labels))
-    if num_mistakes < MISTAKES_NEEDED:
+    num_errors = int(np.sum(logits.argmax(axis=1) != labels))
+    if num_errors < MIN_ERRORS:
         return 1.0, (
-            f"Confidences not calibrated: {num_mistakes} errors among {len(labels):,} validation images are too few "
+            f"Confidences not calibrated: {num_errors} errors among {len(labels):,} validation images are too few "
             "to fit a temperature."
         )
     thinned = slice(None, None, math.ceil(len(labels) / MAX_IMAGES))

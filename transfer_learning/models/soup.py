@@ -1,37 +1,37 @@
-"""A soup: one network whose weights are the mean of those of several (Wortsman et al., 2022, arXiv:2203.05482)."""
+"""Model soups: the mean of the weights of several networks (Wortsman et al., 2022, arXiv:2203.05482)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-# The settings that have to be alike for weights at the same place to mean the same.
+# The fields of a config that must be equal for weights to be averaged.
 ALIKE = ("backbone", "weights", "image_size", "input_size", "resize", "head")
 
 
 class Step(NamedTuple):
-    """What adding one member did."""
+    """The result of adding one network."""
 
-    accuracy: float  # of the soup with it, on the validation images
+    accuracy: float  # of the soup with it, on the validation images, 0..1
     is_taken: bool
 
 
-def mean_weights(members: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """The mean of all weights, summed in float64 and returned in the dtypes of the first member.
+def mean_weights(candidates: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Averages weights in float64 and returns them in the dtypes of the first network.
 
-    The moving statistics of BatchNorm are averaged like all others, as published. Where the backbone was pretrained they
-    are alike in all members, and stay what they are.
+    The moving statistics of BatchNorm are averaged too, as published; with a pretrained backbone they are all equal.
 
     Raises:
-        ValueError: no members, or shapes that differ.
+        ValueError: there are no networks, or their weights differ in number or shape.
     """
-    total, dtypes, count = None, [], 0
-    for weights in members:
+    total: list[np.ndarray] | None = None
+    dtypes, count = [], 0
+    for weights in candidates:
         if total is None:
             total, dtypes = [np.array(value, np.float64) for value in weights], [value.dtype for value in weights]
         else:
             if [value.shape for value in weights] != [value.shape for value in total]:
-                raise ValueError("The members' weights differ in number or shape.")
+                raise ValueError("The weights differ in number or shape.")
             for value, added in zip(total, weights, strict=True):
                 value += added
         count += 1
@@ -41,21 +41,21 @@ def mean_weights(members: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
 
 
 def greedy_soup(
-    members: Iterable[list[np.ndarray]], accuracy_of: Callable[[list[np.ndarray]], float]
+    candidates: Iterable[list[np.ndarray]], accuracy_of: Callable[[list[np.ndarray]], float]
 ) -> tuple[list[np.ndarray], list[Step]]:
-    """The greedy soup: each member is stirred in unless the soup gets worse by it.
+    """Makes a greedy soup: each network is added unless that lowers the accuracy.
 
     Args:
-        members: weights, the best network first; each is asked for once, and only when its turn comes.
-        accuracy_of: of a network with such weights, on images that none was trained on and none is judged by.
+        candidates: weights, the best network first; iterated once, lazily.
+        accuracy_of: returns the accuracy of given weights on images that are used neither for training nor testing.
 
     Returns:
-        The weights of the soup, and a step for each member.
+        The weights of the soup, and one step per network.
     """
     taken: list[list[np.ndarray]] = []
     soup: list[np.ndarray] = []
     best, steps = -np.inf, []
-    for weights in members:
+    for weights in candidates:
         tried = mean_weights([*taken, weights])
         accuracy = accuracy_of(tried)
         is_taken = accuracy >= best

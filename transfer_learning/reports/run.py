@@ -74,7 +74,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             "rejection": rejection.read(evaluation),
             "per_class": [(place, name, per_class[name]) for place, name in enumerate(class_names)],
             "confused": most_confused(matrix, class_names),
-            "num_mistakes": int(matrix.sum() - np.trace(matrix)),
+            "num_errors": int(matrix.sum() - np.trace(matrix)),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -92,7 +92,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "history": _history(run_dir),
         "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
         "figures": _figures(run_dir.figures),
-        "mistakes": _most_confident_errors(run_dir.predictions(content["split"])),
+        "errors": _most_confident_errors(run_dir.predictions(content["split"])),
         "counts": counts_by_class(manifest, class_names) if has_splits else None,
         "unseen_classes": unseen_class_counts(manifest) if has_splits else {},
         "skipped": _reasons(manifest, "problem"),
