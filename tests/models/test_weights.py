@@ -1,17 +1,13 @@
-"""Digests, downloads and Keras' HDF5 files: what is not whole or not plain arrays is refused in a sentence."""
+"""Digests and Keras' HDF5 files: what is not whole or not plain arrays is refused in a sentence."""
 
-import contextlib
 import hashlib
-import socket
-import threading
 
 import h5py
 import numpy as np
 import pytest
 
 from transfer_learning.errors import UserError
-from transfer_learning.models import weights
-from transfer_learning.models.weights import downloaded_file, load_keras_weights, weights_digest
+from transfer_learning.models.weights import load_keras_weights, weights_digest
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Digests
@@ -41,93 +37,6 @@ def test_weights_digest_tells_apart(other):
 def test_weights_digest_is_that_of_the_values_however_they_lie_in_memory():
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert weights_digest([array.astype(">f4")]) == weights_digest([array]) == weights_digest([array.T.copy().T])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Download
-
-CONTENT = b"weights" * 1000
-MD5, SHA256 = hashlib.md5(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture
-def models_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setenv("no_proxy", "*")
-    return tmp_path / "keras" / "models"
-
-
-@pytest.mark.parametrize("digest", [MD5, SHA256])
-def test_file_is_downloaded_once(digest, models_folder, tmp_path, capsys):
-    published = tmp_path / "published.h5"
-    published.write_bytes(CONTENT)
-    path = downloaded_file("w.h5", published.as_uri(), digest, "wait")
-    assert path == models_folder / "w.h5" and path.read_bytes() == CONTENT
-    assert f"Downloading {len(CONTENT)} bytes from file://" in capsys.readouterr().out
-    published.unlink()
-    assert downloaded_file("w.h5", published.as_uri(), digest, "wait") == path
-    assert capsys.readouterr().out == ""
-    assert [entry.name for entry in models_folder.iterdir()] == ["w.h5"]
-
-
-@contextlib.contextmanager
-def server_that_says(answer):
-    """Yields the URL of a server that sends these bytes to the first to ask, and closes; None: it never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        done = threading.Event()
-
-        def serve():
-            connection, _ = listener.accept()
-            with connection:
-                if answer is None:
-                    done.wait(30)
-                else:
-                    connection.recv(1 << 16)
-                    connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/w.h5"
-        finally:
-            done.set()
-            thread.join()
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        None,
-        b"HTTP/1.0 404 Not Found\r\n\r\n",
-        b"HTTP/1.0 200 OK\r\nContent-Length: 7000\r\n\r\n" + CONTENT[:-1],
-        b"HTTP/1.0 200 OK\r\n\r\n<html>please log in</html>",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\nabc",
-        b"no HTTP at all",
-        b"",
-    ],
-    ids=["silent", "404", "cut", "other file", "cut chunk", "not HTTP", "closed"],
-)
-def test_download_that_fails_says_what_to_do_and_leaves_nothing(answer, models_folder, monkeypatch):
-    monkeypatch.setattr(weights, "DOWNLOAD_TIMEOUT_SECONDS", 0.3)
-    with server_that_says(answer) as url, pytest.raises(UserError) as caught:
-        downloaded_file("w.h5", url, MD5, otherwise="use --weights none")
-    for part in ("w.h5", url, str(models_folder), "use --weights none"):
-        assert part in str(caught.value)
-    assert list(models_folder.iterdir()) == []
-
-
-def test_refused_connection_says_what_to_do(models_folder):
-    with pytest.raises(UserError, match="could not be fetched"):
-        downloaded_file("w.h5", "http://127.0.0.1:1/w.h5", MD5, "wait")
-    assert list(models_folder.iterdir()) == []
-
-
-def test_damaged_file_in_the_cache_is_named_and_kept(models_folder):
-    models_folder.mkdir(parents=True)
-    (models_folder / "w.h5").write_bytes(CONTENT + b"!")
-    with pytest.raises(UserError, match="w.h5 is damaged"):
-        downloaded_file("w.h5", "http://127.0.0.1:1/w.h5", MD5, "wait")
-    assert (models_folder / "w.h5").read_bytes() == CONTENT + b"!"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,9 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
-
 from transfer_learning.errors import UserError
+from transfer_learning.machine.resources import total_bytes, usable_cores
 from transfer_learning.storage.files import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -70,16 +69,11 @@ def describe_machine() -> dict[str, Any]:
         name, flags = values.get("model name", name), values.get("flags", "")
     return {
         "processor": name,
-        "cores": num_cores(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "cores": usable_cores(),
+        "memory_gb": round(total_bytes() / 1e9),
         # TensorFlow's own rule where TF_ENABLE_ONEDNN_OPTS is not set
         "onednn_by_itself": "avx512_vnni" in flags.split(),
     }
-
-
-def num_cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_child(

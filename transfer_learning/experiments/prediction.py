@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
+from transfer_learning.machine.resources import usable_cores
 
 if TYPE_CHECKING:
     from transfer_learning.models.classifier import Classifier

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from transfer_learning.errors import UserError
+from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +82,7 @@ def set_up_devices(precision: str, seed: int, begun_with: Mapping[str, Any] = Ma
 
 
 def _available_threads() -> int:
-    """The processors that this process may use, which a container or a batch system may have cut down."""
-    if asked := os.environ.get("TF_NUM_INTRAOP_THREADS", ""):
-        return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or usable_cores())
 
 
 def _set_threads(threads: int) -> int:

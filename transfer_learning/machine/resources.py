@@ -1,5 +1,6 @@
-"""The memory that this process may use: the machine's, or less where a container or a batch system has cut it down."""
+"""Processor cores and memory that this process may use: the machine's, or less in a container or a batch job."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +13,11 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 NO_LIMIT = 2**60  # version 1 has a number for it, somewhat below 2^63
 VERSION_2 = "memory.max", "memory.current", "inactive_file"
+
+
+def usable_cores() -> int:
+    """Number of processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def total_bytes() -> int:

@@ -23,7 +23,8 @@ from transfer_learning.errors import UserError, did_you_mean
 from transfer_learning.models.keras_applications import APPLICATIONS
 from transfer_learning.models.networks import efficientnet_lite0, resnet
 from transfer_learning.models.pytorch_weights import PyTorchWeights, load_state_dict
-from transfer_learning.models.weights import downloaded_file, file_digest, keras_models_folder, load_keras_weights
+from transfer_learning.models.weights import keras_models_folder, load_keras_weights
+from transfer_learning.storage.download import download, file_digest
 
 if TYPE_CHECKING:
     import keras
@@ -295,9 +296,9 @@ def _weights_path(row: Backbone, weights: str) -> Path | None:
         )
     if row.weights_package is not None:
         return _packaged_weights_path(row)
-    return downloaded_file(
-        row.weights_file,
+    return download(
         row.weights_url,
+        keras_models_folder() / row.weights_file,
         row.weights_digest,
         otherwise="use --backbone efficientnet_lite0, whose weights are installed with this program, or --weights none",
     )

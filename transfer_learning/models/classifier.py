@@ -16,13 +16,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import psutil
 import scipy.special
 import tensorflow as tf
 
 from transfer_learning.cli.formatting import size
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
+from transfer_learning.machine.resources import available_bytes
 from transfer_learning.models.backbones import build_backbone, find_backbone
 from transfer_learning.models.inference_graph import InferenceFunction
 from transfer_learning.models.weights import check_hdf5, weights_digest
@@ -287,7 +287,7 @@ def _check_head(widths: Sequence[int], max_weights: int | None) -> None:
     num_weights = sum((before + 1) * after for before, after in itertools.pairwise(widths))
     if max_weights is not None and num_weights > max_weights:
         raise ValueError(f"its head would have {num_weights:,} weights, and the file holds {max_weights:,}")
-    if 4 * num_weights > max(10**9, available := psutil.virtual_memory().available):
+    if 4 * num_weights > max(10**9, available := available_bytes()):
         raise UserError(
             f"A head of {', '.join(map(str, widths[1:]))} outputs has {num_weights:,} weights, which take "
             f"{size(4 * num_weights)}, and {size(available)} of memory are available; give a narrower --head."

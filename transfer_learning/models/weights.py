@@ -5,12 +5,8 @@ Published files are downloaded once and known by their digest; HDF5 files are th
 """
 
 import hashlib
-import http.client
 import os
 import re
-import shutil
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -18,9 +14,6 @@ from typing import BinaryIO
 import numpy as np
 
 from transfer_learning.errors import UserError
-from transfer_learning.storage.files import written_atomically
-
-DOWNLOAD_TIMEOUT_SECONDS = 20  # for the connection and for each read: a dead network answers, a slow one finishes
 
 
 def weights_digest(variables_or_arrays: Iterable) -> str:
@@ -35,12 +28,6 @@ def weights_digest(variables_or_arrays: Iterable) -> str:
     return digest.hexdigest()
 
 
-def file_digest(path: Path, expected: str) -> str:
-    """Returns the digest (hex) of a file by the algorithm of `expected`: md5 where it has 32 digits, else sha256."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5" if len(expected) == 32 else "sha256").hexdigest()
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Download
 
@@ -48,41 +35,6 @@ def file_digest(path: Path, expected: str) -> str:
 def keras_models_folder() -> Path:
     """Returns the folder where Keras keeps downloaded weights: ~/.keras/models, or KERAS_HOME/models."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
-
-
-def downloaded_file(file_name: str, url: str, digest: str | None, otherwise: str) -> Path:
-    """Returns the path of a published weights file, downloaded at the first call into `keras_models_folder()`.
-
-    digest: md5 or sha256 (hex) of the file; None: not published. otherwise: what the user can do, for the message.
-    Raises UserError where the file cannot be had, or is not the published one; nothing partial stays behind.
-    """
-    path = keras_models_folder() / file_name
-    if path.exists():
-        if digest is not None and file_digest(path, digest) != digest:
-            raise UserError(
-                f"{path} is damaged: its digest is not the published {digest}; delete it and run again (it is fetched "
-                f"from {url}), or {otherwise}."
-            )
-        return path
-    try:
-        with (
-            written_atomically(path) as temporary,
-            urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_SECONDS) as response,
-            open(temporary, "wb") as file,
-        ):
-            print(f"Downloading {response.headers.get('Content-Length', 'an unknown number of')} bytes from {url}")
-            shutil.copyfileobj(response, file, 1 << 20)
-            file.flush()
-            if digest is not None and file_digest(temporary, digest) != digest:
-                raise OSError(f"what was sent is not the published file with digest {digest}")
-    except (OSError, http.client.HTTPException) as problem:  # URLError and timeouts are OSErrors
-        if isinstance(problem, urllib.error.HTTPError):
-            problem.close()  # it is an open connection, too
-        raise UserError(
-            f"The weights file {file_name} could not be fetched ({problem}); download {url} by hand and put it into "
-            f"{path.parent}, or {otherwise}."
-        ) from problem
-    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------

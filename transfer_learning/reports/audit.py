@@ -18,9 +18,10 @@ from transfer_learning.datasets.audit.findings import COLOURS, DECIDED, KINDS, A
 from transfer_learning.datasets.corrections import COLUMNS, Corrections
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decoding.decode import decode
-from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
+from transfer_learning.machine.resources import usable_cores
 from transfer_learning.reports.page import counts_by_class, unseen_class_counts, write_page
 from transfer_learning.storage.files import write_text
 

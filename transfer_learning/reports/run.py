@@ -1,6 +1,5 @@
 """The report of a run: reads the JSON, CSV and PNG files of its directory, writes a self-contained `report.html`."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from transfer_learning.evaluation import predictions, rejection
 from transfer_learning.evaluation.figures.table import FIGURES, MAX_CLASSES
 from transfer_learning.machine import monitor
 from transfer_learning.reports.page import counts_by_class, embedded, number, unseen_class_counts, write_page
+from transfer_learning.storage.files import read_json
 from transfer_learning.storage.notes import as_note
 from transfer_learning.storage.run_directory import RunDir
 
@@ -40,7 +40,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
     Raises:
         UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
     """
-    config = _read_json(run_dir.config)
+    config = read_json(run_dir.config)
     if not isinstance(config, dict) or "dataset" not in config:
         raise UserError(
             f"{run_dir.config} names no dataset, so it is not the config of a run; give a directory that `run` made."
@@ -50,7 +50,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             f"{run_dir.path} has no {run_dir.evaluation.name}, so its run is not finished; continue it with "
             f"python -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
         )
-    evaluation = _read_json(run_dir.evaluation)
+    evaluation = read_json(run_dir.evaluation)
     try:
         matrix = np.array(evaluation["confusion_matrix"], dtype=np.int64)
         per_class = evaluation["per_class"]
@@ -80,7 +80,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         raise UserError(
             f"{run_dir.evaluation} is not what `run` writes (at {error}); restore it, or evaluate the run again."
         ) from None
-    notes = [as_note(note) for note in _read_json(run_dir.notes)] if run_dir.notes.exists() else None
+    notes = [as_note(note) for note in read_json(run_dir.notes)] if run_dir.notes.exists() else None
     hardware = monitor.read_hardware(run_dir.hardware)
     manifest = _read_csv(run_dir.manifest)
     has_splits = manifest is not None and {"label", "split"} <= set(manifest.columns)
@@ -90,7 +90,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "num_named": NUM_NAMED,
         "max_classes": MAX_CLASSES,
         "history": _history(run_dir),
-        "stages": _read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
+        "stages": read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
         "figures": _figures(run_dir.figures),
         "errors": _most_confident_errors(run_dir.predictions(content["split"])),
         "counts": counts_by_class(manifest, class_names) if has_splits else None,
@@ -142,15 +142,6 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "none" if value in (None, "", {}) else str(value)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; give a directory that `run` made.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({error}), so it is damaged; restore it, or run again.") from None
 
 
 def _read_csv(path: Path) -> pd.DataFrame | None:
@@ -207,7 +198,7 @@ def _environment(path: Path) -> dict[str, Any] | None:
     """Returns plain values, and lists of dicts (the sessions) as tables."""
     if not path.exists():
         return None
-    environment = _read_json(path)
+    environment = read_json(path)
     lists = {
         name: [flat(entry) for entry in value]
         for name, value in environment.items()

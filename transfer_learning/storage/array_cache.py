@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer_learning.cli.formatting import megabytes
-from transfer_learning.machine.resources import available_bytes
+from transfer_learning.machine.resources import available_bytes, usable_cores
 from transfer_learning.storage.cache_index import INDEX, JOURNAL, VERSION, layout_text, open_index, parse_facts
 from transfer_learning.storage.locks import exclusive_lock, lock_shared
 
@@ -132,9 +132,7 @@ class ArrayCache:
             OSError: the index cannot be read.
         """
         positions, damaged = np.full(len(keys), -1, np.int64), {}
-        with ThreadPoolExecutor(
-            max(4, os.cpu_count() or 1)
-        ) as threads:  # reading and zlib are outside of Python's lock
+        with ThreadPoolExecutor(max(4, usable_cores())) as threads:  # reading and zlib are outside of Python's lock
             for start in range(0, len(keys), KEYS_AT_ONCE):
                 rows = self._find(keys[start : start + KEYS_AT_ONCE], "number, offset, length, crc32, key, note")
                 # In the order of the file, which is what a disk reads fastest.

@@ -1,6 +1,7 @@
 """The datasets with a name: real ones that are installed, and those that lie in a folder or come from far away."""
 
 import gzip
+import hashlib
 import importlib
 import json
 import struct
@@ -8,6 +9,7 @@ import struct
 import numpy as np
 import pytest
 
+from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning import prepare, run
 from transfer_learning.cli.parser import run_main
@@ -80,15 +82,18 @@ def test_fashion_mnist_is_found_where_debian_lays_it(tmp_path, monkeypatch):
     assert len(load_dataset("fashion_mnist", tmp_path / "data").examples) == 40
 
 
-def test_fashion_mnist_is_downloaded_where_a_file_is_missing(tmp_path, monkeypatch):
-    import keras
-
-    arrays = tuple((np.zeros((n, 28, 28), np.uint8), np.arange(n, dtype=np.uint8) % 10) for n in (20, 10))
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
-    monkeypatch.setattr(keras.datasets.fashion_mnist, "load_data", lambda: arrays)
+def test_files_of_fashion_mnist_that_are_missing_are_downloaded(tmp_path, monkeypatch):
+    lay_fashion(tmp_path / "published")
     lay_fashion(tmp_path / "fashion_mnist")
     (tmp_path / "fashion_mnist" / TRAIN_IMAGES).unlink()
-    assert len(load_dataset("fashion_mnist", tmp_path).examples) == 30
+    for name in ("DEBIAN_FOLDER", "KERAS_FOLDER"):
+        monkeypatch.setattr(fashion_mnist, name, tmp_path / "no such")
+    monkeypatch.setattr(fashion_mnist, "URL", (tmp_path / "published").as_uri())
+    with pytest.raises(UserError, match="digest .* is not"):
+        load_dataset("fashion_mnist", tmp_path)
+    content = (tmp_path / "published" / TRAIN_IMAGES).read_bytes()
+    monkeypatch.setitem(fashion_mnist.MD5, TRAIN_IMAGES, hashlib.md5(content).hexdigest())
+    assert len(load_dataset("fashion_mnist", tmp_path).examples) == 40
 
 
 WHOLE = idx(np.zeros((30, 28, 28)))
@@ -140,7 +145,7 @@ def test_pharma_reads_the_layout_of_the_archive_from_any_of_its_folders(depth, t
     assert all(example.split == "" for example in dataset.examples)
 
 
-def test_pharma_is_downloaded_where_its_folder_is_not_there(tmp_path, monkeypatch, capsys):
+def test_pharma_is_downloaded_where_its_folder_is_missing(tmp_path, monkeypatch):
     import kagglehub
 
     asked = []
@@ -150,10 +155,11 @@ def test_pharma_is_downloaded_where_its_folder_is_not_there(tmp_path, monkeypatc
         return str(lay_pharma(tmp_path / "kaggle"))
 
     monkeypatch.setattr(kagglehub, "dataset_download", download)
+    said = log_messages()
     dataset = load_dataset("pharma", tmp_path / "data")
     assert len(dataset.examples) == 20 and dataset.name == "pharma"
     assert asked == ["vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images"]
-    assert "downloaded from Kaggle" in capsys.readouterr().out
+    assert said == [f"Downloading {pharma.KAGGLE_NAME} from Kaggle, since {tmp_path / 'data' / 'pharma'} is missing."]
 
 
 @pytest.mark.parametrize("missing", ["Alaxan", "Fish Oil"])

@@ -14,11 +14,12 @@ import PIL
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.datasets.dataset import Dataset, Example, Source
 from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
-from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
-from transfer_learning.storage.rows import Rows
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.array_cache import ArrayCache, CachedRows
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.cache_index import PIXELS, EntrySpec
+from transfer_learning.storage.rows import Rows
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import numpy as np
 from transfer_learning.datasets.dataset import Dataset, Source
 from transfer_learning.datasets.decoding.decode import content_hash, decode
 from transfer_learning.datasets.decoding.pixel_cache import pixel_format
-from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.cache import Cache
 
 NUM_IMAGES = 64

@@ -38,11 +38,6 @@ COMMAND = (
 PACKAGE_PARENT = str(Path(__file__).parents[3])
 
 
-def usable_cores() -> int:
-    """The processors that this process may use, which a container or a batch system may have cut down."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class DecodeWorkers:
     """Processes that decode image files; a context manager, which several threads may use at once.
 

@@ -4,10 +4,7 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 200
 """
 
 import io
-import os
 import tarfile
-import tempfile
-import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +17,7 @@ from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.sources import folder
 from transfer_learning.datasets.sources.archive import entries
 from transfer_learning.errors import UserError
+from transfer_learning.storage.download import download
 from transfer_learning.storage.pickled import read_pickle
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -54,7 +52,7 @@ class Form(NamedTuple):
 
 def load(data_dir: Path) -> Dataset:
     """Reads ``data_dir/cifar10``: the binary or the python version, packed or unpacked, or PNG files in
-    ``train/CLASS`` and ``test/CLASS``; where none is there, the python version is downloaded to it with Keras.
+    ``train/CLASS`` and ``test/CLASS``; where none is there, the python version is downloaded to it.
 
     Archives are read where they are. Both versions give the same examples; PNG files have hashes of their own, and so
     another validation split.
@@ -69,7 +67,8 @@ def load(data_dir: Path) -> Dataset:
                 return _dataset(form, source)
     if (root / "train").is_dir() and (root / "test").is_dir():
         return _of_folders(root)
-    return _dataset(PYTHON, _download(root / PYTHON.archive))
+    by_hand = "put its images there as train/CLASS/*.png and test/CLASS/*.png; --dataset digits works now"
+    return _dataset(PYTHON, download(URL, root / PYTHON.archive, SHA256, by_hand))
 
 
 def read_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -151,24 +150,3 @@ def _of_folders(root: Path) -> Dataset:
             f"folders train and test ({', '.join(CLASS_NAMES)}), so rename them, or give the folder itself to --dataset."
         )
     return replace(dataset, name="cifar10")
-
-
-def _download(archive: Path) -> Path:
-    import keras
-
-    root = archive.parent
-    root.mkdir(parents=True, exist_ok=True)
-    print(f"cifar10: {root} holds it in no form, so {archive.name} is downloaded.")
-    # To another place first: a download that is killed would pass for the archive.
-    with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as unfinished:
-        try:
-            path = keras.utils.get_file(archive.name, URL, file_hash=SHA256, cache_dir=unfinished, cache_subdir="")
-        except Exception as error:  # Keras wraps whatever the network raised in a bare Exception
-            reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
-            raise UserError(
-                f"CIFAR-10 is not in {root} and cannot be downloaded ({reason}); put {PYTHON.archive} or "
-                f"{FORMS[0].archive} from www.cs.toronto.edu/~kriz/cifar.html there, or its images as train/CLASS/*.png and "
-                "test/CLASS/*.png; --dataset digits works now."
-            ) from None
-        os.replace(path, archive)
-    return archive

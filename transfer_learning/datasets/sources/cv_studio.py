@@ -23,10 +23,10 @@ from PIL import Image
 
 from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
 from transfer_learning.datasets.decoding.decode import FORMATS, content_hash, decode, read_file, seen_size, upright
-from transfer_learning.datasets.decoding.workers import usable_cores
 from transfer_learning.datasets.sources import s3
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
+from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.files import written_atomically
 
 ANNOTATIONS = "_annotations.json"

@@ -11,7 +11,6 @@ Only Pillow and NumPy are used. Pictures are in image coordinates: x to the righ
 
 import colorsys
 import math
-import os
 import shutil
 import time
 import uuid
@@ -27,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.sources.folder import read
 from transfer_learning.errors import UserError
+from transfer_learning.machine.resources import usable_cores
 
 VERSION = 1  # of what is drawn: raise it with every change of a pixel, and the sets on disk are drawn again
 NUM_IMAGES_PER_CLASS = 120
@@ -707,7 +707,7 @@ def write(
     try:
         for name in CLASS_NAMES:
             (drawing / name).mkdir(parents=True)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
             jobs = [pool.submit(_save, drawing, name, n + 1) for name in CLASS_NAMES for n in range(num_per_class)]
             try:
                 for done, job in enumerate(as_completed(jobs), start=1):

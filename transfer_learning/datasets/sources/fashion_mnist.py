@@ -12,26 +12,42 @@ import numpy as np
 
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.errors import UserError
+from transfer_learning.storage.download import download
 
 CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist lays the files
 MOST_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
+KERAS_FOLDER = Path("~/.keras/datasets/fashion-mnist").expanduser()  # where Keras puts its downloads
+URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
+MD5 = {  # as published with the dataset
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads the four IDX files from ``data_dir/fashion_mnist`` or Debian's package, else lets Keras download them.
+    """Reads the four IDX files from ``data_dir/fashion_mnist``, Debian's package or Keras' folder, or downloads them.
 
     Raises:
-        UserError: a file is damaged, or there are none and the download is out of reach.
+        UserError: a file is damaged, or there are none and the download fails.
     """
-    for folder in (data_dir / "fashion_mnist", DEBIAN_FOLDER):
-        if all((folder / name).is_file() for names in FILES.values() for name in names):
-            return _dataset({split: tuple(read_idx(folder / name) for name in names) for split, names in FILES.items()})
-    return _dataset(_download(data_dir))
+    own = data_dir / "fashion_mnist"
+    folders = [
+        folder for folder in (own, DEBIAN_FOLDER, KERAS_FOLDER) if all((folder / name).is_file() for name in MD5)
+    ]
+    if not folders:
+        otherwise = "install Debian's package dataset-fashion-mnist; --dataset digits works now"
+        for name, md5 in MD5.items():
+            if not (own / name).is_file():
+                download(f"{URL}/{name}", own / name, md5, otherwise)
+    folder = folders[0] if folders else own
+    return _dataset({split: tuple(read_idx(folder / name) for name in names) for split, names in FILES.items()})
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -52,20 +68,6 @@ def read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(content, np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}); fetch it again, or delete it to have it downloaded.") from None
-
-
-def _download(data_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    import keras
-
-    try:
-        train, test = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:  # Keras wraps whatever the network raised in a bare Exception
-        raise UserError(
-            f"Fashion-MNIST cannot be downloaded ({error}); put its four *-ubyte.gz files into "
-            f"{data_dir / 'fashion_mnist'}, or install Debian's package dataset-fashion-mnist; "
-            "--dataset digits works now."
-        ) from None
-    return {"train": train, "test": test}
 
 
 def _dataset(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:

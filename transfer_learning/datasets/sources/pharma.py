@@ -3,13 +3,16 @@
 Source: Kaggle, vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images; public, fetched without an account.
 """
 
-import textwrap
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.sources import folder
 from transfer_learning.errors import UserError, needs_extra
+from transfer_learning.storage.download import not_downloaded
+
+logger = logging.getLogger(__name__)
 
 KAGGLE_NAME = "vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images"
 CLASS_NAMES = (
@@ -46,13 +49,9 @@ def _download(root: Path) -> Path:
     with needs_extra("kaggle"):
         import kagglehub
 
-    print(f"pharma: {root} is not there, so {KAGGLE_NAME} is downloaded from Kaggle.")
+    logger.info(f"Downloading {KAGGLE_NAME} from Kaggle, since {root} is missing.")
     try:
         return Path(kagglehub.dataset_download(KAGGLE_NAME))  # draws its own progress bar
     except Exception as error:  # kagglehub passes on what requests, the archive and Kaggle's API raise
-        reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
-        raise UserError(
-            f"The dataset pharma is not in {root} and cannot be downloaded ({reason}); unpack "
-            f"kaggle.com/datasets/{KAGGLE_NAME} into {root}, or run with --dataset drawn_pills, "
-            "which needs no download."
-        ) from None
+        by_hand = f"unpack kaggle.com/datasets/{KAGGLE_NAME} into {root}, or use --dataset drawn_pills"
+        raise not_downloaded("The dataset pharma", error, by_hand) from None
