@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, FIGURES, GROWTH, Case, Entry
-from transfer_learning.experiments.measurements import MeasurementFailed, num_cores, number, run_child
+from transfer_learning.experiments.measurements import MeasurementFailed, number, run_child
+from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.files import write_json
 
 logger = logging.getLogger("transfer_learning.benchmarks")  # the console shows the messages of the package
@@ -71,7 +72,7 @@ def measure(case: Case, entry: Entry, flags: argparse.Namespace) -> dict[str, An
     options = {
         "--scratch": scratch,
         "--seconds": flags.seconds,
-        "--threads": num_cores(),
+        "--threads": usable_cores(),
         "--epochs": min(flags.epochs, case.max_epochs),
     }
     arguments = [entry.job, *(str(word) for option in options.items() for word in option), *needed, *entry.flags]

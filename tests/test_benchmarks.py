@@ -12,7 +12,8 @@ from benchmarks import measure, tables
 from benchmarks.cases import CASES, FIGURES, Case, Entry
 from tests.support import ROOT
 from transfer_learning.cli.parser import run_main
-from transfer_learning.experiments.measurements import MeasurementFailed, num_cores, number, run_child
+from transfer_learning.experiments.measurements import MeasurementFailed, number, run_child
+from transfer_learning.machine.resources import usable_cores
 
 OURS, THEIRS, ABSENT = (
     Entry("ours", "ours", "work"),
@@ -85,7 +86,7 @@ def test_tables_hold_what_was_measured(children, tmp_path, capsys):
     assert "| ours | 3 | 4.00 (1.00-5.00) | 1.00 | 8.00 (5.00-9.00) | 1.00 | 2.00 | 123 | 50.0 % |" in table
     assert "| theirs | 3 | 3.00 (2.00-6.00) | 0.75 | 8.00 (7.00-11.0) | 1.00 | 2.00 | 123 | 50.0 % |" in table
     assert "Left out: some work: absent (no_such_package not found by --peers-python" in table
-    assert f"{num_cores()} cores" in table and "tensorflow 2." in table and "--repeats 3" in table
+    assert f"{usable_cores()} cores" in table and "tensorflow 2." in table and "--repeats 3" in table
 
 
 def test_more_images_a_second_are_better(children, tmp_path, monkeypatch):
