@@ -55,7 +55,7 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
     """
     config = RECIPES[dataset]()
     devices = set_up_devices(config.precision, config.seed)
-    classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), weights="none")
+    classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), initial_weights="none")
     window = seconds / WINDOWS
     size = config.stored_size
 
