@@ -14,7 +14,8 @@ import pandas as pd
 from PIL import Image
 
 from transfer_learning.config import RESIZES, RunConfig
-from transfer_learning.datasets.audit.findings import COLOURS, DECIDED, KINDS, Audit
+from transfer_learning.datasets.audit.findings import COLOURS, Audit
+from transfer_learning.datasets.audit.kinds import KINDS, REVIEWED
 from transfer_learning.datasets.corrections import COLUMNS, Corrections
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decoding.decode import decode
@@ -73,7 +74,7 @@ def write_audit(
     folder.mkdir(parents=True, exist_ok=True)
     table = audit.files.drop(columns=["quality"]).rename(columns={"num_bytes": "bytes"})
     write_text(written.table, table.to_csv(index=False, lineterminator="\n", float_format="%.3f"))
-    doubtful = audit.doubtful()
+    doubtful = audit.to_review()
     doubtful = doubtful[~doubtful["id"].isin(_decided_ids(decided))]
     rows = pd.concat([_decided_rows(decided, audit), doubtful.assign(action="keep")], ignore_index=True)
     write_text(written.corrections, rows[list(COLUMNS)].to_csv(index=False, lineterminator="\n", float_format="%.3f"))
@@ -122,14 +123,14 @@ def page_content(
             "kind": kind,
             "count": count,
             "meaning": KINDS[kind],
-            "is_decided": kind in DECIDED,
+            "is_decided": kind in REVIEWED,
             "rows": _named_rows(audit.of_kind(kind).head(NUM_NAMED)),
         }
         for kind, count in audit.counts.items()
     ]
-    likely = audit.of_kind("likely label error")
+    likely = audit.of_kind("label issue")
     likely = likely[likely["id"].isin(doubtful["id"])].sort_values("quality", kind="stable")
-    odd = audit.findings[audit.findings["kind"].isin(("outlier", "of one colour", "elongated"))]
+    odd = audit.findings[audit.findings["kind"].isin(("outlier", "single colour", "elongated"))]
     odd = files.loc[odd["position"].drop_duplicates()]
     ignored = files[files["what"] == "ignored"].groupby("reason")["id"]
     return {

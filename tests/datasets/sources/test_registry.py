@@ -4,6 +4,8 @@ import gzip
 import importlib
 import json
 import struct
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -11,20 +13,43 @@ import pytest
 from tests.support.photos import draw_photos
 from transfer_learning import prepare, run
 from transfer_learning.cli.parser import run_main
+from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.sources import digits, fashion_mnist, pharma
-from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES, load_dataset
+from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES, Source, load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.recipes.known import RECIPES
+from transfer_learning.recipes.resolve import resolve_config
 
 
-def test_every_known_dataset_has_a_recipe_and_every_recipe_a_dataset():
-    assert set(DATASETS) <= set(RECIPES) <= {*DATASETS, *SCHEMES}
+def test_every_row_names_a_function_and_every_recipe_a_row():
+    for source in (*DATASETS.values(), *SCHEMES.values()):
+        module, _, function = source.function.partition(":")
+        assert callable(getattr(importlib.import_module(f"transfer_learning.datasets.sources.{module}"), function))
+        assert source.content and source.origin
+    assert set(RECIPES) <= {*DATASETS, *SCHEMES}
+
+
+def test_a_file_and_a_row_are_a_dataset_with_the_automatic_recipe(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    examples = tuple(Example(str(number), "ab"[number % 2], "", image) for number, image in enumerate(images))
+    module = types.ModuleType("transfer_learning.datasets.sources.noise")
+    module.load = lambda data_dir: Dataset("noise", ("a", "b"), examples)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(DATASETS, "noise", Source("noise:load", "noise", "made by a test"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise").mkdir()  # a folder of the same name does not hide it
+    config, reasons = resolve_config(run.parse(["--dataset", "noise", "--image-size", "32"]))
+    assert (config.dataset, config.image_size, config.batch_size) == ("noise", 32, 16) and reasons
+    assert len(load_dataset("noise", tmp_path).examples) == 40
+
+
+def test_an_unknown_name_is_answered_with_what_is_known(tmp_path):
+    with pytest.raises(UserError, match="Known: .*cifar10, .*digits, .*hf:PLACE"):
+        load_dataset("zzz", tmp_path)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_scheme_names_a_function_and_is_suggested(scheme, tmp_path):
-    module, function = SCHEMES[scheme].split(":")
-    assert callable(getattr(importlib.import_module(module), function))
+def test_a_scheme_without_a_place_is_suggested(scheme, tmp_path):
     for name in (scheme, f"{scheme}:"):
         with pytest.raises(UserError, match=f" {scheme}:PLACE"):
             load_dataset(name, tmp_path)

@@ -12,8 +12,16 @@ import pandas as pd
 import PIL
 
 from transfer_learning.cli.progress import count_progress
-from transfer_learning.datasets.dataset import Dataset, Example, Source
-from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, Dataset, Example, Source
+from transfer_learning.datasets.decoding.decode import (
+    JPEG_QUALITY,
+    Decoded,
+    content_hash,
+    decode,
+    failed,
+    from_jpeg,
+    to_jpeg,
+)
 from transfer_learning.datasets.decoding.workers import DecodeWorkers, usable_cores
 from transfer_learning.storage.rows import Rows
 from transfer_learning.storage.array_cache import ArrayCache, CachedRows
@@ -25,9 +33,9 @@ logger = logging.getLogger(__name__)
 VERSION = 3  # part of the cache entry's name: raise it when `decode` changes its output
 UNREADABLE = "unreadable"  # no hash begins like this
 CHUNK = 128  # images that are kept at a time, while as many again are decoded: what a kill loses and memory holds
-# What is known of an example: the hash of its content; its size in pixels; why it cannot be decoded, or ""; the hash of its
-# decoded pixels, "" without any; and what `decode` remarks on its file.
-FACTS = ("sha256", "width", "height", "problem", "pixels", "remarks")
+# Of each example: SHA-256 of its content; size in pixels; problem, "" if decoded; hash of the decoded pixels, "" for none;
+# remarks of `decode`; kind of the problem.
+FACTS = ("sha256", "width", "height", "problem", "pixels", "remarks", "kind")
 JPEG_BYTES_PER_PIXEL = 0.7  # photos at 160 and 224 pixels take 0.5 to 0.7: to speak of, and to make room by
 
 
@@ -147,6 +155,7 @@ class _Known(NamedTuple):
     problem: str = "is being decoded"
     pixels: str = ""
     remarks: str = ""
+    kind: str = ""
 
     @staticmethod
     def from_note(row: int, note: str) -> "_Known":
@@ -210,7 +219,14 @@ class _Filling:
     def keep(self, images: Mapping[str, Decoded]) -> None:
         """Keeps the images without a problem, and what is known of all."""
         known = {
-            name: _Known(-1, image.width, image.height, image.problem, _hash_of_pixels(image.pixels), image.remarks)
+            name: _Known(
+                width=image.width,
+                height=image.height,
+                problem=image.problem,
+                pixels=_hash_of_pixels(image.pixels),
+                remarks=image.remarks,
+                kind=image.kind,
+            )
             for name, image in images.items()
         }
         good = [name for name, image in images.items() if not image.problem]
@@ -268,7 +284,7 @@ class _Decoders:
         if not isinstance(source, np.ndarray):
             digest, image = self._workers.decode(source)
             if not image.problem and digest != name:
-                return Decoded(None, 0, 0, "the file changed while it was read")  # and has another hash now
+                return failed(UNREADABLE_FILE, "the file changed while it was read")
             return image
         image = decode(source, self._size, self._resize)
         return image._replace(pixels=to_jpeg(image.pixels)) if self._as_jpeg and not image.problem else image

@@ -1,6 +1,7 @@
 """Fashion-MNIST: 70,000 grey images of clothes, 28 x 28 pixels, 10 classes, with an official test split of 10,000.
 
-Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017.
+Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
+2017.
 """
 
 import gzip
@@ -14,8 +15,8 @@ from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.errors import UserError
 
 CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist lays the files
-MOST_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
+MAX_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
 FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -26,7 +27,7 @@ def load(data_dir: Path) -> Dataset:
     """Reads the four IDX files from ``data_dir/fashion_mnist`` or Debian's package, else lets Keras download them.
 
     Raises:
-        UserError: a file is damaged, or there are none and the download is out of reach.
+        UserError: a file is damaged, or the download fails.
     """
     for folder in (data_dir / "fashion_mnist", DEBIAN_FOLDER):
         if all((folder / name).is_file() for names in FILES.values() for name in names):
@@ -35,23 +36,23 @@ def load(data_dir: Path) -> Dataset:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Returns the uint8 array of a gzipped IDX file, whose header gives its number of axes and their lengths.
+    """Returns the uint8 array of a gzipped IDX file, with the shape of its header.
 
     Raises:
-        UserError: the file is no such file, or is cut off.
+        UserError: the file has another format, or is truncated.
     """
     try:
         with gzip.open(path) as file:
             zeros, kind, axes = struct.unpack(">HBB", file.read(4))
             if zeros != 0 or kind != 8:
-                raise ValueError("it does not start as an IDX file of bytes")
+                raise ValueError("it has no header of an IDX file of bytes")
             shape = struct.unpack(f">{axes}I", file.read(4 * axes))
-            content = file.read(MOST_BYTES + 1)  # and no more, however small it was packed
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+            content = file.read(MAX_BYTES + 1)  # a small file may unpack to anything
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
         return np.frombuffer(content, np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}); fetch it again, or delete it to have it downloaded.") from None
+        raise UserError(f"{path} is damaged ({error}); replace it, or delete it to download it.") from None
 
 
 def _download(data_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -59,11 +60,11 @@ def _download(data_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     try:
         train, test = keras.datasets.fashion_mnist.load_data()
-    except Exception as error:  # Keras wraps whatever the network raised in a bare Exception
+    except Exception as error:  # Keras raises a bare Exception
         raise UserError(
             f"Fashion-MNIST cannot be downloaded ({error}); put its four *-ubyte.gz files into "
-            f"{data_dir / 'fashion_mnist'}, or install Debian's package dataset-fashion-mnist; "
-            "--dataset digits works now."
+            f"{data_dir / 'fashion_mnist'}, or install Debian's package dataset-fashion-mnist; --dataset digits needs no "
+            "download."
         ) from None
     return {"train": train, "test": test}
 
@@ -73,8 +74,8 @@ def _dataset(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
     for split, (images, labels) in arrays.items():
         if images.ndim != 3 or labels.shape != images.shape[:1] or (labels >= len(CLASS_NAMES)).any():
             raise UserError(
-                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; as many "
-                f"labels below {len(CLASS_NAMES)} as images were expected, so fetch its files again."
+                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; one label "
+                f"below {len(CLASS_NAMES)} per image was expected, so replace its files."
             )
         examples += [
             Example(f"{split}/{number:05d}", CLASS_NAMES[label], "" if split == "train" else "test", image)

@@ -1,8 +1,9 @@
-"""Photos of ten pharmaceutical products: 10,000 images, a folder a class.
+"""Photos of ten pharmaceutical products: 10,000 images, one folder per class.
 
 Source: Kaggle, vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images; public, fetched without an account.
 """
 
+import logging
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.sources import folder
 from transfer_learning.errors import UserError, needs_extra
+
+logger = logging.getLogger(__name__)
 
 KAGGLE_NAME = "vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images"
 CLASS_NAMES = (
@@ -27,17 +30,17 @@ CLASS_NAMES = (
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads ``data_dir/pharma`` where it is there, else what kagglehub downloads (into its own cache).
+    """Reads ``data_dir/pharma`` if it exists, else downloads it with kagglehub (into its own cache).
 
     Raises:
-        UserError: the download is out of reach, or the folder does not hold the ten classes.
+        UserError: the download fails, or the folder does not have the ten classes.
     """
     root = data_dir / "pharma"
     dataset = folder.read(root if root.is_dir() else _download(root))
     if dataset.class_names != CLASS_NAMES:
         raise UserError(
-            f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; the ten of the Kaggle set were "
-            f"expected ({', '.join(CLASS_NAMES)}), so unpack its archive there, or give the folder itself to --dataset."
+            f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; those of the Kaggle dataset were "
+            f"expected ({', '.join(CLASS_NAMES)}), so unpack its archive there, or pass the folder to --dataset."
         )
     return replace(dataset, name="pharma")
 
@@ -46,13 +49,12 @@ def _download(root: Path) -> Path:
     with needs_extra("kaggle"):
         import kagglehub
 
-    print(f"pharma: {root} is not there, so {KAGGLE_NAME} is downloaded from Kaggle.")
+    logger.info(f"Downloading {KAGGLE_NAME} from Kaggle ({root} does not exist).")
     try:
-        return Path(kagglehub.dataset_download(KAGGLE_NAME))  # draws its own progress bar
-    except Exception as error:  # kagglehub passes on what requests, the archive and Kaggle's API raise
+        return Path(kagglehub.dataset_download(KAGGLE_NAME))  # with its own progress bar
+    except Exception as error:  # kagglehub raises errors of requests, of the archive and of Kaggle's API
         reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
         raise UserError(
             f"The dataset pharma is not in {root} and cannot be downloaded ({reason}); unpack "
-            f"kaggle.com/datasets/{KAGGLE_NAME} into {root}, or run with --dataset drawn_pills, "
-            "which needs no download."
+            f"kaggle.com/datasets/{KAGGLE_NAME} into {root}, or pass --dataset drawn_pills, which needs no download."
         ) from None
