@@ -48,8 +48,8 @@ def read_corrections(path: str | Path) -> Corrections:
             rows = csv.DictReader(file, strict=True)
             if not {"id", "action"} <= set(rows.fieldnames or ()):
                 raise UserError(
-                    f"{path} has the columns {', '.join(rows.fieldnames or ()) or '(none)'}; id and action were expected in "
-                    "its first line, as `prepare` writes them."
+                    f"{path} has the columns {', '.join(rows.fieldnames or ()) or '(none)'}; id and action were "
+                    "expected in its first line, as `prepare` writes them."
                 )
             for row in rows:
                 id, action = row["id"] or "", _action(row)

@@ -98,8 +98,8 @@ def split_off_unseen(dataset: Dataset, names: str) -> Dataset:
     left = tuple(name for name in dataset.class_names if name not in unseen_classes)
     if len(left) < 2:
         raise UserError(
-            f"--unseen-classes {names} leaves {len(left)} of the {len(dataset.class_names)} classes of {dataset.name}; a "
-            "classifier needs at least two, so name fewer."
+            f"--unseen-classes {names} leaves {len(left)} of the {len(dataset.class_names)} classes of "
+            f"{dataset.name}; a classifier needs at least two, so name fewer."
         )
     examples = (
         example._replace(split=UNSEEN) if example.label in unseen_classes else example for example in dataset.examples

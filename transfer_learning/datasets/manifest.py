@@ -7,7 +7,8 @@ The split of an image depends on this image alone: on the dataset's own splits, 
 So adding, removing or renaming images moves no other image. The cost: a class with few images may have none in a split,
 which is logged, and is an error for the training split.
 
-Equal images, and images of one group, never stay in two splits: those in the lower one (train < val < test) are skipped.
+Equal images, and images of one group, never stay in two splits: those in the lower one (train < val < test) are
+skipped.
 """
 
 import hashlib
@@ -58,8 +59,8 @@ def make_manifest(
 ) -> pd.DataFrame:
     """Assigns every readable example to a split.
 
-    The dataset's own splits stay. Other examples are drawn, and a split that the dataset does not have is drawn from its
-    training images: by the hash of the group, or of the content of an image without a group.
+    The dataset's own splits stay. Other examples are drawn, and a split that the dataset does not have is drawn from
+    its training images: by the hash of the group, or of the content of an image without a group.
 
     Args:
         facts: one row per example: `pixel_cache.FACTS`.
@@ -109,8 +110,8 @@ def check_classes(manifest: pd.DataFrame, class_names: tuple[str, ...]) -> None:
         others = len(missing) - 1
         more = f", nor has {'another class' if others == 1 else f'any of {others:,} others'}" if others else ""
         raise UserError(
-            f"The class {missing[0]} has no training image (its images: {where}){more}; add images, give the splits in a "
-            f"table path,label,split, or leave the class out with --unseen-classes {shlex.quote(missing[0])}."
+            f"The class {missing[0]} has no training image (its images: {where}){more}; add images, give the splits "
+            f"in a table path,label,split, or leave the class out with --unseen-classes {shlex.quote(missing[0])}."
         )
 
 

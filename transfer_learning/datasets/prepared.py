@@ -54,8 +54,8 @@ class PreparedDataset:
         if UNSEEN in counts:
             splits += f", {counts[UNSEEN]:,} of classes held out"
         return (
-            f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} skipped; "
-            f"{len(self.ignored):,} other files ignored"
+            f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} "
+            f"skipped; {len(self.ignored):,} other files ignored"
         )
 
 

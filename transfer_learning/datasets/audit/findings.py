@@ -28,8 +28,9 @@ from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.datasets.sources.folder import OTHER_SUFFIXES, is_hidden
 from transfer_learning.errors import MissingExtra
 
-# Thresholds of near-duplicates. Of drawn_pills saved at JPEG quality 50 or at half the size, nine of ten images keep within
-# the first two and most within the third; pairs of different images are far off: 12 bits, and a similarity of 0.81.
+# Thresholds of near-duplicates. Of drawn_pills saved at JPEG quality 50 or at half the size, nine of ten images keep
+# within the first two and most within the third; pairs of different images are far off: 12 bits, and a similarity of
+# 0.81.
 MAX_BITS = 6  # of 64, in which the perceptual hashes may differ
 MIN_CORRELATION = 0.985  # of the grey images whose hashes are that close
 MIN_SIMILARITY = 0.92  # cosine of the directions of the features
@@ -74,7 +75,8 @@ class Audit:
     Attributes:
         files: one row per file. id; what: used, skipped or ignored; reason; label; split; width, height; num_bytes;
             remarks of the decoder; duplicates, near_duplicates: number of the group of equal or nearly equal images, -1
-            for none; suggestion and probability of another label; quality: probability of the given label, 0 to 1; findings.
+            for none; suggestion and probability of another label; quality: probability of the given label, 0 to 1;
+            findings.
         findings: one row per finding. position: of the row of `files`; kind: a key of KINDS; detail.
         num_on_disk: number of files on disk; None for a dataset that is not a folder.
         notes: sentences about the methods.
@@ -314,8 +316,8 @@ def _content_findings(
     )
     if features is None:
         notes.append(
-            "Label issues and outliers need features, and none of these images are in the cache: pass --features, or train "
-            "first."
+            "Label issues and outliers need features, and none of these images are in the cache: pass --features, "
+            "or train first."
         )
     else:
         notes.append(f"Features: {features.about}.")
@@ -325,8 +327,8 @@ def _content_findings(
         if len(examples) <= MAX_COMPARED:
             pairs["features"] = examples[near_by_features(towards, MIN_SIMILARITY)]
             notes.append(
-                f"Near-duplicates by features: among {len(examples):,} different images, a cosine of the centered features "
-                f"of at least {MIN_SIMILARITY:g}."
+                f"Near-duplicates by features: among {len(examples):,} different images, a cosine of the centered "
+                f"features of at least {MIN_SIMILARITY:g}."
             )
         else:
             notes.append(f"Near-duplicates by features: not for {len(examples):,} images, more than {MAX_COMPARED:,}.")

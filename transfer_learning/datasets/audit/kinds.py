@@ -36,7 +36,8 @@ KINDS = {
     "near-duplicate": "nearly the same picture several times in one class and split; each copy is used",
     "elongated": f"more than {ELONGATED:g} times as long as wide, so little of it is left in a square",
     "too small": f"enlarged more than {ENLARGED} times",
-    "too large": f"more than {LARGE_PIXELS / 1e6:g} million pixels or {LARGE_BYTES / 1e6:g} MB, which is slow to decode",
+    "too large": f"more than {LARGE_PIXELS / 1e6:g} million pixels or {LARGE_BYTES / 1e6:g} MB, which is slow to "
+    "decode",
     "wrong suffix": "decoded by its content; other programs may go by the suffix",
     "image without image suffix": "ignored because of its name; rename it to use it",
     "unsupported format": "ignored; convert it to JPEG or PNG to use it",

@@ -27,8 +27,8 @@ def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
     """Finds labels that are probably wrong, by confident learning.
 
     Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021, as cleanlab
-    implements it (`find_label_issues` with `filter_by="both"`), on cross-validated probabilities of a logistic regression.
-    Near-duplicates share a fold, since they would support each other's wrong label.
+    implements it (`find_label_issues` with `filter_by="both"`), on cross-validated probabilities of a logistic
+    regression. Near-duplicates share a fold, since they would support each other's wrong label.
 
     Args:
         features: float32 (n, width).

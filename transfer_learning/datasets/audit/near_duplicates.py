@@ -1,9 +1,10 @@
 """Near-duplicates: by a perceptual hash of the pixels, and by the features of a backbone.
 
-The hash is `phash` of the package imagehash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions",
-2010, section 3.2.1): the 8 x 8 lowest frequencies of a cosine transform of the grey image of 32 x 32 pixels, each above or
-below their median. It survives another size, format or colours, but no rotation, mirroring or crop; features may find
-these. Similar silhouettes, as of clothes on black, share a hash, so images with close hashes are compared by pixels too.
+The hash is `phash` of the package imagehash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash
+Functions", 2010, section 3.2.1): the 8 x 8 lowest frequencies of a cosine transform of the grey image of 32 x 32
+pixels, each above or below their median. It survives another size, format or colours, but no rotation, mirroring or
+crop; features may find these. Similar silhouettes, as of clothes on black, share a hash, so images with close hashes
+are compared by pixels too.
 """
 
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ def perceptual_hashes(pixels: Any, rows: np.ndarray) -> tuple[np.ndarray, np.nda
         rows: int64 (n,), rows of `pixels`.
 
     Returns:
-        The hashes, uint64 (n,); and the standard deviation of the grey levels of each image at 32 x 32 pixels, float32 (n,).
+        The hashes, uint64 (n,); and the standard deviation of the grey levels of each image at 32 x 32 pixels, float32
+        (n,).
     """
     frequencies = (dct(np.eye(SIDE), axis=0)[:FREQUENCIES]).astype(np.float32)
     progress = count_progress("Comparing images")

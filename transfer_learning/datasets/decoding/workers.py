@@ -1,8 +1,8 @@
 """Decodes image files in separate processes: a file that crashes or hangs the decoder only loses itself.
 
 Each process of `DecodeWorkers` runs this file as a program, reads one request at a time from its standard input and
-answers with hash and pixels, so a crash is blamed on the right image. Not forks, since TensorFlow's threads do not survive
-them; not `multiprocessing`, which would import a user's unguarded script again.
+answers with hash and pixels, so a crash is blamed on the right image. Not forks, since TensorFlow's threads do not
+survive them; not `multiprocessing`, which would import a user's unguarded script again.
 """
 
 import json
@@ -144,11 +144,13 @@ class _Worker:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (PACKAGE_PARENT, os.environ.get("PYTHONPATH")))),
             "OPENBLAS_NUM_THREADS": "1",  # else NumPy starts one thread per core in each process
-            # glibc: reuse the memory of one image for the next; to return it costs a third of the time of a small image.
+            # glibc: reuse the memory of one image for the next; to return it costs a third of the time of a small
+            # image.
             "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
             "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
         }
-        # Ctrl-C reaches every process of a terminal; workers ignore it from their start on and are ended by this process.
+        # Ctrl-C reaches every process of a terminal; workers ignore it from their start on and are ended by this
+        # process.
         blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self._process = subprocess.Popen(

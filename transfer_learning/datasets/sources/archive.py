@@ -1,8 +1,8 @@
 """Archives of class folders (.zip, .tar, .tar.gz, ...), checked and unpacked once into the data folder.
 
-All entries are checked before the first is written: a path out of the folder, a link, a device, two names that are equal
-on some systems, or an implausible size refuses the whole archive. Even its list of entries is read with a limit, since it
-could be made to fill the memory.
+All entries are checked before the first is written: a path out of the folder, a link, a device, two names that are
+equal on some systems, or an implausible size refuses the whole archive. Even its list of entries is read with a limit,
+since it could be made to fill the memory.
 """
 
 import bz2
@@ -96,8 +96,8 @@ def _unpack(path: Path, target: Path) -> None:
         free = shutil.disk_usage(target.parent).free
         if needed > free:
             raise UserError(
-                f"{path} unpacks to {size(needed)}, and {target.parent.parent} has {size(free)} free; free space, or pass "
-                "another --data-dir."
+                f"{path} unpacks to {size(needed)}, and {target.parent.parent} has {size(free)} free; free space, or "
+                "pass another --data-dir."
             )
         target.mkdir()
         for entry in _checked(path):
@@ -197,7 +197,7 @@ def _checked(path: Path) -> Iterator[Entry]:
 
 
 def _problem_of_name(name: str, files: dict[str, str], folders: dict[str, str]) -> str:
-    """Why a file may not have this name, or ""; then adds it to `files`, and its folders to `folders`, by folded names."""
+    """Why a file may not have this name; "" if it may, and then it is added to `files`, its folders to `folders`."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or not parts:
         return "leads out of the folder"
@@ -224,5 +224,6 @@ def _problem_of_name(name: str, files: dict[str, str], folders: dict[str, str]) 
 
 def _refusal(path: Path, reason: str) -> UserError:
     return UserError(
-        f"{path} is not unpacked, because {reason}; if you trust it, unpack it yourself and pass the folder to --dataset."
+        f"{path} is not unpacked, because {reason}; if you trust it, unpack it yourself and pass the folder to "
+        "--dataset."
     )

@@ -56,8 +56,8 @@ def load(data_dir: Path) -> Dataset:
     """Reads ``data_dir/cifar10``: the binary or python version, packed or unpacked, or PNG files in ``train/CLASS`` and
     ``test/CLASS``; if there is none, downloads the python version.
 
-    Archives are not unpacked. Both versions give the same examples; PNG files have other hashes, and so another validation
-    split.
+    Archives are not unpacked. Both versions give the same examples; PNG files have other hashes, and so another
+    validation split.
 
     Raises:
         UserError: a file is damaged, or the download fails.
@@ -147,8 +147,8 @@ def _of_folders(root: Path) -> Dataset:
     dataset = folder.read(root)
     if dataset.class_names != CLASS_NAMES:
         raise UserError(
-            f"{root} has the classes {', '.join(dataset.class_names) or 'none'}; those of CIFAR-10 were expected in its "
-            f"folders train and test ({', '.join(CLASS_NAMES)}), so rename them, or pass the folder to --dataset."
+            f"{root} has the classes {', '.join(dataset.class_names) or 'none'}; those of CIFAR-10 were expected in "
+            f"its folders train and test ({', '.join(CLASS_NAMES)}), so rename them, or pass the folder to --dataset."
         )
     return replace(dataset, name="cifar10")
 
@@ -167,8 +167,8 @@ def _download(archive: Path) -> Path:
             reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
             raise UserError(
                 f"CIFAR-10 is not in {root} and cannot be downloaded ({reason}); put {PYTHON.archive} or "
-                f"{FORMS[0].archive} from www.cs.toronto.edu/~kriz/cifar.html there, or its images as train/CLASS/*.png and "
-                "test/CLASS/*.png; --dataset digits works now."
+                f"{FORMS[0].archive} from www.cs.toronto.edu/~kriz/cifar.html there, or its images as "
+                "train/CLASS/*.png and test/CLASS/*.png; --dataset digits works now."
             ) from None
         os.replace(path, archive)
     return archive

@@ -63,8 +63,8 @@ def _download(data_dir: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     except Exception as error:  # Keras raises a bare Exception
         raise UserError(
             f"Fashion-MNIST cannot be downloaded ({error}); put its four *-ubyte.gz files into "
-            f"{data_dir / 'fashion_mnist'}, or install Debian's package dataset-fashion-mnist; --dataset digits needs no "
-            "download."
+            f"{data_dir / 'fashion_mnist'}, or install Debian's package dataset-fashion-mnist; --dataset digits "
+            "needs no download."
         ) from None
     return {"train": train, "test": test}
 
@@ -74,8 +74,8 @@ def _dataset(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
     for split, (images, labels) in arrays.items():
         if images.ndim != 3 or labels.shape != images.shape[:1] or (labels >= len(CLASS_NAMES)).any():
             raise UserError(
-                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; one label "
-                f"below {len(CLASS_NAMES)} per image was expected, so replace its files."
+                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; one "
+                f"label below {len(CLASS_NAMES)} per image was expected, so replace its files."
             )
         examples += [
             Example(f"{split}/{number:05d}", CLASS_NAMES[label], "" if split == "train" else "test", image)

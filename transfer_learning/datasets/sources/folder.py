@@ -49,8 +49,8 @@ LINK_BACK = "a link to one of its parent folders"
 def read(root: Path) -> Dataset:
     """Lists every file below `root`, as an example or as ignored with a reason; no file is opened.
 
-    A class is a folder right below `root` (or below a split folder), with all images in it at any depth. If `root` holds
-    nothing but one folder, as an unpacked archive often does, that folder is used.
+    A class is a folder right below `root` (or below a split folder), with all images in it at any depth. If `root`
+    holds nothing but one folder, as an unpacked archive often does, that folder is used.
 
     Raises:
         UserError: images lie beside the class folders; split folders lie beside other folders; or a class folder has no
@@ -62,8 +62,8 @@ def read(root: Path) -> Dataset:
     if not has_splits and "train" in split_of.values() and len(set(split_of.values()) - {""}) > 1:
         others = ", ".join(name for name, split in split_of.items() if not split)
         raise UserError(
-            f"{top} has split folders and other folders ({others}); either splits or classes were expected, so move the "
-            "others away."
+            f"{top} has split folders and other folders ({others}); either splits or classes were expected, so move "
+            "the others away."
         )
     examples, ignored = [], []
     for path in files_below(root):
@@ -81,8 +81,8 @@ def read(root: Path) -> Dataset:
     empty = sorted({folder.name for folder in class_folders} - {example.label for example in examples})
     if examples and empty:
         raise UserError(
-            f"The folder {empty[0]} in {root} has no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add images, or remove "
-            "the folder."
+            f"The folder {empty[0]} in {root} has no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add images, or "
+            "remove the folder."
         )
     return with_class_names(str(root), examples, ignored, root)
 

@@ -39,8 +39,8 @@ def load(data_dir: Path) -> Dataset:
     dataset = folder.read(root if root.is_dir() else _download(root))
     if dataset.class_names != CLASS_NAMES:
         raise UserError(
-            f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; those of the Kaggle dataset were "
-            f"expected ({', '.join(CLASS_NAMES)}), so unpack its archive there, or pass the folder to --dataset."
+            f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; those of the Kaggle dataset "
+            f"were expected ({', '.join(CLASS_NAMES)}), so unpack its archive there, or pass the folder to --dataset."
         )
     return replace(dataset, name="pharma")
 

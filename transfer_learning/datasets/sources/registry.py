@@ -1,8 +1,8 @@
 """The table of known datasets, and `load_dataset` for them and for folders, archives and tables.
 
 A new dataset is one file here, with a function ``load(data_dir: Path) -> Dataset``, and one row in `DATASETS`; a recipe
-(`recipes.known`) is optional. A new kind of place, given as ``SCHEME:PLACE``, is a function ``read(place: str, data_dir:
-Path) -> Dataset`` and one row in `SCHEMES`.
+(`recipes.known`) is optional. A new kind of place, given as ``SCHEME:PLACE``, is a function ``read(place: str,
+data_dir: Path) -> Dataset`` and one row in `SCHEMES`.
 """
 
 import importlib
@@ -94,8 +94,8 @@ def check(dataset: Dataset) -> None:
     for example in dataset.examples:
         if not _is_text(example.id + example.label):
             raise UserError(
-                f"The name of the image {ascii(example.id)} in {dataset.name} is not UTF-8, which tables and the report "
-                "need; rename it."
+                f"The name of the image {ascii(example.id)} in {dataset.name} is not UTF-8, which tables and the "
+                "report need; rename it."
             )
     if len(dataset.class_names) < 2:
         raise UserError(

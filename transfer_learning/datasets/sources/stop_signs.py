@@ -17,8 +17,8 @@ def load(data_dir: Path) -> Dataset:
     root = data_dir / "stop_signs"
     if not (root / cv_studio.ANNOTATIONS).is_file():
         raise UserError(
-            f"The dataset stop_signs is not in {root}, and there is no download; put the {cv_studio.ANNOTATIONS} and the "
-            "images of a CV Studio project there, or pass --dataset cv_studio:s3://BUCKET/PREFIX; --dataset drawn_pills "
-            "needs no download."
+            f"The dataset stop_signs is not in {root}, and there is no download; put the {cv_studio.ANNOTATIONS} and "
+            "the images of a CV Studio project there, or pass --dataset cv_studio:s3://BUCKET/PREFIX; --dataset "
+            "drawn_pills needs no download."
         )
     return replace(cv_studio.read(str(root), data_dir), name="stop_signs")

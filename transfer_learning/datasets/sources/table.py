@@ -21,8 +21,8 @@ def read(table: Path) -> Dataset:
     examples, seen = [], set()
     if table.stat().st_size > MAX_BYTES:
         raise UserError(
-            f"{table} has {size(table.stat().st_size)}; a folder, an archive, or a CSV file of at most {size(MAX_BYTES)} "
-            "with the columns path,label was expected."
+            f"{table} has {size(table.stat().st_size)}; a folder, an archive, or a CSV file of at most "
+            f"{size(MAX_BYTES)} with the columns path,label was expected."
         )
     try:
         with open(table, encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
@@ -31,9 +31,7 @@ def read(table: Path) -> Dataset:
             rows.fieldnames = columns
             if not {"path", "label"} <= set(columns):
                 found = textwrap.shorten(", ".join(columns), 200, placeholder=" ...") or "(none)"
-                raise UserError(
-                    f"{table} has the columns {found}; path,label[,split] were expected in its first line."
-                )
+                raise UserError(f"{table} has the columns {found}; path,label[,split] were expected in its first line.")
             for row in rows:
                 path, label, split = (row.get(column) or "" for column in ("path", "label", "split"))
                 for column, value, is_right, expected in (
