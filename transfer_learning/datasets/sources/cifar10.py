@@ -4,6 +4,7 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 200
 """
 
 import io
+import logging
 import os
 import tarfile
 import tempfile
@@ -21,6 +22,8 @@ from transfer_learning.datasets.sources import folder
 from transfer_learning.datasets.sources.archive import entries
 from transfer_learning.errors import UserError
 from transfer_learning.storage.pickled import read_pickle
+
+logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
@@ -158,8 +161,8 @@ def _download(archive: Path) -> Path:
 
     root = archive.parent
     root.mkdir(parents=True, exist_ok=True)
-    print(f"cifar10: {root} holds it in no form, so {archive.name} is downloaded.")
-    # To another place first: a download that is killed would pass for the archive.
+    logger.info(f"Downloading {archive.name} into {root}.")
+    # Into a temporary folder first: an interrupted download must not be taken for the archive.
     with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as unfinished:
         try:
             path = keras.utils.get_file(archive.name, URL, file_hash=SHA256, cache_dir=unfinished, cache_subdir="")
@@ -167,8 +170,8 @@ def _download(archive: Path) -> Path:
             reason = textwrap.shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
             raise UserError(
                 f"CIFAR-10 is not in {root} and cannot be downloaded ({reason}); put {PYTHON.archive} or "
-                f"{FORMS[0].archive} from www.cs.toronto.edu/~kriz/cifar.html there, or its images as "
-                "train/CLASS/*.png and test/CLASS/*.png; --dataset digits works now."
+                f"{FORMS[0].archive} from www.cs.toronto.edu/~kriz/cifar.html there, or its images as train/CLASS/*.png and "
+                "test/CLASS/*.png; --dataset digits needs no download."
             ) from None
         os.replace(path, archive)
     return archive
