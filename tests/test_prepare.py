@@ -1,4 +1,4 @@
-"""The verb `prepare`: everything is told, `run` finds it done, and nothing is written where it does not belong."""
+"""`prepare`: every file is reported, `run` finds everything cached, and nothing is written among the images."""
 
 import re
 import shlex
@@ -28,7 +28,7 @@ from transfer_learning.storage.cache_index import FEATURES, EntrySpec
 
 @pytest.fixture
 def prepared(here, capsys):
-    """Calls the verb with a cache of its own; returns exit code, output and errors."""
+    """Calls the command with a cache of its own; returns exit code, output and errors."""
 
     def call(*arguments):
         capsys.readouterr()
@@ -40,7 +40,7 @@ def prepared(here, capsys):
 
 def cells(output):
     """The rows of the table, by their first cell."""
-    lines = [line for line in output.split("\n\n")[1].splitlines() if not line.startswith("Held out")]
+    lines = [line for line in output.split("\n\n")[1].splitlines() if not line.startswith("Unseen classes")]
     assert len(set(map(len, lines))) == 1, "not aligned"
     rows = [re.split(r" {2,}", line) for line in lines]
     assert rows[0] == ["class", "train", "val", "test", "skipped", "images"]
@@ -70,8 +70,8 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
     assert "Skipped" not in output
     pixels = here / "cache" / "pixels"
     (pool,) = pixels.iterdir()
-    assert f"Cached in cache/pixels/{pool.name}: size 16, resize squash, format pixels; " in output
-    assert re.search(r"42 images in \d+\.\d s: [\d,]+ images/s", output)
+    cached = f"pixels \\(size 16, resize squash, format pixels\\) in cache/pixels/{pool.name}"
+    assert re.search(rf"Prepared in \d+\.\d s \([\d,]+ images/s\); {cached}\.\n", output)
     assert {path.name for path in here.iterdir()} == {"photos", "cache", "runs"}
     (audited,) = (here / "runs").iterdir()
     assert re.fullmatch(r"audit-photos-\d{8}-\d{6}", audited.name)
@@ -90,7 +90,7 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
 )
 def test_what_run_would_choose_is_prepared_so_that_it_decodes_nothing(flags, prepared, photos, monkeypatch):
     code, output, _ = prepared("--dataset", photos, *flags)
-    command = shlex.split(output.splitlines()[-1].removeprefix("Train on it with: "))
+    command = shlex.split(output.splitlines()[-1].removeprefix("Train with: "))
     assert code == 0 and command[:3] == [sys.executable, "-m", "transfer_learning.run"]
     monkeypatch.setattr(DecodeWorkers, "decode", lambda *arguments: pytest.fail("an image is decoded again"))
     config, _ = resolve_config(run.parse(command[3:]))
@@ -107,9 +107,8 @@ def test_unreadable_images_are_all_told_and_then_refused_as_run_would(num_broken
     for path in broken:
         path.write_bytes(b"no image")
     code, output, errors = prepared("--dataset", photos)
-    images = "1 image" if num_broken == 1 else "23 images"
-    assert code == 2 and errors.startswith(f"error: {images} of {42 + num_broken} cannot be read")
-    assert "--skip-unreadable" in errors and "Train on it" not in output
+    assert code == 2 and errors.startswith(f"error: {num_broken} of {42 + num_broken} images cannot be read")
+    assert "--skip-unreadable" in errors and "Train with" not in output
     named = [line for line in output.splitlines() if line.startswith(f"  {photos / 'cross' / 'broken'}")]
     assert len(named) == min(num_broken, 20) and all("cannot be decoded" in line for line in named)
     assert ("  and 3 more" in output.splitlines()) == (num_broken == 23)
@@ -156,8 +155,7 @@ def test_a_dataset_of_arrays_is_prepared_under_its_name(prepared, here, monkeypa
     few = type(whole)(images=whole.images[:150], target=whole.target[:150])
     monkeypatch.setattr(datasets, "load_digits", lambda: few)
     code, output, _ = prepared("--dataset", "digits")
-    assert code == 0 and cells(output)["(all)"][4] == 150 and "images of 8 x 8 pixels" in output
-    assert output.startswith("digits: 150 images, found in ")
+    assert code == 0 and cells(output)["(all)"][4] == 150 and "pixels (size 8, " in output
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ def test_it_needs_no_tensorflow(photos, tmp_path):
 def test_classes_that_are_held_out_are_counted_and_told_apart(prepared, photos, here):
     flags = ["--unseen-classes", "stripes", "--val-fraction", "0"]
     code, output, errors = prepared("--dataset", photos, *flags, "--out", "seen")
-    assert (code, errors) == (0, "") and "\nHeld out: stripes (14 images).\n" in output
+    assert (code, errors) == (0, "") and "\nUnseen classes: stripes (14 images).\n" in output
     assert list(cells(output)) == ["circle", "cross", "(all)"] and cells(output)["(all)"][-1] == 28
     assert "42 files on disk = 42 used + 0 skipped + 0 ignored\n" in output and "--unseen-classes stripes" in output
     assert "stripes (14 images)." in Path("seen/audit.html").read_text()
@@ -202,7 +200,7 @@ def test_a_class_table_has_a_row_for_each_of_many_classes(prepared, here):
     table = cells(output)
     assert len(table) == 31 and all(table[f"{number:02d}"][3:] == [0, 3] for number in range(30))
     # Of thirty classes of three, chance leaves some with nothing to train on: everything is told before that is refused.
-    assert code == 2 and "has no training image" in errors and "Train on it" not in output
+    assert code == 2 and "has no training image" in errors and "Train with" not in output
     assert (here / "runs").is_dir()
 
 
@@ -229,15 +227,13 @@ def test_the_audit_is_a_page_and_a_table_of_every_file(zoo, prepared, here):
     found = dict(zip(table["id"], table["findings"].str.split("; "), strict=True))
     assert all(kind in found[id] for id, kind in expected.items() if kind)
     for kind, count in Counter(kind for kinds in found.values() for kind in kinds if kind).items():
-        assert re.search(rf"^ +{count} {kind}: ", output, re.MULTILINE), "a line a kind, with its count"
+        assert re.search(rf"^ *{count} +{re.escape(kind)} ", output, re.MULTILINE), "one line per kind, with its count"
     assert len(output.split("\n\n")[-1].splitlines()) < 40
-    assert re.search(
-        r"--resize crop throws away 25.0% of the pixels of the median image, and 96.7% of the worst", output
-    )
+    assert "--resize crop discards 25.0% of the pixels of the median image, and 96.7% of the worst" in output
     page = Path("seen/audit.html").read_text()
-    assert f"{len(table)} files on disk = {named}." in page and "96.7% thrown away" in page
+    assert f"{len(table)} files on disk = {named}." in page and "96.7% discarded" in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page), "it needs no other file"
-    assert page.count('src="data:image/') > 24 and "laid over white" in page and "phone 0.heic" in page
+    assert page.count('src="data:image/') > 24 and "put over white" in page and "phone 0.heic" in page
 
 
 def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audit(zoo, prepared, here):
@@ -246,7 +242,7 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     code, output, _ = prepared(*flags, "--out", "first")
     table = rows_of("first/corrections.csv")
     assert code == 0 and tuple(table.columns) == COLUMNS and set(table["action"]) == {"keep"}
-    assert f"{len(table)} images are for you to decide on: edit first/corrections.csv" in output
+    assert f"{len(table)} images to review: edit first/corrections.csv" in output
     assert "--corrections first/corrections.csv" in Path("first/audit.html").read_text()
     assert set(table["id"]) == {
         "circle/outside.png",
@@ -259,13 +255,13 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     actions["cross/linked/out.png"], actions["circle/soft.jpg"] = "drop", "relabel:cross"
     table.assign(action=actions.to_numpy()).to_csv("decided.csv", index=False)
     code, output, _ = prepared(*flags, "--corrections", "decided.csv", "--out", "second")
-    told = "1 of 66 images relabelled (circle/soft.jpg as cross), 1 dropped (cross/linked/out.png), 3 kept as they are"
+    told = "1 of 66 images relabelled (circle/soft.jpg as cross), 1 dropped (cross/linked/out.png), 3 unchanged"
     assert code == 0 and told in output
-    command = shlex.split(output.splitlines()[-1].removeprefix("Train on it with: "))
+    command = shlex.split(output.splitlines()[-1].removeprefix("Train with: "))
     assert command[command.index("--corrections") + 1] == "decided.csv"
     second = rows_of("second/corrections.csv").set_index("id")["action"]
     assert second.to_dict() == actions.to_dict(), "what was decided stands, and nothing is asked again"
-    assert "for you to decide on" not in output
+    assert "to review" not in output
     config, _ = resolve_config(run.parse(command[3:]))
     rows = load_prepared(config).manifest.set_index("id")
     assert rows.at["circle/soft.jpg", "label"] == "cross" and rows.at["circle/soft.jpg", "split"] != ""
@@ -278,7 +274,7 @@ def test_a_class_that_corrections_empty_is_left_out_as_the_sentence_says(prepare
     Path("c.csv").write_text("\n".join(["id,action", *(f"cross/{name},relabel:circle" for name in ids)]))
     code, _, errors = prepared(photos, "--corrections", "c.csv")
     assert code == 2 and "The class cross has no training image (its images: none)" in errors
-    flags = shlex.split(re.search(r"leave the class out by (.*)\.", errors)[1])
+    flags = shlex.split(re.search(r"leave the class out with (.*)\.", errors)[1])
     code, output, errors = prepared(photos, "--corrections", "c.csv", *flags)
     assert (code, errors) == (0, "")
     assert list(cells(output)) == ["circle", "stripes", "(all)"] and cells(output)["circle"][-1] == 28
@@ -312,9 +308,9 @@ def test_groups_share_a_split_and_the_table_says_which(prepared, here):
         for number in range(60):
             drawing(label, number).save(photos / name / f"animal{number // 4}_{number % 4}.jpg")
     code, output, _ = prepared("photos", "--group-by", r"^([^/]*/animal\d+)_", "--image-size", "32")
-    assert code == 0 and "--group-by puts 120 images into 30 groups of 4 to 4" in output
+    assert code == 0 and "--group-by: 120 images in 30 groups of 4 to 4" in output
     assert "--group-by '^([^/]*/animal" in output.splitlines()[-1]
-    manifest = load_prepared(resolve_config(run.parse(shlex.split(output.splitlines()[-1])[7:]))[0]).manifest
+    manifest = load_prepared(resolve_config(run.parse(shlex.split(output.splitlines()[-1])[5:]))[0]).manifest
     assert (manifest.groupby("group")["split"].nunique() == 1).all() and manifest["group"].nunique() == 30
     assert set(manifest["split"]) == {"train", "val", "test"}
 
@@ -336,19 +332,23 @@ def test_features_that_a_run_has_kept_find_wrong_labels_without_tensorflow(prepa
     code, output, _ = prepared("photos", "--out", "seen")
     table = rows_of("seen/corrections.csv").set_index("id")
     assert code == 0 and table.at["cross/from circle.png", "suggestion"] == "circle"
-    assert table.at["cross/from circle.png", "why"].startswith("likely label error: circle ")
+    assert table.at["cross/from circle.png", "why"].startswith("label issue: circle ")
     page = Path("seen/audit.html").read_text()
-    told = f"from cache entry features/most, of {kept_of.sum()} of 90 images in use; pass --features for all"
+    told = f"from cache entry features/most, of {kept_of.sum()} of 90 used images; pass --features for all"
     assert told in page and "cross → circle" in page
     code, output, _ = prepared("photos", "--backbone", "resnet50", "--out", "other")
-    assert code == 0 and "No features of these images are kept" in Path("other/audit.html").read_text()
+    assert (
+        code == 0
+        and "Label issues and outliers need features, and none of these images are in the cache"
+        in Path("other/audit.html").read_text()
+    )
 
 
 def test_features_that_are_asked_for_are_those_that_run_finds(prepared, photos, weights_file, here, capsys):
     flags = ["--dataset", str(photos), "--backbone", "small_cnn", "--weights", str(weights_file), "--image-size", "16"]
     code, output, errors = prepared(*flags, "--features", "--out", "seen")
     assert code == 0 and "Computing the features of 42 images" in output
-    assert "of 42 of 42 images in use." in Path("seen/audit.html").read_text()
+    assert "of 42 of 42 used images." in Path("seen/audit.html").read_text()
     short = ["--frozen.epochs", "1", "--fine-tune.epochs", "0", "--head", "none", "--cache-dir", "cache"]
     assert run_main(run.main, [*flags, *short]) == 0
     assert re.search(r"The features of \d+ images .* are in the cache", capsys.readouterr().out)

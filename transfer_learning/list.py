@@ -1,6 +1,5 @@
 """List the known datasets, backbones or recipes."""
 
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,11 +44,10 @@ def show(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
 
 
 def dataset_rows(data_dir: Path) -> Iterator[Sequence[str]]:
-    for name, module in DATASETS.items():
-        about = (importlib.import_module(module).__doc__ or "").partition("\n")[0].rstrip(".")
-        yield name, about, str(data_dir / name) if (data_dir / name).is_dir() else ""
-    for scheme in SCHEMES:
-        yield f"{scheme}:PLACE", "", ""
+    for name, source in DATASETS.items():
+        yield name, source.content, str(data_dir / name) if (data_dir / name).is_dir() else source.origin
+    for scheme, source in SCHEMES.items():
+        yield f"{scheme}:PLACE", source.content, source.origin
 
 
 def backbone_row(row: Backbone) -> Sequence[str]:

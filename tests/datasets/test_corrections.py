@@ -38,7 +38,7 @@ def test_every_action_is_done_and_said(tmp_path):
     assert labels == {"a/0.jpg": "a", "a/1.jpg": "b", "a/2.jpg": "b", "b/0.jpg": "b", "b/1.jpg": "b", "b/2.jpg": "b"}
     assert dropped == {"b/0.jpg": "dropped by some corrections.csv"} and corrected.class_names == ("a", "b")
     assert said == [
-        "some corrections.csv: 2 of 6 images relabelled (a/1.jpg as b, a/2.jpg as b), 1 dropped (b/0.jpg), 1 kept as it is."
+        "some corrections.csv: 2 of 6 images relabelled (a/1.jpg as b, a/2.jpg as b), 1 dropped (b/0.jpg), 1 unchanged."
     ]
 
 
@@ -52,15 +52,15 @@ def test_a_table_of_two_columns_as_a_spreadsheet_saves_it_will_do(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (["a/0.jpg,a,b,,,remove"], "line 2 has the action 'remove' for a/0.jpg; keep, drop, relabel:NAME"),
+        (["a/0.jpg,a,b,,,remove"], "line 2 has the action 'remove' for a/0.jpg; write keep, drop, relabel:NAME"),
         (["a/0.jpg,a,b,,,"], "line 2 has the action '' for a/0.jpg"),
         (["a/0.jpg,a,b"], "line 2 has the action None for a/0.jpg"),
         (["a/0.jpg,a,,,,relabel"], "line 2 has the action 'relabel'"),
         (["a/0.jpg,a,,,,drop:it"], "line 2 has the action 'drop:it'"),
         (["a/0.jpg,a,,,,keep", "a/0.jpg,a,,,,drop"], "line 3 names a/0.jpg for the second time"),
-        (["c/9.jpg,a,,,,drop"], "names c/9.jpg, and photos holds no such image; its images are named like a/0.jpg"),
+        (["c/9.jpg,a,,,,drop"], "names c/9.jpg, and photos has no such image (its ids are like a/0.jpg)"),
         (["c/9.jpg,a,,,,relabel:b"], "names c/9.jpg"),
-        (["a/0.jpg,a,,,,relabel:bb"], "gives a/0.jpg the label 'bb', and photos has no such class. Did you mean b?"),
+        (["a/0.jpg,a,,,,relabel:bb"], "relabels a/0.jpg as 'bb', and photos has no such class. Did you mean b?"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(rows, words, tmp_path):
@@ -77,7 +77,7 @@ def test_a_kept_image_may_be_gone(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "There is no table .*; give the corrections.csv"),
+        (None, "There is no table .*; give the path of the corrections.csv"),
         (b"", r"has the columns \(none\); id and action"),
         (b"path,label\n1.jpg,a\n", "has the columns path, label; id and action"),
         (b'id,action\n"a\n', "cannot be read as a table"),

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.support.logs import log_messages
-from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.datasets.dataset import DROPPED, DUPLICATE_IN_OTHER_SPLIT, GROUP_IN_OTHER_SPLIT, Dataset, Example
 from transfer_learning.datasets.manifest import COLUMNS, check_classes, fingerprint, make_manifest
 from transfer_learning.errors import UserError
 
@@ -28,6 +28,7 @@ def manifest_of(rows, val=0.15, test=0.15, skip=False, ids=None, pixels=None, **
             "height": 8,
             "pixels": pixels or hashes,
             "problem": [problem for *_, problem, _ in rows],
+            "kind": ["truncated file" if problem else "" for *_, problem, _ in rows],
         }
     )
     said = log_messages()
@@ -50,10 +51,7 @@ def test_it_has_a_row_an_example_in_their_order():
     assert list(manifest["id"]) == [f"{number:04d}" for number in range(40)]
     assert list(manifest["label"]) == ["a"] * 20 + ["b"] * 20
     assert set(manifest["split"]) == {"train", "val", "test"}
-    assert [sentence.split(":")[0] for sentence in said] == [
-        "The dataset names no test split",
-        "The dataset names no val split",
-    ]
+    assert said == ["Split by content: about 15% for test and 15% for val."]
 
 
 @pytest.mark.parametrize(("val", "test"), [(0.15, 0.15), (0.1, 0.3), (0.0, 0.2), (0.2, 0.0), (0.0, 0.0)])
@@ -104,18 +102,23 @@ def test_a_split_of_which_a_class_has_nothing_is_named_and_empty_stays_empty():
     """An image's split hangs on that image alone, so chance may leave a class of few without one; nothing moves over."""
     manifest, said = manifest_of(images("a", 60) + images("b", 2))
     assert set(manifest["split"][:60]) == {"train", "val", "test"} and set(manifest["split"][60:]) == {"train"}
-    assert [sentence.split(":")[0] for sentence in said[-2:]] == [
+    assert [sentence.split(";")[0] for sentence in said[-2:]] == [
         "The class b has no val image",
         "The class b has no test image",
     ]
     _, said = manifest_of(images("a", 60) + [row for label in "bcdefghijk" for row in images(label, 1)], test=0)
-    assert re.match(r"\d classes \(b, e, f, g, \.\.\.\) have no val image:", said[-1])
+    assert re.match(r"\d classes \(b, e, f, g, \.\.\.\) have no val image;", said[-1])
 
 
 @pytest.mark.parametrize(
     ("rows", "val", "test", "words"),
     [
-        (images("a", 9) + images("b", 1), 0.8, 0.15, r"class b has no training image \(its images: 1 val\); add some"),
+        (
+            images("a", 9) + images("b", 1),
+            0.8,
+            0.15,
+            r"class b has no training image \(its images: 1 val\); add images",
+        ),
         (images("a", 9) + [("b", "same")] * 9, 0.15, 0.8, r"class b has no training image \(its images: 9 test\);"),
         (images("a", 9) + images("b", 1) + images("c", 1), 0.8, 0.15, "class b .*, nor has another class;"),
         (images("a", 9, "train") + images("b", 9, "test"), 0.15, 0.15, "class b has no training image"),
@@ -141,8 +144,9 @@ def test_a_training_image_that_is_also_judged_is_left_out_and_said(leak_in, kept
     rows += [("a", "a judged 0", leak_in)]
     manifest, said = manifest_of(rows)
     leak = manifest.iloc[-1]
-    assert leak["split"] == "" and leak["problem"] == f"the same file is in the split {kept_in}"
-    assert f"Skipped 1 image because the same file is in the split {kept_in}." in said
+    assert leak["split"] == "" and leak["kind"] == DUPLICATE_IN_OTHER_SPLIT
+    assert leak["problem"] == f"the same file is in the split {kept_in}"
+    assert f"Skipped 1 image: the same file is in the split {kept_in}." in said
     assert manifest.iloc[40]["split"] == kept_in
     judged = set(manifest.loc[manifest["split"].isin(("val", "test")), "sha256"])
     assert not judged & set(manifest.loc[manifest["split"] == "train", "sha256"])
@@ -160,7 +164,7 @@ def test_the_same_picture_in_another_file_is_not_judged_and_trained_on():
         changed = manifest[manifest["split"] != plain["split"]]
         assert changed.index.tolist() == place[lower][:1]
         assert changed["problem"].item() == f"the same picture, in another file, is in the split {higher}"
-        assert f"Skipped 1 image because the same picture, in another file, is in the split {higher}." in said
+        assert f"Skipped 1 image: the same picture, in another file, is in the split {higher}." in said
 
 
 def groups_of_ids(number):
@@ -184,8 +188,8 @@ def test_images_of_one_group_share_a_split(group_by, names):
     assert set(manifest["group"]) == names
     grouped = manifest[manifest["group"] != ""]
     assert (grouped.groupby("group")["split"].nunique() == 1).all()
-    assert said[0].startswith(f"--group-by puts {len(grouped)} images into {len(names - {''})} groups of ")
-    assert ("stand alone" in said[0]) == ("" in names)
+    assert said[0].startswith(f"--group-by: {len(grouped)} images in {len(names - {''})} groups of ")
+    assert ("no match in" in said[0]) == ("" in names)
     alone = manifest[manifest["group"] == ""]
     assert split_of_content(alone).items() <= split_of_content(manifest_of(rows, ids=ids)[0]).items()
 
@@ -222,7 +226,8 @@ def test_a_group_that_the_dataset_itself_parts_stays_where_it_is_judged():
     manifest, said = manifest_of(rows, ids=ids, group_by=r"object\d+", val=0)
     assert manifest["split"].value_counts().to_dict() == {"train": 102, "": 15, "test": 3}
     assert set(manifest.loc[manifest["split"] == "", "problem"]) == {"others of its group are in the split test"}
-    assert "Skipped 15 images because others of its group are in the split test." in said
+    assert set(manifest.loc[manifest["split"] == "", "kind"]) == {GROUP_IN_OTHER_SPLIT}
+    assert "Skipped 15 images: others of its group are in the split test." in said
 
 
 def test_a_group_expression_that_matches_nothing_is_a_mistake():
@@ -237,23 +242,25 @@ def test_dropped_images_are_skipped_and_count_for_nothing_else():
     manifest, said = manifest_of(rows, dropped=chosen)  # the unreadable one is dropped, and stops nothing
     assert manifest.loc[manifest["split"] == "", "id"].tolist() == list(chosen)
     assert set(manifest.loc[manifest["split"] == "", "problem"]) == {"dropped by some.csv"}
+    assert set(manifest.loc[manifest["split"] == "", "kind"]) == {DROPPED}
     others = ~manifest["id"].isin(chosen)
     assert manifest.loc[others, "split"].tolist() == plain.loc[others[:40], "split"].tolist()
 
 
 def test_unreadable_images_stop_or_are_skipped_and_named():
     rows = images("a", 20) + images("b", 20) + [("a", f"x{number}", "", "it is cut off") for number in range(5)]
-    with pytest.raises(UserError, match="5 images of 45 cannot be read .*0040: it is cut off.*and 2 more.*--skip"):
+    with pytest.raises(UserError, match="5 of 45 images cannot be read .*0040: it is cut off.*and 2 more.*--skip"):
         manifest_of(rows)
     manifest, said = manifest_of(rows, skip=True)
     assert (manifest["split"][40:] == "").all() and (manifest["split"][:40] != "").all()
-    assert sum("Skipped" in sentence for sentence in said) == 1 and said[0].startswith("Skipped 5 images of 45")
+    assert said[0].startswith("5 of 45 images cannot be read") and said[0].endswith("and are skipped.")
+    assert not any("Skipped" in sentence for sentence in said)
 
 
 def test_an_unreadable_test_image_leaks_nothing():
     rows = images("a", 20) + images("b", 20) + [("a", "a0", "test", "it is cut off")]
     manifest, said = manifest_of(rows, skip=True)
-    assert manifest["split"][0] != "" and sum("Skipped" in sentence for sentence in said) == 1
+    assert manifest["split"][0] != "" and not any("Skipped" in sentence for sentence in said)
 
 
 def test_the_fingerprint_changes_with_id_content_label_split_and_order_of_classes_and_with_nothing_else():

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,6 +35,12 @@ def make_examples(count, seed=0):
 
 def arrays(batches):
     return [(np.asarray(inputs), np.asarray(labels)) for inputs, labels in batches]
+
+
+def draw(kind, flip, seed, epoch, keys, size=SIZE):
+    """The transforms (n, 8) and the changes of colour (n, 2) that are drawn for images of these keys."""
+    parameters = augmentation.draw(kind, flip, seed, epoch, np.array(keys, np.uint64), size)
+    return parameters[:, :8], parameters[:, 8:]
 
 
 def assert_same(one, other):
@@ -126,7 +133,7 @@ def test_images_stay_images(augmentation):
     keys=st.lists(st.integers(0, 2**64 - 1), max_size=6),
 )
 def test_what_is_drawn_stays_in_its_range_and_mirrors_only_if_asked(strength, flip, seed, epoch, keys):
-    transforms, colours = augmentation.draw(strength, flip, seed, epoch, np.array(keys, np.uint64), SIZE)
+    transforms, colours = draw(strength, flip, seed, epoch, keys)
     assert transforms.shape == (len(keys), 8) and colours.shape == (len(keys), 2)
     assert transforms.dtype == colours.dtype == np.float32
     spread = augmentation.STRENGTHS[strength]
@@ -147,7 +154,7 @@ def test_what_is_drawn_stays_in_its_range_and_mirrors_only_if_asked(strength, fl
 def test_keys_seeds_and_epochs_count_to_their_last_digit(key):
     """A list of a large and a small integer becomes floats in NumPy, which know 53 of 64 bits."""
     drawn = {
-        augmentation.draw("light", True, seed, epoch, np.array([other], np.uint64), SIZE)[0].tobytes()
+        draw("light", True, seed, epoch, [other])[0].tobytes()
         for seed in (2**31 - 1, 2**31 - 2)
         for epoch in (0, 1)
         for other in (key, key - 1)
@@ -157,21 +164,19 @@ def test_keys_seeds_and_epochs_count_to_their_last_digit(key):
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS[1:])
 def test_half_of_the_images_are_mirrored(kind):
-    transforms, _ = augmentation.draw(kind, True, 0, 0, np.arange(2000, dtype=np.uint64), SIZE)
+    transforms, _ = draw(kind, True, 0, 0, np.arange(2000))
     mirrored = transforms[:, 0] * transforms[:, 4] - transforms[:, 1] * transforms[:, 3] < 0
     assert 0.45 < mirrored.mean() < 0.55
 
 
 def apply_with(spread, flip, images):
+    spread = dict.fromkeys(augmentation.STRENGTHS["light"], 0.0) | spread
+    changes = augmentation.Augmentation(partial(augmentation._draw_turn, spread), augmentation._transform)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(
-            augmentation.STRENGTHS, "test", {**dict.fromkeys(augmentation.STRENGTHS["light"], 0.0), **spread}
-        )
-        transforms, colours = augmentation.draw(
-            "test", flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1]
-        )
-    changed = augmentation.apply("test", tf.constant(images), tf.constant(transforms), tf.constant(colours))
-    return changed.numpy(), transforms, colours
+        patched.setitem(augmentation.AUGMENTATIONS, "test", changes)
+        transforms, changed = change("test", images, flip)
+        colours = draw("test", flip, 0, 0, np.arange(len(images)), images.shape[1])[1]
+    return changed, transforms, colours
 
 
 def test_with_all_numbers_zero_nothing_changes():
@@ -199,10 +204,8 @@ def test_brightness_is_added_and_contrast_is_taken_about_the_mean():
 
 def change(kind, images, flip=True):
     """Each image drawn by its number: the transforms, and the changed images."""
-    transforms, colours = augmentation.draw(kind, flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1])
-    return transforms, augmentation.apply(
-        kind, tf.constant(images), tf.constant(transforms), tf.constant(colours)
-    ).numpy()
+    parameters = augmentation.draw(kind, flip, 0, 0, np.arange(len(images), dtype=np.uint64), images.shape[1])
+    return parameters[:, :8], augmentation.apply(kind, tf.constant(images), tf.constant(parameters)).numpy()
 
 
 def shifted(image, left, top, is_mirrored):
@@ -249,7 +252,7 @@ def torchvision_draws(rng, size):
 
 def test_a_resized_crop_takes_parts_as_torchvision_does():
     size, count = 64, 20_000
-    transforms, colours = augmentation.draw("resized_crop", True, 0, 0, np.arange(count, dtype=np.uint64), size)
+    transforms, colours = draw("resized_crop", True, 0, 0, np.arange(count), size)
     left, top, width, height = parts(transforms, size)
     assert (colours == [0, 1]).all() and (transforms[:, [1, 3, 6, 7]] == 0).all(), "nothing but a part and a flip"
     for sides in (left, top, width, height):
@@ -366,9 +369,9 @@ VIEWS = {  # the transforms of two images that are to come out
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS[1:])
 def test_kept_views_are_still_those_of_their_version(kind):
-    transforms, colours = augmentation.draw(kind, True, 0, np.array([1, 2]), np.array([3, 2**64 - 1], np.uint64), 100)
+    transforms, colours = draw(kind, True, 0, np.array([1, 2]), [3, 2**64 - 1], 100)
     assert augmentation.VERSION == 1 and transforms == pytest.approx(np.array(VIEWS[kind]), abs=1e-3), (
-        "views come out otherwise: raise augment.VERSION, else runs would take old ones for new ones"
+        "augmented copies have changed: raise augmentation.VERSION, else runs would read old ones from the cache"
     )
     if kind == "light":
         assert colours == pytest.approx(np.array([[-3.168, 1.041], [-6.298, 1.059]]), abs=1e-3)

@@ -48,6 +48,7 @@ def manifest_of(images, group_by, names=("",)):
             "width": 8,
             "height": 8,
             "problem": [image.problem for image in images],
+            "kind": ["truncated file" if image.problem else "" for image in images],
         }
     )
     labels = tuple(sorted({image.label for image in images}))

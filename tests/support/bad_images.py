@@ -517,7 +517,7 @@ def kinds() -> dict[str, Kind]:
     add("program", ".jpg", b"\x7fELF\2\1\1" + bytes(57), UNKNOWN)
     add("zeros", ".jpg", bytes(5000), UNKNOWN)
     heic = b"\0\0\0\x18ftypheic" + bytes(12)
-    add("HEIC under its own name", ".heic", heic, "ignored: of a kind that is not decoded (.heic)")
+    add("HEIC under its own name", ".heic", heic, "ignored: unsupported image format (.heic)")
     add("no suffix", "", good("PNG"), "ignored: no suffix")
 
     # What is no file, or not one of usual size

@@ -42,16 +42,16 @@ def make_odd_photos(root: Path, num_plain: int = 12) -> dict[str, str]:
     png = (root / "x.png").read_bytes()
     (root / "x.png").unlink()
     expect("truncated file", "cut.png").write_bytes(png[: len(png) // 2])
-    expect("no image inside", "text.jpg").write_text("no image\n" * 20)
+    expect("not an image", "text.jpg").write_text("no image\n" * 20)
     header = b"IHDR" + (40_000).to_bytes(4, "big") * 2 + png[24:29]
     bomb = png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
     expect("too many pixels", "bomb.png").write_bytes(bomb)
-    expect("not readable", "broken link.jpg").symlink_to(root / "gone.jpg")
-    expect("not readable", "round.jpg").symlink_to(here / "round.jpg")
-    drawing(0, 101).save(expect("named for another format", "jpeg.png"), "JPEG")
-    drawing(0, 102).save(expect("image under another name", "photo.txt"), "PNG")
+    expect("unreadable file", "broken link.jpg").symlink_to(root / "gone.jpg")
+    expect("unreadable file", "round.jpg").symlink_to(here / "round.jpg")
+    drawing(0, 101).save(expect("wrong suffix", "jpeg.png"), "JPEG")
+    drawing(0, 102).save(expect("image without image suffix", "photo.txt"), "PNG")
     for number, suffix in enumerate((".heic", ".avif", ".HEIF")):
-        expect("kind that is not decoded", f"phone {number}{suffix}").write_bytes(b"\0\0\0\x18ftypheic")
+        expect("unsupported format", f"phone {number}{suffix}").write_bytes(b"\0\0\0\x18ftypheic")
     drawing(0, 103).save(expect("", "good.webp"))
     drawing(0, 104, 9, 8).save(expect("too small", "small.png"))
     drawing(0, 105, 600, 20).save(expect("elongated", "long.png"))
@@ -68,23 +68,25 @@ def make_odd_photos(root: Path, num_plain: int = 12) -> dict[str, str]:
     drawing(0, 112).convert("LAB").save(expect("other colours", "lab.tif"))
     turned = Image.Exif()
     turned[0x0112] = 6
-    drawing(0, 113).save(expect("turned by EXIF", "turned.jpg"), exif=turned)
+    drawing(0, 113).save(expect("EXIF rotation", "turned.jpg"), exif=turned)
     frames = [drawing(0, 114 + number).convert("P") for number in range(3)]
-    frames[0].save(expect("animated or several pages", "film.gif"), save_all=True, append_images=frames[1:])
+    frames[0].save(expect("animated or multi-page", "film.gif"), save_all=True, append_images=frames[1:])
     frames[1].convert("RGB").save(
-        expect("animated or several pages", "pages.tif"), save_all=True, append_images=[frames[2].convert("RGB")]
+        expect("animated or multi-page", "pages.tif"), save_all=True, append_images=[frames[2].convert("RGB")]
     )
-    Image.new("RGB", (90, 70), (10, 20, 30)).save(expect("of one colour", "blank.png"))
+    Image.new("RGB", (90, 70), (10, 20, 30)).save(expect("single colour", "blank.png"))
     # names and links
-    drawing(0, 120).save(expect("names alike", "Café.png"))
-    drawing(0, 121).save(expect("names alike", "cafe\u0301.png"))  # the same name on some systems, written otherwise
-    drawing(0, 122).save(expect("names alike", "CAFE.png"))
+    drawing(0, 120).save(expect("similar file names", "Café.png"))
+    drawing(0, 121).save(
+        expect("similar file names", "cafe\u0301.png")
+    )  # the same name on some systems, written otherwise
+    drawing(0, 122).save(expect("similar file names", "CAFE.png"))
     drawing(0, 123).save(beside / "out.png")
-    expect("link out of the folder", "outside.png").symlink_to(beside / "out.png")
+    expect("link outside the folder", "outside.png").symlink_to(beside / "out.png")
     drawing(0, 124).save(beside / "also.png")
     (root / "cross" / "linked").symlink_to(beside, target_is_directory=True)
-    expect("link out of the folder", "linked/also.png", root / "cross")
-    expect("link out of the folder", "linked/out.png", root / "cross")  # which is under two labels, too
+    expect("link outside the folder", "linked/also.png", root / "cross")
+    expect("link outside the folder", "linked/out.png", root / "cross")  # which is under two labels, too
     expect("duplicate", "inside.jpg").symlink_to(here / "plain 01.jpg")
     expected["circle/plain 01.jpg"] = "duplicate"
     (root / "stripes" / "back").symlink_to(root, target_is_directory=True)
@@ -109,6 +111,6 @@ def make_odd_photos(root: Path, num_plain: int = 12) -> dict[str, str]:
     expected[os.fsdecode(b"no text \xff.t\xfft")] = ""
     # nearly equal pictures
     soft = drawing(1, 3).filter(ImageFilter.GaussianBlur(0.5)).resize((80, 60))
-    soft.save(expect("near-duplicate under another label", "soft.jpg"), quality=80)
-    expected["cross/plain 03.jpg"] = "near-duplicate under another label"
+    soft.save(expect("near-duplicate with another label", "soft.jpg"), quality=80)
+    expected["cross/plain 03.jpg"] = "near-duplicate with another label"
     return expected

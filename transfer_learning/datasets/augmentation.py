@@ -1,15 +1,16 @@
-"""Random changes of training images: parameters are drawn from (seed, epoch, image), pixels are resampled once.
+"""Random augmentation: parameters are drawn from (seed, epoch, image), pixels are resampled once.
 
-`draw` is a pure function in NumPy; `apply` is TensorFlow and has no randomness. A new augmentation is one `Augmentation`
-in the table `AUGMENTATIONS`: flip, rotation, zoom, shift and crop are composed into one matrix per image, so that its
+`draw` is a pure function in NumPy; `apply` is TensorFlow without randomness. A new augmentation is one `Augmentation`
+in the table `AUGMENTATIONS`. Flip, rotation, zoom, shift and crop are composed into one matrix per image, so that its
 pixels are interpolated once.
 
-* "light" and "strong" turn, zoom, shift, mirror and change brightness and contrast, by the numbers in `STRENGTHS`.
-* "rotation" mirrors and turns by up to 5 degrees, as CV Studio's own transform does, and nothing else.
-* "padded_crop" mirrors and shifts by whole pixels, up to an eighth of the side (4 of CIFAR's 32), in black (He, Zhang,
-  Ren and Sun, "Deep Residual Learning", 2016, section 4.2).
-* "resized_crop" mirrors and enlarges a random part (Szegedy and others, "Going Deeper with Convolutions", 2015), drawn as
-  torchvision's RandomResizedCrop draws it.
+* "light" and "strong" rotate, zoom, shift, flip and change brightness and contrast, within `STRENGTHS`.
+* "rotation" flips and rotates by up to 5 degrees, as CV Studio's own transform does.
+* "padded_crop" flips and shifts by whole pixels, up to an eighth of the side (4 of CIFAR's 32), in black (He, Zhang,
+Ren
+  and Sun, "Deep Residual Learning", 2016, section 4.2).
+* "resized_crop" flips and enlarges a random part (Szegedy et al., "Going Deeper with Convolutions", 2015), drawn as by
+  torchvision's RandomResizedCrop.
 """
 
 from collections.abc import Callable
@@ -94,7 +95,7 @@ def _transform(images: "tf.Tensor", parameters: "tf.Tensor", fill_mode: str = "R
 
 
 def _draw_turn(spread: dict[str, float], uniform: Uniform, flip: bool, size: int) -> np.ndarray:
-    """Turned and zoomed about the middle, mirrored, shifted; and changed colours."""
+    """Parameters (n, 10) for rotation and zoom about the center, flip, shift, brightness and contrast."""
     turn, zoom, shift_x, shift_y, mirror, brightness, contrast = uniform(7).T
     angle = np.deg2rad(spread["rotation"] * turn)
     scale = 1 / (1 + spread["zoom"] * zoom)
@@ -129,7 +130,7 @@ def _draw_padded_crop(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
 
 
 def _draw_resized_crop(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
-    """The first of the tries that lies in the image; area and logarithm of the aspect are uniform, sides whole pixels."""
+    """Parameters (n, 10) for the first try inside the image; area and log aspect are uniform, sides whole pixels."""
     mirror, right, down, *tries = uniform(3 + 2 * CROP_TRIES).T
     area = _between(np.array(tries[::2]), *CROP_AREA) * size**2  # (tries, n)
     aspect = np.exp(_between(np.array(tries[1::2]), *np.log(CROP_ASPECT)))
@@ -143,11 +144,11 @@ def _draw_resized_crop(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
 def _of_part(
     left: np.ndarray, top: np.ndarray, width: np.ndarray, height: np.ndarray, is_mirrored: np.ndarray, size: int
 ) -> np.ndarray:
-    """Parameters (n, 10) that scale a part of each image, given in pixels, to all of the result; colours stay."""
+    """Parameters (n, 10) that scale a part of each image, in pixels, to the whole result, without change of colours."""
     x, y = np.where(is_mirrored, -width, width) / size, height / size  # source pixels in one of the result
     start = np.where(is_mirrored, left + width, left)
     zero = np.zeros_like(x)
-    # A pixel's middle lies half a pixel inside of its edge.
+    # The center of a pixel is half a pixel from its edge.
     return np.stack([x, zero, start + x / 2 - 0.5, zero, y, top + y / 2 - 0.5, zero, zero, zero, zero + 1], axis=1)
 
 
@@ -157,14 +158,14 @@ def _between(numbers: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _whole(numbers: np.ndarray, most: int | np.ndarray) -> np.ndarray:
-    """Uniform in -1..1 to whole numbers 0..most, one as likely as another."""
+    """Uniform in -1..1 to uniform integers 0..most."""
     return np.minimum(np.floor(_between(numbers, 0, most + 1)), most)
 
 
 def _uniform(keys: np.ndarray, salts: np.ndarray, count: int) -> np.ndarray:
-    """float64 (n, count) in -1..1, a pure function of each image's key and salt: neither its batch nor an order matters.
+    """float64 (n, count) in -1..1, a pure function of each image's key and salt, independent of the batch.
 
-    SplitMix64 (Steele, Lea and Flood, 2014), counted from the mixed key and salt, for all images in a few operations.
+    SplitMix64 (Steele, Lea and Flood, 2014), counted from the mixed key and salt.
     """
     golden = np.uint64(0x9E3779B97F4A7C15)
     start = _mixed(_mixed(keys) ^ salts)
@@ -173,7 +174,7 @@ def _uniform(keys: np.ndarray, salts: np.ndarray, count: int) -> np.ndarray:
 
 
 def _mixed(bits: np.ndarray) -> np.ndarray:
-    """uint64 to uint64, one to one, every bit of the result depending on every bit; overflow is meant."""
+    """A bijection of uint64 in which every input bit changes every output bit; overflow is intended."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))

@@ -1,7 +1,7 @@
-"""What a person decided of doubtful images: a table that `prepare` writes, a person edits and `run` takes.
+"""Corrections of a dataset: the table of images to review that `prepare` writes, a person edits and `run` reads.
 
-Columns: id and action, and any others, which are for people (`prepare` writes label, suggestion, probability, why). An
-action is ``keep``, ``drop``, ``relabel:NAME``, or ``relabel`` for the suggestion. No file of the dataset is touched.
+Columns: id and action; others are information (`prepare` writes label, suggestion, probability, why). An action is
+``keep``, ``drop``, ``relabel:NAME``, or ``relabel`` for the suggestion. No image file is changed.
 """
 
 import csv
@@ -21,19 +21,25 @@ NAMED = 4
 
 
 class Corrections(NamedTuple):
-    """The decisions of one file."""
+    """The actions of one table."""
 
     path: Path
     kept: frozenset[str]  # ids
-    dropped: frozenset[str]
-    labels: Mapping[str, str]  # the new label by id
+    dropped: frozenset[str]  # ids
+    labels: Mapping[str, str]  # id -> new label
+
+    @property
+    def actions(self) -> dict[str, str]:
+        """The action by id, as in the table."""
+        relabelled = {id: f"relabel:{label}" for id, label in self.labels.items()}
+        return dict.fromkeys(self.kept, "keep") | dict.fromkeys(self.dropped, "drop") | relabelled
 
 
 def read_corrections(path: str | Path) -> Corrections:
-    """Reads such a table, as `prepare` writes it or as a spreadsheet saves it.
+    """Reads a table of corrections, as `prepare` or a spreadsheet writes it.
 
     Raises:
-        UserError: there is no such file, it is no table with these columns, an id stands there twice, or an action is none.
+        UserError: the file is missing, has other columns, names an id twice, or has an unknown action.
     """
     path = Path(path)
     actions: dict[str, str] = {}
@@ -42,24 +48,22 @@ def read_corrections(path: str | Path) -> Corrections:
             rows = csv.DictReader(file, strict=True)
             if not {"id", "action"} <= set(rows.fieldnames or ()):
                 raise UserError(
-                    f"{path} has the columns {', '.join(rows.fieldnames or ()) or '(none)'}; id and action were expected in "
-                    "its first line, as `prepare` writes them."
+                    f"{path} has the columns {', '.join(rows.fieldnames or ()) or '(none)'}; id and action were "
+                    "expected in its first line, as `prepare` writes them."
                 )
             for row in rows:
                 id, action = row["id"] or "", _action(row)
                 if not action:
                     raise UserError(
-                        f"{path} line {rows.line_num} has the action {row['action']!r} for {id}; keep, drop, relabel:NAME "
-                        "or, where there is a suggestion, relabel was expected, so correct it."
+                        f"{path} line {rows.line_num} has the action {row['action']!r} for {id}; write keep, drop, "
+                        "relabel:NAME or, if there is a suggestion, relabel."
                     )
                 if id in actions:
-                    raise UserError(
-                        f"{path} line {rows.line_num} names {id} for the second time; leave one of its rows."
-                    )
+                    raise UserError(f"{path} line {rows.line_num} names {id} for the second time; remove one row.")
                 actions[id] = action
     except FileNotFoundError:
         raise UserError(
-            f"There is no table {path}; give the corrections.csv that `prepare` wrote and you edited, or its new place."
+            f"There is no table {path}; give the path of the corrections.csv that `prepare` wrote."
         ) from None
     except (ValueError, csv.Error, IsADirectoryError) as error:
         raise UserError(
@@ -74,22 +78,22 @@ def read_corrections(path: str | Path) -> Corrections:
 
 
 def apply_corrections(dataset: Dataset, corrections: Corrections) -> tuple[Dataset, dict[str, str]]:
-    """Returns the dataset with the new labels, and the reason by the id of each image that is to be dropped.
+    """Returns the dataset with the new labels, and the reason by the id of each image to drop.
 
     Raises:
-        UserError: an image that is to be dropped or relabelled is not there, or a new label is no class.
+        UserError: an image to drop or relabel is not in the dataset, or a new label is not one of its classes.
     """
     path, labels = corrections.path, corrections.labels
     old = {example.id: example.label for example in dataset.examples}
     for id in sorted({*corrections.dropped, *labels} - old.keys()):
         raise UserError(
-            f"{path} names {id}, and {dataset.name} holds no such image; its images are named like {next(iter(old))}, so "
-            "give the table that belongs to this dataset, or take the row out."
+            f"{path} names {id}, and {dataset.name} has no such image (its ids are like {next(iter(old))}); give the "
+            "table of this dataset, or remove the row."
         )
     for id, label in labels.items():
         if label not in dataset.class_names:
             raise UserError(
-                f"{path} gives {id} the label {label!r}, and {dataset.name} has no such class."
+                f"{path} relabels {id} as {label!r}, and {dataset.name} has no such class."
                 f"{did_you_mean(label, dataset.class_names)}"
             )
     changed = [id for id, label in labels.items() if label != old[id]]
@@ -97,14 +101,13 @@ def apply_corrections(dataset: Dataset, corrections: Corrections) -> tuple[Datas
     relabelled, dropped = _named([f"{id} as {labels[id]}" for id in changed]), _named(sorted(corrections.dropped))
     logger.info(
         f"{path.name}: {len(changed):,} of {len(examples):,} images relabelled{relabelled}, "
-        f"{len(corrections.dropped):,} dropped{dropped}, {len(corrections.kept):,} kept as "
-        f"{'it is' if len(corrections.kept) == 1 else 'they are'}."
+        f"{len(corrections.dropped):,} dropped{dropped}, {len(corrections.kept):,} unchanged."
     )
     return replace(dataset, examples=examples), dict.fromkeys(corrections.dropped, f"dropped by {path.name}")
 
 
 def _action(row: Mapping[str, str | None]) -> str:
-    """``keep``, ``drop`` or ``relabel:NAME``; "" for anything else."""
+    """``keep``, ``drop`` or ``relabel:NAME`` of a row; "" for anything else."""
     word, _, name = (row["action"] or "").strip().partition(":")
     word, name = word.strip().lower(), name.strip()
     if word == "relabel":

@@ -1,8 +1,4 @@
-"""What a dataset is: examples, and the names of their classes.
-
-Nothing is decoded yet: an example holds its file, or where in a larger file its bytes lie, or its pixels where the source
-has arrays.
-"""
+"""A dataset: labelled examples and the names of their classes; nothing is decoded yet."""
 
 import errno
 import os
@@ -16,21 +12,31 @@ import numpy as np
 from transfer_learning.errors import UserError, did_you_mean
 
 SPLITS = ("train", "val", "test")
-UNSEEN = "unseen"  # the split of images whose classes are not learnt
+UNSEEN = "unseen"  # the split of images of classes that are not trained
+
+# Kinds of problems for which an image is skipped; the audit explains them, see `audit.findings.KINDS`.
+EMPTY_FILE = "empty file"
+TRUNCATED_FILE = "truncated file"
+NOT_AN_IMAGE = "not an image"
+TOO_MANY_PIXELS = "too many pixels"
+UNREADABLE_FILE = "unreadable file"
+DROPPED = "dropped by corrections"
+DUPLICATE_IN_OTHER_SPLIT = "duplicate in another split"
+GROUP_IN_OTHER_SPLIT = "group in another split"
 
 
 class FilePart(NamedTuple):
-    """An image file that lies inside of a larger file, such as a table of encoded images; nothing of it is in memory."""
+    """An image file inside a larger file, such as an Arrow table of encoded images."""
 
     file: Path
     offset: int  # in bytes
     length: int
 
     def read_bytes(self) -> bytes:
-        """Reads it by a plain read, for pages of a memory map would count as memory of this process.
+        """Reads the bytes without a memory map, whose pages would count as memory of this process.
 
         Raises:
-            OSError: the file is gone, or ends too early.
+            OSError: the file is missing, or ends too early.
         """
         with open(self.file, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), self.length, self.offset)
@@ -39,7 +45,7 @@ class FilePart(NamedTuple):
         return content
 
 
-# an image file, a part of a file, or uint8 pixels (height, width) or (height, width, 3)
+# An image file, a part of a file, or uint8 pixels (height, width) or (height, width, 3).
 Source = Path | FilePart | np.ndarray
 
 
@@ -48,36 +54,36 @@ class Example(NamedTuple):
 
     id: str  # unique in its dataset, the same on every machine: the path below the dataset's folder
     label: str
-    split: str  # "train", "val", "test", UNSEEN, or "" where the dataset leaves it to us
+    split: str  # "train", "val", "test", UNSEEN, or "" where the dataset names none
     source: Source
-    group: str = ""  # examples of one group never straddle two splits that are drawn; "": it is alone
+    group: str = ""  # examples of one group are drawn into one split; "": no group
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples, the names of their classes in the order of the model's outputs, and what was left out and why."""
+    """Examples, class names in the order of the model's outputs, and the ignored files with reasons."""
 
     name: str
     class_names: tuple[str, ...]
     examples: tuple[Example, ...]
     ignored: tuple[tuple[str, str], ...] = ()  # (file, reason)
-    folder: Path | None = None  # where every file below it is an example or ignored
+    folder: Path | None = None  # every file below it is an example or ignored
 
 
 def with_class_names(
     name: str, examples: Sequence[Example], ignored: Sequence[tuple[str, str]] = (), folder: Path | None = None
 ) -> Dataset:
-    """A dataset whose classes are the labels of its examples, sorted."""
+    """A dataset whose class names are the sorted labels of its examples."""
     return Dataset(
         name, tuple(sorted({example.label for example in examples})), tuple(examples), tuple(ignored), folder
     )
 
 
 def split_off_unseen(dataset: Dataset, names: str) -> Dataset:
-    """The dataset without some of its classes, whose images go into the split UNSEEN, whatever split they had.
+    """Moves the images of some classes to the split UNSEEN and takes these classes out of `class_names`.
 
     Args:
-        names: of the classes, with commas between them; "": none.
+        names: class names separated by commas; "" for none.
 
     Raises:
         UserError: a class is unknown, or fewer than two are left.
@@ -92,8 +98,8 @@ def split_off_unseen(dataset: Dataset, names: str) -> Dataset:
     left = tuple(name for name in dataset.class_names if name not in unseen_classes)
     if len(left) < 2:
         raise UserError(
-            f"--unseen-classes {names} leaves {len(left)} of the {len(dataset.class_names)} classes of {dataset.name}; a "
-            "classifier needs at least two, so hold out fewer."
+            f"--unseen-classes {names} leaves {len(left)} of the {len(dataset.class_names)} classes of "
+            f"{dataset.name}; a classifier needs at least two, so name fewer."
         )
     examples = (
         example._replace(split=UNSEEN) if example.label in unseen_classes else example for example in dataset.examples

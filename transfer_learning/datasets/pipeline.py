@@ -1,7 +1,6 @@
-"""Batches for training and prediction, as pure functions of (seed, epoch, position).
+"""Batches for training and prediction, as pure functions of (seed, epoch, position): there is no state to save.
 
-The order of an epoch is a permutation drawn from (seed, epoch); a resumed epoch takes the same one from where it
-stopped. Nothing here keeps a state, so nothing of it has to be saved.
+The order of an epoch is a permutation drawn from (seed, epoch); a resumed epoch continues in the same permutation.
 """
 
 import hashlib
@@ -19,24 +18,24 @@ from transfer_learning.datasets.augmentation import apply, draw
 from transfer_learning.datasets.dataset import UNSEEN
 from transfer_learning.storage.rows import Rows
 
-BATCHES_AHEAD = 2  # that are read while one is in use
+BATCHES_AHEAD = 2  # read while one is in use
 Batch = tuple[np.ndarray | tf.Tensor, np.ndarray | tf.Tensor]  # inputs, labels int32 (batch,)
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples of one split, as rows of something that may lie on the disk."""
+    """The examples of one split."""
 
     inputs: Rows  # (records, ...): uint8 images (size, size, 3), or activations
-    rows: np.ndarray  # int64 (n,), which rows of `inputs`; or (views, n), of which each epoch takes one a example
-    labels: np.ndarray  # int32 (n,), positions in the class names; -1 where the class is held out
+    rows: np.ndarray  # int64 (n,), rows of `inputs`; or (copies, n) for augmented copies, one per epoch
+    labels: np.ndarray  # int32 (n,), positions in the class names; -1 for unseen classes
     ids: np.ndarray  # object (n,), strings
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def at(self, positions: np.ndarray) -> "Examples":
-        """Those at these positions, in that order, with all of their views."""
+        """The examples at these positions, with all of their copies."""
         return Examples(self.inputs, self.rows[..., positions], self.labels[positions], self.ids[positions])
 
     @cached_property
@@ -45,11 +44,11 @@ class Examples:
         return np.fromiter(map(key_of, self.ids), np.uint64, len(self))
 
     def in_epoch(self, epoch: int) -> "Examples":
-        """What `epoch` sees; each example goes through all of its views in as many epochs, not all in step."""
+        """The copies for `epoch`; each example uses all of its copies in turn, shifted from example to example."""
         return self.in_copy(epoch + np.arange(len(self)))
 
     def in_copy(self, numbers: int | np.ndarray) -> "Examples":
-        """Each example in the view of that number, counted round; there is one view where `rows` is (n,)."""
+        """The copy of that number of each example, modulo the number of copies."""
         if self.rows.ndim == 1:
             return self
         return replace(self, rows=self.rows[numbers % len(self.rows), np.arange(len(self))])
@@ -62,20 +61,20 @@ def examples_of_split(
 
     Args:
         inputs: uint8 images (records, size, size, 3).
-        rows: int64 (rows of the manifest,), which of `inputs` is each one's.
+        rows: int64 (rows of the manifest,), the row of each in `inputs`.
     """
     positions = np.flatnonzero(manifest["split"] == split)
     number = {name: index for index, name in enumerate(class_names)}
     chosen = manifest.iloc[positions]
     labels = chosen["label"].map(number)
     if split == UNSEEN:
-        labels = labels.fillna(-1)  # no class of the model
+        labels = labels.fillna(-1)  # not a class of the model
     labels = labels.to_numpy(np.int32)
     return Examples(inputs, rows[positions], labels, chosen["id"].to_numpy(object))
 
 
 def order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """Returns the permutation int64 (num_examples,) in which `epoch` sees the examples."""
+    """Returns the order of the examples in `epoch`, a permutation int64 (num_examples,)."""
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_examples)
 
 
@@ -112,16 +111,16 @@ def training_batches(
         return apply(augmentation, images, parameters), labels
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size)
-    return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)  # a number of them, whatever their size
+    return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)
 
 
 def batches_in_order(examples: Examples, batch_size: int) -> Iterable[Batch]:
-    """All examples once, in their order, every batch full but the last."""
+    """All examples once, in their order; the last batch may be short."""
     return _batches(examples, np.arange(len(examples)), batch_size)
 
 
 def _batches(examples: Examples, chosen: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """Reads ahead in a thread: four times as fast as tf.data, which copies what Python gives it twice."""
+    """Reads ahead in a thread: four times as fast as tf.data, which copies arrays of Python twice."""
 
     def gather(start: int) -> Batch:
         positions = chosen[start : start + batch_size]
@@ -138,5 +137,5 @@ def _batches(examples: Examples, chosen: np.ndarray, batch_size: int) -> Iterato
 
 
 def key_of(id: str) -> int:
-    """64 bits that stand for an id, the same on every machine and in every dataset that holds it."""
+    """A hash of 64 bits of an id, the same on every machine."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "little")

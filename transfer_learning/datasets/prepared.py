@@ -1,4 +1,4 @@
-"""A dataset as a run sees it: loaded, decoded, divided into splits."""
+"""A dataset that is ready for a run: loaded, decoded and split."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """The decoded images of a dataset, and the manifest that says which split each belongs to."""
+    """Decoded images, and the manifest with the split of each."""
 
     class_names: tuple[str, ...]
     ignored: tuple[tuple[str, str], ...]  # (file, reason)
     images: CachedImages
-    manifest: pd.DataFrame  # a row an example, as `make_manifest` makes it
+    manifest: pd.DataFrame  # one row per example, see `make_manifest`
 
     def split(self, name: str) -> "Examples":
-        """The images of "train", "val", "test" or UNSEEN; there may be none."""
-        from transfer_learning.datasets.pipeline import examples_of_split  # TensorFlow, which `prepare` does without
+        """The examples of "train", "val", "test" or UNSEEN; there may be none."""
+        from transfer_learning.datasets.pipeline import examples_of_split  # imports TensorFlow
 
         return examples_of_split(self.manifest, name, self.class_names, self.images.pixels, self.images.rows)
 
     def hashes(self, *splits: str) -> np.ndarray:
-        """SHA-256 of the images of these splits, one split after the other, in the order of `split`."""
+        """SHA-256 of the images of these splits, one split after the other, in the order of their examples."""
         return np.concatenate([self.manifest.loc[self.manifest["split"] == split, "sha256"] for split in splits])
 
     @property
     def fingerprint(self) -> str:
-        """What a run belongs to; see `manifest.fingerprint`."""
+        """The identity of the data of a run; see `manifest.fingerprint`."""
         return fingerprint(self.manifest, self.class_names)
 
     @property
     def eval_split(self) -> str:
-        """The split that a run is judged by: the test, or the validation images of a dataset without one."""
+        """The evaluation split: "test", or "val" for a dataset without test images."""
         return "test" if (self.manifest["split"] == "test").any() else "val"
 
     def describe(self) -> str:
@@ -54,8 +54,8 @@ class PreparedDataset:
         if UNSEEN in counts:
             splits += f", {counts[UNSEEN]:,} of classes held out"
         return (
-            f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} skipped; "
-            f"{len(self.ignored):,} other files ignored"
+            f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} "
+            f"skipped; {len(self.ignored):,} other files ignored"
         )
 
 

@@ -1,5 +1,6 @@
-"""A first look at a dataset, from file headers alone: what the choice of good defaults rests on."""
+"""Counts and image sizes of a dataset, from file headers alone; the automatic recipe is chosen by them."""
 
+import math
 from collections import Counter
 from typing import NamedTuple
 
@@ -9,13 +10,13 @@ from PIL import Image
 from transfer_learning.datasets.dataset import Dataset, Source
 from transfer_learning.datasets.decoding.decode import FORMATS, open_file
 
-NUM_HEADERS = 200  # enough for a median, quick on any disk
+NUM_HEADERS = 200  # enough for a median
 
 
 class Survey(NamedTuple):
     """Counts of a dataset, and the median of the shorter sides of its images in pixels."""
 
-    num_images: int  # that may be trained on: all but the dataset's own val and test
+    num_images: int  # without the dataset's own val and test splits
     num_classes: int
     smallest_class: int
     largest_class: int
@@ -23,10 +24,10 @@ class Survey(NamedTuple):
 
 
 def survey(dataset: Dataset) -> Survey:
-    """Counts all examples and reads the headers of up to 200, evenly spread; unreadable ones are left to the manifest."""
+    """Counts all examples and reads the headers of up to 200 of them, evenly spread; skips unreadable ones."""
     training = [example for example in dataset.examples if example.split in ("", "train")]
     counts = Counter(example.label for example in training)
-    step = -(-len(dataset.examples) // NUM_HEADERS)
+    step = max(1, math.ceil(len(dataset.examples) / NUM_HEADERS))
     sides = [side for example in dataset.examples[::step] if (side := _short_side(example.source))]
     return Survey(
         num_images=len(training),
@@ -37,11 +38,11 @@ def survey(dataset: Dataset) -> Survey:
     )
 
 
-def _short_side(content: Source) -> int:
-    if isinstance(content, np.ndarray):
-        return min(content.shape[:2])
+def _short_side(source: Source) -> int:
+    if isinstance(source, np.ndarray):
+        return min(source.shape[:2])
     try:
-        with open_file(content) as file, Image.open(file, formats=FORMATS) as image:
+        with open_file(source) as file, Image.open(file, formats=FORMATS) as image:
             return min(image.size)
-    except Exception:  # as in decode: the manifest names the file and its problem
+    except Exception:  # as in `decode`, which reports the problem later
         return 0

@@ -9,7 +9,7 @@ from typing import Any
 from transfer_learning.cli.flags import given_values
 from transfer_learning.config import PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.dataset import split_off_unseen
-from transfer_learning.datasets.sources.registry import load_dataset, scheme_of
+from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
@@ -37,9 +37,9 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     if "dataset" not in values:
         raise UserError(
             "--dataset is missing; name one of "
-            f"{', '.join(RECIPES)}, a folder or a table, or continue a run with --resume."
+            f"{', '.join(DATASETS)}, a folder or a table, or continue a run with --resume."
         )
-    for name, known in (("dataset", RECIPES), ("weights", ("imagenet", "none")), ("corrections", ())):
+    for name, known in (("dataset", DATASETS), ("weights", ("imagenet", "none")), ("corrections", ())):
         if values.get(name) and values[name] not in known and Path(values[name]).exists():
             values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
     _check_places(values)
@@ -57,7 +57,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
 def _check_places(values: dict[str, Any]) -> None:
     """Raises UserError where what is kept would come to lie among the user's own images, and be taken for a class."""
     images = Path(values["dataset"])
-    if values["dataset"] in RECIPES or not images.is_dir():
+    if values["dataset"] in DATASETS or not images.is_dir():
         return
     for name in ("cache_dir", "data_dir"):
         place = values.get(name, getattr(RunConfig, name))

@@ -1,11 +1,12 @@
-"""What `prepare` found, for people: a page with pictures, a table of every file, and a table of corrections to fill in."""
+"""Writes an audit: a page with images, a table of every file, and a table of images to review."""
 
 import base64
 import io
-import os
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from transfer_learning.config import RESIZES, RunConfig
-from transfer_learning.datasets.audit.findings import COLOURS, DECIDED, KINDS, Audit
+from transfer_learning.datasets.audit.findings import COLOURS, Audit
+from transfer_learning.datasets.audit.kinds import KINDS
 from transfer_learning.datasets.corrections import COLUMNS, Corrections
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decoding.decode import decode
@@ -32,26 +34,32 @@ THUMBNAIL = 112  # pixels
 
 
 class Written(NamedTuple):
-    """The files of an audit, and how many images the corrections ask a person to decide on."""
+    """The files of an audit, and the number of images to review."""
 
     page: Path
     table: Path
     corrections: Path
-    num_doubtful: int = 0
+    num_to_review: int = 0
 
 
-def new_audit_dir(path: str | os.PathLike) -> Path:
-    """Returns `path`, if it is a new or an empty directory.
+def new_audit_dir(path: str | None, dataset: str) -> Path:
+    """Returns `path`, or for None a new ``runs/audit-photos-20260131-120000``.
 
     Raises:
-        UserError: it is not: nobody's corrections are to be written over.
+        UserError: `path` is a file, or a directory that is not empty.
     """
-    path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--out {path} is a file; a new or empty directory was expected, so choose another name.")
-    if path.is_dir() and any(path.iterdir()):
-        raise UserError(f"--out {path} holds files; a new or empty directory was expected, so choose another name.")
-    return path
+    if path is None:
+        name = Path(dataset.rstrip("/").replace(":", "-")).stem
+        folder = Path("runs") / f"audit-{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        names = (
+            folder if number == 1 else folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1)
+        )
+        return next(folder for folder in names if not folder.exists())
+    folder = Path(path)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        problem = "holds files" if folder.is_dir() else "is a file"
+        raise UserError(f"--out {path} {problem}; give a new or empty directory.")
+    return folder
 
 
 def write_audit(
@@ -61,76 +69,61 @@ def write_audit(
     config: RunConfig,
     folder: Path,
     command: Sequence[str],
-    decided: Corrections | None = None,
+    corrections: Corrections | None = None,
 ) -> Written:
     """Writes the page and both tables into `folder`.
 
     Args:
-        command: that trains on the dataset, without corrections.
-        decided: corrections that were applied already: they go ahead of the new rows, so that the new table replaces
-            the old one, and what they decide is not asked again.
+        command: the command that trains on the dataset, without corrections.
+        corrections: those that `data` has applied; the new table starts with them and does not list their images again.
     """
     written = Written(folder / PAGE, folder / TABLE, folder / CORRECTIONS)
     folder.mkdir(parents=True, exist_ok=True)
     table = audit.files.drop(columns=["quality"]).rename(columns={"num_bytes": "bytes"})
     write_text(written.table, table.to_csv(index=False, lineterminator="\n", float_format="%.3f"))
-    doubtful = audit.doubtful()
-    doubtful = doubtful[~doubtful["id"].isin(_decided_ids(decided))]
-    rows = pd.concat([_decided_rows(decided, audit), doubtful.assign(action="keep")], ignore_index=True)
+    to_review = audit.to_review()
+    if corrections:
+        to_review = to_review[~to_review["id"].isin(corrections.actions.keys())]
+    rows = pd.concat([_reviewed_rows(corrections, audit), to_review.assign(action="keep")], ignore_index=True)
     write_text(written.corrections, rows[list(COLUMNS)].to_csv(index=False, lineterminator="\n", float_format="%.3f"))
-    content = page_content(audit, dataset, data, config, doubtful)
+    content = page_content(audit, dataset, data, config, to_review)
     corrected = [*command, "--corrections", str(written.corrections)]
     write_page(PAGE, content | {"command": shlex.join(command), "corrected": shlex.join(corrected)}, written.page)
-    return written._replace(num_doubtful=len(doubtful))
+    return written._replace(num_to_review=len(to_review))
 
 
-def in_lines(audit: Audit) -> Iterator[str]:
-    """The sum of the files, and a line a kind of finding."""
-    yield sum_of_files(audit)
-    counts = audit.counts
-    width = max((len(f"{count:,}") for count in counts.values()), default=0)
-    for kind, count in counts.items():
-        yield f"  {count:>{width},} {kind}: {KINDS[kind]}"
-
-
-def crop_in_words(audit: Audit) -> str:
-    """What ``--resize crop`` does to the images of a dataset."""
+def describe_crop(audit: Audit) -> str:
+    """``--resize crop discards 25.0% of the pixels of the median image, and 96.7% of the worst.``"""
     lost = _shares_lost(audit.files)
-    median, worst = f"{lost.median():.1%}", f"{lost.max():.1%}"
-    return f"--resize crop throws away {median} of the pixels of the median image, and {worst} of the worst."
+    share = f"{lost.median():.1%} of the pixels of the median image, and {lost.max():.1%} of the worst"
+    return f"--resize crop discards {share}."
 
 
-def sum_of_files(audit: Audit) -> str:
-    """``1,263 files on disk = 1,190 used + 10 skipped + 63 ignored``, with a remark should the disk hold another number."""
+def file_counts(audit: Audit) -> str:
+    """``1,263 files on disk = 1,190 used + 10 skipped + 63 ignored``; a remark if their number on disk has changed."""
     parts = audit.files["what"].value_counts()
     named = " + ".join(f"{parts.get(what, 0):,} {what}" for what in ("used", "skipped", "ignored"))
     total = len(audit.files)
     if audit.num_on_disk is None:
-        return f"{total:,} images and other entries of the dataset = {named}"
+        return f"{total:,} images and other entries = {named}"
     if audit.num_on_disk != total:
-        return f"{total:,} files = {named}; now {audit.num_on_disk:,} are on disk: it changed meanwhile, so look again"
+        return f"{total:,} files = {named}; {audit.num_on_disk:,} are on disk now, so run `prepare` again"
     return f"{total:,} files on disk = {named}"
 
 
 def page_content(
-    audit: Audit, dataset: Dataset, data: PreparedDataset, config: RunConfig, doubtful: pd.DataFrame
+    audit: Audit, dataset: Dataset, data: PreparedDataset, config: RunConfig, to_review: pd.DataFrame
 ) -> dict[str, Any]:
-    """Everything that the template shows, as plain values."""
+    """The values of the template."""
     files = audit.files
     pictures = Pictures(data, files)
     kinds = [
-        {
-            "kind": kind,
-            "count": count,
-            "meaning": KINDS[kind],
-            "is_decided": kind in DECIDED,
-            "rows": _named_rows(audit.of_kind(kind).head(NUM_NAMED)),
-        }
+        {"kind": kind, "count": count, "meaning": KINDS[kind], "rows": _named_rows(audit.of_kind(kind).head(NUM_NAMED))}
         for kind, count in audit.counts.items()
     ]
-    likely = audit.of_kind("likely label error")
-    likely = likely[likely["id"].isin(doubtful["id"])].sort_values("quality", kind="stable")
-    odd = audit.findings[audit.findings["kind"].isin(("outlier", "of one colour", "elongated"))]
+    likely = audit.of_kind("label issue")
+    likely = likely[likely["id"].isin(to_review["id"])].sort_values("quality", kind="stable")
+    odd = audit.findings[audit.findings["kind"].isin(("outlier", "single colour", "elongated"))]
     odd = files.loc[odd["position"].drop_duplicates()]
     ignored = files[files["what"] == "ignored"].groupby("reason")["id"]
     return {
@@ -139,7 +132,7 @@ def page_content(
         "parts": {what: int((files["what"] == what).sum()) for what in ("used", "skipped", "ignored")},
         "total": len(files),
         "is_folder": audit.num_on_disk is not None,
-        "sum": sum_of_files(audit),
+        "sum": file_counts(audit),
         "kinds": kinds,
         "num_named": NUM_NAMED,
         "counts": counts_by_class(data.manifest, data.class_names),
@@ -153,23 +146,25 @@ def page_content(
         "stored_size": config.stored_size,
         "resize": config.resize,
         "likely": [
-            pictures.card(row, f"{row.label} → {row.suggestion}", f"{row.probability:.0%}, its own {row.quality:.0%}")
+            pictures.card(
+                row, f"{row.label} → {row.suggestion}", f"{row.probability:.0%}, given label {row.quality:.0%}"
+            )
             for row in likely.head(NUM_PICTURES).itertuples()
         ],
         "num_likely": len(likely),
-        "num_doubtful": len(doubtful),
+        "num_to_review": len(to_review),
         "duplicates": list(_groups(audit, pictures, "duplicates")),
         "near_duplicates": list(_groups(audit, pictures, "near_duplicates")),
         "odd": [pictures.card(row, row.label, row.findings) for row in odd.head(NUM_PICTURES).itertuples()],
         "num_odd": len(odd),
         "thumbnail": THUMBNAIL,
         "notes": audit.notes,
-        "files": Written(*map(Path, (PAGE, TABLE, CORRECTIONS))),
+        "files": Written(Path(PAGE), Path(TABLE), Path(CORRECTIONS)),
     }
 
 
 class Pictures:
-    """Small pictures of the images as the network sees them, as text for the page."""
+    """Thumbnails of the images at the model's input, as data URLs."""
 
     def __init__(self, data: PreparedDataset, files: pd.DataFrame):
         self._data, self._files = data, files
@@ -178,13 +173,13 @@ class Pictures:
         return {"picture": self.of(row.Index), "title": title, "text": text, "id": row.id}
 
     def of(self, position: int) -> str:
-        """``data:image/jpeg;base64,...``; "" for what could not be decoded."""
+        """``data:image/jpeg;base64,...``; "" for an image that cannot be decoded."""
         row = self._data.images.rows[position]
-        return as_text(self._data.images.pixels[int(row)]) if row >= 0 else ""
+        return as_text(self._data.images.pixels[np.array([row])][0]) if row >= 0 else ""
 
 
 def as_text(pixels: np.ndarray, side: int = THUMBNAIL) -> str:
-    """A picture, uint8 (height, width, 3), for the page; small ones keep their pixels, which the page enlarges."""
+    """An image, uint8 (height, width, 3), as a data URL: PNG if it is smaller than `side`, else JPEG."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     file = io.BytesIO()
@@ -195,17 +190,12 @@ def as_text(pixels: np.ndarray, side: int = THUMBNAIL) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _decided_ids(decided: Corrections | None) -> set[str]:
-    return {*decided.kept, *decided.dropped, *decided.labels} if decided else set()
-
-
-def _decided_rows(decided: Corrections | None, audit: Audit) -> pd.DataFrame:
-    if decided is None:
+def _reviewed_rows(corrections: Corrections | None, audit: Audit) -> pd.DataFrame:
+    if corrections is None:
         return pd.DataFrame(columns=list(COLUMNS))
-    actions = dict.fromkeys(decided.kept, "keep") | dict.fromkeys(decided.dropped, "drop")
-    actions |= {id: f"relabel:{label}" for id, label in decided.labels.items()}
+    actions = corrections.actions
     rows = audit.files[audit.files["id"].isin(actions.keys())]
-    return rows.assign(why="decided before", action=rows["id"].map(actions))[list(COLUMNS)]
+    return rows.assign(why="reviewed before", action=rows["id"].map(actions))[list(COLUMNS)]
 
 
 def _named_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
@@ -221,7 +211,7 @@ def _formats(files: pd.DataFrame) -> list[tuple[str, int]]:
 
 
 def _colours(files: pd.DataFrame) -> list[tuple[str, int, str]]:
-    """Mode, count and how it becomes RGB."""
+    """Mode, count and conversion to RGB."""
     words = files.loc[files["remarks"] != "", "remarks"].str.split()
     modes = words.map(
         lambda words: " ".join([words[1], *(word for word in words if word in ("16-bit", "transparent"))])
@@ -235,24 +225,16 @@ def _colours(files: pd.DataFrame) -> list[tuple[str, int, str]]:
 
 
 def _resizes(files: pd.DataFrame, config: RunConfig) -> list[dict[str, Any]]:
-    """What each way of making a picture square does to these."""
+    """The effect of each --resize on these images."""
     lost = _shares_lost(files)
     if lost.empty:
         return []
     stretch = 1 / (1 - lost)
     worst = files.loc[lost.idxmax(), "id"] if lost.max() > lost.min() else ""
     of = {
-        "crop": ("of its pixels are thrown away", f"{lost.median():.1%}", f"{lost.max():.1%}"),
-        "squash": (
-            "times narrower for its length, nothing thrown away",
-            f"{stretch.median():.2f}",
-            f"{stretch.max():.2f}",
-        ),
-        "pad": (
-            "of what the network sees are black bars, nothing thrown away",
-            f"{lost.median():.1%}",
-            f"{lost.max():.1%}",
-        ),
+        "crop": ("of the pixels are discarded", f"{lost.median():.1%}", f"{lost.max():.1%}"),
+        "squash": ("change of the aspect ratio (factor)", f"{stretch.median():.2f}", f"{stretch.max():.2f}"),
+        "pad": ("of the input is black bars", f"{lost.median():.1%}", f"{lost.max():.1%}"),
     }
     return [
         {
@@ -268,13 +250,13 @@ def _resizes(files: pd.DataFrame, config: RunConfig) -> list[dict[str, Any]]:
 
 
 def _shares_lost(files: pd.DataFrame) -> pd.Series:
-    """The share, 0 to 1, of the pixels of each image in use that lies outside of the square in its middle."""
+    """The fraction, 0 to 1, of the pixels of each used image outside of its central square."""
     known = files[(files["what"] == "used") & (files["width"] > 0)]
     return 1 - known[["width", "height"]].min(axis=1) / known[["width", "height"]].max(axis=1)
 
 
 def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: RunConfig) -> list[dict[str, Any]]:
-    """Some images as they are, with the part that is kept, and as the network sees them: the most elongated one first."""
+    """Some images with their crop, and at the model's input; the most elongated first."""
     lost = _shares_lost(files)
     order = lost.sort_values(ascending=False, kind="stable").index.to_numpy()
     chosen = (
@@ -291,7 +273,7 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
         originals = list(threads.map(original, chosen))
     seen = []
     for position, pixels in zip(chosen, originals, strict=True):
-        if pixels is None:  # gone meanwhile, or too thin for this size
+        if pixels is None:  # deleted meanwhile, or too thin for this size
             continue
         row = files.loc[position]
         width, height = (
@@ -299,7 +281,7 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
         )
         left, top = (side - width) // 2, (side - height) // 2
         kept = min(row["width"], row["height"]) / row[["width", "height"]]
-        network = Image.fromarray(data.images.pixels[int(data.images.rows[position])])
+        network = Image.fromarray(data.images.pixels[data.images.rows[[position]]][0])
         network = network.resize((config.image_size,) * 2, Image.Resampling.BILINEAR)
         seen.append(
             {
@@ -322,7 +304,7 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
 
 
 def _groups(audit: Audit, pictures: Pictures, column: str) -> Iterator[dict[str, Any]]:
-    """Groups of equal or nearly equal pictures, those first that cross classes or splits."""
+    """Groups of duplicates or near-duplicates, those across labels or splits first."""
     files = audit.files[audit.files[column] >= 0]
     groups = [group for _, group in files.groupby(column)]
     groups.sort(key=lambda group: (not _crossed(group)["labels"], not _crossed(group)["splits"], -len(group)))

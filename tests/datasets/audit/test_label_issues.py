@@ -25,7 +25,7 @@ def test_wrong_labels_are_found_with_the_right_one_and_right_ones_are_left_alone
     wrong = np.arange(3, 240, 24)
     labels[wrong] = (labels[wrong] + 1) % 4
     doubts = find_label_issues(features, labels, alone(240))
-    found = set(np.flatnonzero(doubts.is_doubtful))
+    found = set(np.flatnonzero(doubts.is_issue))
     assert found <= set(wrong) and len(found) >= 0.8 * len(wrong)
     assert (doubts.suggestion == right).mean() > 0.99 and (doubts.probability[wrong] > 0.6).all()
     assert set(np.argsort(doubts.quality)[: len(wrong)]) == set(wrong) and doubts.too_small == []
@@ -44,10 +44,10 @@ def test_classes_of_too_few_images_are_not_judged():
     features, labels = clusters(num_per_class=20, num_classes=3)
     few = np.concatenate([np.arange(40), np.arange(40, 40 + NUM_FOLDS - 1)])
     doubts = find_label_issues(features[few], labels[few], alone(len(few)))
-    assert doubts.too_small == [2] and (doubts.suggestion[40:] == -1).all() and not doubts.is_doubtful[40:].any()
+    assert doubts.too_small == [2] and (doubts.suggestion[40:] == -1).all() and not doubts.is_issue[40:].any()
     assert (doubts.suggestion[:40] >= 0).all()
     one_class = find_label_issues(features[:20], labels[:20], alone(20))
-    assert (one_class.suggestion == -1).all() and not one_class.is_doubtful.any()
+    assert (one_class.suggestion == -1).all() and not one_class.is_issue.any()
 
 
 def test_the_same_images_give_the_same_doubts():

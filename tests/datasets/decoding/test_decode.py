@@ -9,6 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from transfer_learning.datasets.dataset import (
+    EMPTY_FILE,
+    NOT_AN_IMAGE,
+    TOO_MANY_PIXELS,
+    TRUNCATED_FILE,
+    UNREADABLE_FILE,
+)
 from transfer_learning.datasets.decoding.decode import content_hash, decode, from_jpeg, to_jpeg
 
 SIZE = 16
@@ -213,25 +220,25 @@ def png_that_promises(width, height):
 
 
 UNREADABLE = {
-    "empty": (b"", "the file is empty"),
-    "text named like a photo": (b"not an image\n", "cannot be decoded"),
-    "web page": (b"<html><body>404</body></html>", "cannot be decoded"),
-    "cut jpeg": (bytes_of("JPEG")[:400], "cannot be decoded"),
-    "cut png": (bytes_of("PNG")[:100], "cannot be decoded"),
-    "cut webp": (bytes_of("WEBP")[:40], "cannot be decoded"),
-    "damaged png": (bytes_of("PNG").replace(b"IDAT", b"IDAT\0\0\0\0", 1), "cannot be decoded"),
-    "a format outside the list": (bytes_of("PPM"), "cannot be decoded"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "cannot be decoded"),
-    "huge": (png_that_promises(60_000, 60_000), "too many pixels"),
-    "large": (png_that_promises(12_000, 9_000), "too many pixels"),
+    "empty": (b"", EMPTY_FILE, "the file is empty"),
+    "text named like a photo": (b"not an image\n", NOT_AN_IMAGE, "cannot be decoded"),
+    "web page": (b"<html><body>404</body></html>", NOT_AN_IMAGE, "cannot be decoded"),
+    "cut jpeg": (bytes_of("JPEG")[:400], TRUNCATED_FILE, "cannot be decoded"),
+    "cut png": (bytes_of("PNG")[:100], TRUNCATED_FILE, "cannot be decoded"),
+    "cut webp": (bytes_of("WEBP")[:40], NOT_AN_IMAGE, "cannot be decoded"),
+    "damaged png": (bytes_of("PNG").replace(b"IDAT", b"IDAT\0\0\0\0", 1), UNREADABLE_FILE, "cannot be decoded"),
+    "a format outside the list": (bytes_of("PPM"), NOT_AN_IMAGE, "cannot be decoded"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", NOT_AN_IMAGE, "cannot be decoded"),
+    "huge": (png_that_promises(60_000, 60_000), TOO_MANY_PIXELS, "too many pixels"),
+    "large": (png_that_promises(12_000, 9_000), TOO_MANY_PIXELS, "too many pixels"),
 }
 
 
-@pytest.mark.parametrize(("content", "words"), UNREADABLE.values(), ids=UNREADABLE)
-def test_what_cannot_be_decoded_has_a_reason_and_raises_nothing(content, words, tmp_path):
+@pytest.mark.parametrize(("content", "kind", "words"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_decoded_has_a_kind_and_a_problem_and_raises_nothing(content, kind, words, tmp_path):
     (tmp_path / "x.jpg").write_bytes(content)
     result = decode(tmp_path / "x.jpg", SIZE, "squash")
-    assert words in result.problem and "\n" not in result.problem
+    assert words in result.problem and "\n" not in result.problem and result.kind == kind
     assert (result.pixels, result.width, result.height) == (None, 0, 0)
 
 
@@ -239,7 +246,7 @@ def test_what_cannot_be_decoded_has_a_reason_and_raises_nothing(content, words, 
 def test_no_file_has_a_reason_too(name, tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     result = decode(tmp_path / name, SIZE, "squash")
-    assert result.pixels is None and result.problem
+    assert result.pixels is None and result.problem and result.kind == UNREADABLE_FILE
     assert content_hash(tmp_path / name) == ""
 
 

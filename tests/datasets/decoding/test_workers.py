@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from tests.support import ROOT, bad_images
-from transfer_learning.datasets.dataset import FilePart
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart
 from transfer_learning.datasets.decoding import workers as decode_workers
-from transfer_learning.datasets.decoding.decode import Decoded, content_hash, decode, from_jpeg
+from transfer_learning.datasets.decoding.decode import content_hash, decode, failed, from_jpeg
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 
 SIZE = 8
@@ -165,7 +165,7 @@ def test_an_image_that_ends_or_hangs_its_worker_costs_itself_alone(behind, secon
     bad, *good = image("bad", behind), *(image(str(number)) for number in range(6))
     with DecodeWorkers(SIZE, "squash", seconds=seconds) as workers, ThreadPoolExecutor(2) as threads:
         answers = list(threads.map(workers.decode, [*good[:3], bad, *good[3:]]))
-    assert answers.pop(3) == ("", Decoded(None, 0, 0, problem))
+    assert answers.pop(3) == ("", failed(UNREADABLE_FILE, problem))
     for path, answer in zip(good, answers, strict=True):
         assert_decoded(answer, path)
     assert processes() == []
@@ -187,7 +187,10 @@ def test_an_image_that_takes_more_memory_than_a_worker_may_have_costs_itself_alo
     with DecodeWorkers(SIZE, "squash") as workers:
         assert_decoded(workers.decode(good), good)
         before = processes()
-        assert workers.decode(large) == (content_hash(large), Decoded(None, 0, 0, "decoding it takes too much memory"))
+        assert workers.decode(large) == (
+            content_hash(large),
+            failed(UNREADABLE_FILE, "decoding it takes too much memory"),
+        )
         assert_decoded(workers.decode(good), good)
         assert processes() == before
 
@@ -197,7 +200,7 @@ def test_a_small_file_that_would_be_decoded_for_minutes_has_its_time(image, tmp_
     bomb, good = tmp_path / "bomb.jpg", image()
     bomb.write_bytes(bad_images.jpeg_of_many_scans(0, 1500, (9000, 9000)))
     with DecodeWorkers(SIZE, "squash", seconds=1) as workers:
-        assert workers.decode(bomb) == ("", Decoded(None, 0, 0, "decoding it took longer than 1 s"))
+        assert workers.decode(bomb) == ("", failed(UNREADABLE_FILE, "decoding it took longer than 1 s"))
     with DecodeWorkers(SIZE, "squash") as workers:
         assert_decoded(workers.decode(good), good)
 
@@ -230,7 +233,7 @@ def test_a_worker_that_is_killed_while_it_decodes_costs_its_image_alone(image, p
         writer = opened(pipe)
         (worker,) = processes()
         worker.kill()
-        assert answer.result(DEADLINE) == ("", Decoded(None, 0, 0, "the decoder died (SIGKILL)"))
+        assert answer.result(DEADLINE) == ("", failed(UNREADABLE_FILE, "the decoder died (SIGKILL)"))
         os.close(writer)
         assert_decoded(workers.decode(good), good)
 

@@ -11,6 +11,7 @@ import zlib
 
 import pytest
 
+from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning.datasets.sources import archive
 from transfer_learning.datasets.sources.registry import load_dataset
@@ -43,7 +44,8 @@ def contents(folder):
 @pytest.mark.parametrize(
     "name", ["photos.zip", "photos.tar", "photos.tar.gz", "photos.tar.xz", "photos.tar.bz2", "PHOTOS.ZIP", "a.b.TAR.GZ"]
 )
-def test_an_archive_is_read_like_its_folder(name, photos, tmp_path, capsys):
+def test_an_archive_is_read_like_its_folder(name, photos, tmp_path):
+    said = log_messages()
     members = [*contents(photos), ("__MACOSX/._x.png", b"rubbish"), ("more.zip", b"an archive inside is not unpacked")]
     made = tmp_path / name.lower()
     (zipped if made.suffix == ".zip" else tarred)(made, members)
@@ -55,17 +57,17 @@ def test_an_archive_is_read_like_its_folder(name, photos, tmp_path, capsys):
         (example.id, example.label) for example in expected.examples
     ]
     assert [file for file, _ in dataset.ignored] == ["__MACOSX/._x.png", "more.zip"]
-    assert capsys.readouterr().out.startswith(f"Unpacking {tmp_path / name}")
+    assert said[0].startswith(f"Unpacking {tmp_path / name}")
     [place] = (tmp_path / "data" / "archives").iterdir()
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     load_dataset(str(tmp_path / name), tmp_path / "data")
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before, "it was unpacked again"
-    assert capsys.readouterr().out == ""
+    assert len(said) == 1
 
 
 GOOD = ("a/1.png", b"image")
 OUTSIDE = "leads out of the folder"
-NO_NAME = "is no name that every system takes"
+NO_NAME = "is not a valid name on every system"
 HOSTILE = {
     "leads out": ([GOOD, ("../../evil.png", b"x")], OUTSIDE),
     "leads out from inside": ([GOOD, ("a/../../evil.png", b"x")], OUTSIDE),
@@ -80,8 +82,8 @@ HOSTILE = {
     "turns the terminal red": ([GOOD, ("a/\x1b[31m.png", b"x")], NO_NAME),
     "long name": ([GOOD, ("a/" + "x" * 300, b"x")], "is longer than a file name may be"),
     "long name in few letters": ([GOOD, ("a/" + "\u85ac" * 90, b"x")], "is longer than a file name may be"),
-    "long path": ([GOOD, ("/".join(["x" * 200] * 20), b"x")], "lies deeper"),
-    "deep path": ([GOOD, ("x/" * 40 + "1.png", b"x")], "lies deeper"),
+    "long path": ([GOOD, ("/".join(["x" * 200] * 20), b"x")], "has too long or deep a path"),
+    "deep path": ([GOOD, ("x/" * 40 + "1.png", b"x")], "has too long or deep a path"),
     "twice": ([GOOD, GOOD], "is the same as 'a/1.png'"),
     "twice in two ways": ([GOOD, ("a//./1.png", b"x")], "is the same as 'a/1.png'"),
     "case": ([GOOD, ("A/1.PNG", b"x")], "is the same as 'a/1.png' on some systems"),
@@ -268,17 +270,17 @@ def test_a_million_entries_of_a_tar_are_refused_without_a_list_of_them(tmp_path)
             file.write(tarfile.TarInfo(f"a/{number:07}.png").tobuf(tarfile.USTAR_FORMAT))
         file.write(bytes(1024))
     before = memory()
-    refused(path, tmp_path, "is number 500,001, and no more than 500,000")
+    refused(path, tmp_path, "is number 500,001, and at most 500,000")
     assert memory() - before < 200e6
 
 
 def test_too_many_entries_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MOST_ENTRIES", 10)
+    monkeypatch.setattr(archive, "MAX_ENTRIES", 10)
     members = [(f"{number % 2}/{number}.png", b"") for number in range(11)]
     load_dataset(str(zipped(tmp_path / "few.zip", members[:10])), tmp_path / "few")
     load_dataset(str(tarred(tmp_path / "few.tar", members[:10])), tmp_path / "few")
     refused(zipped(tmp_path / "many.zip", members), tmp_path, "lists more than 10 files")
-    refused(tarred(tmp_path / "many.tar", members), tmp_path, "is number 11, and no more than 10")
+    refused(tarred(tmp_path / "many.tar", members), tmp_path, "is number 11, and at most 10")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
@@ -296,7 +298,7 @@ def test_a_header_that_unpacks_to_half_a_gigabyte_is_not_read(kind, tmp_path):
 
 
 def test_a_list_that_is_too_long_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MOST_LISTED_BYTES", 10_000)
+    monkeypatch.setattr(archive, "MAX_LISTED_BYTES", 10_000)
     entries = [listed(b"a/" + b"x" * 200 + b"%d.png" % number, 0, 0, 0) for number in range(100)]
     refused(zip_of(tmp_path / "long.zip", b"", entries), tmp_path, "a list of its files takes more than")
 
@@ -336,7 +338,7 @@ def test_an_archive_with_a_damaged_part_loses_nothing_in_silence(suffix, place, 
 def test_a_disk_that_is_too_small_is_said_before(photos, tmp_path, monkeypatch):
     usage = archive.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(archive.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    refused(zipped(tmp_path / "photos.zip", contents(photos)), tmp_path, "has 0.1 MB left; free some space")
+    refused(zipped(tmp_path / "photos.zip", contents(photos)), tmp_path, "has 0.1 MB free; free space")
 
 
 def test_archives_of_one_name_stay_apart(tmp_path):

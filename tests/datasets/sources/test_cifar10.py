@@ -162,7 +162,7 @@ def test_folders_of_png_files_are_the_set_too(tmp_path):
 def test_folders_with_other_classes_are_not_the_set(tmp_path):
     lay_images(tmp_path / "cifar10")
     (tmp_path / "cifar10" / "train" / "cat").rename(tmp_path / "cifar10" / "train" / "kitten")
-    with pytest.raises(UserError, match="kitten.*; the ten of CIFAR-10 were expected"):
+    with pytest.raises(UserError, match="kitten.*; those of CIFAR-10 were expected"):
         load_dataset("cifar10", tmp_path)
 
 
@@ -207,7 +207,7 @@ DAMAGED = {  # the form, the batches that are others, and words of the sentence
 @pytest.mark.parametrize(("form", "replaced", "words"), DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_batch_is_one_sentence_with_the_way_out(form, replaced, words, tmp_path):
     archive = lay(tmp_path / "cifar10", form, replaced)
-    with pytest.raises(UserError, match="is damaged .*; fetch it again") as caught:
+    with pytest.raises(UserError, match="is damaged .*; replace it") as caught:
         load_dataset("cifar10", tmp_path)
     assert str(archive) in str(caught.value) and words in str(caught.value)
 

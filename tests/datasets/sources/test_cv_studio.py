@@ -163,7 +163,9 @@ HOSTILE = {
 def test_annotations_that_are_something_else_are_one_sentence(content, kind, tmp_path):
     folder = lay(tmp_path / "signs", {"a.png": [STOP], "b.png": [GO]})
     (folder / "_annotations.json").write_bytes(content)
-    with pytest.raises(UserError, match="_annotations.json is not what CV Studio writes .*, so export it again"):
+    with pytest.raises(
+        UserError, match="_annotations.json is not an annotation file of CV Studio .*, so export it again"
+    ):
         load(folder, kind)
 
 
@@ -187,7 +189,7 @@ NO_PROJECTS = {
 @pytest.mark.parametrize("make", NO_PROJECTS.values(), ids=NO_PROJECTS)
 def test_a_folder_that_is_no_project_is_one_sentence(make, tmp_path):
     make(tmp_path / "signs")
-    with pytest.raises(UserError, match="signs/_annotations.json is not there"):
+    with pytest.raises(UserError, match="signs/_annotations.json does not exist"):
         load(tmp_path / "signs")
 
 
@@ -291,7 +293,7 @@ def test_an_image_that_cannot_be_read_is_named_with_all_of_its_boxes_as_any_othe
         "bad.png#2",
     ]
     store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"))
-    with pytest.raises(UserError, match="2 images of 8 cannot be read .*bad.png"):
+    with pytest.raises(UserError, match="2 of 8 images cannot be read .*bad.png"):
         make_manifest(dataset, store.facts, 0.1, 0.0)
 
 

@@ -140,7 +140,7 @@ def test_a_link_back_is_not_followed_for_ever(tmp_path):
     ids = list(found(folder.read(root)))
     assert {"cats/1.jpg", "dogs/1.jpg", "dogs/other/1.jpg"} == set(ids)
     assert dict(folder.read(root).ignored) == dict.fromkeys(
-        ("cats/all", "dogs/other/all"), "a link back to a folder that holds it, in which its files are found anyway"
+        ("cats/all", "dogs/other/all"), "a link to one of its parent folders"
     )
 
 
@@ -177,10 +177,10 @@ def test_a_pipe_is_ignored_not_waited_for(tmp_path):
     [
         (["a/1.jpg", "b/1.jpg", "stray.jpg"], "stray.jpg lies beside"),
         (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "test/1.jpg lies beside"),
-        (["train/a/1.jpg", "test/a/1.jpg", "unlabelled/1.jpg"], r"splits and others \(unlabelled\)"),
-        (["a/1.jpg", "b/1.txt"], "The folder b in .* holds no image"),
-        (["a/1.jpg", "b/1.jpg", "c/.hidden.jpg"], "The folder c in .* holds no image"),
-        (["train/a/1.jpg", "train/b/1.txt", "test/a/1.jpg"], "The folder b in .* holds no image"),
+        (["train/a/1.jpg", "test/a/1.jpg", "unlabelled/1.jpg"], r"split folders and other folders \(unlabelled\)"),
+        (["a/1.jpg", "b/1.txt"], "The folder b in .* has no image"),
+        (["a/1.jpg", "b/1.jpg", "c/.hidden.jpg"], "The folder c in .* has no image"),
+        (["train/a/1.jpg", "train/b/1.txt", "test/a/1.jpg"], "The folder b in .* has no image"),
     ],
 )
 def test_a_layout_that_could_be_misread_is_refused(names, words, tmp_path):
@@ -189,7 +189,7 @@ def test_a_layout_that_could_be_misread_is_refused(names, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "words"), [([], "holds no images"), (["a/1.txt"], "holds no images"), (["a/1.jpg"], "only one class, a;")]
+    ("names", "words"), [([], "has no images"), (["a/1.txt"], "has no images"), (["a/1.jpg"], "only one class, a;")]
 )
 def test_a_folder_needs_images_of_two_classes(names, words, tmp_path):
     with pytest.raises(UserError, match=words):

@@ -308,7 +308,7 @@ def test_the_rule_for_ones_own_images_chooses_without_reading_them_all(tmp_path,
         assert (config.image_size, config.input_size) == (96, 12) and len(reasons) >= 5
 
 
-# ---------------------------------------------------------------------------------------------------------- out of reach
+# --------------------------------------------------------------------------------------------------------- out of reach
 
 
 def gated():
@@ -334,15 +334,15 @@ PROBLEMS = {
     "gated, noticed later": (gated_later, ["is gated: accept its terms", "`hf auth login`"]),
     "missing or private": (
         lambda: datasets.exceptions.DatasetNotFoundError("Dataset 'x' doesn't exist on the Hub or cannot be accessed."),
-        ["There is no folder someone/set", "if it is private, log in by `hf auth login`"],
+        ["There is no folder someone/set", "or it is private", "log in with `hf auth login`"],
     ),
     "no network": (
         lambda: ConnectionError("Couldn't reach 'x' on the Hub (ConnectError)"),
-        ["huggingface.co is out of reach", "load_dataset('someone/set').save_to_disk(FOLDER)"],
+        ["huggingface.co cannot be reached", "load_dataset('someone/set').save_to_disk(FOLDER)"],
     ),
     "a script": (
         lambda: RuntimeError("Dataset scripts are no longer supported, but found x.py"),
-        ["a stranger's code is not run"],
+        ["foreign code is not run"],
     ),
     "configurations": (
         lambda: ValueError("Config name is missing.\nPlease pick one among the available configs: ['a', 'b']"),
@@ -377,7 +377,7 @@ def test_what_is_out_of_reach_is_told_in_a_sentence(problem, words, tmp_path, mo
 
 def test_without_a_network_the_library_says_so_and_we_do(tmp_path, capsys):
     """Nothing is simulated here but the switch that turns the hub off."""
-    with pytest.raises(UserError, match="huggingface.co is out of reach"):
+    with pytest.raises(UserError, match="huggingface.co cannot be reached"):
         read("someone/set", tmp_path)
 
 
@@ -390,7 +390,7 @@ def test_a_configuration_is_handed_on(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(huggingface, "_rows", lambda *arguments: iter(()))
-    with pytest.raises(UserError, match="holds no images"):
+    with pytest.raises(UserError, match="has no images"):
         read("someone/set,config=large", tmp_path)
     assert asked == [("someone/set", "large")]
 
@@ -402,7 +402,7 @@ def test_links_in_place_of_images_are_refused(path, tmp_path):
     pyarrow.parquet.write_table(
         rows.data.table, tmp_path / "set" / "data.parquet"
     )  # as it is, without fetching the images
-    with pytest.raises(UserError, match="holds links in place of images"):
+    with pytest.raises(UserError, match="has links instead of images"):
         read(tmp_path / "set", tmp_path)
 
 
@@ -421,7 +421,7 @@ def test_a_table_that_asks_for_other_files_of_the_user_is_refused(path, is_saved
             stream.write_table(rows.data.table)
     else:
         pyarrow.parquet.write_table(rows.data.table, tmp_path / "set" / "data.parquet")
-    with pytest.raises(UserError, match=r"asks for the file .*private/0.png, which lies outside of it"):
+    with pytest.raises(UserError, match=r"asks for the file .*private/0.png, which is outside of it"):
         read(tmp_path / "set", tmp_path)
 
 

@@ -5,6 +5,8 @@ import hashlib
 import importlib
 import json
 import struct
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,20 +15,43 @@ from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning import prepare, run
 from transfer_learning.cli.parser import run_main
+from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.sources import digits, fashion_mnist, pharma
-from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES, load_dataset
+from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES, Source, load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.recipes.known import RECIPES
+from transfer_learning.recipes.resolve import resolve_config
 
 
-def test_every_known_dataset_has_a_recipe_and_every_recipe_a_dataset():
-    assert set(DATASETS) <= set(RECIPES) <= {*DATASETS, *SCHEMES}
+def test_every_row_names_a_function_and_every_recipe_a_row():
+    for source in (*DATASETS.values(), *SCHEMES.values()):
+        module, _, function = source.function.partition(":")
+        assert callable(getattr(importlib.import_module(f"transfer_learning.datasets.sources.{module}"), function))
+        assert source.content and source.origin
+    assert set(RECIPES) <= {*DATASETS, *SCHEMES}
+
+
+def test_a_file_and_a_row_are_a_dataset_with_the_automatic_recipe(tmp_path, monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8)
+    examples = tuple(Example(str(number), "ab"[number % 2], "", image) for number, image in enumerate(images))
+    module = types.ModuleType("transfer_learning.datasets.sources.noise")
+    module.load = lambda data_dir: Dataset("noise", ("a", "b"), examples)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(DATASETS, "noise", Source("noise:load", "noise", "made by a test"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "noise").mkdir()  # a folder of the same name does not hide it
+    config, reasons = resolve_config(run.parse(["--dataset", "noise", "--image-size", "32"]))
+    assert (config.dataset, config.image_size, config.batch_size) == ("noise", 32, 16) and reasons
+    assert len(load_dataset("noise", tmp_path).examples) == 40
+
+
+def test_an_unknown_name_is_answered_with_what_is_known(tmp_path):
+    with pytest.raises(UserError, match="Known: .*cifar10, .*digits, .*hf:PLACE"):
+        load_dataset("zzz", tmp_path)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_scheme_names_a_function_and_is_suggested(scheme, tmp_path):
-    module, function = SCHEMES[scheme].split(":")
-    assert callable(getattr(importlib.import_module(module), function))
+def test_a_scheme_without_a_place_is_suggested(scheme, tmp_path):
     for name in (scheme, f"{scheme}:"):
         with pytest.raises(UserError, match=f" {scheme}:PLACE"):
             load_dataset(name, tmp_path)
@@ -115,7 +140,7 @@ DAMAGED = {
 @pytest.mark.parametrize(("name", "content"), DAMAGED.values(), ids=DAMAGED)
 def test_fashion_mnist_that_is_damaged_is_refused(name, content, tmp_path):
     lay_fashion(tmp_path / "fashion_mnist", {name: content})
-    with pytest.raises(UserError, match="fetch") as caught:
+    with pytest.raises(UserError, match="replace (it|its files)") as caught:
         load_dataset("fashion_mnist", tmp_path)
     assert name in str(caught.value) or "train images" in str(caught.value)
 
@@ -148,7 +173,7 @@ def test_pharma_reads_the_layout_of_the_archive_from_any_of_its_folders(depth, t
 def test_pharma_is_downloaded_where_its_folder_is_missing(tmp_path, monkeypatch):
     import kagglehub
 
-    asked = []
+    asked, said = [], log_messages()
 
     def download(name):
         asked.append(name)
@@ -165,7 +190,7 @@ def test_pharma_is_downloaded_where_its_folder_is_missing(tmp_path, monkeypatch)
 @pytest.mark.parametrize("missing", ["Alaxan", "Fish Oil"])
 def test_pharma_with_a_class_missing_is_refused(missing, tmp_path):
     lay_pharma(tmp_path / "pharma", missing)
-    with pytest.raises(UserError, match="the ten of the Kaggle set were expected"):
+    with pytest.raises(UserError, match="those of the Kaggle dataset were expected"):
         load_dataset("pharma", tmp_path)
 
 

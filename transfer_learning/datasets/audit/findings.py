@@ -1,10 +1,6 @@
-"""What is odd about the files and images of a dataset, ahead of any training; nothing is changed.
-
-Every file is one row, used, skipped or ignored, and has any number of findings; each finding is of one of `KINDS`.
-"""
+"""Audits a dataset before any training: every finding about every file, by kind; nothing is changed."""
 
 import os
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from transfer_learning.datasets.audit.kinds import ELONGATED, ENLARGED, KINDS, LARGE_BYTES, LARGE_PIXELS, REVIEWED
 from transfer_learning.datasets.audit.label_issues import distances_to_class, find_label_issues, outliers
 from transfer_learning.datasets.audit.near_duplicates import (
     FLAT,
@@ -25,78 +22,21 @@ from transfer_learning.datasets.audit.near_duplicates import (
     near_by_hash,
     perceptual_hashes,
 )
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.dataset import DROPPED, Dataset, Source
+from transfer_learning.datasets.decoding.decode import IMAGE_SUFFIXES
 from transfer_learning.datasets.prepared import PreparedDataset
-from transfer_learning.datasets.sources.folder import OTHER_SUFFIXES
+from transfer_learning.datasets.sources.folder import OTHER_SUFFIXES, is_hidden
 from transfer_learning.errors import MissingExtra
 
-ENLARGED = 4  # times that an image is enlarged, from which it counts as too small
-LARGE_PIXELS, LARGE_BYTES = 50e6, 50e6
-ELONGATED = 4.0  # times as long as wide
-# Near-duplicates. Saved at JPEG quality 50, or at half the size, nine of ten drawn_pills keep within the first two and most
-# within the third; among themselves, where no two are alike, no pair comes near: 12 bits, and a similarity of 0.81.
-MOST_BITS = 6  # of 64, in which the perceptual hashes differ
-LEAST_CORRELATION = 0.985  # of the grey pictures whose hashes are so near
-LEAST_SIMILARITY = 0.92  # of the directions of the features
-MOST_COMPARED = 100_000  # images, whose features are compared with each other: the time grows with the square
+# Thresholds of near-duplicates. Of drawn_pills saved at JPEG quality 50 or at half the size, nine of ten images keep
+# within the first two and most within the third; pairs of different images are far off: 12 bits, and a similarity of
+# 0.81.
+MAX_BITS = 6  # of 64, in which the perceptual hashes may differ
+MIN_CORRELATION = 0.985  # of the grey images whose hashes are that close
+MIN_SIMILARITY = 0.92  # cosine of the directions of the features
+MAX_COMPARED = 100_000  # images whose features are compared with each other: the time is quadratic
 
-# Kind of finding: what it means for a run. In the order in which a person should look at them.
-KINDS = {
-    "two classes of one name": "class names that differ in case, accents or width of letters alone: most likely one class",
-    "likely label error": "another label is more probable by what the other images teach; decide in corrections.csv",
-    "duplicate under another label": "the same picture bears two labels, of which one is wrong; decide in corrections.csv",
-    "near-duplicate under another label": "nearly the same picture bears another label; decide in corrections.csv",
-    "near-duplicate in another split": "nearly the same picture is trained on and judged; drop one, or declare groups by "
-    "--group-by",
-    "duplicate in another split": "the same picture belongs to a higher split, which keeps it; skipped here",
-    "of a group in another split": "others of its group are in a higher split; skipped here",
-    "empty file": "there is nothing in it",
-    "truncated file": "it ends too early, as after a broken download",
-    "no image inside": "named like an image, and none of a kind that is decoded",
-    "too many pixels": "refused before it is decoded, since it could fill the memory",
-    "not readable": "missing, not permitted, or fatal to the decoder",
-    "dropped": "left out, as corrections asked",
-    "outlier": "far from all others of its class; decide in corrections.csv",
-    "of one colour": "nothing can be seen in it; decide in corrections.csv",
-    "duplicate": "the same picture several times in one class and split: it counts as often",
-    "near-duplicate": "nearly the same picture several times in one class and split",
-    "elongated": f"more than {ELONGATED:g} times as long as wide, so that little is left of it in a square",
-    "too small": f"enlarged more than {ENLARGED} times",
-    "too large": f"more than {LARGE_PIXELS / 1e6:g} million pixels or {LARGE_BYTES / 1e6:g} MB, which takes long to decode",
-    "named for another format": "decoded as what it is; other programs may go by its name",
-    "image under another name": "ignored for its name, yet it begins like an image; rename it to use it",
-    "kind that is not decoded": "ignored; convert it to JPEG or PNG to use it",
-    "names alike": "differs from another name in case, accents or width of letters alone: some systems take them for one",
-    "link out of the folder": "followed; whoever copies the folder does not copy what it leads to",
-    "animated or several pages": "the first picture alone is used",
-    "turned by EXIF": "turned upright as its camera noted",
-    "CMYK": "converted to RGB by the plain formula, without its colour profile",
-    "palette": "its colours are looked up",
-    "transparent": "laid over white",
-    "16 bits": "the upper 8 bits of each value are used",
-    "grey": "its one channel is used three times",
-    "other colours": "converted to RGB by Pillow",
-}
-DECIDED = (  # kinds that a person decides on in corrections.csv
-    "likely label error",
-    "duplicate under another label",
-    "near-duplicate under another label",
-    "near-duplicate in another split",
-    "outlier",
-    "of one colour",
-)
-
-# Kind of finding by the reason for which `decode` or the manifest left an image out; the first that is found.
-PROBLEMS = {
-    r"dropped by": "dropped",
-    r"the same (file|picture)": "duplicate in another split",
-    r"of its group": "of a group in another split",
-    r"file is empty": "empty file",
-    r"truncated|cut off|too early|broken data stream|[Uu]nexpected end|premature": "truncated file",
-    r"none of ": "no image inside",
-    r"too many pixels": "too many pixels",
-    r"": "not readable",
-}
+# Modes of Pillow: the finding for each, "" for none.
 COLOURS = {
     "CMYK": "CMYK",
     "P": "palette",
@@ -107,7 +47,7 @@ COLOURS = {
     "RGB": "",
     "RGBA": "",
 }
-FORMATS = {  # by suffix
+FORMATS = {  # suffixes by format
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".jfif"),
     "PNG": (".png",),
@@ -117,27 +57,29 @@ FORMATS = {  # by suffix
     "TIFF": (".tif", ".tiff"),
 }
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+Finding = tuple[int, str, str]  # position of the file in `Audit.files`, kind, detail
 
 
 class Features(NamedTuple):
-    """What a frozen backbone makes of some of the examples."""
+    """The output of a frozen backbone for some of the examples."""
 
     values: np.ndarray  # float32 (k, width)
     examples: np.ndarray  # int64 (k,), their positions in the dataset
-    about: str  # in words
+    about: str  # description
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """All files and findings.
 
     Attributes:
-        files: a row a file. id; what: used, skipped or ignored; reason; label; split; width, height; num_bytes;
-            remarks of the decoder; duplicates, near_duplicates: the number of the group of equal or nearly equal
-            pictures, -1 for none; suggestion and probability of another label; findings.
-        findings: a row a finding. position: of the row of `files`; kind; detail.
-        num_on_disk: files that were counted on the disk; None for a dataset that is no folder.
-        notes: sentences on how it was done, and what was not.
+        files: one row per file. id; what: used, skipped or ignored; reason; label; split; width, height; num_bytes;
+            remarks of the decoder; duplicates, near_duplicates: number of the group of equal or nearly equal images, -1
+            for none; suggestion and probability of another label; quality: probability of the given label, 0 to 1;
+            findings.
+        findings: one row per finding. position: of the row of `files`; kind: a key of KINDS; detail.
+        num_on_disk: number of files on disk; None for a dataset that is not a folder.
+        notes: sentences about the methods.
     """
 
     files: pd.DataFrame
@@ -146,19 +88,19 @@ class Audit:
     notes: tuple[str, ...]
 
     def of_kind(self, kind: str) -> pd.DataFrame:
-        """The rows of `files` with a finding of this kind, and its detail."""
+        """The rows of `files` with a finding of this kind, with its detail."""
         found = self.findings[self.findings["kind"] == kind]
         return self.files.loc[found["position"]].assign(detail=found["detail"].to_numpy())
 
     @property
     def counts(self) -> dict[str, int]:
-        """The number of files by kind, in the order of KINDS, without zeros."""
+        """The number of files per kind, in the order of KINDS, without zeros."""
         numbers = self.findings.groupby("kind")["position"].nunique()
         return {kind: int(numbers[kind]) for kind in KINDS if kind in numbers}
 
-    def doubtful(self) -> pd.DataFrame:
-        """What a person has to decide, most doubtful labels first: id, label, suggestion, probability, why."""
-        found = self.findings[self.findings["kind"].isin(DECIDED)]
+    def to_review(self) -> pd.DataFrame:
+        """Images for a person to review, the least probable labels first: id, label, suggestion, probability, why."""
+        found = self.findings[self.findings["kind"].isin(REVIEWED)]
         why = (found["kind"] + found["detail"].map(lambda detail: f": {detail}" if detail else "")).groupby(
             found["position"]
         )
@@ -168,19 +110,19 @@ class Audit:
 
 
 def audit(dataset: Dataset, data: PreparedDataset, features: Features | None = None) -> Audit:
-    """Looks for everything that KINDS names.
+    """Finds everything that KINDS lists.
 
     Args:
-        data: what became of `dataset`.
-        features: of as many of the images as there are; None: what needs them is left out, and a note says so.
+        data: `dataset` after `prepare_dataset`.
+        features: of all or some of the images; None: no label issues and outliers are looked for.
     """
     files = _files(dataset, data)
     notes: list[str] = []
     found = [
-        *_of_names(dataset, files),
-        *_of_reasons(dataset, files),
-        *_of_files(dataset, files, data.images.pixels.shape[1]),
-        *_of_pictures(files, data, features, notes),
+        *_name_findings(dataset, files),
+        *_skipped_and_ignored(dataset, data, files),
+        *_file_findings(dataset, files, data.images.pixels.shape[1]),
+        *_content_findings(files, data, features, notes),
     ]
     findings = pd.DataFrame(found, columns=["position", "kind", "detail"])
     order = {kind: number for number, kind in enumerate(KINDS)}
@@ -192,7 +134,7 @@ def audit(dataset: Dataset, data: PreparedDataset, features: Features | None = N
 
 
 def count_files(folder: Path) -> int:
-    """Counts what is no folder below `folder` and below linked folders; a link back to a folder that holds it is one."""
+    """Counts the files below `folder` and below linked folders; a link to a parent folder counts as a file."""
     number, waiting = 0, [(str(folder), frozenset({os.path.realpath(folder)}))]
     while waiting:
         place, above = waiting.pop()
@@ -227,13 +169,13 @@ def _files(dataset: Dataset, data: PreparedDataset) -> pd.DataFrame:
     return files.assign(duplicates=-1, near_duplicates=-1, suggestion="", probability=np.nan, quality=1.0)
 
 
-def _num_bytes(content) -> int:
-    if isinstance(content, np.ndarray):
-        return content.nbytes
-    if not isinstance(content, Path):
-        return getattr(content, "length", 0)
+def _num_bytes(source: Source) -> int:
+    if isinstance(source, np.ndarray):
+        return source.nbytes
+    if not isinstance(source, Path):
+        return source.length
     try:
-        return content.stat().st_size
+        return source.stat().st_size
     except OSError:
         return 0
 
@@ -243,38 +185,36 @@ def _num_bytes(content) -> int:
 
 
 def folded(name: str) -> str:
-    """A name without case, accents and widths of letters."""
+    """A name without case, accents and letter width."""
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
     return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
 
 
-def _of_names(dataset: Dataset, files: pd.DataFrame) -> Iterator[tuple[int, str, str]]:
+def _name_findings(dataset: Dataset, files: pd.DataFrame) -> Iterator[Finding]:
     labels = files["label"].to_numpy()
     for alike in _alike(dataset.class_names):
         positions = np.flatnonzero(np.isin(labels, [dataset.class_names[number] for number in alike]))
         names = " and ".join(dataset.class_names[number] for number in alike)
-        yield from ((position, "two classes of one name", names) for position in positions.tolist())
+        yield from ((position, "similar class names", names) for position in positions.tolist())
     ids = files["id"].tolist()
     for alike in _alike(ids):
         yield from (
-            (position, "names alike", ids[alike[0] if position != alike[0] else alike[1]]) for position in alike
+            (position, "similar file names", ids[alike[0] if position != alike[0] else alike[1]]) for position in alike
         )
     if dataset.folder:
-        yield from _links(dataset)
+        yield from _links(dataset, dataset.folder)
 
 
 def _alike(names: Sequence[str]) -> list[list[int]]:
-    """The positions of names that differ, and are one when folded."""
-    positions = defaultdict(dict)
+    """The positions of different names that are equal when folded."""
+    positions: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for position, name in enumerate(names):
-        positions[folded(name)].setdefault(
-            name, position
-        )  # a dataset that is no folder may say two things of one image
+        positions[folded(name)].setdefault(name, position)  # ignored entries may repeat a name
     return [list(alike.values()) for alike in positions.values() if len(alike) > 1]
 
 
-def _links(dataset: Dataset) -> Iterator[tuple[int, str, str]]:
-    root, real = os.path.realpath(dataset.folder), {}
+def _links(dataset: Dataset, folder: Path) -> Iterator[Finding]:
+    root, real = os.path.realpath(folder), {}
     for position, example in enumerate(dataset.examples):
         if isinstance(example.source, Path):
             above, name = os.path.split(example.source)
@@ -284,21 +224,23 @@ def _links(dataset: Dataset) -> Iterator[tuple[int, str, str]]:
             if os.path.islink(place):
                 place = os.path.realpath(place)
             if os.path.commonpath([root, place]) != root:
-                yield position, "link out of the folder", place
+                yield position, "link outside the folder", place
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
 
-def _of_reasons(dataset: Dataset, files: pd.DataFrame) -> Iterator[tuple[int, str, str]]:
-    for row in files[files["what"] == "skipped"].itertuples():
-        yield row.Index, next(kind for pattern, kind in PROBLEMS.items() if re.search(pattern, row.reason)), row.reason
-    for row in files[files["what"] == "ignored"].itertuples():
-        if Path(row.id).suffix.lower() in OTHER_SUFFIXES:
-            yield row.Index, "kind that is not decoded", Path(row.id).suffix.lower()
-        elif dataset.folder and row.reason.startswith("not named") and _begins_like_an_image(dataset.folder / row.id):
-            yield row.Index, "image under another name", ""
+def _skipped_and_ignored(dataset: Dataset, data: PreparedDataset, files: pd.DataFrame) -> Iterator[Finding]:
+    skipped = data.manifest[data.manifest["split"] == ""]
+    yield from skipped[["kind", "problem"]].itertuples(name=None)
+    for position, id in files.loc[files["what"] == "ignored", "id"].items():
+        suffix = Path(id).suffix.lower()
+        if suffix in OTHER_SUFFIXES:
+            yield position, "unsupported format", suffix
+        elif dataset.folder and suffix not in IMAGE_SUFFIXES and not any(map(is_hidden, Path(id).parts)):
+            if _begins_like_an_image(dataset.folder / id):
+                yield position, "image without image suffix", ""
 
 
 def _begins_like_an_image(path: Path) -> bool:
@@ -312,7 +254,7 @@ def _begins_like_an_image(path: Path) -> bool:
     return beginning.startswith(SIGNATURES) or (beginning[:4] == b"RIFF" and beginning[8:] == b"WEBP")
 
 
-def _of_files(dataset: Dataset, files: pd.DataFrame, stored_size: int) -> Iterator[tuple[int, str, str]]:
+def _file_findings(dataset: Dataset, files: pd.DataFrame, stored_size: int) -> Iterator[Finding]:
     for row in files[files["width"] > 0].itertuples():
         short, long = sorted((row.width, row.height))
         size = f"{row.width} x {row.height}"
@@ -323,17 +265,15 @@ def _of_files(dataset: Dataset, files: pd.DataFrame, stored_size: int) -> Iterat
         if long > ELONGATED * short:
             yield row.Index, "elongated", size
         if row.remarks:
-            content = dataset.examples[row.Index].source
-            suffix = (
-                content.suffix.lower() if isinstance(content, Path) else None
-            )  # of the file, which an id need not name
-            yield from ((row.Index, *remark) for remark in _of_remarks(row.remarks, suffix))
+            source = dataset.examples[row.Index].source
+            suffix = source.suffix.lower() if isinstance(source, Path) else None  # the id may have another one
+            yield from ((row.Index, *remark) for remark in _remark_findings(row.remarks, suffix))
 
 
-def _of_remarks(remarks: str, suffix: str | None) -> Iterator[tuple[str, str]]:
+def _remark_findings(remarks: str, suffix: str | None) -> Iterator[tuple[str, str]]:
     kind, mode, *words = remarks.split()
     if suffix is not None and suffix not in FORMATS.get(kind, (suffix,)):
-        yield "named for another format", f"{suffix or 'no suffix'}, and {kind} inside"
+        yield "wrong suffix", f"{suffix or 'no suffix'}, and {kind} inside"
     if "16-bit" in words:
         yield "16 bits", mode
     elif colour := COLOURS.get(mode, "other colours"):
@@ -341,80 +281,80 @@ def _of_remarks(remarks: str, suffix: str | None) -> Iterator[tuple[str, str]]:
     if "transparent" in words:
         yield "transparent", mode
     if "animated" in words:
-        yield "animated or several pages", kind
+        yield "animated or multi-page", kind
     for word in words:
         if word.startswith("turned-"):
-            yield "turned by EXIF", f"orientation {word.removeprefix('turned-')}"
+            yield "EXIF rotation", f"orientation {word.removeprefix('turned-')}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Pictures
 
 
-def _of_pictures(
+def _content_findings(
     files: pd.DataFrame, data: PreparedDataset, features: Features | None, notes: list[str]
-) -> Iterator[tuple[int, str, str]]:
-    """Fills the columns about groups and suggestions in place."""
+) -> Iterator[Finding]:
+    """Also fills the columns duplicates, near_duplicates, suggestion, probability and quality in place."""
     digests = data.images.facts["pixels"]
-    readable = np.flatnonzero((digests != "") & ~data.manifest["problem"].str.startswith("dropped"))
+    readable = np.flatnonzero((digests != "") & (data.manifest["kind"] != DROPPED))
     yield from _duplicates(files, digests, readable)
 
     used = np.flatnonzero(files["what"] == "used")
-    one_each = used[~digests.iloc[used].duplicated().to_numpy()]  # of equal pictures the first speaks for all
+    one_each = used[~digests.iloc[used].duplicated().to_numpy()]  # one of each set of equal images
     hashes, contrasts = perceptual_hashes(data.images.pixels, data.images.rows[one_each])
     has_pattern = contrasts >= FLAT
     flat = set(digests.iloc[one_each[~has_pattern]])
-    yield from ((position, "of one colour", "") for position in used if digests.iloc[position] in flat)
+    yield from ((position, "single colour", "") for position in used if digests.iloc[position] in flat)
 
     compared = one_each[has_pattern]
-    near = near_by_hash(hashes[has_pattern], MOST_BITS)
-    near = near[correlations(data.images.pixels, data.images.rows[compared], near) >= LEAST_CORRELATION]
+    near = near_by_hash(hashes[has_pattern], MAX_BITS)
+    near = near[correlations(data.images.pixels, data.images.rows[compared], near) >= MIN_CORRELATION]
     pairs = {"perceptual hash": compared[near]}
     notes.append(
-        f"Near-duplicates by perceptual hash: of {len(compared):,} different pictures those whose hashes differ in at most "
-        f"{MOST_BITS} of 64 bits and whose grey pictures correlate by {LEAST_CORRELATION:g} or more."
+        f"Near-duplicates by perceptual hash: among {len(compared):,} different images, hashes that differ in at most "
+        f"{MAX_BITS} of 64 bits and a correlation of the grey images of at least {MIN_CORRELATION:g}."
     )
     if features is None:
         notes.append(
-            "No features of these images are kept, so near-duplicates are found by perceptual hash alone, and neither "
-            "outliers nor likely label errors are looked for; pass --features to compute them, or run first."
+            "Label issues and outliers need features, and none of these images are in the cache: pass --features, "
+            "or train first."
         )
     else:
         notes.append(f"Features: {features.about}.")
         is_compared = np.isin(features.examples, one_each)
         examples, values = features.examples[is_compared], features.values[is_compared]
         towards = directions(values)
-        if len(examples) <= MOST_COMPARED:
-            pairs["features"] = examples[near_by_features(towards, LEAST_SIMILARITY)]
+        if len(examples) <= MAX_COMPARED:
+            pairs["features"] = examples[near_by_features(towards, MIN_SIMILARITY)]
             notes.append(
-                f"Near-duplicates by features: {len(examples):,} different pictures whose directions about the mean have a "
-                f"cosine of {LEAST_SIMILARITY:g} or more."
+                f"Near-duplicates by features: among {len(examples):,} different images, a cosine of the centered "
+                f"features of at least {MIN_SIMILARITY:g}."
             )
         else:
-            notes.append(f"{len(examples):,} images are too many to compare the features of any two.")
+            notes.append(f"Near-duplicates by features: not for {len(examples):,} images, more than {MAX_COMPARED:,}.")
     yield from _near_duplicates(files, digests, used, pairs)
     if features is not None:
-        yield from _doubts(files, data.class_names, examples, values, towards, notes)
+        yield from _label_issues(files, data.class_names, examples, values, towards, notes)
 
 
-def _duplicates(files: pd.DataFrame, digests: pd.Series, readable: np.ndarray) -> Iterator[tuple[int, str, str]]:
+def _duplicates(files: pd.DataFrame, digests: pd.Series, readable: np.ndarray) -> Iterator[Finding]:
     of_digest = digests.iloc[readable]
     repeated = of_digest[of_digest.duplicated(keep=False)]
     numbers = pd.factorize(repeated)[0]
     files.loc[repeated.index, "duplicates"] = numbers
     labels, is_used = pd.factorize(files["label"])[0], (files["what"] == "used").to_numpy()
     for group in _members(repeated.index.to_numpy(), numbers):
-        for position in group[is_used[group]]:  # of the others, the reason is a finding already
+        for position in group[is_used[group]]:  # the others have a finding already
             elsewhere = group[labels[group] != labels[position]]
             if len(elsewhere):
-                yield position, "duplicate under another label", _named(files, elsewhere)
+                yield position, "duplicate with another label", _named(files, elsewhere)
             else:
                 yield position, "duplicate", _named(files, group[group != position])
 
 
 def _near_duplicates(
     files: pd.DataFrame, digests: pd.Series, used: np.ndarray, pairs: Mapping[str, np.ndarray]
-) -> Iterator[tuple[int, str, str]]:
+) -> Iterator[Finding]:
     of_first = pd.Series(groups_of(np.concatenate(list(pairs.values())), len(digests)))
     numbers = of_first.iloc[used].groupby(digests.iloc[used].to_numpy()).transform("max").to_numpy()  # equal ones alike
     files.loc[used, "near_duplicates"] = numbers
@@ -423,7 +363,7 @@ def _near_duplicates(
         for position in group:
             others = group[pictures[group] != pictures[position]]
             kinds = {
-                "near-duplicate under another label": others[labels[others] != labels[position]],
+                "near-duplicate with another label": others[labels[others] != labels[position]],
                 "near-duplicate in another split": others[splits[others] != splits[position]],
             }
             kinds = {kind: which for kind, which in kinds.items() if len(which)}
@@ -432,7 +372,7 @@ def _near_duplicates(
 
 
 def _with_its_copies(files: pd.DataFrame, position: int) -> list[int]:
-    """An image and those in use with the same pixels and the same label."""
+    """The position of an image, and those of used images with the same pixels and label."""
     row = files.loc[position]
     if row["duplicates"] < 0:
         return [position]
@@ -441,7 +381,7 @@ def _with_its_copies(files: pd.DataFrame, position: int) -> list[int]:
 
 
 def _members(positions: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
-    """The positions of each group, where `numbers` are those of the groups."""
+    """The positions of each group; `numbers` has the number of the group of each position."""
     order = np.argsort(numbers, kind="stable")
     return np.split(positions[order], np.flatnonzero(np.diff(numbers[order])) + 1)
 
@@ -452,48 +392,46 @@ def _named(files: pd.DataFrame, positions: np.ndarray) -> str:
     return f"{id} ({label}, {split or 'skipped'}){more}"
 
 
-def _doubts(
+def _label_issues(
     files: pd.DataFrame,
     class_names: tuple[str, ...],
     examples: np.ndarray,
     values: np.ndarray,
     towards: np.ndarray,
     notes: list[str],
-) -> Iterator[tuple[int, str, str]]:
-    number = {name: place for place, name in enumerate(class_names)}
-    is_learnt = files["label"].iloc[examples].isin(number).to_numpy()  # and of no class that is held out
-    examples, values, towards = examples[is_learnt], values[is_learnt], towards[is_learnt]
+) -> Iterator[Finding]:
+    number = {name: index for index, name in enumerate(class_names)}
+    is_trained = files["label"].iloc[examples].isin(number).to_numpy()  # not of an unseen class
+    examples, values, towards = examples[is_trained], values[is_trained], towards[is_trained]
     labels = files["label"].iloc[examples].map(number).to_numpy()
-    if len(examples) > MOST_COMPARED:
-        notes.append(f"{len(examples):,} images are too many to look for likely label errors and outliers.")
+    if len(examples) > MAX_COMPARED:
+        notes.append(f"Label issues and outliers: not for {len(examples):,} images, more than {MAX_COMPARED:,}.")
         return
     try:
-        doubts = find_label_issues(values, labels, files["near_duplicates"].iloc[examples].to_numpy())
+        issues = find_label_issues(values, labels, files["near_duplicates"].iloc[examples].to_numpy())
     except MissingExtra as error:
-        notes.append(f"Likely label errors and outliers were not looked for. {error}")
+        notes.append(f"Label issues and outliers were not looked for. {error}")
         return
-    judged = np.flatnonzero(doubts.suggestion >= 0)
+    rated = np.flatnonzero(issues.suggestion >= 0)
     columns = ["suggestion", "probability", "quality"]
-    suggested = np.array(class_names, object)[doubts.suggestion[judged]]
-    for column, values in zip(columns, (suggested, doubts.probability[judged], doubts.quality[judged]), strict=True):
-        files.loc[examples[judged], column] = values
-    for place in np.flatnonzero(doubts.is_doubtful).tolist():
-        likely = f"{class_names[doubts.suggestion[place]]} {doubts.probability[place]:.0%}"
+    suggested = np.array(class_names, object)[issues.suggestion[rated]]
+    for column, found in zip(columns, (suggested, issues.probability[rated], issues.quality[rated]), strict=True):
+        files.loc[examples[rated], column] = found
+    for place in np.flatnonzero(issues.is_issue).tolist():
+        likely = f"{class_names[issues.suggestion[place]]} {issues.probability[place]:.0%}"
         for position in _with_its_copies(files, examples[place]):
             files.loc[position, columns] = files.loc[examples[place], columns]
-            yield position, "likely label error", likely
+            yield position, "label issue", likely
     is_sure = files["suggestion"].iloc[examples].to_numpy() == files["label"].iloc[examples].to_numpy()
     files.loc[examples[is_sure], ["suggestion", "probability"]] = ["", np.nan]
     distances = distances_to_class(towards, labels)
-    for place in np.flatnonzero(outliers(distances, labels) & ~doubts.is_doubtful).tolist():
+    for place in np.flatnonzero(outliers(distances, labels) & ~issues.is_issue).tolist():
         yield from ((position, "outlier", "") for position in _with_its_copies(files, examples[place]))
-    right = (doubts.suggestion[judged] == labels[judged]).mean() if len(judged) else 0
+    agreement = (issues.suggestion[rated] == labels[rated]).mean() if len(rated) else 0
     notes.append(
-        f"Likely label errors: {len(judged):,} images, each judged by a logistic regression on the features of others, which "
-        f"agrees with {right:.1%} of the labels; cleanlab names those whose label is less probable than is usual for it."
+        f"Label issues: cleanlab (confident learning) on cross-validated probabilities of a logistic regression on the "
+        f"features of {len(rated):,} images; it predicts {agreement:.1%} of the given labels."
     )
-    if doubts.too_small:
-        names = ", ".join(class_names[label] for label in doubts.too_small[:4])
-        notes.append(
-            f"{len(doubts.too_small)} classes hold too few different images to judge their labels, such as {names}."
-        )
+    if issues.too_small:
+        names = ", ".join(class_names[label] for label in issues.too_small[:4])
+        notes.append(f"Label issues: {len(issues.too_small)} classes have too few different images, such as {names}.")

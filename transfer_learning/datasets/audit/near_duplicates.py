@@ -1,14 +1,15 @@
-"""Pictures that are nearly the same: by a perceptual hash of their pixels, and by the features of a backbone.
+"""Near-duplicates: by a perceptual hash of the pixels, and by the features of a backbone.
 
-The hash is that of Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, section 3.2.1, as
-the package imagehash computes it (`phash`): the 8 x 8 lowest frequencies of a cosine transform of the grey picture of
-32 x 32 pixels, each above or below their median. It survives another size, another format and other colours, and not a
-turned or mirrored picture, nor one that is cut elsewhere; such ones the features may find. Silhouettes of one kind, as of
-clothes on black, share it too, so those that do are compared pixel by pixel.
+The hash is `phash` of the package imagehash (Zauner, "Implementation and Benchmarking of Perceptual Image Hash
+Functions", 2010, section 3.2.1): the 8 x 8 lowest frequencies of a cosine transform of the grey image of 32 x 32
+pixels, each above or below their median. It survives another size, format or colours, but no rotation, mirroring or
+crop; features may find these. Similar silhouettes, as of clothes on black, share a hash, so images with close hashes
+are compared by pixels too.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from scipy.fft import dct
@@ -19,19 +20,19 @@ from transfer_learning.cli.progress import count_progress
 
 SIDE, FREQUENCIES = 32, 8
 PIXELS_AT_ONCE, ROWS_AT_ONCE, PAIRS_AT_ONCE = 2**23, 512, 2**14
-FLAT = 2.0  # grey levels: of a picture that varies less, the hash is of noise
+FLAT = 2.0  # grey levels: below this standard deviation, the hash would be of noise
 
 
-def perceptual_hashes(pixels, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def perceptual_hashes(pixels: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Hashes images of one size.
 
     Args:
         pixels: uint8 (records, size, size, 3), indexed by arrays.
-        rows: int64 (n,), which of them.
+        rows: int64 (n,), rows of `pixels`.
 
     Returns:
-        The hashes, uint64 (n,); and how much each picture varies: the standard deviation of the grey levels of 32 x 32
-        pixels, float32 (n,), by which one of a single colour is known.
+        The hashes, uint64 (n,); and the standard deviation of the grey levels of each image at 32 x 32 pixels, float32
+        (n,).
     """
     frequencies = (dct(np.eye(SIDE), axis=0)[:FREQUENCIES]).astype(np.float32)
     progress = count_progress("Comparing images")
@@ -45,10 +46,11 @@ def perceptual_hashes(pixels, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return hashes, contrasts
 
 
-def correlations(pixels, rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Returns how alike two pictures are, for each of `pairs` of `rows`: float32 (pairs,), 1 for equal but for brightness.
+def correlations(pixels: Any, rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Returns the correlation, -1 to 1, of the grey images at 32 x 32 pixels of each pair, float32 (pairs,).
 
-    It is the correlation of their grey pictures of 32 x 32 pixels.
+    Args:
+        pairs: int64 (pairs, 2), positions in `rows`.
     """
     members, places = np.unique(pairs, return_inverse=True)
     pictures = np.empty((len(members), SIDE * SIDE), np.float16)
@@ -68,8 +70,8 @@ def correlations(pixels, rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 def near_by_hash(hashes: np.ndarray, most_bits: int) -> np.ndarray:
     """Returns the pairs of hashes that differ in at most `most_bits` of their 64 bits, int64 (pairs, 2).
 
-    Two such hashes agree in all bits of one of `most_bits` + 1 bands, so only those that do are compared. Equal hashes
-    are named in a chain, not every one with every other one.
+    Two such hashes are equal in at least one of `most_bits` + 1 bands of bits, so only those are compared. Equal hashes
+    are paired in a chain, not each with each.
     """
     if not len(hashes):
         return np.empty((0, 2), np.int64)
@@ -92,11 +94,11 @@ def near_by_hash(hashes: np.ndarray, most_bits: int) -> np.ndarray:
 
 
 def near_by_features(features: np.ndarray, least_similarity: float) -> np.ndarray:
-    """Returns the pairs whose features point the same way, int64 (pairs, 2).
+    """Returns the pairs of similar features, int64 (pairs, 2).
 
     Args:
         features: float32 (n, width), of length 1 each, see `directions`.
-        least_similarity: cosine from which two are a pair.
+        least_similarity: smallest cosine of a pair.
     """
     pairs = [np.empty((0, 2), np.int64)]
     for part, others in _blocks(np.arange(len(features))):
@@ -107,20 +109,18 @@ def near_by_features(features: np.ndarray, least_similarity: float) -> np.ndarra
 
 
 def directions(features: np.ndarray) -> np.ndarray:
-    """Returns the features about their mean, scaled to length 1: float32 (n, width).
+    """Returns the features minus their mean, scaled to length 1: float32 (n, width).
 
-    Features behind a ReLU are all positive, so that those of any two pictures point much the same way; about their mean
-    they do not.
+    Without that, features after a ReLU, which are all positive, have a high cosine for any two images.
     """
     centred = features - features.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32)
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
 
 
 def groups_of(pairs: np.ndarray, count: int) -> np.ndarray:
-    """Returns for each of `count` images the number of its group, int64 (count,), -1 for one that stands alone.
+    """Returns the number of the group of each of `count` images, int64 (count,), -1 for none.
 
-    Images belong together that a chain of pairs leads from one to the other. Groups are numbered from 0 on in the order
-    of their first images.
+    Groups are the connected components of the pairs, numbered from 0 on in the order of their first images.
     """
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, components = connected_components(graph, directed=False)
@@ -132,13 +132,13 @@ def groups_of(pairs: np.ndarray, count: int) -> np.ndarray:
 
 
 def _blocks(members: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Some of `members`, with those that stand from the first of them on: all pairs, and never a whole square of them."""
+    """Yields each block of `members`, with all members from its first one on, so that every pair is compared once."""
     for start in range(0, len(members) if len(members) > 1 else 0, ROWS_AT_ONCE):
         yield members[start : start + ROWS_AT_ONCE], members[start:]
 
 
-def _grey_pictures(pixels, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """The pictures as grey ones of SIDE x SIDE pixels, float32 (k, SIDE, SIDE), with which of `rows` these k are."""
+def _grey_pictures(pixels: Any, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yields slices of `rows` with their grey images, float32 (k, SIDE, SIDE)."""
     size = pixels.shape[1]
     reduce = _reduction(size).astype(np.float32)
     at_once = max(1, PIXELS_AT_ONCE // size**2)
@@ -153,7 +153,7 @@ def _grey_pictures(pixels, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray
 
 
 def _reduction(size: int) -> np.ndarray:
-    """The matrix (SIDE, size) that takes `size` pixels in a row to SIDE of them, each the mean over its share of the row."""
+    """The matrix (SIDE, size) that averages `size` pixels in a row to SIDE pixels."""
     edges = np.linspace(0, size, SIDE + 1)
     pixel = np.arange(size)
     overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)

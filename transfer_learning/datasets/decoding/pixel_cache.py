@@ -1,9 +1,11 @@
-"""The decoded images of datasets: every content is decoded once, and its pixels are kept for every later run."""
+"""The pixel cache: every image content is decoded once, and its pixels are cached for all later runs."""
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,8 +14,16 @@ import pandas as pd
 import PIL
 
 from transfer_learning.cli.progress import count_progress
-from transfer_learning.datasets.dataset import Dataset, Example, Source
-from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, content_hash, decode, from_jpeg, to_jpeg
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, Dataset, Example, Source
+from transfer_learning.datasets.decoding.decode import (
+    JPEG_QUALITY,
+    Decoded,
+    content_hash,
+    decode,
+    failed,
+    from_jpeg,
+    to_jpeg,
+)
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.array_cache import ArrayCache, CachedRows
@@ -24,36 +34,33 @@ from transfer_learning.storage.rows import Rows
 logger = logging.getLogger(__name__)
 
 VERSION = 3  # part of the cache entry's name: raise it when `decode` changes its output
-UNREADABLE = "unreadable"  # no hash begins like this
-CHUNK = 128  # images that are kept at a time, while as many again are decoded: what a kill loses and memory holds
-# What is known of an example: the hash of its content; its size in pixels; why it cannot be decoded, or ""; the hash of its
-# decoded pixels, "" without any; and what `decode` remarks on its file.
-FACTS = ("sha256", "width", "height", "problem", "pixels", "remarks")
-JPEG_BYTES_PER_PIXEL = 0.7  # photos at 160 and 224 pixels take 0.5 to 0.7: to speak of, and to make room by
+UNREADABLE = "unreadable"  # prefix of the keys of unreadable files; no hexadecimal digest begins like this
+CHUNK = 128  # images that are written at once, while the next chunk is decoded
+# Of each example: SHA-256 of its content; size in pixels; problem, "" if decoded; hash of the decoded pixels, "" for
+# none; remarks of `decode`; kind of the problem.
+FACTS = ("sha256", "width", "height", "problem", "pixels", "remarks", "kind")
+JPEG_BYTES_PER_PIXEL = 0.7  # an upper estimate: photos at 160 and 224 pixels take 0.5 to 0.7
 
 
 @dataclass(frozen=True)
 class CachedImages:
     """Pixels and facts of the examples of a dataset."""
 
-    pixels: Rows  # uint8 (records, size, size, 3), RGB, read-only: of this dataset and of others
-    rows: np.ndarray  # int64 (examples,), which of `pixels` is an example's; -1 where `problem` says why there is none
-    facts: pd.DataFrame  # a row an example, in their order; its columns are FACTS
+    pixels: Rows  # uint8 (records, size, size, 3), RGB, of this dataset and of others
+    rows: np.ndarray  # int64 (examples,), the row of each example in `pixels`; -1 for one with a problem
+    facts: pd.DataFrame  # one row per example, with the columns FACTS
     pixel_key: str  # what decides the pixels of an image besides its content: size, resizing, versions
     cached_in: EntrySpec  # the cache entry of the pixels
 
 
 class JpegPixels:
-    """Images that are kept as JPEGs, read like `CachedRows` of pixels, by any number of threads at once.
-
-    Each access decodes, to the same pixels every time and on every machine with this version of Pillow.
-    """
+    """`Rows` of images that are cached as JPEGs and decoded on each access, with the same pixels every time."""
 
     dtype = np.dtype(np.uint8)
 
     def __init__(self, jpegs: CachedRows, size: int):
         self._jpegs, self._size = jpegs, size
-        self._threads = ThreadPoolExecutor(usable_cores(), "decode")  # Pillow decodes outside of Python's lock
+        self._threads = ThreadPoolExecutor(usable_cores(), "decode")  # Pillow releases Python's lock
 
     def __len__(self) -> int:
         return len(self._jpegs)
@@ -76,23 +83,21 @@ class JpegPixels:
             for index, jpeg in enumerate(self._jpegs[positions[start : start + part]], start):
                 pixels[index] = from_jpeg(jpeg)
 
-        part = max(1, -(-len(positions) // (4 * usable_cores())))  # tasks of some images: each costs Python a little
+        part = max(1, math.ceil(len(positions) / (4 * usable_cores())))  # several images per task
         list(self._threads.map(decode_part, range(0, len(positions), part)))
         return pixels
 
 
 def cached_images(dataset: Dataset, size: int, resize: str, cache: Cache, decoded_gb: float = 16.0) -> CachedImages:
-    """Opens the store of `dataset`; what no earlier run has decoded, of this dataset or another one, is decoded first.
+    """Returns the decoded images of `dataset`; those that are not in the cache are decoded first.
 
-    Every file is read from the disk once: a chunk of them is hashed while the chunk before it is decoded, which finds
-    its files in the memory where the system keeps what was just read. So how many have to be decoded is known only at
-    the end. What cannot be decoded is not kept, and is tried again each time: its reason may be gone.
+    Every file is read from the disk once: a chunk is hashed while the chunk before it is decoded from the system's page
+    cache. Images that cannot be decoded are not cached, and are tried again each time.
 
     Args:
-        size: side of the kept images in pixels.
-        resize: how they become square, as `decode` takes it.
-        cache: where the decoded images are found and stored.
-        decoded_gb: a dataset whose decoded images, copies included, take more (in 10^9 bytes) is kept as JPEGs.
+        size: side of the cached images in pixels.
+        resize: how images become square, see `decode`.
+        decoded_gb: datasets that are larger when decoded (in 10^9 bytes) are cached as JPEGs.
 
     Raises:
         UserError: there is no space for the images, neither on disk nor in memory.
@@ -102,52 +107,53 @@ def cached_images(dataset: Dataset, size: int, resize: str, cache: Cache, decode
     as_jpeg, record_bytes = stored.as_jpeg, stored.record_bytes
     if as_jpeg:
         logger.info(
-            f"Decoded, the {len(examples):,} images would take {len(examples) * size**2 * 3 / 1e9:,.2f} GB, more than "
-            f"--decoded-gb {decoded_gb:g} allows; so they are kept as JPEGs of {size} x {size} pixels, quality "
-            f"{JPEG_QUALITY}, about {len(examples) * record_bytes / 1e9:,.2f} GB, which every access decodes; `predict`, "
-            "which reads the files themselves, may differ from the test in the last digits."
+            f"Caching images as JPEGs of quality {JPEG_QUALITY}: decoded they take "
+            f"{len(examples) * size**2 * 3 / 1e9:,.2f} GB, and --decoded-gb is {decoded_gb:g}; as JPEGs about "
+            f"{len(examples) * record_bytes / 1e9:,.2f} GB. The last digits of `predict` may differ."
         )
     with cache.disk_full_as_user_error("decoded images", len(examples) * record_bytes):
-        kept = cache.open(stored.entry)
+        arrays = cache.open(stored.entry)
     progress = count_progress("Reading images")
     names: list[str] = []
-    with kept, _Decoders(size, resize, as_jpeg) as decoders:
-        filling = _Filling(kept, len(examples), record_bytes, cache)
+    with arrays, _Decoders(size, resize, as_jpeg) as decoders:
+        filling = _Filling(arrays, len(examples), record_bytes, cache)
         hashes = decoders.hash(examples[:CHUNK])
         images: dict[str, Future[Decoded]] = {}  # of the chunk before
-        for start in range(0, len(examples) + CHUNK, CHUNK):  # the last turn has no chunk of its own
+        for start in range(0, len(examples) + CHUNK, CHUNK):  # the last pass only stores the last chunk
             chunk = examples[start : start + CHUNK]
-            # Examples of the same content share a record; one that cannot even be read has a name of its own.
+            # Examples of the same content share a record; an unreadable one has a key of its own.
             chunk_names = [digest or f"{UNREADABLE} {start + index}" for index, digest in enumerate(hashes)]
             hashes = decoders.hash(examples[start + CHUNK : start + 2 * CHUNK])
             sources = {name: example.source for name, example in zip(chunk_names, chunk, strict=True)}
             following = decoders.decode({name: sources[name] for name in filling.find_missing(chunk_names)})
-            filling.keep({name: image.result() for name, image in images.items()})
+            filling.add({name: image.result() for name, image in images.items()})
             images = following
             names += chunk_names
             if start:
                 progress(min(start, len(examples)), len(examples))
-        pixels = JpegPixels(kept.rows, size) if as_jpeg else kept.rows
+        pixels = JpegPixels(arrays.rows, size) if as_jpeg else arrays.rows
     if filling.num_missing:
-        num_kept = sum(name in filling.found for name in names)
-        logger.info(f"Decoded {filling.num_added:,} images; {num_kept:,} were kept from earlier runs.")
+        num_found = sum(name in filling.found for name in names)
+        logger.info(f"Decoded {filling.num_added:,} images ({num_found:,} in cache).")
     known = [filling.known[name] for name in names]
+    rows = np.array([row for row, *_ in known], np.int64)
     facts = [
-        ("" if name.startswith(UNREADABLE) else name, *facts) for name, (_, *facts) in zip(names, known, strict=True)
+        ("" if name.startswith(UNREADABLE) else name, *of_it) for name, (_, *of_it) in zip(names, known, strict=True)
     ]
-    facts = pd.DataFrame(facts, columns=list(FACTS))
-    return CachedImages(pixels, np.array([row for row, *_ in known], np.int64), facts, stored.entry.name, stored.entry)
+    table = pd.DataFrame(facts, columns=list(FACTS))
+    return CachedImages(pixels, rows, table, stored.entry.name, stored.entry)
 
 
 class _Known(NamedTuple):
-    """What is known of a content."""
+    """The row and the facts of one content."""
 
-    row: int = -1  # of its pixels, -1 where there are none
+    row: int = -1  # of its pixels, -1 for none
     width: int = 0
     height: int = 0
     problem: str = "is being decoded"
     pixels: str = ""
     remarks: str = ""
+    kind: str = ""
 
     @staticmethod
     def from_note(row: int, note: str) -> "_Known":
@@ -156,7 +162,7 @@ class _Known(NamedTuple):
 
     @property
     def note(self) -> str:
-        """The text that is kept with the pixels."""
+        """The text that is cached with the pixels."""
         return f"{self.width} {self.height} {self.pixels} {self.remarks}"
 
 
@@ -164,7 +170,7 @@ class PixelFormat(NamedTuple):
     """How the images of a dataset are cached."""
 
     as_jpeg: bool
-    record_bytes: int  # per image; an estimate where `as_jpeg`
+    record_bytes: int  # per image; an estimate if `as_jpeg`
     entry: EntrySpec  # its name is `CachedImages.pixel_key`
 
 
@@ -179,65 +185,70 @@ def pixel_format(num_images: int, size: int, resize: str, decoded_gb: float) -> 
 
 
 class _Filling:
-    """What is known of the contents that were looked at, and the pool that takes those which are missing."""
+    """Looks up contents in the cache, and adds the missing ones."""
 
-    def __init__(self, kept: ArrayCache, num_images: int, record_bytes: int, cache: Cache):
-        self._kept, self._num_images, self._record_bytes = kept, num_images, record_bytes
+    def __init__(self, arrays: ArrayCache, num_images: int, record_bytes: int, cache: Cache):
+        self._arrays, self._num_images, self._record_bytes = arrays, num_images, record_bytes
         self._cache = cache
-        self._num_looked_at = self._num_with_room = 0
+        self._num_seen = self._num_with_room = 0
         self.num_missing = self.num_added = 0
         self.known: dict[str, _Known] = {}
-        self.found: set[str] = set()  # those that an earlier run has kept
+        self.found: set[str] = set()  # contents that were in the cache
 
     def find_missing(self, names: Sequence[str]) -> list[str]:
-        """Looks the contents of the next images up; returns those that have to be decoded, after making room for them."""
-        self._num_looked_at += len(names)
+        """Looks up the contents of the next images; returns those to decode, after making room for them."""
+        self._num_seen += len(names)
         fresh = [name for name in dict.fromkeys(names) if name not in self.known]
-        with self._space_told():
-            found = zip(fresh, self._kept.positions(fresh).tolist(), self._kept.notes(fresh), strict=True)
-        found = {name: _Known.from_note(row, note) for name, row, note in found if row >= 0 and note}
-        self.found.update(found)  # not |=, which copies the whole set for the sake of a view of keys
+        with self._disk_full_as_user_error():
+            cached = zip(fresh, self._arrays.positions(fresh).tolist(), self._arrays.notes(fresh), strict=True)
+        found = {name: _Known.from_note(row, note) for name, row, note in cached if row >= 0 and note}
+        self.found.update(found)  # |= would copy the set
         missing = [name for name in fresh if name not in found]
         self.known |= found | dict.fromkeys(missing, _Known())
-        if missing and not self.num_missing:
-            logger.info(f"Decoding those of {self._num_images:,} images that no earlier run has decoded.")
         self.num_missing += len(missing)
         if self.num_missing > self._num_with_room:
             self._num_with_room = self.num_missing + self._num_expected()
-            if not self._cache.reserve(self._kept, self._num_bytes_left()):
-                self._num_with_room = self._num_images  # nothing else is deleted for what is not written
+            if not self._cache.reserve(self._arrays, self._num_bytes_left()):
+                self._num_with_room = self._num_images  # held in memory: delete no other entries
         return missing
 
-    def keep(self, images: Mapping[str, Decoded]) -> None:
-        """Keeps the images without a problem, and what is known of all."""
+    def add(self, images: Mapping[str, Decoded]) -> None:
+        """Adds the images without a problem to the cache, and the facts of all."""
         known = {
-            name: _Known(-1, image.width, image.height, image.problem, _hash_of_pixels(image.pixels), image.remarks)
+            name: _Known(
+                width=image.width,
+                height=image.height,
+                problem=image.problem,
+                pixels=_hash_of_pixels(image.pixels),
+                remarks=image.remarks,
+                kind=image.kind,
+            )
             for name, image in images.items()
         }
         good = [name for name, image in images.items() if not image.problem]
         if good:
             pixels, notes = [images[name].pixels for name in good], [known[name].note for name in good]
-            with self._space_told():
-                rows = self._kept.add(good, pixels, notes, self._num_bytes_left()).tolist()
+            with self._disk_full_as_user_error():
+                rows = self._arrays.add(good, pixels, notes, self._num_bytes_left()).tolist()
             known |= {name: known[name]._replace(row=row) for name, row in zip(good, rows, strict=True)}
         self.num_added += len(good)
         self.known |= known
 
     def _num_expected(self) -> int:
-        """Missing ones among the images that are still to be looked at, if their share stays what it is."""
-        num_left = self._num_images - self._num_looked_at
-        return -(-num_left * self.num_missing // max(1, self._num_looked_at))
+        """The expected number of missing images among those that are not looked up yet."""
+        num_left = self._num_images - self._num_seen
+        return math.ceil(num_left * self.num_missing / max(1, self._num_seen))
 
     def _num_bytes_left(self) -> int:
-        """What is still to be added, as far as it can be foreseen."""
+        """The expected size of what is still to be added."""
         return (self.num_missing + self._num_expected() - self.num_added) * self._record_bytes
 
-    def _space_told(self):
+    def _disk_full_as_user_error(self) -> AbstractContextManager[None]:
         return self._cache.disk_full_as_user_error("decoded images", self._num_bytes_left())
 
 
 def _hash_of_pixels(pixels: np.ndarray | bytes | None) -> str:
-    """32 hexadecimal digits; "" without pixels. Equal pixels make equal JPEGs, so those stand for them."""
+    """32 hexadecimal digits, of the pixels or their JPEG (equal pixels make equal JPEGs); "" for None."""
     return "" if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
 
 
@@ -258,18 +269,18 @@ class _Decoders:
         self._threads.shutdown()
 
     def hash(self, examples: Sequence[Example]) -> Iterator[str]:
-        """Begins to hash; returns the hashes in their order, waiting for each."""
+        """Starts hashing; returns the hashes in order, waiting for each."""
         return self._threads.map(content_hash, [example.source for example in examples])
 
     def decode(self, sources: Mapping[str, Source]) -> dict[str, Future[Decoded]]:
-        """Begins to decode `sources`, which their hashes name."""
+        """Starts decoding `sources`, by their hashes."""
         return {name: self._threads.submit(self._decode, name, source) for name, source in sources.items()}
 
     def _decode(self, name: str, source: Source) -> Decoded:
         if not isinstance(source, np.ndarray):
             digest, image = self._workers.decode(source)
             if not image.problem and digest != name:
-                return Decoded(None, 0, 0, "the file changed while it was read")  # and has another hash now
+                return failed(UNREADABLE_FILE, "the file changed while it was read")
             return image
         image = decode(source, self._size, self._resize)
         return image._replace(pixels=to_jpeg(image.pixels)) if self._as_jpeg and not image.problem else image

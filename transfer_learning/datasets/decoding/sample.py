@@ -1,5 +1,6 @@
-"""A few images of a dataset, looked at before all of them: how many are decoded already, and how fast the others are."""
+"""A sample of a dataset: how many of its images are cached already, and how fast the others are decoded."""
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -14,23 +15,23 @@ from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.cache import Cache
 
 NUM_IMAGES = 64
-SECONDS = 0.3  # of decoding; at least one image a processor
-SECONDS_PER_IMAGE = 5  # one that takes longer is none to measure by
+SECONDS = 0.3  # of decoding; at least one image per core
+SECONDS_PER_IMAGE = 5  # slower ones are not measured
 
 
 class Sample(NamedTuple):
-    """What a sample tells of its dataset."""
+    """Estimates for a dataset from a sample of its images."""
 
-    hashes: list[str]  # of the images that can be read
-    missing_fraction: float  # share of the images that no earlier run has decoded
-    images_per_second: float  # images decoded in a second, by all processors
-    record_bytes: int  # that a decoded image takes on disk
+    hashes: list[str]  # SHA-256 of the readable images of the sample
+    missing_fraction: float  # 0 to 1, of images that are not in the cache
+    images_per_second: float  # decoded by all cores; infinite if none is missing
+    record_bytes: int  # bytes per cached image
     pixel_key: str  # see `CachedImages`
 
 
 def sample_dataset(dataset: Dataset, size: int, resize: str, cache: Cache, decoded_gb: float) -> Sample:
-    """Looks at images spread evenly over the dataset; decodes some of them only to measure how long that takes."""
-    sources = [example.source for example in dataset.examples[:: -(-len(dataset.examples) // NUM_IMAGES) or 1]]
+    """Looks up images spread evenly over the dataset, and decodes some of them to measure the speed."""
+    sources = [example.source for example in dataset.examples[:: max(1, math.ceil(len(dataset.examples) / NUM_IMAGES))]]
     readable = {hashed: source for source in sources if (hashed := content_hash(source))}
     hashes = list(readable)
     stored = pixel_format(len(dataset.examples), size, resize, decoded_gb)
@@ -40,7 +41,7 @@ def sample_dataset(dataset: Dataset, size: int, resize: str, cache: Cache, decod
 
 
 def _rate(sources: list[Source], size: int, resize: str) -> float:
-    """Decodes as the store does: files in processes of their own, arrays in this one."""
+    """Images per second, decoded as `cached_images` does: files in processes, arrays in threads."""
     cores, num_decoded = usable_cores(), 0
     with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers, ThreadPoolExecutor(cores) as threads:
 

@@ -1,9 +1,8 @@
-"""Decodes image files in processes that may die: a file that crashes or hangs its decoder costs itself alone.
+"""Decodes image files in separate processes: a file that crashes or hangs the decoder only loses itself.
 
-`DecodeWorkers` is what a run uses. Each of its processes runs this file as a program, takes one image at a time from its
-standard input and answers with hash and pixels, so it is known which image a process was at when it ended. They are
-new processes and no forks, because TensorFlow's threads would not survive one, and no `multiprocessing`, whose new
-processes would run a user's script again unless that guards itself by ``__name__``.
+Each process of `DecodeWorkers` runs this file as a program, reads one request at a time from its standard input and
+answers with hash and pixels, so a crash is blamed on the right image. Not forks, since TensorFlow's threads do not
+survive them; not `multiprocessing`, which would import a user's unguarded script again.
 """
 
 import json
@@ -21,34 +20,30 @@ from typing import BinaryIO
 
 import numpy as np
 
-from transfer_learning.datasets.dataset import FilePart
-from transfer_learning.datasets.decoding.decode import Decoded, content_hash, decode, read_file, to_jpeg
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart
+from transfer_learning.datasets.decoding.decode import Decoded, content_hash, decode, failed, read_file, to_jpeg
 
 SECONDS_PER_IMAGE = 60
 SECONDS_TO_START = 60
-MEMORY_PER_IMAGE = 4 << 30  # bytes of address space: 89 million pixels of 16 bits take 2, with what the libraries take
-SLICES = 20  # of such a time: one that passes while Ctrl-Z stops everything costs one slice, and blames no image
-LENGTH = struct.Struct(">Q")  # ahead of each frame
-COMMAND = (
-    sys.executable,
-    "-P",
-    "-m",
-    "transfer_learning.datasets.decoding.workers",
-)  # -P: no modules out of the folder
+MEMORY_PER_IMAGE = 4 << 30  # bytes of address space; 89 million pixels of 16 bits take half of it
+SLICES = 20  # per timeout: a pause by Ctrl-Z costs one slice and does not blame an image
+LENGTH = struct.Struct(">Q")  # before each frame
+# -P: import no modules from the working directory
+COMMAND = (sys.executable, "-P", "-m", "transfer_learning.datasets.decoding.workers")
 PACKAGE_PARENT = str(Path(__file__).parents[3])
 
 
 class DecodeWorkers:
-    """Processes that decode image files; a context manager, which several threads may use at once.
+    """Processes that decode image files; a thread-safe context manager.
 
-    There are as many processes as threads that decode at the same moment; each is started when it is first needed, and
-    started anew after it died.
+    There are as many processes as threads that decode at the same time; a process is started when it is first needed,
+    and again after it died.
 
     Args:
         size: side of the decoded images in pixels.
         resize: how they become square, as `decode` takes it.
         as_jpeg: return the pixels encoded by `to_jpeg`.
-        seconds: what an image may take; then its process is killed.
+        seconds: timeout per image, after which its process is killed.
     """
 
     def __init__(self, size: int, resize: str, as_jpeg: bool = False, seconds: float = SECONDS_PER_IMAGE):
@@ -65,47 +60,47 @@ class DecodeWorkers:
         self.close()
 
     def close(self) -> None:
-        """Kills all processes at once; a `decode` that another thread waits for returns or raises at once."""
+        """Kills all processes; a `decode` that runs in another thread returns or raises at once."""
         with self._lock:
             self._is_closed = True
             for worker in self._busy:
-                worker.kill()  # whoever waits for it sees its end, and closes it
+                worker.kill()  # the thread that waits for it closes it
         for worker in self._idle:
             worker.close()
 
     def decode(self, source: Path | FilePart) -> tuple[str, Decoded]:
-        """Reads an image once; returns the SHA-256 of its bytes ("" if unreadable) and what `decode` makes of them.
+        """Reads an image once; returns the SHA-256 of its bytes and the result of `decode`.
 
         Returns:
-            The hash and Decoded; its pixels are `bytes` where `as_jpeg` is set. Of a file on which the process died or
-            took too long, the hash is "" and the problem says so.
+            The hash, "" for an unreadable file or one that crashed or timed out; and Decoded, with JPEG bytes as its
+            pixels if `as_jpeg` is set.
 
         Raises:
             RuntimeError: the workers are closed, or a process does not even start.
         """
         path, *part = source if isinstance(source, FilePart) else (source,)
-        request = json.dumps([os.path.abspath(path), *part]).encode()  # names that are no UTF-8 are carried along
+        request = json.dumps([os.path.abspath(path), *part]).encode()  # also for names that are not UTF-8
         while True:
             worker = self._take()
             try:
                 worker.send(request)
-                digest, width, height, problem, remarks = json.loads(worker.receive(self._seconds))
+                digest, width, height, problem, remarks, kind = json.loads(worker.receive(self._seconds))
                 pixels = worker.receive(self._seconds)
-            except BrokenPipeError:  # it ended before it was given the image: another one gets it
+            except BrokenPipeError:  # it ended before it got the request: send it to another one
                 self._discard(worker)
             except EOFError:
-                how = self._discard(worker, patience=1)  # its pipe is closed, so it is ending in its own way
-                return "", Decoded(None, 0, 0, f"the decoder died ({how})")
+                how = self._discard(worker, patience=1)  # its pipe is closed, so it is about to exit
+                return "", failed(UNREADABLE_FILE, f"the decoder died ({how})")
             except TimeoutError:
                 self._discard(worker)
-                return "", Decoded(None, 0, 0, f"decoding it took longer than {self._seconds:g} s")
+                return "", failed(UNREADABLE_FILE, f"decoding it took longer than {self._seconds:g} s")
             except BaseException:
                 self._discard(worker)
                 raise
             else:
                 self._give_back(worker)
                 if problem:
-                    return digest, Decoded(None, 0, 0, problem)
+                    return digest, failed(kind, problem)
                 if self._as_jpeg:
                     return digest, Decoded(bytes(pixels), width, height, "", remarks)
                 pixels = np.frombuffer(pixels, np.uint8).reshape(self._size, self._size, 3)
@@ -143,14 +138,14 @@ class _Worker:
     def __init__(self, *arguments: int | float | str):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (PACKAGE_PARENT, os.environ.get("PYTHONPATH")))),
-            "OPENBLAS_NUM_THREADS": "1",  # NumPy would start a thread a core in each process
-            # For glibc: memory of one image serves the next, instead of going back to the system and coming again page
-            # by page, which takes a third of the time of a small image.
+            "OPENBLAS_NUM_THREADS": "1",  # else NumPy starts one thread per core in each process
+            # glibc: reuse the memory of one image for the next; to return it costs a third of the time of a small
+            # image.
             "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
             "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
         }
-        # Ctrl-C reaches every process of a terminal, and what it ends is for this one to say. A blocked signal stays
-        # blocked in a new program, and so from its first moment on.
+        # Ctrl-C reaches every process of a terminal; workers ignore it from their start on and are ended by this
+        # process.
         blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self._process = subprocess.Popen(
@@ -183,7 +178,7 @@ class _Worker:
 
         Raises:
             EOFError: the process ended.
-            TimeoutError: it does not come within `seconds`.
+            TimeoutError: nothing was received for `seconds`.
         """
         slices_left = [SLICES]
         (length,) = LENGTH.unpack(self._receive(LENGTH.size, seconds, slices_left))
@@ -207,7 +202,7 @@ class _Worker:
         self._process.kill()
 
     def close(self, patience: float = 0) -> str:
-        """Ends the process unless it does so within `patience` seconds; returns how it ended, in words."""
+        """Kills the process unless it exits within `patience` seconds; returns its signal or exit code as text."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(patience)
         self._process.kill()
@@ -218,20 +213,20 @@ class _Worker:
 
 
 def main() -> None:
-    """Answers requests until there are no more, or until the process that sends them has gone."""
+    """Answers requests until there are no more, or until the parent process is gone."""
     size, resize, kind, seconds = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    with suppress(OSError):  # where memory runs out, this process is taken and not the run
+    with suppress(OSError):  # out of memory, the kernel kills this process rather than the run
         Path("/proc/self/oom_score_adj").write_text("500")
-    with suppress(OSError, ValueError):  # a file whose header is modest may still grow; macOS refuses such a limit
+    with suppress(OSError, ValueError):  # a small file may decode to much; macOS does not know this limit
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_PER_IMAGE, MEMORY_PER_IMAGE))
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not come between two frames
+    os.dup2(2, 1)  # a library's prints must not get between two frames
     _write(answers, b"ready")
     while len(length := requests.read(LENGTH.size)) == LENGTH.size:
         path, *part = json.loads(requests.read(*LENGTH.unpack(length)))
         asked = FilePart(Path(path), *part) if part else Path(path)
-        # Processor time, after which the kernel ends this process: for a decoder in whose loop no thread of Python runs.
+        # CPU time after which the kernel ends this process, also in a loop that holds Python's lock.
         signal.setitimer(signal.ITIMER_PROF, 2 * seconds)
         digest, image = _read_and_decode(asked, size, resize)
         content = b""
@@ -241,19 +236,19 @@ def main() -> None:
 
 
 def _end_with_the_parent() -> None:
-    """Ends this process, whatever it is doing, once nobody can write requests any more."""
+    """Exits at once when the parent process has closed the pipe."""
     hang_up = select.poll()
-    hang_up.register(0, 0)  # a hang-up is reported without being asked for
+    hang_up.register(0, 0)  # a hang-up is always reported
     hang_up.poll()
     os._exit(0)
 
 
 def _read_and_decode(asked: Path | FilePart, size: int, resize: str) -> tuple[str, Decoded]:
-    """The pixels are of the very bytes that the hash is of, whatever happens to the file."""
+    """Reads the file once, so that hash and pixels are of the same bytes."""
     try:
         content = read_file(asked)
     except (OSError, ValueError, MemoryError):
-        return "", decode(asked, size, resize)  # which says why
+        return "", decode(asked, size, resize)  # for its problem
     return content_hash(content), decode(content, size, resize)
 
 

@@ -20,13 +20,15 @@ from transfer_learning.errors import UserError
 from transfer_learning.storage.download import download
 from transfer_learning.storage.pickled import read_pickle
 
+logger = logging.getLogger(__name__)
+
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 SIDE = 32  # in pixels
-PIXEL_BYTES = 3 * SIDE * SIDE  # of an image: all of red, then green, then blue, row by row
-MOST_BYTES = 10**8  # of one batch in an archive, whose header may promise anything; the real ones have 31 MB
+PIXEL_BYTES = 3 * SIDE * SIDE  # per image: all of red, then green, then blue, row by row
+MAX_BYTES = 10**8  # of a batch in an archive; the real ones have 31 MB
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # of that file, as Keras has it
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # of that file, as in Keras
 DAMAGE = (
     OSError,
     EOFError,
@@ -42,23 +44,23 @@ DAMAGE = (
 
 
 class Form(NamedTuple):
-    """A form in which the set is published: an archive that holds a folder with the batches."""
+    """A published form of the dataset: an archive of a folder of batches."""
 
     archive: str
     folder: str
     suffix: str  # of the batches
-    read: Callable[[bytes], tuple[np.ndarray, np.ndarray]]  # uint8 (n, PIXEL_BYTES), uint8 (n,); or raises DAMAGE
+    read: Callable[[bytes], tuple[np.ndarray, np.ndarray]]  # pixels uint8 (n, PIXEL_BYTES), labels uint8 (n,)
 
 
 def load(data_dir: Path) -> Dataset:
     """Reads ``data_dir/cifar10``: the binary or the python version, packed or unpacked, or PNG files in
     ``train/CLASS`` and ``test/CLASS``; where none is there, the python version is downloaded to it.
 
-    Archives are read where they are. Both versions give the same examples; PNG files have hashes of their own, and so
-    another validation split.
+    Archives are not unpacked. Both versions give the same examples; PNG files have other hashes, and so another
+    validation split.
 
     Raises:
-        UserError: a file is damaged, or there is none and the download is out of reach.
+        UserError: a file is damaged, or the download fails.
     """
     root = data_dir / "cifar10"
     for form in FORMS:
@@ -72,22 +74,22 @@ def load(data_dir: Path) -> Dataset:
 
 
 def read_binary(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of the binary version: a byte for the label ahead of the bytes of each image."""
+    """Reads a batch of the binary version: one byte of label before the bytes of each image."""
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + PIXEL_BYTES)
     return records[:, 1:], records[:, 0]
 
 
 def read_python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of the python version: a dictionary with an array of images and a list of labels, pickled by Python 2."""
+    """Reads a batch of the python version: a dictionary of an array and a list of labels, pickled by Python 2."""
     batch = read_pickle(io.BytesIO(content), _check_name)
     _, shape, kind, is_fortran, pixels = batch[b"data"].state
     if kind.arguments[0] != b"u1" or is_fortran or type(pixels) is not bytes or shape[1:] != (PIXEL_BYTES,):
-        raise ValueError(f"it holds no bytes of images of {SIDE} x {SIDE} pixels")
+        raise ValueError(f"it has no images of {SIDE} x {SIDE} pixels")
     return np.frombuffer(pixels, np.uint8).reshape(shape), np.array(batch[b"labels"], np.uint8)
 
 
 def _check_name(name: str) -> None:
-    """Raises ValueError for a name that is not one of those with which a batch describes its array."""
+    """Raises ValueError for a global that is not needed to describe an array."""
     if name not in ("numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"):
         raise ValueError(f"it asks for {name}, which no batch needs")
 
@@ -103,7 +105,7 @@ def _dataset(form: Form, source: Path) -> Dataset:
             try:
                 pixels, labels = form.read(content)
                 if not 0 < len(pixels) == len(labels) or (labels >= len(CLASS_NAMES)).any():
-                    raise ValueError(f"images, and one label below {len(CLASS_NAMES)} for each, were expected")
+                    raise ValueError(f"one label below {len(CLASS_NAMES)} per image was expected")
             except DAMAGE as error:
                 raise ValueError(f"{name}: {str(error) or type(error).__name__}") from None
             images = pixels.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
@@ -113,8 +115,8 @@ def _dataset(form: Form, source: Path) -> Dataset:
                 raise ValueError(f"{name}{form.suffix} is missing")
     except DAMAGE as error:
         raise UserError(
-            f"{source} is damaged ({str(error) or type(error).__name__}); fetch it again from "
-            "www.cs.toronto.edu/~kriz/cifar.html, or delete it to have it downloaded."
+            f"{source} is damaged ({str(error) or type(error).__name__}); replace it from "
+            "www.cs.toronto.edu/~kriz/cifar.html, or delete it to download it."
         ) from None
     examples = []
     for split, names in BATCHES.items():
@@ -132,12 +134,12 @@ def _files(source: Path, form: Form) -> Iterator[tuple[str, bytes]]:
 
 
 def _members(source: Path, form: Form) -> Iterator[tuple[str, bytes]]:
-    """What an archive holds under the expected names; whatever else is in it is not looked at, and nothing written."""
+    """Reads the batches of an archive; other members are not read, and nothing is written."""
     names = {f"{form.folder}/{name}{form.suffix}": name for name in (*BATCHES["train"], *BATCHES["test"])}
     with entries(source) as found:
         for entry in found:
             if name := names.get(entry.name):
-                if entry.problem or entry.num_bytes > MOST_BYTES:
+                if entry.problem or entry.num_bytes > MAX_BYTES:
                     raise ValueError(f"{entry.name} is no batch")
                 yield name, entry.open().read()
 
@@ -146,7 +148,7 @@ def _of_folders(root: Path) -> Dataset:
     dataset = folder.read(root)
     if dataset.class_names != CLASS_NAMES:
         raise UserError(
-            f"{root} has the classes {', '.join(dataset.class_names) or 'none'}; the ten of CIFAR-10 were expected in its "
-            f"folders train and test ({', '.join(CLASS_NAMES)}), so rename them, or give the folder itself to --dataset."
+            f"{root} has the classes {', '.join(dataset.class_names) or 'none'}; those of CIFAR-10 were expected in "
+            f"its folders train and test ({', '.join(CLASS_NAMES)}), so rename them, or pass the folder to --dataset."
         )
     return replace(dataset, name="cifar10")

@@ -1,14 +1,13 @@
-"""Projects of IBM's CV Studio and Cloud Annotations: images, and an `_annotations.json` that labels them.
+"""Projects of IBM's CV Studio and Cloud Annotations: images, and an `_annotations.json` with their labels.
 
 ``{"version": "1.0", "type": "localization", "labels": ["stop", "other"], "annotations": {"1.jpg": [{"label": "stop",
-"x": 0.1, "y": 0.2, "x2": 0.4, "y2": 0.8}]}}``; a project of the type "classification" has labels without boxes. Source:
+"x": 0.1, "y": 0.2, "x2": 0.4, "y2": 0.8}]}}``; in a project of type "classification" the labels have no boxes. Source:
 Cloud Annotations, "Uploading images/labels via API".
 
-The rules. The images lie beside the file, or in the folder `images`, where CV Studio's client lays them. A whole image
-takes the one label that it has, in however many boxes; one with several labels, or with none, is ignored. A box takes its
-own label. Its sides are fractions of the image's, or pixels where one of them is above 2; what reaches beyond the image is
-cut off, and a box of which no pixel is left is ignored, as is a label that the project does not list. All that is ignored
-is named, with the reason.
+Images lie beside the file, or in its folder `images`. `read` gives an image the one label that it has, in any number of
+boxes; images with several labels or none are ignored. `read_boxes` cuts out each box with its own label. Coordinates
+are fractions of the image's sides, or pixels if one of them is above 2; boxes are clipped to the image, and empty boxes
+and labels that the project does not list are ignored. Everything ignored is reported with its reason.
 """
 
 import io
@@ -30,28 +29,28 @@ from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.files import written_atomically
 
 ANNOTATIONS = "_annotations.json"
-IMAGES = "images/"  # the folder that CV Studio's client makes
+IMAGES = "images/"  # the folder that CV Studio's client creates
 SIDES = ("x", "y", "x2", "y2")  # of a box: left, top, right, bottom
-LARGEST_FRACTION = 2.0  # a box may be drawn beyond the edge, but not so far
+LARGEST_FRACTION = 2.0  # larger coordinates are pixels: a box may extend beyond the edge, but not that far
 FARTHEST = 1e9  # in pixels
 
 
 class AnnotatedImage(NamedTuple):
-    """An image of the project, and what it is labelled with."""
+    """A labelled image of the project."""
 
     name: str  # the path below the project's folder
     path: Path
-    annotations: dict[int, dict[str, Any]]  # by their numbers from 1 on; those whose label the project lists
+    annotations: dict[int, dict[str, Any]]  # by number from 1 on; without those of unlisted labels
 
 
 def read(place: str, data_dir: Path) -> Dataset:
-    """The whole images of a project.
+    """Reads the whole images of a project.
 
     Args:
         place: its folder, or ``s3://BUCKET/PREFIX``.
 
     Raises:
-        UserError: there is no such project, or its annotations are damaged.
+        UserError: the project is missing, or its annotations are damaged.
     """
     images, ignored = _annotated_images(place, data_dir)
     examples = []
@@ -65,13 +64,13 @@ def read(place: str, data_dir: Path) -> Dataset:
 
 
 def read_boxes(place: str, data_dir: Path) -> Dataset:
-    """The boxes of a project, each cut out of its image and kept below ``data_dir/cv_studio_boxes`` for later runs.
+    """Reads the boxes of a project, cut out of their images into files below ``data_dir/cv_studio_boxes``.
 
-    All boxes of an image share a split. Arguments and errors are those of `read`.
+    All boxes of an image share a split. Arguments and errors: as `read`.
     """
     images, ignored = _annotated_images(place, data_dir)
     examples = []
-    threads = ThreadPoolExecutor(usable_cores())  # Pillow decodes outside of Python's lock
+    threads = ThreadPoolExecutor(usable_cores())  # Pillow releases Python's lock
     try:
         cuts = threads.map(lambda image: _cut(image, data_dir / "cv_studio_boxes"), images)
         for image, crops in zip(images, cuts, strict=True):
@@ -92,14 +91,14 @@ def _dataset(name: str, examples: list[Example], ignored: list[tuple[str, str]])
         counts = Counter(reason for _, reason in ignored).most_common(3)
         reasons = "; ".join(f"{count:,}: {reason}" for reason, count in counts)
         raise UserError(
-            f"{name} has {len(examples):,} images with {', '.join(dataset.class_names) or 'a label'}; two labels or more "
-            f"were expected, so label others{f' (left out are {reasons})' if reasons else ''}."
+            f"{name} has {len(examples):,} images with {', '.join(dataset.class_names) or 'a label'}; two labels or "
+            f"more were expected, so label others{f' (left out are {reasons})' if reasons else ''}."
         )
     return dataset
 
 
 def _annotated_images(place: str, data_dir: Path) -> tuple[list[AnnotatedImage], list[tuple[str, str]]]:
-    """The labelled images in the order of their names, and the other files and annotations with the reasons."""
+    """The labelled images in the order of their names; the ignored files and annotations with reasons."""
     ignored: list[tuple[str, str]] = []
     if place.startswith(s3.SCHEME):
         root, ignored = s3.fetch(place, data_dir / "cv_studio", also=ANNOTATIONS)
@@ -140,35 +139,35 @@ def _annotations(path: Path) -> tuple[set[str], dict[str, list[dict[str, Any]]]]
     """
     try:
         project = json.loads(path.read_bytes())
-        json.dumps(project, ensure_ascii=False).encode()  # halves of characters could not be written down
+        json.dumps(project, ensure_ascii=False).encode()  # lone surrogates could not be written
         annotations = project["annotations"]
         used = {annotation["label"] for image in annotations.values() for annotation in image}
         labels = set(project.get("labels", used))
         if isinstance(project.get("labels"), str) or not all(
             isinstance(label, str) and label for label in used | labels
         ):
-            raise TypeError("labels that are no texts")
+            raise TypeError("labels that are not strings")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(
-            f"{path} is not there; a folder with the {ANNOTATIONS} of a CV Studio project and its images was expected, so "
-            "name that, or s3://BUCKET/PREFIX."
+            f"{path} does not exist; name a folder with the {ANNOTATIONS} of a CV Studio project and its images, or "
+            "s3://BUCKET/PREFIX."
         ) from None
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "a part of it is missing, or is something else"
+        reason = str(error) if isinstance(error, ValueError) else "a part is missing or has another type"
         raise UserError(
-            f"{path} is not what CV Studio writes ({reason}); labels, and annotations with a list of labels for each image, "
-            "were expected, so export it again."
+            f"{path} is not an annotation file of CV Studio ({reason}); an object with labels, and annotations with "
+            "a list of labels per image, was expected, so export it again."
         ) from None
     return labels, annotations
 
 
 def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
-    """The file of each annotation's box, cut out at full size and without loss, or the reason why there is none."""
+    """The PNG file of each annotation's box, or the reason why there is none."""
     try:
         content = read_file(image.path)
     except (OSError, ValueError):
-        return [image.path] * len(image.annotations)  # which tells why when it is decoded
-    # The name tells image and pixels, so what is there is what would be made.
+        return [image.path] * len(image.annotations)  # whose problem `decode` reports
+    # The folder's name holds the hash of the image and the file's name the box, so existing files are right.
     folder = folder / f"{image.path.stem[:80]}-{content_hash(image.name.encode() + content)[:16]}"
     picture, crops = None, []
     try:
@@ -186,9 +185,9 @@ def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
                     picture.crop(box).save(temporary)
             crops.append(crop)
     except Exception as error:  # as in `decode`
-        if isinstance(error, OSError) and error.errno:  # the disk
+        if isinstance(error, OSError) and error.errno:  # of the disk, not of the image
             raise
-        # The whole file stands for its boxes where nobody can read it: so it is told, and skipped, like any other.
+        # For an unreadable image, its own file stands for each box, so that it is reported like any unreadable image.
         is_unreadable = bool(decode(content, 8, "squash").problem)
         reason = f"cannot be cut out ({str(error) or type(error).__name__})"[:200]
         return [image.path if is_unreadable else reason] * len(image.annotations)
@@ -196,14 +195,14 @@ def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
 
 
 def _pixels(annotation: dict[str, Any], width: int, height: int) -> tuple[int, int, int, int] | str:
-    """The box in whole pixels: left, top, right, bottom; or the reason why there is none."""
+    """The box in pixels: left, top, right, bottom; or the reason why there is none."""
     sides = [annotation.get(side) for side in SIDES]
     if all(side is None for side in sides):
         return "has no box"
-    if not all(type(side) in (int, float) and abs(side) < FARTHEST for side in sides):  # not-a-number is nowhere
-        return f"has a box whose {', '.join(SIDES)} are no numbers"
+    if not all(type(side) in (int, float) and abs(side) < FARTHEST for side in sides):  # also false for NaN
+        return f"has a box whose {', '.join(SIDES)} are not numbers"
     if max(sides) <= LARGEST_FRACTION:
         sides = [side * length for side, length in zip(sides, (width, height) * 2, strict=True)]
     left, right = (round(min(max(side, 0), width)) for side in sorted(sides[::2]))
     top, bottom = (round(min(max(side, 0), height)) for side in sorted(sides[1::2]))
-    return (left, top, right, bottom) if left < right and top < bottom else "has a box without a pixel of the image"
+    return (left, top, right, bottom) if left < right and top < bottom else "has a box outside the image"

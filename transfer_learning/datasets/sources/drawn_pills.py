@@ -1,20 +1,20 @@
-"""Drawn photographs of ten fictitious pharmaceutical products: the offline stand-in for the Kaggle set of `pharma.py`.
+"""Drawn images of ten fictitious pharmaceutical products, a substitute for the Kaggle dataset of `pharma.py`.
 
-That set is composed: cut-out products over many backgrounds. So is this one. A product is a row of `PRODUCTS`; each of
-its forms (carton, blister, foil, bottle, pill) is drawn once per edition and direction of light as a small picture with
-an alpha channel, a *sprite*, and a photograph throws one to six sprites of one product onto a background, adds things
-that belong to no class, covers part of it, and passes everything through a bad camera.
+Like that dataset, images are composed of cut-out products over backgrounds. Each form (carton, blister, foil, bottle,
+pill) of a product in `PRODUCTS` is drawn once per edition and light direction as a small RGBA image, a *sprite*; an
+image puts one to six sprites of one product on a background, adds objects of no class, covers a part, and simulates a
+bad camera.
 
-Neighbouring products share colours, patterns or pills on purpose, so that colour alone does not decide.
-Only Pillow and NumPy are used. Pictures are in image coordinates: x to the right, y down, light a vector to the lamp.
+Neighbouring products share colours, patterns or pills on purpose, so that colour alone does not decide. Coordinates are
+those of images: x to the right, y down; light is a vector to the lamp.
 """
 
 import colorsys
+import logging
 import math
 import shutil
 import time
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -23,12 +23,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
+from transfer_learning.cli.progress import count_progress
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.sources.folder import read
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import usable_cores
 
-VERSION = 1  # of what is drawn: raise it with every change of a pixel, and the sets on disk are drawn again
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # raise it with every change of a pixel: datasets on disk are then drawn again
 NUM_IMAGES_PER_CLASS = 120
 VERSION_FILE = ".drawn_pills_version"
 
@@ -37,7 +40,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Everything that decides how hard the set is; shares are probabilities for one photograph."""
+    """How hard the dataset is; shares are probabilities per image."""
 
     num_editions: int = 5  # of each form of a product: layout, colours, wear
     edition_colour_change: float = 0.05  # relative change of each colour channel from one edition to another
@@ -657,16 +660,16 @@ def _save(folder: Path, class_name: str, number: int) -> None:
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads ``data_dir/drawn_pills``, which is drawn first where it is not there or from another version."""
+    """Reads ``data_dir/drawn_pills``; draws it first if it is missing or of another version."""
     root = data_dir / "drawn_pills"
     if not is_complete(root, NUM_IMAGES_PER_CLASS):
-        print(f"Drawing {NUM_IMAGES_PER_CLASS * len(CLASS_NAMES):,} images into {root}, once.", flush=True)
+        logger.info(f"Drawing {NUM_IMAGES_PER_CLASS * len(CLASS_NAMES):,} images into {root}.")
         write(root)
     return replace(read(root), name="drawn_pills", class_names=CLASS_NAMES)
 
 
 def is_complete(folder: Path, num_per_class: int | None = None) -> bool:
-    """Says whether `folder` holds a whole set of this version, and of `num_per_class` images where that is given."""
+    """Whether `folder` holds a complete dataset of this version, with `num_per_class` images if given."""
     try:
         version, written = (int(word) for word in (folder / VERSION_FILE).read_text().split())
     except (OSError, ValueError):
@@ -677,32 +680,31 @@ def is_complete(folder: Path, num_per_class: int | None = None) -> bool:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raises where `folder` holds anything that `write` did not put there: a user's file is never deleted."""
+    """Raises UserError if `folder` holds a file that `write` did not create: a user's file is never deleted."""
     if not folder.exists():
         return
     for path in folder.rglob("*"):
         drawn = path.suffix == ".jpg" and path.stem[:-5] == path.parent.name in CLASS_NAMES
         if not drawn and path.name not in (VERSION_FILE, *CLASS_NAMES):
             raise UserError(
-                f"{folder} holds {path.relative_to(folder)}, which is no drawn image, and a new set would replace it. "
-                "Move that file away, or give another folder."
+                f"{folder} holds {path.relative_to(folder)}, which is not a drawn image and would be deleted; move "
+                "it away, or pass another folder."
             )
 
 
-def write(
-    folder: Path, num_per_class: int = NUM_IMAGES_PER_CLASS, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Draws the set as `folder/<class>/<class>_0001.jpg`, in a sibling folder that takes its name when it is whole.
+def write(folder: Path, num_per_class: int = NUM_IMAGES_PER_CLASS) -> None:
+    """Draws the dataset as `folder/<class>/<class>_0001.jpg`, in a sibling folder that is renamed when it is complete.
 
-    `progress(done, total)` is called after each image, from the calling thread. Threads draw: Pillow and NumPy leave
-    the interpreter free for much of the work, and a pool of processes would import the caller's `__main__` again.
+    Threads draw: Pillow and NumPy release Python's lock for much of the work, and a pool of processes would import the
+    caller's `__main__` again.
     """
     _refuse_foreign(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     mark = f".{folder.name}.drawing-"
     for left_over in folder.parent.glob(mark + "*"):
-        if time.time() - left_over.stat().st_mtime > 3600:  # of a killed drawing; a younger one may be at work
+        if time.time() - left_over.stat().st_mtime > 3600:  # of a killed process; a younger one may be running
             shutil.rmtree(left_over, ignore_errors=True)
+    progress = count_progress("Drawing images")
     drawing, replaced = (folder.with_name(mark + uuid.uuid4().hex[:8]) for _ in range(2))
     try:
         for name in CLASS_NAMES:
@@ -712,8 +714,7 @@ def write(
             try:
                 for done, job in enumerate(as_completed(jobs), start=1):
                     job.result()
-                    if progress is not None:
-                        progress(done, len(jobs))
+                    progress(done, len(jobs))
             except BaseException:
                 pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
                 raise

@@ -1,6 +1,7 @@
 """Fashion-MNIST: 70,000 grey images of clothes, 28 x 28 pixels, 10 classes, with an official test split of 10,000.
 
-Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms", 2017.
+Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning Algorithms",
+2017.
 """
 
 import gzip
@@ -51,23 +52,23 @@ def load(data_dir: Path) -> Dataset:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Returns the uint8 array of a gzipped IDX file, whose header gives its number of axes and their lengths.
+    """Returns the uint8 array of a gzipped IDX file, with the shape of its header.
 
     Raises:
-        UserError: the file is no such file, or is cut off.
+        UserError: the file has another format, or is truncated.
     """
     try:
         with gzip.open(path) as file:
             zeros, kind, axes = struct.unpack(">HBB", file.read(4))
             if zeros != 0 or kind != 8:
-                raise ValueError("it does not start as an IDX file of bytes")
+                raise ValueError("it has no header of an IDX file of bytes")
             shape = struct.unpack(f">{axes}I", file.read(4 * axes))
-            content = file.read(MOST_BYTES + 1)  # and no more, however small it was packed
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+            content = file.read(MAX_BYTES + 1)  # a small file may unpack to anything
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES:,} bytes")
         return np.frombuffer(content, np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}); fetch it again, or delete it to have it downloaded.") from None
+        raise UserError(f"{path} is damaged ({error}); replace it, or delete it to download it.") from None
 
 
 def _dataset(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
@@ -75,8 +76,8 @@ def _dataset(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
     for split, (images, labels) in arrays.items():
         if images.ndim != 3 or labels.shape != images.shape[:1] or (labels >= len(CLASS_NAMES)).any():
             raise UserError(
-                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; as many "
-                f"labels below {len(CLASS_NAMES)} as images were expected, so fetch its files again."
+                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; one "
+                f"label below {len(CLASS_NAMES)} per image was expected, so replace its files."
             )
         examples += [
             Example(f"{split}/{number:05d}", CLASS_NAMES[label], "" if split == "train" else "test", image)

@@ -1,4 +1,4 @@
-"""A folder with a folder of images for each class, with or without train, val and test folders above them."""
+"""A folder with one subfolder of images per class, optionally inside train, val and test folders."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ SPLIT_FOLDERS = {
     "testing": "test",
 }
 
-# Images of other kinds. Pillow decodes some of them, by libraries that were attacked more often than they were needed.
+# Image formats that are not decoded; some of their decoders have a long history of security holes.
 OTHER_SUFFIXES = frozenset(
     {
         ".heic",
@@ -43,18 +43,18 @@ OTHER_SUFFIXES = frozenset(
         ".rw2",
     }
 )
-LINK_BACK = "a link back to a folder that holds it, in which its files are found anyway"
+LINK_BACK = "a link to one of its parent folders"
 
 
 def read(root: Path) -> Dataset:
-    """Lists every file below `root`: each becomes an example or is ignored for a reason; nothing is opened.
+    """Lists every file below `root`, as an example or as ignored with a reason; no file is opened.
 
-    A class is the first folder below `root` (or below a split's folder) and holds all images under it. Where `root`
-    holds nothing but one folder, as an unpacked archive often does, that folder is taken for it.
+    A class is a folder right below `root` (or below a split folder), with all images in it at any depth. If `root`
+    holds nothing but one folder, as an unpacked archive often does, that folder is used.
 
     Raises:
-        UserError: images lie beside the class folders, where their class is unknown; folders named after splits lie
-            beside others; or a class folder holds no image.
+        UserError: images lie beside the class folders; split folders lie beside other folders; or a class folder has no
+            image.
     """
     top = _top_folder(root)
     split_of = {entry.name: SPLIT_FOLDERS.get(entry.name.lower(), "") for entry in _folders(top)}
@@ -62,8 +62,8 @@ def read(root: Path) -> Dataset:
     if not has_splits and "train" in split_of.values() and len(set(split_of.values()) - {""}) > 1:
         others = ", ".join(name for name, split in split_of.items() if not split)
         raise UserError(
-            f"{top} holds folders named after splits and others ({others}); either splits or classes were expected, "
-            "so move the others away."
+            f"{top} has split folders and other folders ({others}); either splits or classes were expected, so move "
+            "the others away."
         )
     examples, ignored = [], []
     for path in files_below(root):
@@ -75,25 +75,22 @@ def read(root: Path) -> Dataset:
         split = split_of.get(parts[0], "") if has_splits and parts else ""
         folders = parts[1 if split else 0 : -1]
         if not folders:
-            raise UserError(
-                f"{path} lies beside the class folders of {root}; each image was expected in a folder named after "
-                "its class, so move it into one."
-            )
+            raise UserError(f"{path} lies beside the class folders of {root}; move it into the folder of its class.")
         examples.append(Example(name, folders[0], split, path))
     class_folders = [folder for split in _folders(top) for folder in _folders(split)] if has_splits else _folders(top)
     empty = sorted({folder.name for folder in class_folders} - {example.label for example in examples})
     if examples and empty:
         raise UserError(
-            f"The folder {empty[0]} in {root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}), as a class has to; "
-            "add some, or take the folder away."
+            f"The folder {empty[0]} in {root} has no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add images, or "
+            "remove the folder."
         )
     return with_class_names(str(root), examples, ignored, root)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below `folder`, however deep, in the order of their names; folders that are links are followed.
+    """All files below `folder`, at any depth, in the order of their names; links to folders are followed.
 
-    A link back to a folder that holds it would lead round for ever: it is named like a file, for `reason_to_ignore`.
+    A link to one of its parent folders is yielded like a file, for `reason_to_ignore`.
     """
     folders, above, listings = [folder], [_place(folder)], [_entries(folder)]
     while listings:
@@ -102,7 +99,7 @@ def files_below(folder: Path) -> Iterator[Path]:
                 levels.pop()
             continue
         path = folders[-1] / entry.name
-        # A link to itself is no folder for Path, and an error for an entry of a listing, which else knows without asking.
+        # entry.is_dir() is faster, but raises for a link to itself.
         if not (path.is_dir() if entry.is_symlink() else entry.is_dir()) or (place := _place(path)) in above:
             yield path
         else:
@@ -112,7 +109,7 @@ def files_below(folder: Path) -> Iterator[Path]:
 
 
 def _place(folder: Path) -> tuple[int, int]:
-    """What a folder is, by whatever links it was reached."""
+    """Identifies a folder, whatever links lead to it."""
     facts = folder.stat()
     return facts.st_dev, facts.st_ino
 
@@ -123,34 +120,35 @@ def _entries(folder: Path) -> Iterator[os.DirEntry]:
 
 
 def _top_folder(root: Path) -> Path:
-    """The folder that holds the class (or split) folders: `root`, or below it where one folder wraps all the others."""
+    """The folder of the class (or split) folders: `root`, or a single folder below it."""
     top = root
     while True:
         folders = _folders(top)
         if len(folders) != 1 or any(not reason_to_ignore(path, root) for path in top.iterdir() if path.is_file()):
             return top
-        if not _folders(folders[0]):  # a single class: its images lie right inside
+        if not _folders(folders[0]):  # a single class folder
             return top
         top = folders[0]
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_rubbish(entry.name))
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
 
 
-def _is_rubbish(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is hidden, or left behind by a zip program or an operating system."""
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 def reason_to_ignore(path: Path, root: Path) -> str:
-    """Why `path` is no image of the dataset, or nothing."""
-    if any(_is_rubbish(part) for part in path.relative_to(root).parts):
+    """Why `path` is not an image of the dataset; "" if it is."""
+    if any(is_hidden(part) for part in path.relative_to(root).parts):
         return "hidden, or left behind by a zip program or the system"
-    if path.exists() and not path.is_file():  # to read a pipe would wait for ever; a broken link is named by `decode`
+    if path.exists() and not path.is_file():  # reading a pipe would block; `decode` reports a broken link
         return LINK_BACK if path.is_dir() else "neither a file nor a folder"
     if path.suffix.lower() in OTHER_SUFFIXES:
-        return f"an image of a kind that is not decoded ({path.suffix.lower()}); convert it to JPEG or PNG to use it"
+        return f"unsupported image format ({path.suffix.lower()}); convert it to JPEG or PNG to use it"
     if path.suffix.lower() not in IMAGE_SUFFIXES:
-        suffix = path.suffix.encode(errors="replace").decode()  # which is printed, and need be no text
+        suffix = path.suffix.encode(errors="replace").decode()  # a name need not be UTF-8
         return f"not named like an image ({suffix or 'no suffix'})"
     return ""

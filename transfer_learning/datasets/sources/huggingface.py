@@ -1,12 +1,11 @@
-"""Datasets of Hugging Face, by the name that they have on its hub or in a folder; the library `datasets` fetches them.
+"""Datasets of Hugging Face, from the hub or a folder, loaded with the library `datasets`.
 
-What is written ``hf:PLACE`` names a dataset of the hub (``hf:AI-Lab-Makerere/beans``) or a folder: one that
-`save_to_disk` wrote, or one of Parquet files, images or whatever else `load_dataset` reads. Where there is a choice,
-``,config=``, ``,image=`` and ``,label=`` name a configuration and columns: ``hf:uoft-cs/cifar100,label=fine_label``.
-What a dataset would have to be programmed for is refused: no code of a stranger is run.
+``hf:PLACE`` is a dataset of the hub (``hf:AI-Lab-Makerere/beans``) or a folder: one written by `save_to_disk`, or
+anything that `load_dataset` reads. ``,config=``, ``,image=`` and ``,label=`` choose a configuration and columns where
+there are several: ``hf:uoft-cs/cifar100,label=fine_label``. Datasets that need to run code of their own are refused.
 
-The library keeps all rows in Arrow files, the images encoded as they were. Of each image only its place in such a file
-is taken from them, so that no image is in memory before it is decoded.
+The library stores all rows in Arrow files, with the images still encoded. Only the place of each image in its file is
+taken from them, so no image is in memory before it is decoded.
 """
 
 import os
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 OPTIONS = ("config", "image", "label")
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")  # of a column that is no ClassLabel
+LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")  # of a column that is not a ClassLabel
 LABEL_TYPES = (
     "string",
     "large_string",
@@ -45,15 +44,14 @@ NETWORK_ERRORS = (
 
 
 def read(place: str, data_dir: Path) -> Dataset:
-    """Fetches what is not there yet into Hugging Face's own cache (which HF_HOME moves), and lists every row.
+    """Downloads to Hugging Face's own cache (moved by HF_HOME) what is missing, and lists every row.
 
-    A split that has neither of the names train, validation and test is left out where there are others; so are rows
-    without an image or a label (-1 by the hub's habit, as in the test split of ImageNet). Each is counted. The classes
-    are in the order of the labels' numbers, where they have some.
+    Ignored, each with a reason: splits other than train, validation and test, if there are several splits; and rows
+    without an image or a label (-1 on the hub, as in the test split of ImageNet). A ClassLabel gives the order of
+    classes.
 
     Raises:
-        UserError: the dataset is not there, not open to this user or out of reach; or which of its columns hold the
-            images and the labels cannot be told.
+        UserError: the dataset is missing, private or unreachable; or its image and label columns are ambiguous.
     """
     name, options = _parsed(place)
     tables = _load(name, options.get("config"))
@@ -67,8 +65,8 @@ def read(place: str, data_dir: Path) -> Dataset:
     )
     if "train" not in split_of.values() and len(tables) > 1:
         raise UserError(
-            f"hf:{place} has the splits {', '.join(tables)}; one of them was expected to be train, so save it with such a "
-            "split by save_to_disk, and give hf:FOLDER."
+            f"hf:{place} has the splits {', '.join(tables)}, and none is train; save it with such a split by "
+            "save_to_disk, and pass hf:FOLDER."
         )
     names = getattr(features[label], "names", None)  # of a ClassLabel
     folders = _folders_of_images(name)
@@ -108,7 +106,7 @@ def _parsed(place: str) -> tuple[str, dict[str, str]]:
     for option, value in options.items():
         if option not in OPTIONS or not value:
             raise UserError(
-                f"hf:{place} says {option!r} behind the comma; config=, image= or label= and a name were expected."
+                f"hf:{place} has the option {option!r}; config=, image= or label= with a name was expected."
                 f"{did_you_mean(option, OPTIONS)}"
             )
     return name, options
@@ -132,31 +130,31 @@ def _load(name: str, config: str | None) -> Mapping[str, "datasets.Dataset"]:
 
 
 def _explained(name: str, error: Exception) -> UserError:
-    """What the library's error means for who named the dataset."""
+    """The UserError for an error of the library."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     reason = ": ".join(str(cause) or type(cause).__name__ for cause in (error, error.__cause__) if cause)
     short = textwrap.shorten(reason, 200, placeholder=" ...")
-    otherwise = "a folder of images for each class works now, and so does --dataset drawn_pills, which needs no network"
+    otherwise = "a folder of class folders, or --dataset drawn_pills, needs no network"
     if "gated dataset" in reason or "GatedRepoError" in kinds:
         return UserError(
-            f"hf:{name} is gated: accept its terms on https://huggingface.co/datasets/{name} with your account, log in on "
-            f"this machine by `hf auth login`, and give the same command again; {otherwise}."
+            f"hf:{name} is gated: accept its terms on https://huggingface.co/datasets/{name}, log in with `hf auth "
+            f"login`, and run again; {otherwise}."
         )
     if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         return UserError(
-            f"There is no folder {name}, and the hub has no such dataset or does not show it to you ({short}); correct the "
-            f"name as huggingface.co/datasets writes it, or, if it is private, log in by `hf auth login`; {otherwise}."
+            f"There is no folder {name}, and no such dataset on the hub, or it is private ({short}); correct the "
+            f"name as on huggingface.co/datasets, or log in with `hf auth login`; {otherwise}."
         )
     if kinds & {"ConnectionError", "TimeoutError", *NETWORK_ERRORS}:
         return UserError(
-            f"hf:{name} is no folder, and huggingface.co is out of reach ({short}); where there is a network, write it to "
-            f"a folder by datasets.load_dataset({name!r}).save_to_disk(FOLDER), bring that here and give hf:FOLDER; "
+            f"hf:{name} is not a folder, and huggingface.co cannot be reached ({short}); on a machine with network, "
+            f"save it by datasets.load_dataset({name!r}).save_to_disk(FOLDER), copy it here and pass hf:FOLDER; "
             f"{otherwise}."
         )
     if "scripts are no longer supported" in reason:
         return UserError(
-            f"hf:{name} comes as a program that makes it, and a stranger's code is not run; look on its page for a version "
-            f"in Parquet files; {otherwise}."
+            f"hf:{name} is a script, and foreign code is not run; look on its page for a version in Parquet files; "
+            f"{otherwise}."
         )
     if "onfig" in reason and isinstance(error, ValueError):
         return UserError(f"hf:{name} has several configurations ({short}); name one, as in hf:{name},config=NAME.")
@@ -190,7 +188,7 @@ def _chosen(
     wanted: str | None,
     possible: list[str],
 ) -> str:
-    """The column that is wanted, the only likely one, or the one of a usual name among several."""
+    """The requested column, else the only likely one, else the likely one with a usual name."""
     columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
     if wanted:
         if wanted not in possible:
@@ -204,15 +202,17 @@ def _chosen(
     if found := [name for name in usual if name in likely]:
         return found[0]
     if not possible:
-        raise UserError(f"hf:{place} has no {what} column among {columns}; images with one label each were expected.")
+        raise UserError(
+            f"hf:{place} has no {what} column among {columns}; a dataset of images with one label each was expected."
+        )
     raise UserError(
-        f"hf:{place} has the columns {columns}, and {' or '.join(likely or possible)} may be the {what}; say which, as in "
-        f"hf:{place},{what}={(likely or possible)[0]}."
+        f"hf:{place} has the columns {columns}, and {' or '.join(likely or possible)} may be the {what}; choose one, "
+        f"as in hf:{place},{what}={(likely or possible)[0]}."
     )
 
 
 def _folders_of_images(name: str) -> list[str]:
-    """Where images may lie that are files of their own: in the folder that was named, and where the library fetches to."""
+    """Folders in which images that are files of their own may lie: the named one, and the library's caches."""
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -224,9 +224,9 @@ def _folders_of_images(name: str) -> list[str]:
 def _rows(
     place: str, files: list[str], image: str, label: str | None, folders: list[str]
 ) -> Iterator[tuple[Source | None, Any]]:
-    """Where the image of each row lies, and its label; None for what a row does not have.
+    """The place of each row's image and its label; None for a missing one.
 
-    The files are Arrow streams, whose buffers lie in them as they do in memory. Each is mapped only while it is listed.
+    The files are Arrow streams, whose buffers are in the file as in memory; each is mapped only while it is listed.
     """
     import pyarrow
 
@@ -244,21 +244,21 @@ def _rows(
                     if length:
                         if not 0 <= start <= whole.size - length:
                             raise UserError(
-                                f"hf:{place} has compressed columns in {file}; write it to another folder by "
-                                "datasets.load_from_disk and save_to_disk, and give hf:FOLDER."
+                                f"hf:{place} has compressed columns in {file}; save it to another folder with "
+                                "datasets.load_from_disk and save_to_disk, and pass hf:FOLDER."
                             )
                         yield FilePart(path, start, length), value
                     elif link and "://" in link:
                         raise UserError(
-                            f"hf:{place} holds links in place of images ({link}); fetch or unpack them, and give the folder "
-                            "that they are in."
+                            f"hf:{place} has links instead of images ({link}); download the images, and pass their "
+                            "folder."
                         )
                     elif link:
                         path_of_image = Path(os.path.abspath(link))
                         if not any(path_of_image.is_relative_to(folder) for folder in folders):
                             raise UserError(
-                                f"hf:{place} asks for the file {link}, which lies outside of it; if it is an image of "
-                                "yours, copy it into a folder of its class, and give the folder that these are in."
+                                f"hf:{place} asks for the file {link}, which is outside of it; if it is your image, "
+                                "copy it into a folder of its class, and pass the folder above."
                             )
                         yield path_of_image, value
                     else:
@@ -266,7 +266,7 @@ def _rows(
 
 
 def _places(encoded: "pyarrow.BinaryArray", whole: "pyarrow.Buffer") -> tuple[list[int], list[int]]:
-    """For each value where it begins in the file that `whole` maps, and its length; 0 for a value that is missing."""
+    """The offset of each value in the file that `whole` maps, and its length, 0 for a missing value."""
     _, offsets, data = encoded.buffers()
     offsets = np.frombuffer(offsets, np.int32 if encoded.type == "binary" else np.int64)
     offsets = offsets[encoded.offset : encoded.offset + len(encoded) + 1].astype(np.int64)

@@ -1,10 +1,11 @@
-"""ImageNet-1K: 1,281,167 training images of 1,000 classes and 50,000 official validation images; a subset of it, too.
+"""ImageNet-1K: 1,281,167 training images of 1,000 classes and 50,000 official validation images; or a part of it.
 
-Source: image-net.org, ILSVRC 2012 (Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015), which
-asks for an account, as do Kaggle (imagenet-object-localization-challenge) and Hugging Face (ILSVRC/imagenet-1k).
+Source: image-net.org, ILSVRC 2012 (Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015);
+needs an account there, at Kaggle (imagenet-object-localization-challenge) or at Hugging Face (ILSVRC/imagenet-1k).
 """
 
 import csv
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +15,19 @@ from transfer_learning.datasets.sources import huggingface
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 HUB_NAME = "ILSVRC/imagenet-1k"
 NUM_CLASSES = 1000
 KAGGLE_FOLDER = "ILSVRC/Data/CLS-LOC"
-# Where lists may lie, below the folder of the set: the devkit's archive has a folder of its own.
+# Places of the lists below the dataset's folder; the devkit's archive has a folder of its own.
 PLACES_OF_LISTS = ("", "devkit", "devkit/data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data", "val")
 GROUND_TRUTH, SYNSETS = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 KAGGLE_SOLUTION, KAGGLE_WORDS = "LOC_val_solution.csv", "LOC_synset_mapping.txt"
 LAYOUT = (
     "train/n01440764/*.JPEG and so on, and val/ likewise or with all images side by side and the devkit's "
-    f"{GROUND_TRUTH} and {SYNSETS} next to it; or Kaggle's archive; or what save_to_disk of Hugging Face Datasets writes"
+    f"{GROUND_TRUTH} and {SYNSETS} next to it; or Kaggle's archive; or what save_to_disk of Hugging Face Datasets "
+    "writes"
 )
 UNPACKING = (
     "mkdir train val; tar xf ILSVRC2012_img_train.tar -C train; tar xf ILSVRC2012_img_val.tar -C val; "
@@ -32,33 +36,32 @@ UNPACKING = (
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads ``data_dir/imagenet``, class folders or Hugging Face's, or, where there is no such folder, the set of the hub.
+    """Reads ``data_dir/imagenet`` (class folders, or saved by Hugging Face Datasets), else Hugging Face's dataset.
 
-    The official validation images become the split `test`, by which the run is judged, and they choose no epoch. What
-    does, the split `val`, is drawn from the training images. Classes stand in the order of their WordNet ids, as in all
-    published weights, and bear the id and, where a list is there, the first of the words that say what it is; or, from
-    Hugging Face, all of these words.
+    The official validation images become the split `test`; the split `val` is drawn from the training images. Classes
+    are in the order of their WordNet ids, as for all published weights, and named by the id and the first word of its
+    description; from Hugging Face, by all words.
 
     Raises:
-        UserError: neither is there, or the files do not lie as in one of the known archives.
+        UserError: there is neither, or the layout is none of the known ones.
     """
     root = data_dir / "imagenet"
     if huggingface.is_saved(root):
-        dataset = _judged_by_validation(huggingface.read(str(root), data_dir))
+        dataset = _validation_as_test(huggingface.read(str(root), data_dir))
     elif root.is_dir():
         dataset = _read(root)
     else:
-        print(f"imagenet: {root} is not there, so {HUB_NAME} is asked for at Hugging Face.")
+        logger.info(f"Loading {HUB_NAME} from Hugging Face ({root} does not exist).")
         try:
-            dataset = _judged_by_validation(huggingface.read(HUB_NAME, data_dir))
+            dataset = _validation_as_test(huggingface.read(HUB_NAME, data_dir))
         except UserError as error:
             raise UserError(f"The dataset imagenet is not in {root} ({LAYOUT}). {error}") from None
     if len(dataset.class_names) != NUM_CLASSES:
-        print(f"imagenet: a part of it, {len(dataset.class_names):,} of {NUM_CLASSES:,} classes.")
+        logger.info(f"imagenet: {len(dataset.class_names):,} of {NUM_CLASSES:,} classes.")
     return replace(dataset, name="imagenet")
 
 
-def _judged_by_validation(dataset: Dataset) -> Dataset:
+def _validation_as_test(dataset: Dataset) -> Dataset:
     examples = (example._replace(split="test") if example.split == "val" else example for example in dataset.examples)
     return replace(dataset, examples=tuple(examples))
 
@@ -70,8 +73,8 @@ def _read(root: Path) -> Dataset:
     if not train.is_dir() or not val.is_dir() or tars:
         raise UserError(
             f"{top} does not hold the unpacked images ({LAYOUT}); "
-            + (f"unpack {tars[0]} and what else is there: {UNPACKING}" if tars else "put them there")
-            + "; --dataset drawn_pills works now."
+            + (f"unpack {tars[0]} and the other archives: {UNPACKING}" if tars else "put them there")
+            + "; --dataset drawn_pills needs no download."
         )
     words = _words(root)
     name_of = {folder.name: f"{folder.name} {words.get(folder.name, '')}".strip() for folder in train.iterdir()}
@@ -106,18 +109,18 @@ def _read(root: Path) -> Dataset:
 
 
 def _validation_labels(root: Path) -> dict[str, str]:
-    """``{"ILSVRC2012_val_00000001": "n01751748"}``: the class of each validation image, by the name of its file."""
+    """The WordNet id of each validation image by its file name: ``{"ILSVRC2012_val_00000001": "n01751748"}``."""
     ground_truth, synsets, solution = (_list(root, name) for name in (GROUND_TRUTH, SYNSETS, KAGGLE_SOLUTION))
     if ground_truth and synsets:
-        # The numbers are the devkit's own, which meta.mat explains; they are not the places of the sorted ids.
+        # The numbers are the devkit's own, defined in meta.mat; they are not positions of the sorted ids.
         wnid_of = {number: wnid for number, wnid, _ in _synsets(synsets)}
         try:
             numbers = map(int, ground_truth.read_text(encoding="utf-8").split())
             return {f"ILSVRC2012_val_{place:08d}": wnid_of[number] for place, number in enumerate(numbers, 1)}
         except (ValueError, KeyError) as error:
             raise UserError(
-                f"{ground_truth} is damaged or belongs to another {SYNSETS} (at {error}); a line with a number from 1 to "
-                f"{NUM_CLASSES:,} for each image was expected, so fetch the devkit of 2012 again."
+                f"{ground_truth} is damaged or belongs to another {SYNSETS} (at {error}); a line with a number from "
+                f"1 to {NUM_CLASSES:,} for each image was expected, so fetch the devkit of 2012 again."
             ) from None
     if solution:
         try:
@@ -125,16 +128,17 @@ def _validation_labels(root: Path) -> dict[str, str]:
                 return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
         except (ValueError, KeyError, IndexError, AttributeError, csv.Error) as error:
             raise UserError(
-                f"{solution} is damaged (at {error}); the columns ImageId,PredictionString were expected, so fetch it again."
+                f"{solution} is damaged (at {error}); the columns ImageId,PredictionString were expected, so fetch "
+                "it again."
             ) from None
     raise UserError(
-        f"The images in val have no class folders, and {root} holds no list of their classes; put the devkit's "
+        f"The images in val have no class folders, and {root} has no list of their classes; put the devkit's "
         f"{GROUND_TRUTH} and {SYNSETS}, or Kaggle's {KAGGLE_SOLUTION}, there."
     )
 
 
 def _words(root: Path) -> dict[str, str]:
-    """The first word for each WordNet id that a list explains."""
+    """The first word of the description of each WordNet id in the lists."""
     words = {}
     if synsets := _list(root, SYNSETS):
         words = {wnid: text for _, wnid, text in _synsets(synsets)}
@@ -151,7 +155,7 @@ def _synsets(path: Path) -> list[tuple[int, str, str]]:
     try:
         rows = loadmat(path, squeeze_me=True)["synsets"]
         return [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in rows]
-    except Exception as error:  # of a damaged file, nearly any
+    except Exception as error:  # a damaged file may raise nearly anything
         raise UserError(
             f"{path} is not the devkit's {SYNSETS} of 2012 ({str(error)[:100]}); fetch the devkit again."
         ) from None

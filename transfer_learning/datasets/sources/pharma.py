@@ -1,4 +1,4 @@
-"""Photos of ten pharmaceutical products: 10,000 images, a folder a class.
+"""Photos of ten pharmaceutical products: 10,000 images, one folder per class.
 
 Source: Kaggle, vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images; public, fetched without an account.
 """
@@ -30,17 +30,17 @@ CLASS_NAMES = (
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads ``data_dir/pharma`` where it is there, else what kagglehub downloads (into its own cache).
+    """Reads ``data_dir/pharma`` if it exists, else downloads it with kagglehub (into its own cache).
 
     Raises:
-        UserError: the download is out of reach, or the folder does not hold the ten classes.
+        UserError: the download fails, or the folder does not have the ten classes.
     """
     root = data_dir / "pharma"
     dataset = folder.read(root if root.is_dir() else _download(root))
     if dataset.class_names != CLASS_NAMES:
         raise UserError(
-            f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; the ten of the Kaggle set were "
-            f"expected ({', '.join(CLASS_NAMES)}), so unpack its archive there, or give the folder itself to --dataset."
+            f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; those of the Kaggle dataset "
+            f"were expected ({', '.join(CLASS_NAMES)}), so unpack its archive there, or pass the folder to --dataset."
         )
     return replace(dataset, name="pharma")
 

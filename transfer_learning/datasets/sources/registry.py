@@ -1,48 +1,67 @@
-"""The table of known datasets, and the one way to any dataset: by name, by folder, by table.
+"""The table of known datasets, and `load_dataset` for them and for folders, archives and tables.
 
-A known dataset is a module with one function, ``load(data_dir: Path) -> Dataset``; adding one is a file here and a row
-in `DATASETS`. A kind of dataset that lies at a place of the user's is a function ``read(place: str, data_dir: Path) ->
-Dataset`` and a row in `SCHEMES`: what is written ``SCHEME:PLACE``.
+A new dataset is one file here, with a function ``load(data_dir: Path) -> Dataset``, and one row in `DATASETS`; a recipe
+(`recipes.known`) is optional. A new kind of place, given as ``SCHEME:PLACE``, is a function ``read(place: str,
+data_dir: Path) -> Dataset`` and one row in `SCHEMES`.
 """
 
 import importlib
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.sources import archive, folder, table
 from transfer_learning.errors import UserError, did_you_mean
 
-DATASETS = {
-    "pharma": "transfer_learning.datasets.sources.pharma",
-    "cifar10": "transfer_learning.datasets.sources.cifar10",
-    "stop_signs": "transfer_learning.datasets.sources.stop_signs",
-    "drawn_pills": "transfer_learning.datasets.sources.drawn_pills",
-    "digits": "transfer_learning.datasets.sources.digits",
-    "fashion_mnist": "transfer_learning.datasets.sources.fashion_mnist",
-    "imagenet": "transfer_learning.datasets.sources.imagenet",
-}
 
-# "module:function" by the word ahead of the colon
+class Source(NamedTuple):
+    """Where a dataset comes from."""
+
+    function: str  # "module:function" in this folder
+    content: str  # what it holds
+    origin: str  # where the files come from
+
+    def load(self, *arguments: Any) -> Dataset:
+        """Calls the function; its module is imported only now."""
+        module, _, function = self.function.partition(":")
+        return getattr(importlib.import_module(f"{__package__}.{module}"), function)(*arguments)
+
+
+DATASETS = {
+    "drawn_pills": Source(
+        "drawn_pills:load", "1,200 images of 10 pharmaceutical products, 256 x 256", "drawn on first use"
+    ),
+    "digits": Source("digits:load", "1,797 handwritten digits, 8 x 8", "ships with scikit-learn"),
+    "fashion_mnist": Source(
+        "fashion_mnist:load", "70,000 images of clothes, 10 classes, 28 x 28", "Debian package, or downloaded"
+    ),
+    "cifar10": Source("cifar10:load", "60,000 photos of 10 classes, 32 x 32", "data/cifar10, or downloaded"),
+    "pharma": Source("pharma:load", "10,000 images of 10 pharmaceutical products", "data/pharma, or Kaggle"),
+    "stop_signs": Source("stop_signs:load", "photos with and without a stop sign", "data/stop_signs: your own photos"),
+    "imagenet": Source(
+        "imagenet:load", "1,281,167 photos of 1,000 classes", "data/imagenet, or Hugging Face with a login"
+    ),
+}
 SCHEMES = {
-    "cv_studio": "transfer_learning.datasets.sources.cv_studio:read",
-    "cv_studio_boxes": "transfer_learning.datasets.sources.cv_studio:read_boxes",
-    "hf": "transfer_learning.datasets.sources.huggingface:read",
+    "cv_studio": Source("cv_studio:read", "images of a CV Studio project", "FOLDER or s3://BUCKET/PREFIX"),
+    "cv_studio_boxes": Source(
+        "cv_studio:read_boxes", "boxes of a CV Studio project, cut out", "FOLDER or s3://BUCKET/PREFIX"
+    ),
+    "hf": Source("huggingface:read", "any image dataset of Hugging Face", "NAME on the hub, or FOLDER"),
 }
 
 
 def load_dataset(name: str, data_dir: str | Path) -> Dataset:
-    """Loads a known dataset by its name, a folder, an archive of one or a table ``path,label[,split]`` by its path,
-    or ``SCHEME:PLACE``.
+    """Loads a dataset by its known name, by the path of a folder, archive or table, or by ``SCHEME:PLACE``.
 
     Raises:
-        UserError: no such name or path; or it holds fewer than two classes.
+        UserError: no such name or path, or fewer than two classes.
     """
     scheme, place = scheme_of(name)
     if name in DATASETS:
-        dataset = importlib.import_module(DATASETS[name]).load(Path(data_dir))
+        dataset = DATASETS[name].load(Path(data_dir))
     elif scheme:
-        module, function = SCHEMES[scheme].split(":")
-        dataset = getattr(importlib.import_module(module), function)(place, Path(data_dir))
+        dataset = SCHEMES[scheme].load(place, Path(data_dir))
     elif Path(name).is_dir():
         dataset = folder.read(Path(name))
     elif archive.is_archive(Path(name)):
@@ -52,35 +71,36 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
     else:
         known = [*DATASETS, *(f"{scheme}:PLACE" for scheme in SCHEMES)]
         raise UserError(
-            f"--dataset {name} is no known dataset, no folder and no table.{did_you_mean(name, known)} "
-            "A folder needs a folder of images for each class; a table needs the columns path,label."
+            f"--dataset {name} is not a known dataset, folder, archive or table.{did_you_mean(name, known)} "
+            "Give a folder with one subfolder of images per class, or a table with the columns path,label."
         )
     check(dataset)
     return dataset
 
 
 def scheme_of(name: str) -> tuple[str, str]:
-    """``"hf:beans"`` -> ``("hf", "beans")``; two empty texts for any other name, and for a path that exists."""
+    """``"hf:beans"`` -> ``("hf", "beans")``; ``("", "")`` for any other name, and for an existing path."""
     scheme, _, place = name.partition(":")
     return (scheme, place) if scheme in SCHEMES and place and not Path(name).exists() else ("", "")
 
 
 def check(dataset: Dataset) -> None:
-    """Raises UserError for a dataset that no classifier can be made of."""
+    """Raises UserError for a dataset on which no classifier can be trained."""
     if not dataset.examples:
         raise UserError(
-            f"{dataset.name} holds no images; a folder of images for each class was expected, as in cats/1.jpg, dogs/2.jpg."
+            f"{dataset.name} has no images; give a folder with one subfolder of images per class, as in cats/1.jpg, "
+            "dogs/2.jpg."
         )
     for example in dataset.examples:
         if not _is_text(example.id + example.label):
             raise UserError(
-                f"{dataset.name} holds the image {ascii(example.id)}, whose name is not written in UTF-8; tables and "
-                "the report could not name it, so rename it."
+                f"The name of the image {ascii(example.id)} in {dataset.name} is not UTF-8, which tables and the "
+                "report need; rename it."
             )
     if len(dataset.class_names) < 2:
         raise UserError(
-            f"{dataset.name} has only one class, {dataset.class_names[0]}; a classifier needs at least two, "
-            "so add a folder of images of something else."
+            f"{dataset.name} has only one class, {dataset.class_names[0]}; a classifier needs at least two, so add the "
+            "images of another class."
         )
 
 

@@ -1,9 +1,10 @@
-"""Folders in S3, and in everything that speaks as S3 does: their images, fetched once.
+"""Mirrors the images of a folder in S3 or a compatible store.
 
-Credentials, region and endpoint are found as every AWS tool finds them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or
-AWS_PROFILE; and AWS_ENDPOINT_URL where the bucket is not at Amazon.
+Credentials, region and endpoint as for all AWS tools: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; and
+AWS_ENDPOINT_URL for a bucket that is not at Amazon.
 """
 
+import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,28 +16,30 @@ from transfer_learning.datasets.sources.folder import reason_to_ignore
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.storage.files import read_json, write_json
 
+logger = logging.getLogger(__name__)
+
 SCHEME = "s3://"
-INDEX = ".s3.json"  # in the folder: ETag and size of each object that was fetched into it
-THREADS = 8  # small objects take as long as the way to them
+INDEX = ".s3.json"  # in the folder: ETag and size of each downloaded object
+THREADS = 8  # small objects cost mostly latency
 CHUNK = 2**20  # bytes in memory at a time
 
 Objects = dict[str, tuple[str, int]]  # ETag and bytes by the key behind the prefix
 
 
 def fetch(place: str, folder: Path, also: str) -> tuple[Path, list[tuple[str, str]]]:
-    """Brings the images below ``s3://BUCKET/PREFIX`` to ``folder/BUCKET/PREFIX``.
+    """Downloads the images below ``s3://BUCKET/PREFIX`` to ``folder/BUCKET/PREFIX``.
 
-    An object whose ETag and size are those of what was fetched before is not fetched again, and a file whose object has
-    gone is deleted. A file is there whole or not at all.
+    Objects with unchanged ETag and size are not downloaded again; files whose object is gone are deleted. Each file is
+    written whole or not at all.
 
     Args:
-        also: key behind the prefix of the one other object to fetch.
+        also: key after the prefix of the one other object to download.
 
     Returns:
-        That folder, and the other objects, each with the reason why it was left out.
+        The folder; and the other objects with the reason why each was ignored.
 
     Raises:
-        UserError: the place, the credentials or the network are not as they should be, or the disk is full.
+        UserError: a wrong place or credentials, no network, or a full disk.
     """
     with needs_extra("s3"):
         import boto3
@@ -50,7 +53,7 @@ def fetch(place: str, folder: Path, also: str) -> tuple[Path, list[tuple[str, st
         client = boto3.client("s3", config=Config(retries={"mode": "standard"}, max_pool_connections=THREADS))
         objects = _list(client, bucket, prefix)
         if not objects:
-            raise UserError(f"{place} holds nothing; images were expected there, so correct the name.")
+            raise UserError(f"{place} holds nothing; correct the name.")
         paths = {name: _inside(root, name, place) for name in objects}
         ignored = {
             name: reason for name, path in paths.items() if name != also and (reason := reason_to_ignore(path, root))
@@ -60,24 +63,25 @@ def fetch(place: str, folder: Path, also: str) -> tuple[Path, list[tuple[str, st
     except ClientError as error:
         answer = error.response.get("Error", {})
         reason = f"{answer.get('Code', 'refused')}: {answer.get('Message', '')}"
-    except (BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no address
+    except (BotoCoreError, ValueError) as error:  # ValueError: a malformed endpoint
         reason = str(error)
     except OSError as error:
         raise UserError(
-            f"{root} cannot take what {place} holds ({error.strerror or error}); free some space or give another --data-dir, "
-            "and run again: what was fetched stays."
+            f"{place} cannot be written to {root} ({error.strerror or error}); free space or pass another "
+            "--data-dir, and run again: downloaded files stay."
         ) from None
-    earlier = f"; what was fetched before is read with --dataset cv_studio:{root}" if (root / INDEX).exists() else ""
+    earlier = f"; earlier downloads can be used with --dataset cv_studio:{root}" if (root / INDEX).exists() else ""
     raise UserError(
-        f"{place} cannot be read ({reason.strip(' .:')}); a bucket that you may list and read was expected, so check its "
-        f"name, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL where it is not at Amazon{earlier}."
+        f"{place} cannot be read ({reason.strip(' .:')}); check the name and permissions of the bucket, "
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_ENDPOINT_URL for a bucket that is not at "
+        f"Amazon{earlier}."
     )
 
 
 def _list(client: Any, bucket: str, prefix: str) -> Objects:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     found = [item for page in pages for item in page.get("Contents", ())]
-    # Web pages of providers mark a folder by an empty object whose key ends with a slash.
+    # Web consoles mark a folder by an empty object whose key ends with a slash.
     return {
         item["Key"].removeprefix(prefix): (item["ETag"], item["Size"])
         for item in found
@@ -86,10 +90,10 @@ def _list(client: Any, bucket: str, prefix: str) -> Objects:
 
 
 def _mirror(client: Any, bucket: str, prefix: str, objects: Objects, root: Path, place: str) -> None:
-    """Makes the fetched files of `root` those of `objects`."""
+    """Makes the files of `root` equal to `objects`."""
     try:
         index = {name: tuple(entry) for name, entry in read_json(root / INDEX).items()}
-    except (UserError, TypeError, AttributeError):  # not there, or damaged: all is fetched again
+    except (UserError, TypeError, AttributeError):  # missing or damaged: download everything
         index = {}
     for name in index.keys() - objects.keys():
         _inside(root, name, place).unlink(missing_ok=True)
@@ -97,7 +101,9 @@ def _mirror(client: Any, bucket: str, prefix: str, objects: Objects, root: Path,
     missing = [name for name in objects if name not in kept]
     if missing:
         num_bytes = sum(objects[name][1] for name in missing)
-        print(f"Fetching {len(missing):,} of {len(objects):,} files from {place} ({size(num_bytes)}) into {root}.")
+        logger.info(
+            f"Downloading {len(missing):,} of {len(objects):,} files from {place} ({size(num_bytes)}) to {root}."
+        )
 
     def fetch_one(name: str) -> None:
         answer = client.get_object(Bucket=bucket, Key=prefix + name)
@@ -116,10 +122,10 @@ def _mirror(client: Any, bucket: str, prefix: str, objects: Objects, root: Path,
 
 def _write(chunks: Iterable[bytes], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # hidden, so that no reader takes it for an image
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # hidden, so that it is not read as an image
     try:
         with open(temporary, "wb") as file:
-            file.writelines(chunks)  # raises where the answer is cut short
+            file.writelines(chunks)  # raises if the answer is truncated
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -130,10 +136,10 @@ def _has(path: Path, num_bytes: int) -> bool:
 
 
 def _inside(folder: Path, name: str, place: str) -> Path:
-    """The file of that name below `folder`; UserError where it would lie elsewhere."""
+    """The file `name` below `folder`; raises UserError if it would lie elsewhere."""
     if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise UserError(
-            f"{place} leads to {ascii(name)}, which is no place below {folder}; s3://BUCKET/PREFIX and keys like x/1.jpg "
-            "were expected, so rename it."
+            f"{place} leads to {ascii(name)}, which is not below {folder}; expected s3://BUCKET/PREFIX and keys like "
+            "x/1.jpg, so rename it."
         )
     return folder / name

@@ -1,0 +1,62 @@
+"""The kinds of findings of an audit, and what each means for a run."""
+
+from transfer_learning.datasets.dataset import (
+    DROPPED,
+    DUPLICATE_IN_OTHER_SPLIT,
+    EMPTY_FILE,
+    GROUP_IN_OTHER_SPLIT,
+    NOT_AN_IMAGE,
+    TOO_MANY_PIXELS,
+    TRUNCATED_FILE,
+    UNREADABLE_FILE,
+)
+
+ENLARGED = 4  # an image counts as too small if it is enlarged more than so many times
+LARGE_PIXELS, LARGE_BYTES = 50e6, 50e6
+ELONGATED = 4.0  # ratio of the sides
+
+# In the order in which a person should look at them.
+KINDS = {
+    "similar class names": "class names differ only in case, accents or letter width: probably one class",
+    "label issue": "another label is more probable; review it in corrections.csv",
+    "duplicate with another label": "the same picture has two labels; review it in corrections.csv",
+    "near-duplicate with another label": "nearly the same picture has another label; review it in corrections.csv",
+    "near-duplicate in another split": "nearly the same picture is in another split; drop one, or use --group-by",
+    DUPLICATE_IN_OTHER_SPLIT: "the same picture is in val or test, so it is skipped here",
+    GROUP_IN_OTHER_SPLIT: "images of the same group are in val or test, so it is skipped here",
+    EMPTY_FILE: "the file has no content",
+    TRUNCATED_FILE: "the file ends too early, as after an interrupted download",
+    NOT_AN_IMAGE: "the name is that of an image, the content is of no supported format",
+    TOO_MANY_PIXELS: "not decoded, because it could fill the memory",
+    UNREADABLE_FILE: "missing, not permitted, damaged, or fatal to the decoder",
+    DROPPED: "left out, as --corrections says",
+    "outlier": "far from all other images of its class; review it in corrections.csv",
+    "single colour": "the image shows nothing; review it in corrections.csv",
+    "duplicate": "the same picture several times in one class and split; each copy is used",
+    "near-duplicate": "nearly the same picture several times in one class and split; each copy is used",
+    "elongated": f"more than {ELONGATED:g} times as long as wide, so little of it is left in a square",
+    "too small": f"enlarged more than {ENLARGED} times",
+    "too large": f"more than {LARGE_PIXELS / 1e6:g} million pixels or {LARGE_BYTES / 1e6:g} MB, which is slow to "
+    "decode",
+    "wrong suffix": "decoded by its content; other programs may go by the suffix",
+    "image without image suffix": "ignored because of its name; rename it to use it",
+    "unsupported format": "ignored; convert it to JPEG or PNG to use it",
+    "similar file names": "names differ only in case, accents or letter width: some systems take them for one",
+    "link outside the folder": "followed; a copy of the folder would not contain its target",
+    "animated or multi-page": "only the first frame is used",
+    "EXIF rotation": "rotated as its EXIF orientation says",
+    "CMYK": "converted to RGB without its colour profile",
+    "palette": "converted to RGB",
+    "transparent": "put over white",
+    "16 bits": "reduced to the upper 8 bits",
+    "grey": "its channel is used three times",
+    "other colours": "converted to RGB by Pillow",
+}
+REVIEWED = (  # kinds that `prepare` lists in corrections.csv
+    "label issue",
+    "duplicate with another label",
+    "near-duplicate with another label",
+    "near-duplicate in another split",
+    "outlier",
+    "single colour",
+)
