@@ -20,7 +20,7 @@ from transfer_learning import compare
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import with_values
 from transfer_learning.datasets.sources.cifar10 import CLASS_NAMES
-from transfer_learning.errors import ExitCode, Stopped, UserError
+from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments import train
 from transfer_learning.experiments.comparison.directory import ComparisonDir
@@ -340,7 +340,7 @@ class MadeUp:
         self.started.append(run_dir.path.name)
         config = run_dir.read_config()
         if config.weights == "none" and config.fine_tune.learning_rate == 1e-2:
-            raise UserError("The loss is nan from update 3 on, so the training has diverged; start a new run.")
+            raise Diverged("The loss is nan from step 3 on, so the training has diverged; start a new run.")
         val_losses, accuracy = COMES_TO[config.fine_tune.learning_rate]
         labels = np.arange(8) % 2
         predicted = np.where(np.arange(8) < 8 * accuracy, labels, 1 - labels)
@@ -417,7 +417,7 @@ def test_the_best_rate_is_that_of_the_validation_images_and_no_test_image_has_a_
 def test_a_rate_that_diverges_is_set_aside_with_its_sentence_and_not_tried_again(searched, capsys):
     directory, children, printed = searched
     assert "cold, learning rate 0.01, seed 0: The loss is nan" in printed
-    assert "The loss is nan from update 3 on" in Page(directory.page).text
+    assert "The loss is nan from step 3 on" in Page(directory.page).text
     assert results(directory)["search"]["cold"][2]["best"] is None
     children.started.clear()
     assert run_main(compare.main, ["--resume", str(directory.path)]) == 0
@@ -471,17 +471,17 @@ def test_a_rate_at_the_end_of_those_that_were_tried_is_said_to_be(small_config, 
 
 
 def test_a_training_without_usable_probabilities_counts_as_diverged():
-    with pytest.raises(UserError, match=compare.DIVERGED):
+    with pytest.raises(Diverged):
         predictions.table(["x"], np.array([0]), [[np.nan, np.nan]], ["a", "b"])
 
 
 def test_a_divergence_outside_of_the_search_ends_the_comparison(small_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "run_child", MadeUp())
     given = arguments(small_config, tmp_path / "a", "--fine-tune.learning-rate", "1e-2")
-    assert run_main(compare.main, given) == 2
+    assert run_main(compare.main, given) == ExitCode.DIVERGED
     error = capsys.readouterr().err
-    assert "error: The loss is nan from update 3 on" in error
-    assert "Compare anew" in error and "--resume" not in error, "which would only meet the same"
+    assert "error: The loss is nan from step 3 on" in error
+    assert "Start a new comparison" in error and "--resume" not in error, "which would only meet the same"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.photos import SIZE, draw_photos
-from transfer_learning import compare, evaluate, predict, run
+from transfer_learning import evaluate, predict, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase, RunConfig
-from transfer_learning.errors import UserError
+from transfer_learning.errors import ExitCode, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.machine.monitor import Monitor, read_hardware
@@ -343,17 +343,15 @@ def test_callbacks_of_keras_are_driven_as_by_fit(small_config, tmp_path):
     assert set(recorder.logs[2]) == {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
 
 
-def test_a_loss_that_is_no_number_ends_the_run_in_a_sentence(small_config, tmp_path, capsys):
+def test_a_nan_loss_ends_the_run_with_one_sentence_and_its_own_exit_code(small_config, tmp_path, capsys):
     config = dataclasses.replace(small_config, frozen=Phase(epochs=3, learning_rate=1e30, optimizer="sgd"))
     run_dir = RunDir(tmp_path / "run")
 
     def main(arguments):
         run_experiment(config, run_dir)
 
-    assert run_main(main, []) == 2
-    error = capsys.readouterr().err
-    assert "lower --frozen.learning-rate" in error
-    assert compare.DIVERGED in error, "by which a search for a rate knows it"
+    assert run_main(main, []) == ExitCode.DIVERGED, "by which a search for a learning rate knows it"
+    assert "lower --frozen.learning-rate" in capsys.readouterr().err
     assert list(run_dir.checkpoint.iterdir()), "the last good state is kept"
 
 

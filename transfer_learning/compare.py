@@ -26,7 +26,7 @@ from typing import Any
 from transfer_learning.cli.flags import add_config_flags, given_values
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import RunConfig, difference, named, with_values
-from transfer_learning.errors import ExitCode, Stopped, UserError
+from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison import statistics
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan, last_phase
 from transfer_learning.experiments.comparison.report import read_table, write_results
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 ROOT = Path(__file__).parent.parent
 LOOK_SECONDS = 0.1  # between two looks at the process that trains
 JOIN_SECONDS = 5.0  # for the last lines of a process that has ended
-DIVERGED = "diverged"  # stands in every sentence about a training that did
 EXAMPLES = """examples:
   python -m transfer_learning.compare --dataset cifar10 --learning-rates 1e-4,1e-3,1e-2
   python -m transfer_learning.compare --dataset photos/ --seeds 5 --epochs 20
@@ -66,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     except Stopped as stopped:
         print(f"Stopped by {stopped}; continue the comparison with: {command}")
         return stopped.exit_code
+    except Diverged as error:
+        raise Diverged(f"{error} Start a new comparison: the one in {directory.path} would diverge again.") from None
     except UserError as error:
-        if DIVERGED in str(error):
-            raise UserError(f"{error} Compare anew for that: that in {directory.path} would diverge again.") from None
         raise UserError(f"{error} What is finished is kept; when this is mended, go on with: {command}") from None
     return ExitCode.DONE
 
@@ -225,9 +224,7 @@ def best_rates(
             continue
         try:
             train(run_dir, config, title, stop)
-        except UserError as error:
-            if DIVERGED not in str(error):
-                raise
+        except Diverged as error:
             logger.info(f"{title}: {error}")
             diverged[run_dir.path.name] = str(error)
             write_json(directory.diverged, diverged)
@@ -297,7 +294,8 @@ def run_child(run_dir: RunDir, stop: StopRequest) -> None:
     What it prints is shown. Its session is its own, so that Ctrl-C reaches it once, from here, and it can save.
 
     Raises:
-        UserError: it ended with an error; the message is its own sentence.
+        Diverged: its loss became NaN or infinite; the message is its own sentence.
+        UserError: it ended with another error.
         Stopped: a signal ended it, after saving.
     """
     command = [sys.executable, "-m", "transfer_learning.run", "--resume", str(run_dir.path)]
@@ -327,7 +325,7 @@ def run_child(run_dir: RunDir, stop: StopRequest) -> None:
     if process.returncode - 128 in STOPS:  # somebody else's signal
         raise Stopped(process.returncode - 128)
     if problems:
-        raise UserError(problems[-1])
+        raise (Diverged if process.returncode == ExitCode.DIVERGED else UserError)(problems[-1])
     how = f"exit code {process.returncode}"
     if process.returncode < 0:
         how = f"{signal.Signals(-process.returncode).name}; if the memory was not enough, compare anew with --gradient-accumulation-steps 2"

@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     DONE = 0
     FAILED = 1  # a bug: a traceback is printed
     USER_ERROR = 2
+    DIVERGED = 4  # a loss or a weight became NaN or infinite
     INTERRUPTED = 130
     PREEMPTED = 138  # by a batch system that warns before a time limit, such as SLURM
     TERMINATED = 143
@@ -23,6 +24,14 @@ class UserError(Exception):
 
     The message is one sentence: what was given, what was expected, what to do next.
     """
+
+    exit_code = ExitCode.USER_ERROR
+
+
+class Diverged(UserError):
+    """Training gave a NaN or infinite loss, weight or probability."""
+
+    exit_code = ExitCode.DIVERGED
 
 
 class Stopped(BaseException):

@@ -28,17 +28,18 @@ REMARKS = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()", "
 def run_main(
     main: Callable[[Sequence[str] | None], ExitCode | None], arguments: Sequence[str] | None = None
 ) -> ExitCode:
-    """Calls the `main` of a command; a UserError becomes one line on standard error and exit code 2."""
+    """Calls the `main` of a command; a UserError becomes one line on standard error and its exit code."""
     try:
         code = main(arguments) or ExitCode.DONE
         sys.stdout.flush()
         return code
     except UserError as error:
-        problem = str(error)
+        problem, code = str(error), error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports it again at exit
         return ExitCode.DONE
     except OSError as error:
+        code = ExitCode.USER_ERROR
         if error.errno in FULL_DISK:
             problem = (
                 f"The disk is full ({error.filename or error.strerror}); free some space, then continue the run with "
@@ -55,7 +56,7 @@ def run_main(
         print("stopped.", file=sys.stderr)
         return ExitCode.INTERRUPTED
     print(f"error: {printable(' '.join(problem.splitlines()))}", file=sys.stderr)
-    return ExitCode.USER_ERROR
+    return code
 
 
 @contextmanager

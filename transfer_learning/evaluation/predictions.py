@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged, UserError
 from transfer_learning.storage.files import written_atomically
 
 pd.set_option("mode.string_storage", "python")  # PyArrow's texts, where it is installed, take nothing but UTF-8
@@ -45,7 +45,7 @@ def table(
         probability. Texts are of dtype object, numbers of dtype float32.
 
     Raises:
-        UserError: a probability is not finite, as after a training that diverged.
+        Diverged: a probability is NaN or infinite.
         ValueError: the shapes do not fit, a label is out of range, or the rows are no probabilities.
     """
     names = np.array([str(name) for name in class_names], dtype=object)
@@ -63,7 +63,7 @@ def table(
         raise ValueError(f"Labels must be integers from 0 to {len(names) - 1}, positions of class names.")
     unusable = int(np.sum(~np.isfinite(probabilities).all(axis=1)))
     if unusable:
-        raise UserError(
+        raise Diverged(
             f"The model gives no usable probabilities for {unusable} of {len(ids)} images (not a number): "
             "its training diverged, so train again with a lower learning rate."
         )

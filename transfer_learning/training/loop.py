@@ -14,7 +14,7 @@ import tensorflow as tf
 from transfer_learning.cli.progress import EpochProgress
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.pipeline import training_batches
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged, UserError
 from transfer_learning.storage.files import renamed
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
@@ -272,9 +272,9 @@ class _Epoch:
         """Updates of the phase so far."""
         return self.state.epoch * self.active.steps_per_epoch + self.state.update
 
-    def diverged(self, what: str) -> UserError:
+    def diverged(self, what: str) -> Diverged:
         name, settings = flag_name(self.active.name), self.active.settings
-        return UserError(
+        return Diverged(
             f"{what} of phase {self.active.name} (epoch {self.number}), so the training has diverged; start a new "
             f"run with a lower --{name}.learning-rate (it was {settings.learning_rate}); the last checkpoint of this one is "
             "from before."

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments.comparison import statistics
 from transfer_learning.experiments.comparison.statistics import Run
@@ -159,7 +159,7 @@ def test_the_best_epoch_is_one_of_the_last_phase_whose_weights_are_kept():
 
 @pytest.mark.parametrize("histories", [{}, {1e-3: history(NAN, val_loss=NAN)}])
 def test_a_search_in_which_everything_diverged_says_so(histories):
-    with pytest.raises(UserError, match="lower --learning-rates"):
+    with pytest.raises(Diverged, match="lower --learning-rates"):
         statistics.chosen_rate(histories, "val_loss")
 
 

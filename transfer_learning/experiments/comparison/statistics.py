@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom, norm
 
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged
 from transfer_learning.evaluation.ensemble import aligned, paired_difference, right
 from transfer_learning.evaluation.intervals import difference_interval
 
@@ -95,13 +95,13 @@ def chosen_rate(histories: Mapping[float, pd.DataFrame], monitor: str) -> float:
         monitor: ``val_loss`` or ``val_accuracy``.
 
     Raises:
-        UserError: no run came to a number.
+        Diverged: every run diverged.
     """
     sign = -1.0 if monitor.endswith("accuracy") else 1.0
     found = {rate: sign * best_value(history, monitor) for rate, history in histories.items()}
     found = {rate: value for rate, value in found.items() if np.isfinite(value)}
     if not found:
-        raise UserError(
+        raise Diverged(
             "Training diverged at every learning rate that was tried; start again with lower --learning-rates."
         )
     return min(found, key=lambda rate: (found[rate], rate))
