@@ -96,7 +96,7 @@ def test_every_file_of_a_run_is_there(finished):
     others = {name for name in found - FILES if name.split("/")[0] not in ("checkpoint", "tensorboard", ".lock")}
     assert others <= {"figures/mistakes.png"}
     assert len(list(run_dir.checkpoint.iterdir())) == 2
-    assert output.rstrip().endswith(f"Report: {run_dir.report}")
+    assert f"\nReport: {run_dir.report}\n" in output
 
 
 def test_everything_printed_is_in_the_log_too(finished):

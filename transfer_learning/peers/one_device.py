@@ -22,7 +22,7 @@ from transfer_learning.models.features import BATCH
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.peers import job
 from transfer_learning.recipes.known import RECIPES
-from transfer_learning.training.phases import ActivePhase, measure, start_phase
+from transfer_learning.training.phases import ActivePhase, evaluate, start_phase
 
 NUM_CLASSES = 10
 WINDOWS = 5
@@ -55,9 +55,9 @@ def measure_recipe(flags: Namespace) -> dict[str, Any]:
     active = start_phase("fine_tune", config, classifier, examples, examples)
     batches = endless_batches(active, config)
     training = rate(lambda: update(active, *next(batches)), window)
-    measure(active)  # compiles
+    evaluate(active)  # compiles
     started = time.perf_counter()
-    measure(active)
+    evaluate(active)
     validation = len(examples) / (time.perf_counter() - started)
     num_val = round(NUM_IMAGES[flags.dataset] * config.val_fraction)
     num_train = NUM_IMAGES[flags.dataset] - num_val
@@ -101,7 +101,7 @@ def rate(step: Callable[[], int], window: float) -> dict[str, float]:
 def update(active: ActivePhase, inputs: tf.Tensor, labels: tf.Tensor) -> int:
     """One update, to its end; returns its images."""
     active.train_steps(inputs, labels, [active.settings.learning_rate])
-    float(active.metrics[0].result())  # waits for the device
+    float(active.metrics.loss.result())  # waits for the device
     return len(labels)
 
 
