@@ -193,11 +193,11 @@ def test_watching_each_update_changes_no_bit(small_config, tmp_path, monkeypatch
     assert "monitor" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_run_that_ends_ahead_of_its_first_checkpoint_leaves_nothing_of_what_was_watched(
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_no_files(
     small_config, tmp_path, capsys
 ):
     config = dataclasses.replace(small_config, test_fraction=0.0, val_fraction=0.0, monitor="loss", tensorboard=True)
-    with pytest.raises(UserError, match="nothing could be judged"):
+    with pytest.raises(UserError, match="nothing could be evaluated"):
         run_experiment(config, RunDir(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -44,7 +44,7 @@ def test_the_average_time_of_an_epoch_is_told_apart_from_what_is_computed_once(t
 
 @pytest.mark.parametrize("num_before", [0, 1])
 def test_a_row_that_cannot_be_written_takes_no_other_with_it(num_before, tmp_path):
-    """From each call on that changes a file, all fail, as on a full disk; the row of the next epoch is added as ever."""
+    """From each call on that changes a file, all fail, as on a full disk; the next epoch still adds its row."""
     timing = {"phase": "frozen", "seconds": 2.0, "images_per_second": 1.0, "checkpoint_seconds": 0.0}
     for at in range(1, 100):
         path = tmp_path / f"{at}.csv"
