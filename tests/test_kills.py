@@ -14,6 +14,7 @@ from tests.support import ROOT
 
 LOOP, PHASES, CHECKPOINT = (f"transfer_learning.training.{name}" for name in ("loop", "phases", "checkpoint"))
 EXPERIMENT = "transfer_learning.experiments.train"
+PHASE_BUILDER = "transfer_learning.training.phase_builder"
 KEPT = "transfer_learning.storage.array_cache:ArrayCache"
 
 # One run, killed at each of these in turn: (function, before or after its call, which call of it in that session).
@@ -31,7 +32,7 @@ KILLS = [
     (f"{LOOP}:learning_rate", "before", 2),  # in the middle of an epoch
     (f"{PHASES}:ActivePhase.restore_best", "before", 1),  # the change of phase: the best weights not yet back
     (f"{PHASES}:ActivePhase.restore_best", "after", 1),  # back, but nothing saved
-    (f"{EXPERIMENT}:start_phase", "after", 2),  # the fine-tune phase made, nothing saved
+    (f"{PHASE_BUILDER}:start_phase", "after", 2),  # the fine-tune phase made, nothing saved
     (f"{LOOP}:write_history", "after", 1),  # in fine-tuning, with features and a frozen phase behind it
     (f"{CHECKPOINT}:shutil.rmtree", "before", 2),  # inside a save: the third checkpoint is there
     (f"{LOOP}:learning_rate", "before", 5),

@@ -12,7 +12,7 @@ from pathlib import Path
 from transfer_learning.cli.console import early_messages, log_file, logged_to
 from transfer_learning.cli.flags import add_config_flags, given_values
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
-from transfer_learning.config import PHASES, RunConfig, difference, named, with_values
+from transfer_learning.config import RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.recipes.resolve import resolve_config
@@ -54,21 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
     try:
         with quiet_start():  # these import TensorFlow and scikit-learn, which takes seconds
-            from transfer_learning.evaluation import metrics
             from transfer_learning.experiments.train import run_experiment
-            from transfer_learning.training import history
             from transfer_learning.training.stopping import Watchdog
         with Watchdog(end_at_once):
-            evaluation = run_experiment(config, run_dir, reasons=reasons)
+            run_experiment(config, run_dir, reasons=reasons)
     except Stopped as stopped:
         with logged_to(log_file(run_dir.log)):
             logger.warning(f"Stopped by {stopped}; continue with: {continuing}")
         return stopped.exit_code
-    with logged_to(log_file(run_dir.log)):
-        for phase in PHASES:
-            if evaluation[phase]:
-                logger.info(history.describe(phase, evaluation[phase]))
-        logger.info(f"{metrics.describe(evaluation)}\nReport: {run_dir.report}")
     return ExitCode.DONE
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.support.fault_injection import around_calls
-from transfer_learning.training.history import add_timing, describe, fine_tuned_worse, phase_results
+from transfer_learning.training.history import add_timing, describe_phase, fine_tuned_worse, phase_results
 
 
 def history(*val_losses, phase="frozen", start=1):
@@ -34,15 +34,17 @@ def test_the_average_time_of_an_epoch_is_told_apart_from_what_is_computed_once(t
     assert (frozen["epochs"], frozen["best_epoch"], frozen["val_loss"]) == (3, 2, 1.0)
     assert (frozen["seconds"], frozen["epoch_seconds"], frozen["preparation_seconds"]) == (9.0, 3.0, 61.0)
     assert fine_tune["preparation_seconds"] == 0.0, "a session that was killed has not told its time"
-    assert describe("frozen", frozen) == (
-        "Phase frozen: 3 epochs of 3.0 s on average, after 1:01 min of preparation (frozen layers, compiling)."
+    assert describe_phase("frozen", frozen) == (
+        "Phase frozen: 3 epochs of 3.0 s on average, after 1:01 min of preparation (cached activations, compiling)."
     )
-    assert describe("fine_tune", fine_tune).startswith("Phase fine_tune: 1 epoch of 9.0 s, after 0.0 s of preparation")
+    assert describe_phase("fine_tune", fine_tune).startswith(
+        "Phase fine_tune: 1 epoch of 9.0 s, after 0.0 s of preparation"
+    )
 
 
 @pytest.mark.parametrize("num_before", [0, 1])
 def test_a_row_that_cannot_be_written_takes_no_other_with_it(num_before, tmp_path):
-    """From each call on that changes a file, all fail, as on a full disk; the row of the next epoch is added as ever."""
+    """From each call on that changes a file, all fail, as on a full disk; the next epoch still adds its row."""
     timing = {"phase": "frozen", "seconds": 2.0, "images_per_second": 1.0, "checkpoint_seconds": 0.0}
     for at in range(1, 100):
         path = tmp_path / f"{at}.csv"
@@ -66,7 +68,7 @@ def test_a_row_that_cannot_be_written_takes_no_other_with_it(num_before, tmp_pat
 @pytest.mark.parametrize("seconds", [{}, {"frozen": None}])
 def test_times_that_nobody_wrote_down_are_left_out(seconds, tmp_path):
     (result,) = phase_results(history(1.0), tmp_path / "timings.csv", "val_loss", seconds).values()
-    assert "seconds" not in result and describe("frozen", result) == "Phase frozen: 1 epoch."
+    assert "seconds" not in result and describe_phase("frozen", result) == "Phase frozen: 1 epoch."
     timing = {"phase": "frozen", "epoch": 1, "seconds": 2.0, "images_per_second": 1.0, "checkpoint_seconds": 0.0}
     pd.DataFrame([timing]).to_csv(tmp_path / "timings.csv", index=False)
     (result,) = phase_results(history(1.0), tmp_path / "timings.csv", "val_loss", seconds).values()

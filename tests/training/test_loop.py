@@ -1,4 +1,4 @@
-"""What the loop does when training goes wrong: a loss that is no number, a device without enough memory."""
+"""What the loop does when training goes wrong: a NaN loss, a device without enough memory."""
 
 import dataclasses
 import errno
@@ -22,7 +22,7 @@ from transfer_learning.training import checkpoint, loop, phases
 
 @pytest.fixture(scope="module")
 def config(small_config):
-    """Both phases train on images or activations, four updates an epoch, each saved."""
+    """Both phases train on images or activations, four steps per epoch, a checkpoint after each."""
     return dataclasses.replace(
         small_config,
         dropout=0.0,  # which would draw anew for each part of a batch
@@ -37,73 +37,69 @@ def steps_per_epoch(run_dir):
 
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
-@pytest.mark.parametrize(("phase", "update"), [("frozen", 1), ("fine_tune", 0), ("fine_tune", 6)])
-def test_a_loss_that_is_no_number_stops_the_run_and_spoils_nothing(
-    phase, update, seconds, config, tmp_path, monkeypatch
-):
-    """The rate of one update is no number, so its weights are none, and nor is the loss of the next."""
+@pytest.mark.parametrize(("phase", "step"), [("frozen", 1), ("fine_tune", 0), ("fine_tune", 6)])
+def test_a_nan_loss_stops_the_run_and_no_checkpoint_has_it(phase, step, seconds, config, tmp_path, monkeypatch):
+    """The learning rate of one step is NaN, so its weights are, and the loss of the next step."""
     config = dataclasses.replace(config, checkpoint_seconds=seconds)
     run_dir, original = RunDir(tmp_path / "run"), loop.learning_rate
 
     def spoilt(settings, in_phase, *others):
-        is_it = settings == config.phase(phase) and in_phase == update
+        is_it = settings == config.phase(phase) and in_phase == step
         return math.nan if is_it else original(settings, in_phase, *others)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "learning_rate", spoilt)
-        patch.setattr(phases, "BYTES_AT_ONCE", 1)
-        what = f"The loss is nan from update {update + 2} on" if seconds else f"A weight .* after update {update + 1}"
+        patch.setattr(phases, "BYTES_PER_EXECUTION", 1)
+        what = f"The loss is nan from step {step + 2} on" if seconds else f"A weight .* after step {step + 1}"
         with pytest.raises(Diverged, match=f"{what} of phase {phase} .*lower --.*learning-rate"):
             run_experiment(config, run_dir)
     arrays, values = checkpoint.load(run_dir.checkpoint)
     assert all(np.isfinite(array).all() for group in ("weights", "metrics", "best") for array in arrays[group])
     assert all(math.isfinite(row["val_loss"]) for row in values["state"]["history"])
     assert values["state"]["best_value"] is None or math.isfinite(values["state"]["best_value"])
-    assert run_experiment(config, run_dir), "with the cause mended, the last good state goes on"
+    assert run_experiment(config, run_dir), "without the cause, the last good state goes on"
 
 
 @pytest.mark.parametrize(("value", "monitor"), [(math.nan, "val_accuracy"), (math.inf, "val_loss")])
-def test_a_validation_that_is_no_number_stops_the_run_whatever_is_monitored(
-    value, monitor, config, tmp_path, monkeypatch
-):
+def test_a_nan_or_infinite_val_loss_stops_the_run_whatever_is_monitored(value, monitor, config, tmp_path, monkeypatch):
     config, run_dir, seen = dataclasses.replace(config, monitor=monitor), RunDir(tmp_path / "run"), []
     told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "measure", lambda active, after_batch: (value, 0.9))
-        with pytest.raises(Diverged, match=rf"The val_loss is {value} after update 4 of phase frozen \(epoch 1\)"):
+        patch.setattr(loop, "evaluate", lambda active, after_batch: (value, 0.9))
+        with pytest.raises(Diverged, match=rf"The val_loss is {value} after step 4 of phase frozen \(epoch 1\)"):
             run_experiment(config, run_dir, callbacks=[told])
     state = checkpoint.load(run_dir.checkpoint)[1]["state"]
     assert state["history"] == [] and state["best_value"] is None and seen == []
 
 
-def test_weights_that_are_no_numbers_after_the_last_update_are_those_of_that_epoch(config, tmp_path, monkeypatch):
+def test_nan_weights_after_the_last_step_of_an_epoch_name_that_epoch(config, tmp_path, monkeypatch):
     """Without validation images nothing else tells."""
     config = dataclasses.replace(config, monitor="loss", val_fraction=0.0, checkpoint_seconds=60.0)
-    original, num_updates = loop.learning_rate, []
+    original, num_steps = loop.learning_rate, []
 
     def spoilt(settings, in_phase, steps_per_epoch, *others):
-        num_updates.append(steps_per_epoch)
+        num_steps.append(steps_per_epoch)
         is_last = in_phase == steps_per_epoch - 1
         return math.nan if is_last else original(settings, in_phase, steps_per_epoch, *others)
 
     monkeypatch.setattr(loop, "learning_rate", spoilt)
     with pytest.raises(Diverged) as error:
         run_experiment(config, RunDir(tmp_path / "run"))
-    assert f"A weight is no finite number after update {num_updates[0]} of phase frozen (epoch 1)" in str(error.value)
+    assert f"A weight is NaN or infinite after step {num_steps[0]} of phase frozen (epoch 1)" in str(error.value)
 
 
 def short_of_memory(monkeypatch, most, after_calls=0):
-    """A device that holds no more than `most` images of a training update, from a certain call on."""
+    """A device with memory for `most` images of a train step, from a certain call on."""
     original, calls = phases.make_train_step, 0
 
     def make_train_step(*arguments):
-        batch_size, gradient_accumulation_steps = arguments[-3:-1]
+        settings = arguments[4]
         train_steps = original(*arguments)
 
         def limited(inputs, labels, rates):
             nonlocal calls
             calls += 1
-            if calls > after_calls and batch_size // gradient_accumulation_steps > most:
+            if calls > after_calls and settings.batch_size // settings.gradient_accumulation_steps > most:
                 raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
             return train_steps(inputs, labels, rates)
 
@@ -113,16 +109,16 @@ def short_of_memory(monkeypatch, most, after_calls=0):
 
 
 @pytest.mark.parametrize(("most", "parts"), [(4, 2), (3, 4), (1, 8)])
-def test_smaller_parts_of_the_same_batch_answer_a_lack_of_memory(most, parts, config, tmp_path, monkeypatch, capsys):
+def test_when_memory_runs_out_a_batch_is_computed_in_parts(most, parts, config, tmp_path, monkeypatch, capsys):
     run_dir, limited = RunDir(tmp_path / "run"), tmp_path / "limited"
     run_experiment(config, run_dir)
     with monkeypatch.context() as patch:
         short_of_memory(patch, most, after_calls=steps_per_epoch(run_dir) + 2)
         evaluation = run_experiment(config, RunDir(limited))
-    said = [note for note in read_json(RunDir(limited).notes) if "Memory ran out" in note]
+    said = [note["text"] for note in read_json(RunDir(limited).notes) if "Memory ran out" in note["text"]]
     assert len(said) == int(math.log2(parts)), "each halving is said, and kept for the report"
     assert f"each batch of 8 is computed in {parts} parts" in said[-1]
-    assert "from update 3 of epoch 2 on" in said[0], "the last checkpoint is where it goes on"
+    assert "from step 3 of epoch 2 on" in said[0], "the last checkpoint is where it goes on"
     state = checkpoint.load(RunDir(limited).checkpoint)[1]["state"]
     assert state["gradient_accumulation_steps"] == parts
     history, expected = (pd.read_csv(path.history) for path in (RunDir(limited), run_dir))
@@ -158,7 +154,7 @@ def stop_after(monkeypatch, num_saves):
     monkeypatch.setattr(checkpoint, "save", save)
 
 
-def test_when_not_even_one_image_fits_it_says_so(config, tmp_path, monkeypatch):
+def test_when_a_single_image_does_not_fit_it_is_a_user_error(config, tmp_path, monkeypatch):
     short_of_memory(monkeypatch, 0)
     with pytest.raises(UserError, match="The memory is not enough .* smaller --image-size"):
         run_experiment(config, RunDir(tmp_path / "run"))
@@ -166,7 +162,7 @@ def test_when_not_even_one_image_fits_it_says_so(config, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["estimate_run", "calibrate_and_evaluate"])
 @pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM")], ids=type)
-def test_nor_is_a_lack_of_memory_outside_of_training_a_fault_of_the_program(name, error, config, tmp_path, monkeypatch):
+def test_too_little_memory_outside_of_training_is_a_user_error(name, error, config, tmp_path, monkeypatch):
     def fail(*arguments):
         raise error
 
@@ -177,7 +173,7 @@ def test_nor_is_a_lack_of_memory_outside_of_training_a_fault_of_the_program(name
 
 
 @pytest.mark.parametrize("failing", [1, 8, 21])
-def test_a_full_disk_beside_the_training_ends_it_with_a_sentence_and_is_resumed_to_the_bit(
+def test_a_full_disk_ends_the_run_with_one_sentence_and_it_resumes_to_the_bit(
     failing, config, tmp_path, monkeypatch, capsys
 ):
     unbroken, run_dir = RunDir(tmp_path / "unbroken"), RunDir(tmp_path / "run")

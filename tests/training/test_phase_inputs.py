@@ -1,4 +1,4 @@
-"""What phases are fed: the head sees what the live frozen network would give it, and nothing is computed twice."""
+"""The inputs of phases: the same activations as the live network gives, and nothing is computed twice."""
 
 import dataclasses
 import errno
@@ -14,25 +14,21 @@ from transfer_learning.config import Phase
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import key_of
 from transfer_learning.datasets.prepared import load_prepared
-from transfer_learning.experiments.train import cut_of_phase, prepare_phase, unfreeze_layers
 from transfer_learning.models import freezing
 from transfer_learning.models.classifier import build_classifier, probabilities
 from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.run_directory import RunDir
-from transfer_learning.training import loop
 from transfer_learning.training.identity import Identity
+from transfer_learning.training.loop import Trainer
+from transfer_learning.training.phase_builder import PhaseBuilder, cut_of_phase
 from transfer_learning.training.phase_inputs import COPY_SEED, copy_names, make_phase_inputs
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
 
 
-def quiet(sentence):
-    pass
-
-
 @pytest.fixture
 def seen(monkeypatch):
-    """Every image that went through a frozen graph, as bytes."""
+    """Every image that went through an inference graph, as bytes."""
     images, original = [], freezing.inference_graph
 
     def watched(network, batch_size):
@@ -53,14 +49,14 @@ def config(small_config, tmp_path):
     return dataclasses.replace(small_config, cache_dir=str(tmp_path / "cache"))
 
 
-def inputs_of(config, name="frozen", keep=True):
+def inputs_of(config, name="frozen", is_cached=True):
     classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_prepared(config)
     cut = cut_of_phase(name, config, classifier)
-    return make_phase_inputs(cut, config.phase(name), keep, config, data, {}), data, cut
+    return make_phase_inputs(cut, config.phase(name), is_cached, config, data, {}), data, cut
 
 
 @pytest.mark.parametrize(("name", "opened"), [("frozen", "none"), ("fine_tune", "block4"), ("fine_tune", "block5")])
-def test_they_are_what_the_live_network_makes_of_the_images(config, name, opened):
+def test_they_are_the_output_of_the_live_network(config, name, opened):
     phase = Phase(epochs=1, unfreeze=opened)
     config = dataclasses.replace(config, **{name: phase})
     (train, val), data, cut = inputs_of(config, name)
@@ -91,7 +87,7 @@ def test_another_run_computes_only_what_is_new(config, seen, change):
     assert len(seen) == len(set(seen)), "no picture went through the network twice"
 
 
-def test_fewer_views_are_there_already_and_other_ones_are_not(config, seen):
+def test_fewer_copies_are_cached_already_and_other_ones_are_not(config, seen):
     three, two = (Phase(epochs=1, augmentation="light", copies=copies) for copies in (3, 2))
     inputs_of(dataclasses.replace(config, frozen=three))
     done = len(seen)
@@ -104,7 +100,7 @@ def test_fewer_views_are_there_already_and_other_ones_are_not(config, seen):
     assert len(seen) == done + 2 * len(data.split("train"))
 
 
-def test_a_view_is_drawn_from_the_image_alone(config):
+def test_a_copy_depends_on_the_image_alone(config):
     config = dataclasses.replace(config, frozen=Phase(epochs=1, augmentation="strong", copies=3))
     (train, val), data, cut = inputs_of(config)
     images, hashes = data.split("train"), data.hashes("train")
@@ -114,20 +110,20 @@ def test_a_view_is_drawn_from_the_image_alone(config):
         changed = pixels.astype(np.float32)
         if view:
             drawn = augmentation.draw("strong", config.flip, COPY_SEED, view, keys, pixels.shape[1])
-            changed = augmentation.apply("strong", tf.constant(pixels), *drawn)
-        live = cut.below(changed, training=False)
+            changed = augmentation.apply("strong", tf.constant(pixels), drawn)
+        live = cut.lower(changed, training=False)
         np.testing.assert_allclose(train.inputs[train.rows[view]], live, rtol=1e-4, atol=1e-4)
     assert val.rows.shape == (len(data.split("val")),), "validation sees the plain image"
 
 
 @pytest.mark.parametrize("copies", [0, 3])
 @pytest.mark.parametrize("name", ["frozen", "fine_tune"])
-def test_kept_or_computed_anew_they_are_the_same_bits(config, name, copies):
+def test_cached_or_computed_they_are_the_same_bits(config, name, copies):
     phase = Phase(epochs=1, unfreeze="block4" if name == "fine_tune" else "none", copies=copies, augmentation="light")
     phase = phase if copies else dataclasses.replace(phase, augmentation="none")
     config = dataclasses.replace(config, **{name: phase})
     kept, _, _ = inputs_of(config, name)
-    computed, _, _ = inputs_of(config, name, keep=False)
+    computed, _, _ = inputs_of(config, name, is_cached=False)
     rng = np.random.default_rng(0)
     for one, other in zip(kept, computed, strict=True):
         assert one.rows.shape == other.rows.shape and one.inputs.dtype == other.inputs.dtype
@@ -137,7 +133,7 @@ def test_kept_or_computed_anew_they_are_the_same_bits(config, name, copies):
             np.testing.assert_array_equal(one.inputs[rows[chosen]], other.inputs[other_rows[chosen]], strict=True)
 
 
-def test_names_tell_views_apart():
+def test_copies_have_different_names():
     names = copy_names(["a", "b"], Phase(augmentation="light", copies=3), True)
     other = copy_names(["a", "b"], Phase(augmentation="strong", copies=3), True)
     unflipped = copy_names(["a", "b"], Phase(augmentation="light", copies=3), False)
@@ -146,25 +142,21 @@ def test_names_tell_views_apart():
 
 
 def trained_head(config, with_cut, run_dir):
-    """Validation predictions of a head that was trained through the live network, or on what is kept of it."""
+    """Validation predictions of a head that was trained on cached features, or through the live network."""
     data = load_prepared(config)
     classifier = build_classifier(config, data.class_names)
     identity = Identity(config, data.fingerprint, classifier.weights_digest(), {})
     cut = cut_of_phase("frozen", config, classifier) if with_cut else None
-    unfreeze_layers(classifier, config.backbone, "none")
-
-    def make_phase(name, parts, **_):
-        return prepare_phase(name, config, classifier, cut, True, data, identity)
-
+    phases = PhaseBuilder(config, classifier, data, {"frozen": cut}, {})
     run_dir.path.mkdir()
     with StopRequest() as stop:
-        loop.train(identity, TrainingState(), None, make_phase, classifier.model, run_dir, [], stop)
+        Trainer(identity, phases, run_dir, stop).train(TrainingState())
     val = data.split("val")
     return probabilities(classifier, val.inputs, val.rows)
 
 
 @pytest.mark.parametrize("head", [(16,), ()])
-def test_a_head_trained_on_what_is_kept_agrees_with_one_trained_through_the_live_network(head, config, tmp_path):
+def test_a_head_trained_on_cached_features_agrees_with_one_trained_through_the_live_network(head, config, tmp_path):
     config = dataclasses.replace(
         config,
         dataset=str(draw_photos(tmp_path / "photos", num_per_class=120)),

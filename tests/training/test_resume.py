@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import math
 import os
 import shutil
 import threading
@@ -17,12 +18,12 @@ from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.errors import Stopped, UserError
 from transfer_learning.evaluation import predictions
-from transfer_learning.experiments.train import cut_of_phase, prepare_phase
 from transfer_learning.models.classifier import build_classifier, probabilities
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint, phases
 from transfer_learning.training.identity import Identity
-from transfer_learning.training.loop import restore, train
+from transfer_learning.training.loop import Trainer, restore
+from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
 from transfer_learning.training.state import TrainingState
 
 
@@ -92,35 +93,21 @@ def data(config, mixed_float16):
     return load_prepared(config)
 
 
-def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callback=True):
+def session(config, data, run_dir, stop=None, callbacks=(), cached=PHASES, is_callback=True):
     """One process' work on a run, from building the network to its end or to where `stop` stops it.
 
     Returns the results that must not depend on stops, or None where it was stopped.
     """
     classifier = build_classifier(config, data.class_names)
-    identity = Identity(config, data.fingerprint, classifier.weights_digest(), {})
-    cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES}
-
-    def make_phase(name, parts=0, is_begun=False, is_over=False):
-        arguments = (
-            config,
-            classifier,
-            cuts[name],
-            keep and not is_over,
-            data,
-            identity,
-            lambda sentence: None,
-            is_begun,
-        )
-        return prepare_phase(name, *arguments)
-
+    identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
+    phases = PhaseBuilder(config, classifier, data, find_cuts(config, classifier), {}, cached)
     run_dir.path.mkdir(exist_ok=True)
-    # A callback sees every update; without one, many updates of the head come in one call.
+    # With a callback each call makes one step; without one, a call makes many steps of the head.
     all_callbacks = [*([stop] if stop and is_callback else []), *callbacks]
     stop = stop or StopAfter()
     try:
         state, arrays = restore(run_dir, identity)
-        state = train(identity, state, arrays, make_phase, classifier.model, run_dir, all_callbacks, stop)
+        state = Trainer(identity, phases, run_dir, stop, all_callbacks).train(state, arrays)
     except Stopped:
         return None
     test = data.split("test")
@@ -137,7 +124,7 @@ def session(config, data, run_dir, stop=None, callbacks=(), keep=True, is_callba
 
 
 def steps_per_epoch(config, data):
-    return -(-len(data.split("train")) // config.batch_size)
+    return math.ceil(len(data.split("train")) / config.batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +132,7 @@ def unbroken(config, data, tmp_path_factory):
     return session(config, data, RunDir(tmp_path_factory.mktemp("unbroken")))
 
 
-def test_stopped_after_every_update(config, data, unbroken, tmp_path):
+def test_stopped_after_every_step(config, data, unbroken, tmp_path):
     run_dir, num_sessions = RunDir(tmp_path / "stopped"), 1
     while (result := session(config, data, run_dir, StopAfter(1))) is None:
         num_sessions += 1
@@ -159,7 +146,7 @@ def test_stopped_in_validation(config, data, unbroken, tmp_path):
     for epochs in (1, config.frozen.epochs, config.frozen.epochs + 2):
         run_dir = RunDir(tmp_path / str(epochs))
         assert session(config, data, run_dir, StopAfter(epochs * num_updates, in_validation=True)) is None
-        assert checkpoint.load(run_dir.checkpoint)[1]["state"]["update"] == num_updates
+        assert checkpoint.load(run_dir.checkpoint)[1]["state"]["step"] == num_updates
         assert session(config, data, run_dir) == unbroken
 
 
@@ -197,9 +184,7 @@ def continued(config, data, arrays, values, tmp_path):
 def fresh_phase(config, data):
     """The fine-tune phase as a session would find it that knows nothing of the ones before."""
     classifier = build_classifier(config, data.class_names)
-    cut = cut_of_phase("fine_tune", config, classifier)
-    identity = Identity(config, "", "", {})
-    return prepare_phase("fine_tune", config, classifier, cut, True, data, identity)
+    return PhaseBuilder(config, classifier, data, find_cuts(config, classifier), {}).build("fine_tune")
 
 
 def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stopped, tmp_path):
@@ -210,7 +195,7 @@ def test_with_the_whole_state_the_run_is_the_same(config, data, unbroken, stoppe
 @pytest.mark.parametrize(
     "part", [part for part in PARTS if part not in ("stopped_by_callback", "gradient_accumulation_steps", "seconds")]
 )
-def test_without_any_part_of_the_state_the_run_is_another(part, config, data, unbroken, stopped, tmp_path):
+def test_without_any_part_of_the_state_the_result_differs(part, config, data, unbroken, stopped, tmp_path):
     arrays, values = stopped
     if part in arrays:
         fresh = fresh_phase(config, data).arrays()
@@ -224,7 +209,7 @@ def test_without_any_part_of_the_state_the_run_is_another(part, config, data, un
     assert (result is None) == (part == "phase"), "only what another phase kept is refused, by its shapes"
 
 
-def test_what_a_checkpoint_is_written_from_is_a_copy(config, data):
+def test_a_checkpoint_is_written_from_a_copy(config, data):
     active = fresh_phase(config, data)
     before = active.arrays()
     kept = copy.deepcopy(before)
@@ -257,7 +242,7 @@ def test_checkpoints_that_are_written_late_change_no_bit(config, data, unbroken,
 
 
 @pytest.mark.parametrize("name", ["dynamic_scale", "step_counter", "momentum"])
-def test_without_a_part_of_the_optimizer_the_run_is_another(name, config, data, unbroken, stopped, tmp_path):
+def test_without_a_part_of_the_optimizer_the_result_differs(name, config, data, unbroken, stopped, tmp_path):
     arrays, values = stopped
     fresh = fresh_phase(config, data)
     forgotten = [name in variable.path for variable in fresh.optimizer.variables]
@@ -292,10 +277,6 @@ def test_a_phase_that_a_callback_ended_stays_ended(config, data, tmp_path):
     assert session(config, data, run_dir, callbacks=[EndAtOnce()]) == unbroken
 
 
-def updates_in_an_epoch(config):
-    return -(-len(load_prepared(config).split("train")) // config.batch_size)
-
-
 def delete(cache):
     shutil.rmtree(cache)
 
@@ -327,7 +308,7 @@ def leave(cache):
 
 
 @pytest.fixture(scope="module")
-def config_of_views(config):
+def config_with_copies(config):
     """Both phases start from what is kept: views of the images, features of them and activations at the boundary.
 
     The head is linear and starts from its ridge solution.
@@ -341,9 +322,9 @@ def config_of_views(config):
 
 
 @pytest.fixture(scope="module")
-def unbroken_with_views(config_of_views, tmp_path_factory):
+def unbroken_with_copies(config_with_copies, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    config = dataclasses.replace(config_of_views, cache_dir=str(folder / "cache"))
+    config = dataclasses.replace(config_with_copies, cache_dir=str(folder / "cache"))
     result = session(config, load_prepared(config), RunDir(folder / "run"))
     assert {path.parent.name for path in (folder / "cache").glob("*/*")} == {"pixels", "features", "activations"}
     return result
@@ -351,24 +332,27 @@ def unbroken_with_views(config_of_views, tmp_path_factory):
 
 @pytest.mark.parametrize("happens", [leave, delete, cut_in_half, flip_bits, tear_index, forget_activations])
 def test_what_happens_to_the_cache_between_stops_changes_no_bit(
-    happens, config_of_views, unbroken_with_views, tmp_path
+    happens, config_with_copies, unbroken_with_copies, tmp_path
 ):
-    config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"))
-    in_frozen, in_fine_tune = StopAfter(2), StopAfter(updates_in_an_epoch(config) * config.frozen.epochs)
+    config = dataclasses.replace(config_with_copies, cache_dir=str(tmp_path / "cache"))
+    in_frozen, in_fine_tune = (
+        StopAfter(2),
+        StopAfter(steps_per_epoch(config, load_prepared(config)) * config.frozen.epochs),
+    )
     for stop in (in_frozen, in_fine_tune):
         data = load_prepared(config)
         assert session(config, data, RunDir(tmp_path / "run"), stop) is None
         happens(tmp_path / "cache")
     assert checkpoint.load(RunDir(tmp_path / "run").checkpoint)[1]["state"]["phase"] == 1
     data = load_prepared(config)
-    assert session(config, data, RunDir(tmp_path / "run")) == unbroken_with_views
+    assert session(config, data, RunDir(tmp_path / "run")) == unbroken_with_copies
 
 
-@pytest.mark.parametrize("keep", [True, False], ids=["held in memory", "computed in every epoch"])
-def test_a_cache_that_may_hold_nothing_changes_no_bit(keep, config_of_views, unbroken_with_views, tmp_path):
-    config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), cache_gb=0.0)
+@pytest.mark.parametrize("cached", [PHASES, ()], ids=["in memory", "computed in every epoch"])
+def test_an_empty_cache_changes_no_bit(cached, config_with_copies, unbroken_with_copies, tmp_path):
+    config = dataclasses.replace(config_with_copies, cache_dir=str(tmp_path / "cache"), cache_gb=0.0)
     data = load_prepared(config)
-    assert session(config, data, RunDir(tmp_path / "run"), keep=keep) == unbroken_with_views
+    assert session(config, data, RunDir(tmp_path / "run"), cached=cached) == unbroken_with_copies
 
 
 class StopAfterCalls(StopAfter):
@@ -380,22 +364,27 @@ class StopAfterCalls(StopAfter):
         return super().is_received
 
 
-@pytest.mark.parametrize("updates_in_a_call", [2, 3])
-def test_stopped_between_calls_of_several_updates(updates_in_a_call, config, data, unbroken, tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps_per_call", [2, 3])
+def test_stopped_between_calls_of_several_steps(steps_per_call, config, data, unbroken, tmp_path, monkeypatch):
     width = build_classifier(config, data.class_names).extractor.output_shape[-1]
-    monkeypatch.setattr(phases, "BYTES_AT_ONCE", updates_in_a_call * config.batch_size * width * 4)
+    monkeypatch.setattr(phases, "BYTES_PER_EXECUTION", steps_per_call * config.batch_size * width * 4)
     run_dir, positions = RunDir(tmp_path / "run"), []
     for _ in range(4):
         assert session(config, data, run_dir, StopAfterCalls(1), is_callback=False) is None
-        positions.append(checkpoint.load(run_dir.checkpoint)[1]["state"]["update"])
-    assert positions[0] == updates_in_a_call
+        positions.append(checkpoint.load(run_dir.checkpoint)[1]["state"]["step"])
+    assert positions[0] == steps_per_call
     assert session(config, data, run_dir) == unbroken
 
 
-def test_images_that_are_kept_as_jpegs_are_resumed_as_well(config_of_views, tmp_path):
-    config = dataclasses.replace(config_of_views, cache_dir=str(tmp_path / "cache"), decoded_gb=0.0)
+def test_a_run_on_jpegs_resumes_to_the_same_bits(config_with_copies, tmp_path):
+    config = dataclasses.replace(config_with_copies, cache_dir=str(tmp_path / "cache"), decoded_gb=0.0)
     data = load_prepared(config)
     expected = session(config, data, RunDir(tmp_path / "unbroken"))
-    assert session(config, data, RunDir(tmp_path / "run"), StopAfter(updates_in_an_epoch(config) * 3 + 2)) is None
+    assert (
+        session(
+            config, data, RunDir(tmp_path / "run"), StopAfter(steps_per_epoch(config, load_prepared(config)) * 3 + 2)
+        )
+        is None
+    )
     delete(tmp_path / "cache")
     assert session(config, load_prepared(config), RunDir(tmp_path / "run")) == expected

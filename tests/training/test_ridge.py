@@ -10,10 +10,9 @@ from sklearn.linear_model import Ridge
 from tests.support.logs import log_messages
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import load_prepared
-from transfer_learning.experiments import train
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.training import ridge
-from transfer_learning.training.identity import Identity
+from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
 from transfer_learning.training.ridge import ridge_head
 
 
@@ -107,10 +106,8 @@ def test_a_linear_head_on_kept_features_starts_there(head, head_init, starts_the
     said = log_messages()
     classifier = build_classifier(config, data.class_names)
     before = [np.array(weight) for weight in classifier.head.weights]
-    cut = train.cut_of_phase("frozen", config, classifier)
-    identity = Identity(config, "", "", {})
-    active = train.prepare_phase("frozen", config, classifier, cut, True, data, identity)
-    assert any("starts from its ridge solution" in sentence for sentence in said) == starts_there
+    active = PhaseBuilder(config, classifier, data, find_cuts(config, classifier), {}).build("frozen")
+    assert any("starts from ridge regression" in sentence for sentence in said) == starts_there
     if starts_there:
         expected = ridge_head(active.train, 3, [1.0] * 3)
         np.testing.assert_array_equal(classifier.head.weights[0], expected.kernel)

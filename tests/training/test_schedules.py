@@ -155,7 +155,7 @@ def test_one_cycle_at_its_edges_stays_between_its_ends(warmup_epochs, steps_per_
     highest=st.floats(2e-3, 1),
 )
 def test_triangular2_is_the_published_formula(update, steps_per_epoch, cycle_epochs, lowest, highest):
-    """Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.1; the height is halved by cycle."""
+    """Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.1."""
     step_size = cycle_epochs * steps_per_epoch / 2
     cycle = math.floor(1 + update / (2 * step_size))
     x = abs(update / step_size - 2 * cycle + 1)

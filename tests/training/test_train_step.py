@@ -1,11 +1,11 @@
-"""Updates of a tiny network, against the same numbers computed another way."""
+"""Train steps of a tiny network, against the same numbers computed with NumPy."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from transfer_learning.training.train_step import make_train_step
+from transfer_learning.training.train_step import EpochMetrics, StepSettings, make_train_step
 
 NUM_CLASSES, WIDTH = 3, 4
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ def linear_network():
     return network
 
 
-def updated(
+def trained(
     inputs,
     labels,
     gradient_accumulation_steps=1,
@@ -31,36 +31,25 @@ def updated(
     at_once=None,
     momentum=0.0,
 ):
-    """Kernel after an update at each of the rates by SGD, loss and accuracy; `at_once` updates in a call."""
+    """Kernel after a step of SGD with each of the rates, loss, accuracy and finite steps; `at_once` steps per call."""
     network, optimizer = linear_network(), keras.optimizers.SGD(1.0, momentum=momentum)
     optimizer.build(network.trainable_variables)
-    metrics = keras.metrics.Mean(), keras.metrics.Mean()
-    finite_steps = keras.Variable(0, dtype="int64", trainable=False)
-    train_steps = make_train_step(
-        network,
-        network.trainable_variables,
-        optimizer,
-        *metrics,
-        finite_steps,
-        label_smoothing,
-        list(class_weights),
-        batch_size,
-        gradient_accumulation_steps,
-        SIGNATURE,
-    )
+    metrics = EpochMetrics()
+    settings = StepSettings(batch_size, class_weights, gradient_accumulation_steps, label_smoothing)
+    train_steps = make_train_step(network, network.trainable_variables, optimizer, metrics, settings, SIGNATURE)
     at_once = at_once or len(rates)
     for first in range(0, len(rates), at_once):
         examples = slice(first * batch_size, (first + at_once) * batch_size)
         train_steps(inputs[examples], labels[examples], list(rates[first : first + at_once]))
-    return network.layers[-1].kernel.numpy(), *(float(metric.result()) for metric in metrics), int(finite_steps)
+    return network.layers[-1].kernel.numpy(), *metrics.result().values(), int(metrics.finite_steps)
 
 
 def expected_kernel(inputs, labels, label_smoothing, class_weights):
     kernel = linear_network().layers[-1].kernel.numpy().astype(np.float64)
     logits = inputs.astype(np.float64) @ kernel
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    wanted = np.eye(NUM_CLASSES)[labels] * (1 - label_smoothing) + label_smoothing / NUM_CLASSES
-    errors = (probabilities - wanted) * np.asarray(class_weights)[labels][:, None]
+    target = np.eye(NUM_CLASSES)[labels] * (1 - label_smoothing) + label_smoothing / NUM_CLASSES
+    errors = (probabilities - target) * np.asarray(class_weights)[labels][:, None]
     return kernel - inputs.T @ errors / len(labels)
 
 
@@ -70,17 +59,17 @@ def expected_kernel(inputs, labels, label_smoothing, class_weights):
     ("batch_size", "gradient_accumulation_steps"), [(10, 1), (10, 10), (12, 4), (10, 2), (64, 1), (64, 64)]
 )
 @pytest.mark.parametrize("num_examples", [10, 7, 1])
-def test_an_update_is_a_step_down_the_mean_loss_whatever_the_parts(
+def test_a_step_descends_the_mean_loss_however_the_batch_is_split(
     num_examples, batch_size, gradient_accumulation_steps, class_weights, label_smoothing
 ):
     inputs, labels = INPUTS[:num_examples], LABELS[:num_examples]
-    kernel, *_ = updated(inputs, labels, gradient_accumulation_steps, label_smoothing, class_weights, batch_size)
+    kernel, *_ = trained(inputs, labels, gradient_accumulation_steps, label_smoothing, class_weights, batch_size)
     assert kernel == pytest.approx(expected_kernel(inputs, labels, label_smoothing, class_weights), abs=1e-5)
 
 
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
-def test_loss_and_accuracy_are_means_over_examples_before_the_update(gradient_accumulation_steps):
-    _, loss, accuracy, _ = updated(INPUTS, LABELS, gradient_accumulation_steps)
+def test_loss_and_accuracy_are_means_over_examples_before_the_step(gradient_accumulation_steps):
+    _, loss, accuracy, _ = trained(INPUTS, LABELS, gradient_accumulation_steps)
     logits = INPUTS @ linear_network().layers[-1].kernel.numpy()
     chosen = logits[np.arange(10), LABELS]
     assert loss == pytest.approx((np.log(np.exp(logits).sum(axis=1)) - chosen).mean(), abs=1e-5)
@@ -89,25 +78,25 @@ def test_loss_and_accuracy_are_means_over_examples_before_the_update(gradient_ac
 
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 @pytest.mark.parametrize("at_once", [1, 2, 3])
-def test_updates_are_the_same_bits_however_many_come_in_a_call(at_once, gradient_accumulation_steps):
+def test_steps_give_the_same_bits_however_many_are_in_one_call(at_once, gradient_accumulation_steps):
     settings = {
         "batch_size": 4,
         "rates": (0.5, 0.25, 1.0),
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "momentum": 0.9,
     }
-    kernel, *figures = updated(INPUTS, LABELS, **settings)  # batches of 4, 4 and 2
-    again, *figures_again = updated(INPUTS, LABELS, at_once=at_once, **settings)
+    kernel, *figures = trained(INPUTS, LABELS, **settings)  # batches of 4, 4 and 2
+    again, *figures_again = trained(INPUTS, LABELS, at_once=at_once, **settings)
     assert np.array_equal(kernel, again) and figures == figures_again
 
 
-def test_each_update_has_its_own_rate_and_examples():
+def test_each_step_has_its_own_learning_rate_and_examples():
     first = expected_kernel(INPUTS[:6], LABELS[:6], 0.0, (1.0,) * NUM_CLASSES)
-    alone, *_ = updated(INPUTS[:6], LABELS[:6], batch_size=6)
+    alone, *_ = trained(INPUTS[:6], LABELS[:6], batch_size=6)
     assert alone == pytest.approx(first, abs=1e-5)
-    still, *_ = updated(INPUTS, LABELS, batch_size=6, rates=(1.0, 0.0))
+    still, *_ = trained(INPUTS, LABELS, batch_size=6, rates=(1.0, 0.0))
     assert still == pytest.approx(first, abs=1e-5)
-    skipped, *_ = updated(INPUTS, LABELS, batch_size=6, rates=(0.0, 1.0))
+    skipped, *_ = trained(INPUTS, LABELS, batch_size=6, rates=(0.0, 1.0))
     expected = expected_kernel(INPUTS[6:], LABELS[6:], 0.0, (1.0,) * NUM_CLASSES)
     assert skipped == pytest.approx(expected, abs=1e-5)
 
@@ -115,9 +104,9 @@ def test_each_update_has_its_own_rate_and_examples():
 @pytest.mark.parametrize("at_once", [1, 2, 5])
 @pytest.mark.parametrize(("bad", "finite"), [(None, 5), (0, 0), (5, 2), (9, 4)])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_updates_are_counted_up_to_the_first_that_is_no_number(bad, finite, value, at_once):
+def test_steps_are_counted_up_to_the_first_nan_or_infinite_loss(bad, finite, value, at_once):
     inputs = INPUTS.copy()
     if bad is not None:
         inputs[bad] = value
-    *_, counted = updated(inputs, LABELS, batch_size=2, rates=(0.1,) * 5, at_once=at_once)
+    *_, counted = trained(inputs, LABELS, batch_size=2, rates=(0.1,) * 5, at_once=at_once)
     assert counted == finite

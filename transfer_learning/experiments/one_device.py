@@ -25,7 +25,7 @@ from transfer_learning.models.classifier import Classifier, build_classifier, un
 from transfer_learning.models.features import BATCH
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.recipes.known import RECIPES
-from transfer_learning.training.phases import ActivePhase, measure, start_phase
+from transfer_learning.training.phases import ActivePhase, evaluate, start_phase
 
 NUM_CLASSES = 10
 WINDOWS = 5
@@ -70,9 +70,9 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
     active = start_phase("fine_tune", config, classifier, examples, examples)
     batches = endless_batches(active, config)
     training = rate(lambda: train_step(active, *next(batches)), window)
-    measure(active)  # compiles
+    evaluate(active)  # compiles
     started = time.perf_counter()
-    measure(active)
+    evaluate(active)
     validation = len(examples) / (time.perf_counter() - started)
     num_val = round(NUM_IMAGES[dataset] * config.val_fraction)
     num_train = NUM_IMAGES[dataset] - num_val
@@ -116,7 +116,7 @@ def rate(step: Callable[[], int], window: float) -> dict[str, float]:
 def train_step(active: ActivePhase, inputs: tf.Tensor, labels: tf.Tensor) -> int:
     """Runs one train step to its end and returns its number of images."""
     active.train_steps(inputs, labels, [active.settings.learning_rate])
-    float(active.metrics[0].result())  # waits for the device
+    float(active.metrics.loss.result())  # waits for the device
     return len(labels)
 
 

@@ -1,1 +1,1 @@
-"""Phases, epochs and updates, and the checkpoints from which they go on to the same bits."""
+"""Phases, epochs and train steps, and the checkpoints from which a run resumes bit-exactly."""

@@ -1,11 +1,10 @@
-"""Checkpoints: the whole state of a training on disk, complete or not there at all.
+"""Checkpoints: the whole state of training on disk, complete or absent.
 
     checkpoint/000017/arrays.npz     the variables, by group and position
     checkpoint/000017/state.json     everything else
     checkpoint/000017/manifest.json  size and SHA-256 of both; written last
 
-A checkpoint is written into a folder with another name, synced to disk and renamed, beside the training. The last two
-are kept.
+A thread writes a checkpoint into a folder with another name, syncs it to disk and renames it. The last two are kept.
 """
 
 import hashlib
@@ -32,7 +31,7 @@ Arrays = dict[str, list[np.ndarray]]
 
 
 class Writer:
-    """Saves checkpoints in a thread of its own, one after the other; a context manager, left when the last is on disk."""
+    """Saves checkpoints in a thread, one after the other; a context manager that exits when the last one is on disk."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -49,7 +48,7 @@ class Writer:
             self._thread.shutdown()
 
     def save(self, arrays: Arrays, state: dict) -> None:
-        """Begins to save what nobody may change any more; returns once the checkpoint before it is on disk.
+        """Starts to save `arrays`, which must not change any more; returns once the checkpoint before it is on disk.
 
         Raises:
             OSError: the one before could not be written.
@@ -58,7 +57,7 @@ class Writer:
         self._writing = self._thread.submit(save, self._folder, arrays, state)
 
     def wait(self) -> None:
-        """Returns when everything is on disk, or raises the OSError that kept it from there."""
+        """Returns when everything is on disk; raises the OSError of a failed write."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
@@ -68,17 +67,17 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     """Writes the next checkpoint into `folder` and removes all but the last two.
 
     Args:
-        arrays: groups of arrays, kept by name and position.
+        arrays: groups of arrays, stored by name and position.
         state: JSON values.
 
     Raises:
-        OSError: the disk is full or fails; the checkpoints that were there are as they were.
+        OSError: the disk is full or fails; the older checkpoints are unchanged.
     """
     folder.mkdir(parents=True, exist_ok=True)
     older = _numbered(folder)
     final = folder / f"{int(older[-1].name) + 1 if older else 1:06d}"
     partial = folder / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # of a session that was killed in here
+    shutil.rmtree(partial, ignore_errors=True)  # of a session that was killed here
     try:
         partial.mkdir()
         named = {
@@ -96,7 +95,7 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
-            error.filename = error.filename or str(folder)  # of a write the system does not say where it failed
+            error.filename = error.filename or str(folder)  # a failed write names no file
         raise
     sync_to_disk(folder)
     for path in older[: -NUM_KEPT + 1]:
@@ -105,9 +104,9 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
 
 
 def load(folder: Path) -> tuple[Arrays, dict] | None:
-    """Returns the newest whole checkpoint as (arrays, state), or None where none was ever written.
+    """Returns the newest complete checkpoint as (arrays, state), or None if none was ever written.
 
-    A damaged one is named, set aside under another name, and the one before it used.
+    A damaged one is logged, renamed to NAME.damaged, and the one before it is used.
 
     Raises:
         UserError: there were checkpoints, and every one is damaged.
@@ -118,9 +117,7 @@ def load(folder: Path) -> tuple[Arrays, dict] | None:
             aside = path.with_name(f"{path.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(path, aside)
-            logger.info(
-                f"The checkpoint {path} is damaged ({problem}); it was set aside, and the one before it is used."
-            )
+            logger.warning(f"The checkpoint {path} is damaged ({problem}); the one before it is used.")
             continue
         state = json.loads((path / STATE).read_text())
         with np.load(path / ARRAYS, allow_pickle=False) as stored:
@@ -130,19 +127,17 @@ def load(folder: Path) -> tuple[Arrays, dict] | None:
             }
         return arrays, state
     if numbered or list(folder.glob("*.damaged")):
-        raise UserError(
-            f"Every checkpoint in {folder} is damaged; restore one from a copy, or start a new run in another directory."
-        )
+        raise UserError(f"Every checkpoint in {folder} is damaged; restore one from a backup, or start a new run.")
     return None
 
 
 def _numbered(folder: Path) -> list[Path]:
     found = [path for path in folder.glob("*") if path.name.isdecimal()]
-    return sorted(found, key=lambda path: int(path.name))  # the millionth has a digit more
+    return sorted(found, key=lambda path: int(path.name))  # the millionth has one more digit
 
 
 def _problem(path: Path) -> str:
-    """What is wrong with a checkpoint, or nothing."""
+    """Returns what is wrong with a checkpoint, or ""."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name in (ARRAYS, STATE):
@@ -159,16 +154,18 @@ def _problem(path: Path) -> str:
     try:
         _check_arrays(path / ARRAYS, json.loads((path / STATE).read_text())["groups"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
-        return f"its digests are right, but {error}"
+        return f"its checksums are right, but {error}"
     return ""
 
 
 def _check_arrays(path: Path, groups: dict[str, int]) -> None:
-    """Raises ValueError unless an .npz file, which may be a stranger's, holds arrays of numbers, as many as `groups` says,
-    and all the bytes that they declare: NumPy would make room for any size before it reads."""
+    """Raises ValueError unless an .npz file holds arrays of numbers, as many as `groups` says, and all their bytes.
+
+    The file may come from a stranger, and NumPy allocates any declared size before it reads.
+    """
     with zipfile.ZipFile(path) as archive:
         members, counts = archive.infolist(), groups.values()
-        if min(counts, default=0) < 0 or sum(counts) != len(members):  # ahead of names for so many
+        if min(counts, default=0) < 0 or sum(counts) != len(members):  # before building so many names
             raise ValueError(f"{path.name} holds another number of arrays than {STATE} says")
         expected = {f"{group}/{index}.npy" for group, count in groups.items() for index in range(count)}
         if {info.filename for info in members} != expected:
@@ -176,10 +173,10 @@ def _check_arrays(path: Path, groups: dict[str, int]) -> None:
         for info in members:
             with archive.open(info) as member:
                 if np.lib.format.read_magic(member) != (1, 0):
-                    raise ValueError(f"{info.filename} is no array of numbers")
+                    raise ValueError(f"{info.filename} is not an array of numbers")
                 shape, _, dtype = np.lib.format.read_array_header_1_0(member)
                 if dtype.hasobject or info.compress_type != zipfile.ZIP_STORED:
-                    raise ValueError(f"{info.filename} holds no plain numbers")
+                    raise ValueError(f"{info.filename} does not hold plain numbers")
                 if member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:
                     raise ValueError(f"{info.filename} declares another size than it has")
 

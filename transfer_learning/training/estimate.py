@@ -1,7 +1,7 @@
-"""What a run is going to take, stage by stage, foretold from a moment of work, and what it took in the end.
+"""Time and disk space of each stage of a run: estimates, extrapolated from short measurements, and what it took.
 
-The time of a stage grows with the images that are decoded or pass through the network, so both are measured; what does
-not grow (compiling, drawing the figures) stands here as a constant. The report shows both figures side by side.
+Time grows with the images that are decoded or pass through the network, whose rates are measured. What does not grow
+(compiling, drawing figures) is a constant here.
 """
 
 import logging
@@ -31,61 +31,75 @@ from transfer_learning.training.phase_inputs import activations_of_cut, copy_nam
 logger = logging.getLogger(__name__)
 
 MEASURED_SECONDS = 0.3  # of passing images through a network, after a warm-up; at least one batch
-SAMPLE_ERROR = 0.2  # a sample of some 64 images cannot tell a smaller share from none
-DISK_SHARE = 0.5  # of the free space, that the activations of a fine-tune phase may take
+SAMPLE_ERROR = 0.2  # a sample of some 64 images cannot distinguish a smaller fraction from 0
+DISK_FRACTION = 0.5  # of the free space, that the activations of a fine-tune phase may take
 
-# What was measured on two cores without a GPU, float32: multiples of the time that the same layers take frozen.
-FORWARD = 1.3  # a forward pass of layers that may train: nothing is folded into constants (1.1 to 1.6)
-TRAINING = 5.0  # that, the way back and the optimizer (4 to 6)
-HEAD_SECONDS = 2e-5  # an image in an update of the head
-PHASE_SECONDS = 3.0  # until a phase is compiled
-CLOSING_SECONDS = 6.5  # the saved model, figures and report
+# Measured on two cores without a GPU, float32, relative to the time of the same layers in the inference graph.
+FORWARD = 1.3  # a forward pass of trainable layers: nothing is folded into constants (1.1 to 1.6)
+TRAINING = 5.0  # forward and backward pass and the optimizer (4 to 6)
+HEAD_SECONDS = 2e-5  # per image in a train step of the head
+PHASE_SECONDS = 3.0  # to compile a phase
+CLOSING_SECONDS = 6.5  # saving the model, figures and report
 
 
 @dataclass
 class Stage:
-    """One stage of a run: what was foretold, and what it took in all sessions together."""
+    """One stage of a run: the estimate, and what it took in all sessions together."""
 
     name: str
     estimated_seconds: float | None = None
-    estimated_bytes: int = 0  # that it adds to the cache
+    estimated_bytes: int = 0  # added to the cache
     seconds: float | None = None
-    num_bytes: int = 0  # by which the cache grew; another run at the same time may have had a share in it
+    num_bytes: int = 0  # growth of the cache, to which a concurrent run may have contributed
 
 
-class Work(NamedTuple):
-    """How many images each split holds, about."""
+class SplitSizes(NamedTuple):
+    """Approximate numbers of images."""
 
     train: int
     val: int
     test: int
 
 
-class Kept(NamedTuple):
-    """What a phase keeps of an image below its cut."""
+class CutCost(NamedTuple):
+    """Cost of the activations at the cut of a phase."""
 
-    forward_rate: float  # images a second through what is below the cut
-    num_bytes: int  # of one image
-    missing: float  # share of the images of which nothing is kept yet
+    images_per_second: float  # through the layers below the cut
+    num_bytes: int  # per image
+    missing: float  # fraction of the images without cached activations
 
 
 class RunEstimate:
-    """The stages of a run in their order, kept in a file of the run directory; a damaged one counts as none."""
+    """The stages of a run in their order, stored as JSON in the run directory; a damaged file is replaced."""
 
     def __init__(self, path: Path, cache: Cache):
         self._path, self._cache = path, cache
-        self.stages, self.caches_activations = {}, False
+        self.stages: dict[str, Stage] = {}
+        self.caches_activations = False  # in the fine-tune phase
+        if not path.exists():
+            return
         try:
-            kept = read_json(path) if path.exists() else {"stages": [], "caches_activations": False}
-            kept = renamed(kept, {"keeps_boundary": "caches_activations"})
-            self.stages = {stage["name"]: Stage(**stage) for stage in kept["stages"]}
-            self.caches_activations = bool(kept["caches_activations"])
-        except (UserError, TypeError, KeyError):
-            logger.info(f"{path} is damaged, and made again: no result depends on it.")
+            values = renamed(read_json(path), {"keeps_boundary": "caches_activations"})
+            self.stages = {stage["name"]: Stage(**stage) for stage in values["stages"]}
+            self.caches_activations = bool(values["caches_activations"])
+        except (UserError, TypeError, KeyError, AttributeError):
+            self.stages = {}
+            logger.warning(f"{path} is damaged and is written anew; no result depends on it.")
+
+    @property
+    def seconds(self) -> dict[str, float | None]:
+        """Time that each stage took so far."""
+        return {name: stage.seconds for name, stage in self.stages.items()}
+
+    def start(self, stages: Sequence[Stage], caches_activations: bool) -> None:
+        """Sets what `estimate_run` returned, before the first stage."""
+        self.stages = {stage.name: stage for stage in stages}
+        self.caches_activations = caches_activations
+        self._write()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time inside to the stage, whatever ends it."""
+        """Adds the time inside the block to the stage, however the block ends."""
         stage, started = self.stages.setdefault(name, Stage(name)), time.monotonic()
         bytes_before = self._cache.num_bytes()
         try:
@@ -95,12 +109,6 @@ class RunEstimate:
             stage.seconds = round((stage.seconds or 0.0) + time.monotonic() - started, 3)
             self._write()
 
-    def announce(self, stages: Sequence[Stage], caches_activations: bool) -> None:
-        """Takes the estimates, before the first stage begins."""
-        self.stages = {stage.name: stage for stage in stages}
-        self.caches_activations = caches_activations
-        self._write()
-
     def _write(self) -> None:
         stages = [asdict(stage) for stage in self.stages.values()]
         write_json(self._path, {"stages": stages, "caches_activations": self.caches_activations})
@@ -109,130 +117,133 @@ class RunEstimate:
 def estimate_run(
     config: RunConfig, dataset: Dataset, classifier: Classifier, cuts: Mapping[str, Cut | None], runtime: dict[str, str]
 ) -> tuple[list[Stage], bool]:
-    """Decodes a few images, passes some through the network, and returns the stages with what they are going to take.
+    """Measures decoding and forward passes on a few images, and logs the estimate.
 
     Returns:
-        The stages, and whether a fine-tune phase shall start from kept activations; both are said, with the reason.
+        The stages with their estimates, and whether the fine-tune phase shall cache the activations at its cut.
     """
     cache = Cache.of(config)
     sample = sample_dataset(dataset, config.stored_size, config.resize, cache, config.decoded_gb)
-    work = work_in(dataset, config)
-    rates, kept = Rates(cache.folder / "rates.json"), {}
+    sizes = split_sizes(dataset, config)
+    rates = MeasuredRates(cache.folder / "rates.json")
+    costs: dict[str, CutCost] = {}
     for name, cut in cuts.items():
         if cut:
             activations = activations_of_cut(cut, config, sample.pixel_key, runtime)
-            views = copy_names(sample.hashes, config.phase(name), config.flip)
-            share = cache.cached_fraction(activations, [name for view in views for name in view])
-            missing = share_missing(share, work, len(views))
-            kept[name] = Kept(rates.of(activations.name, cut, bool(missing)), activations.record_bytes, missing)
-    if "frozen" in kept:
-        forward_rate = kept["frozen"].forward_rate
+            names = copy_names(sample.hashes, config.phase(name), config.flip)
+            cached = cache.cached_fraction(activations, [name for names_of_copy in names for name in names_of_copy])
+            missing = missing_fraction(cached, sizes, len(names))
+            costs[name] = CutCost(rates.of(activations.name, cut, bool(missing)), activations.record_bytes, missing)
+    if "frozen" in costs:
+        forward_rate = costs["frozen"].images_per_second
     else:
-        forward_rate = rate(inference_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
-    keeps = "fine_tune" in kept and choose_kept(
-        config.fine_tune, work, forward_rate, kept["fine_tune"], cache.free_bytes(), cache.limit_gb * 1e9
-    )
-    lower_rate = kept["fine_tune"].forward_rate if "fine_tune" in kept else np.inf
-    if not keeps:
-        kept.pop("fine_tune", None)
-    stages = estimates(config, work, sample, forward_rate, kept, lower_rate)
-    total = sum(stage.estimated_seconds for stage in stages)
-    logger.info(
-        f"Foreseen, from a moment of each kind of work: {', '.join(map(describe, stages))}; {duration(total)} in all."
-    )
-    return stages, keeps
+        forward_rate = measure_rate(inference_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
+    lower_rate, caches_activations = np.inf, False
+    if "fine_tune" in costs:
+        lower_rate = costs["fine_tune"].images_per_second
+        caches_activations = caching_pays(
+            config.fine_tune, sizes, forward_rate, costs["fine_tune"], cache.free_bytes(), cache.limit_gb * 1e9
+        )
+        if not caches_activations:
+            del costs["fine_tune"]
+    stages = estimate_stages(config, sizes, sample, forward_rate, costs, lower_rate)
+    total = sum(stage.estimated_seconds or 0.0 for stage in stages)
+    logger.info(f"Estimated time: {', '.join(map(describe, stages))}; {duration(total)} in total.")
+    return stages, caches_activations
 
 
-def share_missing(cached_fraction: float, work: Work, num_views: int) -> float:
-    """Which share of what a phase keeps is missing, if `cached_fraction` of a sample's views is there.
+def missing_fraction(cached_fraction: float, sizes: SplitSizes, num_copies: int) -> float:
+    """Fraction of the activations of a phase that are missing, if `cached_fraction` of a sample's copies are cached.
 
-    The sample is of all images, and a phase keeps nothing of the test, and of val the plain view alone.
+    The sample is of all images, and a phase needs none of the test images and only the plain copy of validation images.
     """
-    most = (num_views * work.train + work.val) / max(1, num_views * sum(work))
+    most = (num_copies * sizes.train + sizes.val) / max(1, num_copies * sum(sizes))
     missing = 1.0 - cached_fraction / most if most else 0.0
     return missing if missing > SAMPLE_ERROR else 0.0
 
 
-def work_in(dataset: Dataset, config: RunConfig) -> Work:
-    """About how many images each split is going to hold."""
+def split_sizes(dataset: Dataset, config: RunConfig) -> SplitSizes:
+    """Estimates how many images each split will hold."""
     named = {split: sum(example.split == split for example in dataset.examples) for split in (*SPLITS, UNSEEN)}
     left = len(dataset.examples) - named["val"] - named["test"] - named[UNSEEN]
     test = named["test"] or config.test_fraction * left
     left -= 0 if named["test"] else test
     val = named["val"] or config.val_fraction * left
-    return Work(round(left - (0 if named["val"] else val)), round(val), round(test))
+    return SplitSizes(round(left - (0 if named["val"] else val)), round(val), round(test))
 
 
-def estimates(
+def estimate_stages(
     config: RunConfig,
-    work: Work,
+    sizes: SplitSizes,
     sample: Sample,
     forward_rate: float,
-    kept: Mapping[str, Kept],
+    costs: Mapping[str, CutCost],
     lower_rate: float = np.inf,
 ) -> list[Stage]:
-    """The stages of a run in their order.
+    """Returns the stages of a run in their order.
 
     Args:
-        forward_rate: images a second through the whole frozen network.
-        kept: by phase, what it keeps; a phase that is missing computes everything in every epoch.
-        lower_rate: images a second through what the fine-tune phase leaves frozen but does not keep.
+        forward_rate: images per second through the whole frozen network.
+        costs: of each phase that caches activations; the others compute everything in every epoch.
+        lower_rate: images per second through the frozen layers of a fine-tune phase that does not cache activations.
     """
-    num_missing = sample.missing_fraction * sum(work)
+    num_missing = sample.missing_fraction * sum(sizes)
     stages = [Stage("decode", num_missing / sample.images_per_second, int(num_missing * sample.record_bytes))]
     for name in PHASES:
         if config.phase(name).epochs:
-            arguments = config.phase(name), name == "frozen", work, forward_rate, kept.get(name), lower_rate
-            stages.append(Stage(name, *_phase(*arguments)))
-    predicting = (work.val + work.test + 2 * ood.NUM_IMAGES) / forward_rate
+            arguments = config.phase(name), name == "frozen", sizes, forward_rate, costs.get(name), lower_rate
+            stages.append(Stage(name, *_phase_cost(*arguments)))
+    predicting = (sizes.val + sizes.test + 2 * ood.NUM_IMAGES) / forward_rate
     return [*stages, Stage("evaluate", CLOSING_SECONDS + predicting)]
 
 
-def choose_kept(
-    settings: Phase, work: Work, forward_rate: float, kept: Kept, free_bytes: float, cache_bytes: float
+def caching_pays(
+    settings: Phase, sizes: SplitSizes, forward_rate: float, cost: CutCost, free_bytes: float, cache_bytes: float
 ) -> bool:
-    """Returns whether keeping the activations below a fine-tune phase saves time and has space; says which, and why."""
-    live, _ = _phase(settings, False, work, forward_rate, None, lower_rate=kept.forward_rate)
-    from_kept, num_bytes = _phase(settings, False, work, forward_rate, kept)
-    space = min(free_bytes * DISK_SHARE, cache_bytes)
-    is_kept = from_kept < live and num_bytes <= space
-    with_it, without = f"{duration(from_kept)} and {size(num_bytes)} on disk with it", f"{duration(live)} without"
-    why = f", since {size(space)} are free for it" if num_bytes > space else ""
+    """Returns, and logs, whether caching the activations of the fine-tune phase saves time and has space."""
+    recomputed, _ = _phase_cost(settings, False, sizes, forward_rate, None, cost.images_per_second)
+    cached, num_bytes = _phase_cost(settings, False, sizes, forward_rate, cost)
+    space = min(free_bytes * DISK_FRACTION, cache_bytes)
+    pays = cached < recomputed and num_bytes <= space
     logger.info(
-        f"What fine-tuning leaves frozen is computed {'once' if is_kept else 'in every epoch'}: {with_it}, {without}{why}."
+        f"Frozen layers while fine-tuning: {'computed once' if pays else 'computed in every epoch'} "
+        f"({duration(cached)} and {size(num_bytes)} with a cache, {duration(recomputed)} without"
+        + (f"; {size(space)} are free)." if num_bytes > space else ").")
     )
-    return is_kept
+    return pays
 
 
-def _phase(
-    settings: Phase, is_head_alone: bool, work: Work, forward_rate: float, kept: Kept | None, lower_rate: float = np.inf
+def _phase_cost(
+    settings: Phase,
+    is_head_alone: bool,
+    sizes: SplitSizes,
+    forward_rate: float,
+    cost: CutCost | None,
+    lower_rate: float = np.inf,
 ) -> tuple[float, int]:
-    """Seconds, and bytes for the cache.
-
-    lower_rate: where nothing is kept, images a second through what lies below a cut; infinite: there is no cut.
-    """
-    lower_rate = kept.forward_rate if kept else lower_rate
-    upper = 0.0 if is_head_alone else max(0.0, 1 / forward_rate - 1 / lower_rate)  # seconds an image, frozen
-    epoch = upper * (TRAINING * work.train + FORWARD * work.val) + HEAD_SECONDS * work.train
-    if kept is None:
-        below = 1 / lower_rate if not is_head_alone else FORWARD / forward_rate
-        return PHASE_SECONDS + settings.epochs * (epoch + below * (work.train + work.val)), 0
-    num_missing = kept.missing * (max(1, settings.copies) * work.train + work.val)
-    seconds = PHASE_SECONDS + num_missing / kept.forward_rate + settings.epochs * epoch
-    return seconds, int(num_missing * kept.num_bytes)
+    """Seconds, and bytes in the cache; `lower_rate` as in `estimate_stages`, infinite without a cut."""
+    lower_rate = cost.images_per_second if cost else lower_rate
+    upper = 0.0 if is_head_alone else max(0.0, 1 / forward_rate - 1 / lower_rate)  # seconds per image, if frozen
+    epoch = upper * (TRAINING * sizes.train + FORWARD * sizes.val) + HEAD_SECONDS * sizes.train
+    if cost is None:
+        lower = FORWARD / forward_rate if is_head_alone else 1 / lower_rate
+        return PHASE_SECONDS + settings.epochs * (epoch + lower * (sizes.train + sizes.val)), 0
+    num_missing = cost.missing * (max(1, settings.copies) * sizes.train + sizes.val)
+    seconds = PHASE_SECONDS + num_missing / cost.images_per_second + settings.epochs * epoch
+    return seconds, int(num_missing * cost.num_bytes)
 
 
-class Rates:
-    """The rates of frozen networks on this machine, remembered beside what they made of images."""
+class MeasuredRates:
+    """Images per second of frozen networks on this machine, stored beside their cached activations."""
 
     def __init__(self, path: Path):
         self._path = path
 
     def of(self, name: str, cut: Cut, anew: bool) -> float:
-        """Images per second through ``cut.below``: measured if `anew` is set or no earlier run has measured it.
+        """Images per second through the layers below the cut; measured if `anew`, or if no earlier run did.
 
         Args:
-            name: of the cache entry, which depends on the network, its weights and the machine.
+            name: of the cache entry, a hash of network, weights and runtime.
         """
         known = {}
         with suppress(OSError, UserError):
@@ -240,17 +251,17 @@ class Rates:
         if not isinstance(known, dict):
             known = {}
         if anew or not isinstance(known.get(name), float) or not known[name] > 0:
-            known[name] = rate(cut.below_fn, cut.below.input_shape[1:])
-            with suppress(OSError):  # a cache that cannot be written
+            known[name] = measure_rate(cut.below_fn, cut.below.input_shape[1:])
+            with suppress(OSError):  # the cache may be read-only
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(self._path, known)
         return known[name]
 
 
-def rate(compute: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> float:
-    """Returns the images that go through `compute` in a second, BATCH at a time; the fastest batch counts."""
+def measure_rate(compute: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> float:
+    """Returns the images per second through `compute`, BATCH at a time, of the fastest batch."""
     images, seconds = tf.zeros((BATCH, *shape)), []
-    np.asarray(compute(images))  # compiles; the next ones may still warm up
+    np.asarray(compute(images))  # compiles
     while sum(seconds) < MEASURED_SECONDS:
         started = time.monotonic()
         np.asarray(compute(images))
@@ -261,4 +272,4 @@ def rate(compute: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> f
 def describe(stage: Stage) -> str:
     """``fine_tune 2:10 min (75 MB on disk)``."""
     disk = f" ({size(stage.estimated_bytes)} on disk)" if stage.estimated_bytes else ""
-    return f"{stage.name} {duration(stage.estimated_seconds)}{disk}"
+    return f"{stage.name} {duration(stage.estimated_seconds or 0.0)}{disk}"

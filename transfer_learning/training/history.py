@@ -1,4 +1,4 @@
-"""The history: one row an epoch, the same bits however often the run was stopped; times stand in a file of their own."""
+"""history.csv, which is bit-identical after any resume, and timings.csv, both with one row per epoch; and summaries."""
 
 import math
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ COLUMNS = ("phase", "epoch", "updates", "learning_rate", "loss", "accuracy", "va
 
 
 def write_history(rows: list[dict], path: Path) -> None:
-    """Writes the rows as CSV; numbers keep every bit (the shortest decimal that reads back as the same double)."""
+    """Writes the rows as CSV; each number is the shortest decimal that reads back as the same double."""
     with written_atomically(path) as temporary:
         pd.DataFrame(rows, columns=COLUMNS).to_csv(temporary, index=False, lineterminator="\n")
 
 
 def add_timing(path: Path, row: dict) -> None:
-    """Adds what an epoch took; the table is written anew, since part of a row would keep the run from its end."""
+    """Appends the timing of an epoch, by rewriting the file atomically: a resumed run could not read half a row."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     write_text(path, before + pd.DataFrame([row]).to_csv(header=not before, index=False, lineterminator="\n"))
 
@@ -29,12 +29,12 @@ def add_timing(path: Path, row: dict) -> None:
 def phase_results(
     history: list[dict], timings: Path, monitor: str, seconds_of_phases: Mapping[str, float | None]
 ) -> dict[str, dict]:
-    """What each trained phase came to: its epochs, the values of its best one, and where its time went.
+    """Returns for each trained phase its number of epochs, the metrics of its best epoch, and times in seconds.
 
     Args:
-        timings: the file that `add_timing` filled; an epoch that was begun again counts once.
-        seconds_of_phases: what each phase took in all. What its epochs did not take are the ``preparation_seconds``: what
-            is frozen, which is computed once, and compiling.
+        timings: the file that `add_timing` wrote; the last row of an epoch that was repeated counts.
+        seconds_of_phases: total time of each phase; what its epochs did not take are ``preparation_seconds`` (computing
+            cached activations, compiling).
     """
     seconds = pd.read_csv(timings).drop_duplicates("epoch", keep="last") if timings.exists() else None
     results = {}
@@ -66,9 +66,9 @@ def phase_results(
 
 
 def fine_tuned_worse(results: Mapping[str, dict], monitor: str) -> str:
-    """A sentence where the fine-tune phase, whose weights are kept, ended worse than the frozen one; "" elsewhere."""
+    """Returns a warning if the best fine-tuned epoch is worse than the best frozen one, else ""."""
     before, after = (results[name][monitor] if name in results else None for name in PHASES)
-    # Values of the training images do not compare: the phases may change them differently.
+    # Metrics on training images are not comparable: the phases may augment them differently.
     if (
         not monitor.startswith("val")
         or before is None
@@ -77,18 +77,18 @@ def fine_tuned_worse(results: Mapping[str, dict], monitor: str) -> str:
     ):
         return ""
     return (
-        f"Fine-tuning made it worse: {monitor} {after:.4f} at its best, against {before:.4f} of the frozen phase. A lower "
-        "--fine-tune.learning-rate may mend it; --fine-tune.epochs 0 trains the head alone, on the features that are kept."
+        f"Fine-tuning made {monitor} worse: {after:.4f} at best, against {before:.4f} in the frozen phase; try a lower "
+        "--fine-tune.learning-rate, or --fine-tune.epochs 0, which trains the head on cached features."
     )
 
 
-def describe(name: str, result: dict) -> str:
-    """``Phase frozen: 3 epochs of 0.4 s on average, after 12:03 min of preparation (frozen layers, compiling).``"""
+def describe_phase(name: str, result: dict) -> str:
+    """``Phase frozen: 3 epochs of 0.4 s on average, after 12 s of preparation (cached activations, compiling).``"""
     epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
     if "epoch_seconds" not in result:
         return f"Phase {name}: {epochs}."
-    average = " on average" * (result["epochs"] > 1)
+    mean = " on average" if result["epochs"] > 1 else ""
     return (
-        f"Phase {name}: {epochs} of {duration(result['epoch_seconds'])}{average}, after "
-        f"{duration(result['preparation_seconds'])} of preparation (frozen layers, compiling)."
+        f"Phase {name}: {epochs} of {duration(result['epoch_seconds'])}{mean}, after "
+        f"{duration(result['preparation_seconds'])} of preparation (cached activations, compiling)."
     )

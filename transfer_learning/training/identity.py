@@ -1,4 +1,4 @@
-"""What a checkpoint belongs to: a run continues only from its own."""
+"""The identity of a run: its checkpoints continue only a run with the same config, dataset and initial weights."""
 
 import dataclasses
 import json
@@ -14,21 +14,21 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides the bits of a run. The first three must agree; other runtime only cost the last bits."""
+    """What decides the bits of a run. All but the runtime must agree, which changes the last bits only."""
 
     config: RunConfig
     dataset: str  # fingerprint of the manifest
-    initial_weights: str  # SHA-256 of the network before the first update
-    runtime: dict[str, str]  # versions, device, flags
+    initial_weights: str  # SHA-256 of the network before the first train step
+    runtime: dict[str, str]  # runtime fingerprint: versions, device, flags
 
     def to_values(self) -> dict:
         return dataclasses.asdict(self) | {"config": json.loads(self.config.to_json())}
 
     def check(self, values: dict, run_dir: RunDir) -> None:
-        """Compares with the `to_values` of a checkpoint in `run_dir`; says which runtime have changed.
+        """Compares with the `to_values` of a checkpoint in `run_dir`; logs changes of the runtime.
 
         Raises:
-            UserError: the checkpoint belongs to another config, to other images or to another network.
+            UserError: the checkpoint belongs to another config, dataset or network.
         """
         values = renamed(values, {"surroundings": "runtime"})
         config = RunConfig.from_json(json.dumps(values["config"]), f"the config inside {run_dir.checkpoint}")
@@ -38,21 +38,21 @@ class Identity:
             )
         if values["dataset"] != self.dataset:
             raise UserError(
-                f"The images, labels, splits or order of classes of {self.config.dataset} are not those that {run_dir.path} "
-                "was trained on; restore them, or start a new run."
+                f"The images, labels, splits or classes of {self.config.dataset} have changed since {run_dir.path} was "
+                "started; restore them, or start a new run."
             )
         if values["initial_weights"] != self.initial_weights:
             raise UserError(
-                f"The network that {config.backbone} ({config.weights} weights, seed {config.seed}) starts from is not the "
-                f"one that {run_dir.path} started from; restore the weights file or the version, or start a new run."
+                f"{config.backbone} ({config.weights} weights, seed {config.seed}) has other initial weights than when "
+                f"{run_dir.path} was started; restore the weights file or the version, or start a new run."
             )
-        changed = {
-            name: (values["runtime"].get(name), value)
+        before = values["runtime"]
+        changed = [
+            f"{name} was {before.get(name)}, is {value}"
             for name, value in self.runtime.items()
-            if values["runtime"].get(name) != value
-        }
+            if before.get(name) != value
+        ]
         if changed:
-            was = ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changed.items())
-            logger.info(
-                f"The run continues in other runtime ({was}), so its last bits may differ from an unbroken run's."
+            logger.warning(
+                f"The runtime has changed ({'; '.join(changed)}), so the last bits of the result may differ."
             )

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 from transfer_learning.config import Phase
 
-if TYPE_CHECKING:  # the table is read where Keras is not wanted, as by `--help`
+if TYPE_CHECKING:  # `--help` reads the table without importing Keras
     import keras
 
 
 def make_optimizer(phase: Phase) -> "keras.optimizers.Optimizer":
-    """A new optimizer; under mixed_float16 one that scales the loss, so that small gradients survive 16 bits."""
+    """Returns a new optimizer; under mixed_float16 with loss scaling, so that small gradients do not become 0."""
     import keras
 
     optimizer = OPTIMIZERS[phase.optimizer](phase)
@@ -28,7 +28,7 @@ def adamw(phase: Phase) -> "keras.optimizers.Optimizer":
     import keras
 
     optimizer = keras.optimizers.AdamW(phase.learning_rate, weight_decay=phase.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])  # as is usual: they do not overfit
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])  # common practice: they do not overfit
     return optimizer
 
 

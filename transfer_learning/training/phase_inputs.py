@@ -1,4 +1,4 @@
-"""What a phase is fed: images, or, computed once, what its frozen part makes of them."""
+"""Activations at the cut of a phase as its inputs: cached, or computed whenever they are read."""
 
 import json
 import logging
@@ -27,64 +27,67 @@ from transfer_learning.storage.rows import Rows
 
 logger = logging.getLogger(__name__)
 
-COPY_SEED = 0  # not the run's: another run would have to make its own views
+COPY_SEED = 0  # not the run's seed, so that runs with other seeds find the same augmented copies in the cache
 
 
 def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, str]) -> EntrySpec:
-    """The cache entry for the output of the layers below the cut.
+    """Returns the cache entry of the activations at the cut.
 
     Args:
         pixel_key: see `CachedImages`.
-        runtime: versions, device and flags, that the last bits depend on.
+        runtime: versions, device and flags, which the last bits depend on.
     """
     key = json.dumps([runtime, pixel_key, keras.mixed_precision.dtype_policy().name])
     return activations_entry(cut.below, key, config.backbone, config.image_size)
 
 
 def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
-    """For each view of a phase the names that its images are kept under; view 0 of an image is the image."""
+    """Returns for each copy of a phase the cache keys of all images; copy 0 of an image is the image itself."""
     kind = f"{settings.augmentation} {augmentation.VERSION} {'flip' if flip else 'no flip'}"
-    return [list(hashes), *([f"{hashed} {kind} {view}" for hashed in hashes] for view in range(1, settings.copies))]
+    return [list(hashes), *([f"{hashed} {kind} {copy}" for hashed in hashes] for copy in range(1, settings.copies))]
 
 
 def make_phase_inputs(
-    cut: Cut, settings: Phase, keep: bool, config: RunConfig, data: PreparedDataset, runtime: dict[str, str]
+    cut: Cut, settings: Phase, is_cached: bool, config: RunConfig, data: PreparedDataset, runtime: dict[str, str]
 ) -> tuple[Examples, Examples]:
-    """The training and validation examples of a phase as what ``cut.below`` makes of them.
+    """Returns training and validation examples whose inputs are the activations at the cut.
 
-    The views of an image are drawn from its content alone. So another run finds them, whatever its seed, its labels and
-    the images beside them.
+    Augmented copies depend on the content of an image only, so that another run finds them in the cache, whatever its
+    seed, labels and other images.
 
     Args:
-        keep: whether they are computed once and kept, or in every epoch, to the same bits.
+        is_cached: whether activations are computed once, or whenever they are read; the bits are the same.
     """
     train, val = data.split("train"), data.split("val")
-    train_hashes, val_hashes = data.hashes("train").tolist(), data.hashes("val").tolist()
-    views = copy_names(train_hashes, settings, config.flip)
+    train_names = copy_names(data.hashes("train").tolist(), settings, config.flip)
+    num_copies = len(train_names)
 
-    def draw_views(images: np.ndarray, names: list[str]) -> tf.Tensor:
-        keys = np.array([key_of(name.split()[0]) for name in names], np.uint64)  # of the content
-        numbers = np.array([int(name.split()[-1]) if " " in name else 0 for name in names])
-        parameters = augmentation.draw(settings.augmentation, config.flip, COPY_SEED, numbers, keys, images.shape[1])
-        is_plain = (numbers == 0)[:, None, None, None]
-        changed = augmentation.apply(settings.augmentation, tf.constant(images), parameters)
-        return tf.where(is_plain, tf.cast(images, tf.float32), changed)
+    def augment(images: np.ndarray, names: list[str]) -> tf.Tensor:
+        content_keys = np.array([key_of(name.split()[0]) for name in names], np.uint64)
+        copies = np.array([int(name.split()[-1]) if " " in name else 0 for name in names])
+        parameters = augmentation.draw(
+            settings.augmentation, config.flip, COPY_SEED, copies, content_keys, images.shape[1]
+        )
+        is_plain = (copies == 0)[:, None, None, None]
+        augmented = augmentation.apply(settings.augmentation, tf.constant(images), parameters)
+        return tf.where(is_plain, tf.cast(images, tf.float32), augmented)
 
     # The graph is built when the first activation is missing.
-    entry = activations_of_cut(cut, config, data.images.pixel_key, runtime)
-    frozen = FrozenPart(entry, lambda images: cut.below_fn(images))
-    all_rows = np.concatenate([np.tile(train.rows, len(views)), val.rows])
-    all_names = [name for names in views for name in names] + val_hashes
-    images = NamedImages(data.images.pixels, all_rows, all_names, draw_views if len(views) > 1 else None)
+    frozen = FrozenPart(
+        activations_of_cut(cut, config, data.images.pixel_key, runtime), lambda images: cut.below_fn(images)
+    )
+    rows = np.concatenate([np.tile(train.rows, num_copies), val.rows])
+    names = [name for names_of_copy in train_names for name in names_of_copy] + data.hashes("val").tolist()
+    images = NamedImages(data.images.pixels, rows, names, augment if num_copies > 1 else None)
     inputs: Rows = ComputedActivations(frozen, images)
-    positions = np.arange(len(all_names))
-    if keep:
+    positions = np.arange(len(names))
+    if is_cached:
         try:
             inputs, positions = cached_activations(frozen, images, Cache.of(config))
         except NoSpace as error:
-            logger.info(f"{error} The run goes on and computes them in every epoch, to the same bits.")
-    num_rows = len(views) * len(train)
-    train_rows = positions[:num_rows].reshape(len(views), len(train))
-    if len(views) == 1:
+            logger.warning(f"{error} The run goes on and computes them in every epoch, to the same bits.")
+    num_train_rows = num_copies * len(train)
+    train_rows = positions[:num_train_rows].reshape(num_copies, len(train))
+    if num_copies == 1:
         train_rows = train_rows[0]
-    return replace(train, inputs=inputs, rows=train_rows), replace(val, inputs=inputs, rows=positions[num_rows:])
+    return replace(train, inputs=inputs, rows=train_rows), replace(val, inputs=inputs, rows=positions[num_train_rows:])

@@ -10,14 +10,14 @@ def learning_rate(phase: Phase, step: int, steps_per_epoch: int, plateau_scale: 
 
     Args:
         step: 0 or more, counted from the start of the phase.
-        plateau_scale: what schedule "plateau" has lowered the rate to so far, as a fraction.
+        plateau_scale: product of the factors of schedule "plateau" so far.
     """
     rate = SCHEDULES[phase.schedule](phase, step, steps_per_epoch)
     return rate if step < round(phase.warmup_epochs * steps_per_epoch) else rate * plateau_scale
 
 
 def constant(phase: Phase, step: int, steps_per_epoch: int) -> float:
-    """Rises linearly over the warm-up, to full height at its last step, and stays there."""
+    """Rises linearly over the warm-up and is constant from its last step on."""
     warmup = round(phase.warmup_epochs * steps_per_epoch)
     return phase.learning_rate * (step + 1) / warmup if step < warmup else phase.learning_rate
 
@@ -34,19 +34,19 @@ def cosine(phase: Phase, step: int, steps_per_epoch: int) -> float:
 
 
 def triangular2(phase: Phase, step: int, steps_per_epoch: int) -> float:
-    """Up and down in triangles, each half as high as the one before (Smith, "Cyclical Learning Rates", 2017)."""
+    """Triangles, each half as high as the one before (Smith, "Cyclical Learning Rates", 2017)."""
     triangle, position = divmod(step / (phase.cycle_epochs * steps_per_epoch), 1.0)
     height = (1 - abs(2 * position - 1)) * 0.5**triangle
     return phase.min_learning_rate + (phase.learning_rate - phase.min_learning_rate) * height
 
 
 def one_cycle(phase: Phase, step: int, steps_per_epoch: int) -> float:
-    """Rises along half a cosine over the warm-up, then falls along another one to far below where it began.
+    """Rises along half a cosine over the warm-up, then falls along another one to far below its first value.
 
     Smith and Topin, "Super-Convergence", 2018; momentum is not cycled.
     """
     first, last_step = phase.learning_rate / phase.div_factor, phase.epochs * steps_per_epoch - 1
-    top = phase.warmup_epochs * steps_per_epoch - 1  # the step of the highest rate, which may lie between two
+    top = phase.warmup_epochs * steps_per_epoch - 1  # position of the highest rate, which may lie between two steps
     if step < top:
         return _along_cosine(first, phase.learning_rate, step / top)
     top = max(top, 0)
@@ -54,11 +54,11 @@ def one_cycle(phase: Phase, step: int, steps_per_epoch: int) -> float:
 
 
 def _along_cosine(start: float, end: float, part: float) -> float:
-    """From `start` to `end`, slowly at first and at last; `part` of the way, 0 to 1."""
+    """Half a cosine from `start` (part 0) to `end` (part 1)."""
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * part))
 
 
-SCHEDULES = {  # "plateau" is constant until `monitor` stalls, see stopping.py
+SCHEDULES = {  # "plateau" is constant until the monitored value stalls, see state.py
     "constant": constant,
     "cosine": cosine,
     "plateau": constant,

@@ -1,29 +1,38 @@
-"""Where a training stands: everything, apart from the arrays of a phase, that a resumed run has to know."""
+"""The position of a training run: everything but arrays that a resumed run needs."""
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from transfer_learning.config import Phase
+from transfer_learning.storage.files import renamed
+
+EARLIER_NAMES = {"update": "step", "micro_batches": "gradient_accumulation_steps"}
 
 
 @dataclass
 class TrainingState:
-    """The position and the memory of the loop; `checkpoint.py` keeps it as JSON, so it holds plain values only."""
+    """What the loop knows between two train steps; plain values only, because checkpoints store it as JSON."""
 
-    phase: int = 0  # index into the phases that are trained; their number when all are done
-    epoch: int = 0  # epochs of this phase that are done
-    update: int = 0  # updates of this epoch that are done
-    best_value: float | None = None  # of the monitored value, in this phase
-    wait: int = 0  # epochs since the best, for early stopping
-    plateau_wait: int = 0  # epochs since the best or the last lowering
-    plateau_scale: float = 1.0  # what the plateau has lowered the rate to
+    phase: int = 0  # index of the current phase among those with epochs; their number once all are done
+    epoch: int = 0  # finished epochs of this phase
+    step: int = 0  # finished train steps of this epoch
+    best_value: float | None = None  # best monitored value of this phase
+    wait: int = 0  # epochs since the best one, for early stopping
+    plateau_wait: int = 0  # epochs since the best one or since plateau last lowered the learning rate
+    plateau_scale: float = 1.0  # product of plateau's factors so far
     stopped_by_callback: bool = False  # a Keras callback has set `stop_training` in this phase
-    gradient_accumulation_steps: int = 0  # that a batch is cut into since memory ran out; 0: as the config has it
-    seconds: float = 0.0  # that earlier sessions spent on this epoch; the one field that no result depends on
-    history: list[dict] = field(default_factory=list)  # one row an epoch, over all phases
+    gradient_accumulation_steps: int = 0  # raised after memory ran out; 0: the config's value
+    seconds: float = 0.0  # of earlier sessions in this epoch; the only field that no result depends on
+    history: list[dict] = field(default_factory=list)  # one row per epoch, over all phases
+
+    @staticmethod
+    def from_values(values: dict[str, Any]) -> "TrainingState":
+        """Reads the fields from a checkpoint of this or an earlier version; TypeError if they are others."""
+        return TrainingState(**renamed(values, EARLIER_NAMES))
 
     def is_better(self, value: float, monitor: str) -> bool:
-        """Whether `value` beats the best of the phase, as Keras' ModelCheckpoint decides it; NaN and infinity never do."""
+        """Whether `value` beats the best of the phase, as Keras' ModelCheckpoint decides; NaN and infinity never do."""
         if not math.isfinite(value):
             return False
         if self.best_value is None:
@@ -31,16 +40,17 @@ class TrainingState:
         return value > self.best_value if monitor.endswith("accuracy") else value < self.best_value
 
     def phase_is_over(self, phase: Phase) -> bool:
-        """Whether the last epoch is done, or the best one lies `patience` epochs back. A function of the state alone,
-        so that a run that is killed right behind that epoch knows it too."""
+        """Whether the last epoch is done, patience has run out, or a callback stopped the phase.
+
+        It depends on the state alone, so that a run killed right after that epoch still knows it.
+        """
         return self.epoch >= phase.epochs or 0 < phase.patience <= self.wait or self.stopped_by_callback
 
     def end_epoch(self, row: dict, phase: Phase, monitor: str) -> bool:
-        """Moves to the next epoch, and returns whether this one was the best of the phase so far."""
-        value = row[monitor]
-        is_best = self.is_better(value, monitor)
+        """Appends the epoch's row, moves to the next epoch, and returns whether this one is the best of the phase."""
+        is_best = self.is_better(row[monitor], monitor)
         if is_best:
-            self.best_value, self.wait, self.plateau_wait = value, 0, 0
+            self.best_value, self.wait, self.plateau_wait = row[monitor], 0, 0
         else:
             self.wait += 1
             self.plateau_wait += 1
@@ -49,11 +59,11 @@ class TrainingState:
             self.plateau_wait = 0
         self.history.append(row)
         self.epoch += 1
-        self.update, self.seconds = 0, 0.0
+        self.step, self.seconds = 0, 0.0
         return is_best
 
     def end_phase(self) -> None:
-        """Moves to the start of the next phase, which knows nothing of this one's best."""
+        """Moves to the start of the next phase and resets the best value and the counters."""
         self.phase += 1
-        self.epoch = self.update = self.wait = self.plateau_wait = 0
+        self.epoch = self.step = self.wait = self.plateau_wait = 0
         self.plateau_scale, self.best_value, self.stopped_by_callback = 1.0, None, False

@@ -1,4 +1,4 @@
-"""Signals that stop a run: in the loop they wait for the end of the update and a checkpoint, elsewhere they act at once."""
+"""Signals that stop a run: in the loop after the train step and a checkpoint, elsewhere at once."""
 
 import signal
 import socket
@@ -8,11 +8,11 @@ from contextlib import contextmanager
 
 from transfer_learning.errors import Stopped
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; an end that is wanted; a batch system's warning
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; kill; a batch system's warning of its time limit
 
 
 class StopRequest:
-    """Takes SIGINT, SIGTERM and SIGUSR1 while it is used as a context manager."""
+    """Handles SIGINT, SIGTERM and SIGUSR1 while it is used as a context manager, by raising Stopped."""
 
     def __init__(self):
         self._received: int | None = None
@@ -20,7 +20,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._previous = {}
-        if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers only here
             for number in STOPS:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
@@ -31,7 +31,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within the block a signal is only noted; it takes effect at `raise_if_received`, and at the block's end."""
+        """Inside the block a signal takes effect only at `raise_if_received`, and at the end of the block."""
         self._deferred = True
         try:
             yield
@@ -58,14 +58,14 @@ class StopRequest:
 
 
 class Watchdog:
-    """Ends a process that a signal asked to stop, and that has not done so in time; a context manager.
+    """Ends a process that has not stopped in time after SIGTERM or SIGUSR1; a context manager.
 
-    Python's handlers wait until TensorFlow returns from an update, which may take longer than a batch system waits. What
-    then counts is the checkpoint before it. Ctrl-C is left to the person at the keyboard.
+    Python's handlers wait until TensorFlow returns from a train step, which may take longer than a batch system waits;
+    the run then continues from the checkpoint before. Ctrl-C is not watched.
 
     Args:
-        end: called with the signal's number, in a thread; it is to end the process.
-        seconds: that the process has after a signal.
+        end: called with the signal's number, in a thread; it has to end the process.
+        seconds: time to stop after a signal.
     """
 
     def __init__(self, end: Callable[[int], None], seconds: float = 15.0):
@@ -73,21 +73,20 @@ class Watchdog:
         self._is_over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
-        self._heard, self._told = socket.socketpair()
-        self._told.setblocking(False)
-        self._previous = signal.set_wakeup_fd(
-            self._told.fileno()
-        )  # gets the number of each signal, whatever Python does
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        # Python writes the number of each signal to it at once, even while TensorFlow is busy.
+        self._previous = signal.set_wakeup_fd(self._writer.fileno())
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *error) -> None:
         self._is_over.set()
         signal.set_wakeup_fd(self._previous)
-        self._told.close()
+        self._writer.close()
 
     def _watch(self) -> None:
-        with self._heard:
-            while number := self._heard.recv(1):
+        with self._reader:
+            while number := self._reader.recv(1):
                 if number[0] in STOPS and number[0] != signal.SIGINT and not self._is_over.wait(self._seconds):
                     self._end(number[0])

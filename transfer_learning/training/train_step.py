@@ -1,102 +1,134 @@
-"""Updates: each the gradients of K micro-batches summed and one step of the optimizer; several in one call."""
+"""The compiled train and eval steps; a train step sums the gradients of several parts of a batch if asked to."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import keras
 import tensorflow as tf
+
+Signature = tuple[tf.TensorSpec, tf.TensorSpec]  # of inputs (None, ...) and labels int32 (None,)
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a train step computes on one batch."""
+
+    batch_size: int
+    class_weights: Sequence[float]  # one per class
+    gradient_accumulation_steps: int = 1  # parts of a batch, which are in memory one after the other
+    label_smoothing: float = 0.0
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_weights)
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """Running metrics of one epoch, updated inside the train step."""
+
+    loss: keras.metrics.Mean = field(default_factory=lambda: keras.metrics.Mean("loss"))
+    accuracy: keras.metrics.Mean = field(default_factory=lambda: keras.metrics.Mean("accuracy"))
+    # Train steps up to the first with a NaN or infinite loss.
+    finite_steps: keras.Variable = field(
+        default_factory=lambda: keras.Variable(0, dtype="int64", trainable=False, name="finite_steps")
+    )
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        return [*self.loss.variables, *self.accuracy.variables, self.finite_steps]
+
+    def reset(self) -> None:
+        self.loss.reset_state()
+        self.accuracy.reset_state()
+        self.finite_steps.assign(0)
+
+    def result(self) -> dict[str, float]:
+        """Mean loss and accuracy of the epoch so far; waits for the device."""
+        return {"loss": float(self.loss.result()), "accuracy": float(self.accuracy.result())}
 
 
 def make_train_step(
     training_logits: Callable[[tf.Tensor], tf.Tensor],
     variables: list[keras.Variable],
     optimizer: keras.optimizers.Optimizer,
-    loss_metric: keras.metrics.Mean,
-    accuracy_metric: keras.metrics.Mean,
-    finite_steps: keras.Variable,
-    label_smoothing: float,
-    class_weights: list[float],
-    batch_size: int,
-    gradient_accumulation_steps: int,
-    signature: tuple[tf.TensorSpec, tf.TensorSpec],
+    metrics: EpochMetrics,
+    settings: StepSettings,
+    signature: Signature,
 ) -> Callable[[tf.Tensor, tf.Tensor, Sequence[float]], None]:
-    """Returns a compiled function of (inputs, labels int32 (n,), rates float32 (updates,)) that trains `variables`.
+    """Returns a compiled function of (inputs, labels, learning rates) that trains `variables` for one or more steps.
 
-    It cuts its examples into batches of `batch_size`, the last of which may be shorter, and makes an update with each, at
-    its rate. How many come in one call does not change a bit of the result; it only saves Python's time between them.
+    It cuts its examples into batches, the last of which may be shorter, and makes one train step on each, with the
+    learning rate at the same position. Several steps per call give the same bits as one; they only save Python's time.
 
-    The loss of an update is the sum over the batch of weight x cross-entropy, divided by the size of the batch, whatever
-    the number of micro-batches. The metrics take every example before the update.
+    The loss of a step is the sum of weight x cross-entropy over the batch, divided by the size of the batch, whatever
+    the number of accumulation steps. The metrics take every example before the weights change.
 
     Args:
-        finite_steps: int64, counts the updates up to the first whose loss is no finite number.
-        training_logits: float32 inputs -> float32 logits (batch, classes), with dropout; a BatchNorm that learns takes
-            its statistics from micro-batches.
-        class_weights: one weight a class.
-        gradient_accumulation_steps: parts of a batch that are in memory one after the other.
-        signature: of inputs and labels, the number of examples open, so that a short batch compiles nothing anew.
+        training_logits: float32 inputs -> float32 logits (batch, classes), with dropout. A BatchNorm in training mode
+            takes its statistics from each part of the batch.
+        signature: leaves the number of examples open, so that a short last batch does not compile again.
     """
-    num_classes = len(class_weights)
-    micro_batch_size = batch_size // gradient_accumulation_steps
+    part_size = settings.batch_size // settings.gradient_accumulation_steps
 
     def gradients(inputs: tf.Tensor, labels: tf.Tensor, num_examples: tf.Tensor) -> list[tf.Tensor]:
-        weights = tf.gather(tf.constant(class_weights, tf.float32), labels)
+        weights = tf.gather(tf.constant(settings.class_weights, tf.float32), labels)
         with tf.GradientTape() as tape:
             logits = training_logits(tf.cast(inputs, tf.float32))
-            losses = weights * cross_entropy(labels, logits, num_classes, label_smoothing)
+            losses = weights * cross_entropy(labels, logits, settings.num_classes, settings.label_smoothing)
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / tf.cast(num_examples, tf.float32))
-        loss_metric.update_state(losses)
-        accuracy_metric.update_state(is_correct(labels, logits))
+        metrics.loss.update_state(losses)
+        metrics.accuracy.update_state(is_correct(labels, logits))
         return tape.gradient(loss, variables)
 
-    def sum_over_parts(inputs: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
+    def accumulated_gradients(inputs: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
         num_examples = tf.shape(labels)[0]
-        if gradient_accumulation_steps == 1:
+        if settings.gradient_accumulation_steps == 1:
             return gradients(inputs, labels, num_examples)
 
         def add_part(start, total):
-            part = slice(start, start + micro_batch_size)
+            part = slice(start, start + part_size)
             new = gradients(inputs[part], labels[part], num_examples)
-            return start + micro_batch_size, [known + more for known, more in zip(total, new, strict=True)]
+            return start + part_size, [known + more for known, more in zip(total, new, strict=True)]
 
-        nothing = [tf.zeros_like(variable) for variable in variables]
-        return tf.while_loop(lambda start, total: start < num_examples, add_part, (0, nothing), parallel_iterations=1)[
-            1
-        ]
+        zeros = [tf.zeros_like(variable) for variable in variables]
+        _, total = tf.while_loop(lambda start, _: start < num_examples, add_part, (0, zeros), parallel_iterations=1)
+        return total
 
+    # Without AutoGraph, which fails on some versions of Python.
     @tf.function(input_signature=(*signature, tf.TensorSpec((None,), tf.float32)), autograph=False)
-    def train_steps(inputs, labels, rates):  # without AutoGraph, which fails on some versions of Python
-        def update(number):
-            batch = slice(number * batch_size, (number + 1) * batch_size)
-            optimizer.learning_rate.assign(rates[number])
-            optimizer.apply(sum_over_parts(inputs[batch], labels[batch]), variables)
-            finite_steps.assign_add(tf.cast(tf.math.is_finite(loss_metric.total), tf.int64))  # once not, never again
+    def train_steps(inputs, labels, learning_rates):
+        def train_step(number):
+            batch = slice(number * settings.batch_size, (number + 1) * settings.batch_size)
+            optimizer.learning_rate.assign(learning_rates[number])
+            optimizer.apply(accumulated_gradients(inputs[batch], labels[batch]), variables)
+            # Once the sum is NaN or infinite it stays so: the counter stops at the first bad step.
+            metrics.finite_steps.assign_add(tf.cast(tf.math.is_finite(metrics.loss.total), tf.int64))
             return (number + 1,)
 
-        tf.while_loop(lambda number: number < tf.size(rates), update, (0,), parallel_iterations=1)
+        tf.while_loop(lambda number: number < tf.size(learning_rates), train_step, (0,), parallel_iterations=1)
 
     return train_steps
 
 
 def make_eval_step(
-    logits: Callable[..., tf.Tensor],
-    num_classes: int,
-    label_smoothing: float,
-    signature: tuple[tf.TensorSpec, tf.TensorSpec],
-) -> Callable:
+    logits: Callable[..., tf.Tensor], settings: StepSettings, signature: Signature
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Returns a compiled function of (inputs, labels) -> (cross-entropy (batch,), correct (batch,)), both float32."""
 
     @tf.function(input_signature=signature, autograph=False)
-    def measure(inputs, labels):
+    def eval_step(inputs, labels):
         predicted = logits(tf.cast(inputs, tf.float32), training=False)
-        return cross_entropy(labels, predicted, num_classes, label_smoothing), is_correct(labels, predicted)
+        losses = cross_entropy(labels, predicted, settings.num_classes, settings.label_smoothing)
+        return losses, is_correct(labels, predicted)
 
-    return measure
+    return eval_step
 
 
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, num_classes: int, label_smoothing: float) -> tf.Tensor:
     """Returns float32 (batch,), from labels int32 (batch,) and logits (batch, classes)."""
-    wanted = tf.one_hot(labels, num_classes)
-    return keras.losses.categorical_crossentropy(wanted, logits, from_logits=True, label_smoothing=label_smoothing)
+    one_hot = tf.one_hot(labels, num_classes)
+    return keras.losses.categorical_crossentropy(one_hot, logits, from_logits=True, label_smoothing=label_smoothing)
 
 
 def is_correct(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

@@ -20,8 +20,6 @@ from transfer_learning.errors import UserError
 from transfer_learning.storage.download import download
 from transfer_learning.storage.pickled import read_pickle
 
-logger = logging.getLogger(__name__)
-
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 SIDE = 32  # in pixels

@@ -17,7 +17,7 @@ from transfer_learning.storage.download import download
 
 CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist lays the files
-MOST_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
+MAX_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
 KERAS_FOLDER = Path("~/.keras/datasets/fashion-mnist").expanduser()  # where Keras puts its downloads
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 FILES = {

@@ -1,0 +1,89 @@
+"""Builds the phases of a run: unfreezes layers, makes their inputs (images or activations), initializes the head."""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from transfer_learning.config import PHASES, RunConfig, flag_name
+from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.datasets.prepared import PreparedDataset
+from transfer_learning.errors import UserError
+from transfer_learning.models.classifier import Classifier, unfreeze_layers
+from transfer_learning.models.freezing import Cut, find_cut
+from transfer_learning.training.phase_inputs import make_phase_inputs
+from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
+from transfer_learning.training.ridge import ridge_head
+
+logger = logging.getLogger(__name__)
+
+
+def find_cuts(config: RunConfig, classifier: Classifier) -> dict[str, Cut | None]:
+    """Returns the cut of each phase with epochs, see `cut_of_phase`.
+
+    Raises:
+        UserError: augmented copies are asked for in a phase without frozen layers below the trained ones.
+    """
+    cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
+    for name, cut in cuts.items():
+        settings, flag = config.phase(name), f"--{flag_name(name)}"
+        if cut is None and settings.copies:
+            raise UserError(
+                f"{flag}.copies {settings.copies} caches activations of frozen layers, and {flag}.unfreeze "
+                f"{settings.unfreeze} leaves none frozen below the trained ones; name a stage, or pass {flag}.copies 0."
+            )
+    return cuts
+
+
+def cut_of_phase(name: str, config: RunConfig, classifier: Classifier) -> Cut | None:
+    """Returns the cut below which a phase computes the same activations in every epoch, or None if there is none."""
+    settings = config.phase(name)
+    unfreeze_layers(classifier, config.backbone, settings.unfreeze)
+    sees_same_pixels = settings.augmentation == "none" or settings.copies > 0
+    return find_cut(classifier) if sees_same_pixels else None
+
+
+@dataclass
+class PhaseBuilder:
+    """What the phases of a run are built from."""
+
+    config: RunConfig
+    classifier: Classifier
+    data: PreparedDataset
+    cuts: Mapping[str, Cut | None]  # by phase, see `find_cuts`
+    runtime: dict[str, str]  # versions, device and flags, which the last bits of activations depend on
+    cached: Collection[str] = PHASES  # phases whose activations are computed once; others compute them in every epoch
+
+    def build(
+        self, name: str, gradient_accumulation_steps: int = 0, is_resumed: bool = False, is_over: bool = False
+    ) -> ActivePhase:
+        """Builds a phase on the present weights of the classifier.
+
+        Args:
+            gradient_accumulation_steps: parts of a batch; 0: as in the config.
+            is_resumed: the weights will come from a checkpoint.
+            is_over: nothing is left to train, so no activations are computed.
+        """
+        config, classifier, cut = self.config, self.classifier, self.cuts[name]
+        if gradient_accumulation_steps:
+            config = replace(config, gradient_accumulation_steps=gradient_accumulation_steps)
+        settings = config.phase(name)
+        unfrozen = unfreeze_layers(classifier, config.backbone, settings.unfreeze)
+        logger.info(f"Phase {name} trains {unfrozen}.")
+        if name == "frozen" and not config.head and not config.starts_from_ridge:
+            reason = "--head-init random" if config.head_init == "random" else "a ridge solution needs cached features"
+            logger.info(f"The head starts from random weights: {reason}.")
+        if cut is None:
+            return start_phase(name, config, classifier, self.data.split("train"), self.data.split("val"))
+        is_cached = name in self.cached and not is_over
+        train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime)
+        if name == "frozen" and config.starts_from_ridge and not is_resumed:
+            initialize_head(config, classifier, train)
+        return start_phase(name, config, classifier, train, val, cut)
+
+
+def initialize_head(config: RunConfig, classifier: Classifier, features: Examples) -> None:
+    """Sets a linear head to the solution of ridge regression, from which the frozen phase needs few epochs."""
+    weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
+    head = ridge_head(features.in_copy(0), len(classifier.class_names), weights)
+    classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
+    logger.info(f"The head starts from ridge regression on the features (leave-one-out loss {head.loss:.3f}).")
