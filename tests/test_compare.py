@@ -1,6 +1,7 @@
-"""The verb `compare`, on small images: a search for rates, stops between and inside runs, the results, what is refused."""
+"""The command `compare` on small images: learning-rate search, stops between and inside runs, results, refusals."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -17,12 +18,14 @@ import pytest
 from tests.support.html import Page
 from tests.support.photos import SIZE, draw_photos
 from transfer_learning import compare
+from transfer_learning.cli.console import console
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import with_values
 from transfer_learning.datasets.sources.cifar10 import CLASS_NAMES
 from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments import train
+from transfer_learning.experiments.comparison import run as comparison_run
 from transfer_learning.experiments.comparison.directory import ComparisonDir
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.backbones import build_backbone
@@ -69,7 +72,7 @@ def arguments(small_config, path, *more):
 
 
 class Children:
-    """Runs in this process what would be processes, and stops where it is told."""
+    """Runs in this process what would be child processes; stops before or inside the child with a given number."""
 
     def __init__(self):
         self.started = []
@@ -89,30 +92,30 @@ class Children:
 
 @pytest.fixture(scope="module")
 def finished(small_config, tmp_path_factory):
-    """A comparison that was stopped between two runs, then inside one, and continued twice; with all that it printed."""
+    """A comparison that was stopped between two runs, then inside one, and continued twice; with its output."""
     directory = ComparisonDir(tmp_path_factory.mktemp("runs") / "finished")
     given = arguments(small_config, directory.path, "--seeds", "2", "--reach", "0.3,1")
     children = Children()
     children.stop_before, children.stop_inside = 2, 3
-    printed = []
+    console.file = output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compare, "run_child", children)
+        patch.setattr(comparison_run, "run_child", children)
         patch.setattr(train, "draw_figures", lambda *_: None)  # which take longest
-        patch.setattr("builtins.print", lambda *values, **_: printed.append(" ".join(map(str, values))))
         codes = [run_main(compare.main, words) for words in (given, ["--resume", str(directory.path)], given)]
-    return directory, children.started, codes, "\n".join(printed)
+    console.file = None
+    return directory, children.started, codes, output.getvalue()
 
 
 def results(directory):
     return json.loads(directory.results.read_text())
 
 
-def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(finished, tmp_path, monkeypatch):
+def test_a_stopped_comparison_continues_and_trains_nothing_twice(finished, tmp_path, monkeypatch):
     directory, started, codes, printed = finished
     assert codes == [ExitCode.TERMINATED, ExitCode.INTERRUPTED, ExitCode.DONE]
-    line = f"continue the comparison with: python -m transfer_learning.compare --resume {directory.path}"
+    line = f"continue the comparison with: transfer-learning compare --resume {directory.path}"
     assert f"Stopped by SIGTERM; {line}" in printed and f"Stopped by SIGINT; {line}" in printed
-    # In turns, and the one that was stopped inside a second time.
+    # Alternating, and the stopped run a second time
     assert started == ["warm-seed0", "cold-seed0", "cold-seed1", "cold-seed1", "warm-seed1"]
     monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     broken, unbroken = RunDir(directory.path / "cold-seed1"), RunDir(tmp_path / "unbroken")
@@ -121,20 +124,20 @@ def test_a_stopped_comparison_goes_on_and_trains_nothing_twice(finished, tmp_pat
         assert file(broken).read_bytes() == file(unbroken).read_bytes()
 
 
-def test_a_finished_comparison_is_told_again_without_training(finished, monkeypatch, capsys):
+def test_a_finished_comparison_is_printed_again_without_training(finished, monkeypatch, capsys):
     directory = finished[0]
     before = directory.results.read_bytes(), directory.page.read_bytes()
-    monkeypatch.setattr(compare, "run_child", None)  # which nothing may call
+    monkeypatch.setattr(comparison_run, "run_child", None)  # must not be called
     assert run_main(compare.main, ["--resume", str(directory.path)]) == 0
     assert capsys.readouterr().out.count("trained before") == 4
     assert (directory.results.read_bytes(), directory.page.read_bytes()) == before
 
 
-def test_the_results_are_those_of_the_runs(finished):
+def test_the_results_are_computed_from_the_files_of_the_runs(finished):
     directory = finished[0]
     found = results(directory)
     assert found["seeds"] == [0, 1] and found["epochs"] == 2 and found["split"] == "test"
-    assert found["command"].startswith("python -m transfer_learning.compare --dataset ")
+    assert found["command"].startswith("transfer-learning compare --dataset ")
     assert found["environment"]["device"] and found["environment"]["tensorflow"]
     right = {}
     for name, variant in found["variants"].items():
@@ -157,12 +160,12 @@ def test_the_results_are_those_of_the_runs(finished):
         assert (row["only_first"], row["only_second"]) == ((warm & ~cold).sum(), (cold & ~warm).sum())
 
 
-def test_it_ends_with_a_table_that_stands_in_the_page_and_the_path_of_the_page(finished):
+def test_the_printed_table_is_also_in_the_page_whose_path_is_printed_last(finished):
     directory, _, _, printed = finished
-    assert printed.endswith(f"Page: {directory.page}")
+    assert printed.endswith(f"Report: {directory.page}\n")
     found, page = results(directory), Page(directory.page)
     for name, variant in found["variants"].items():
-        assert re.search(r"warm +cold\n-+\nnetwork +small_cnn +small_cnn", printed)
+        assert re.search(r"warm +cold *\n *backbone +small_cnn +small_cnn", printed)
         percent = f"{100 * variant['accuracy']:.1f} %"
         assert percent in printed and percent in page.text
         assert f"{variant['num_parameters']:,}" in page.text and name in page.text
@@ -173,14 +176,14 @@ def test_it_ends_with_a_table_that_stands_in_the_page_and_the_path_of_the_page(f
         "mean of 2 seeds",
         "95 % interval",
         "range over the seeds",
-        "validation accuracy 30 %",
-        "validation accuracy 100 %",
+        "reaches 30 % validation accuracy",
+        "reaches 100 % validation accuracy",
         "parameters",
         "size of model.keras",
-        "time an epoch",
-        "training images a second",
+        "time per epoch",
+        "training images/s",
         found["conclusions"][0],
-        "Time to an accuracy: training and validating",
+        "Time to an accuracy includes training",
     ):
         assert words in printed, words
         assert " ".join(words.split()) in page.text, words
@@ -196,7 +199,7 @@ def test_the_page_needs_no_other_file_and_shows_the_figure(finished):
     assert "http" not in content and "url(" not in content
 
 
-def test_the_table_has_a_row_a_run(finished):
+def test_the_csv_file_has_one_row_per_run(finished):
     directory = finished[0]
     with open(directory.table, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -211,7 +214,7 @@ def test_the_table_has_a_row_a_run(finished):
         assert (row["epoch_of_0.3"] == "") == (row["seconds_to_0.3"] == "")
 
 
-def test_another_comparison_in_its_directory_is_refused_with_what_differs(finished, small_config, capsys):
+def test_another_plan_in_the_same_directory_is_refused_with_its_differences(finished, small_config, capsys):
     directory = finished[0]
     for more, words in (
         (["--learning-rates", "1e-3", "--batch-size", "16"], ["batch_size of warm is 8, not 16", "is none, not 0.001"]),
@@ -227,13 +230,16 @@ def test_another_comparison_in_its_directory_is_refused_with_what_differs(finish
     ("words", "message"),
     [
         (["--resume", "nowhere"], "nowhere holds no comparison"),
-        (["--resume", "nowhere", "--epochs", "3"], "leave every flag out"),
-        (["--resume", "nowhere", "--batch-size", "8"], "leave every flag out"),
-        (["--dataset", "digits", "--run-dir", "full"], "holds something else"),
-        (["--dataset", "digits", "--monitor", "loss", "--learning-rates", "1e-3"], "judged on validation images"),
+        (["--resume", "nowhere", "--epochs", "3"], "give no other flags"),
+        (["--resume", "nowhere", "--batch-size", "8"], "give no other flags"),
+        (["--dataset", "digits", "--run-dir", "full"], "is not empty"),
+        (
+            ["--dataset", "digits", "--monitor", "loss", "--learning-rates", "1e-3"],
+            "compares rates on validation images",
+        ),
     ],
 )
-def test_what_cannot_be_begun_is_one_sentence(words, message, tmp_path, monkeypatch, capsys):
+def test_impossible_comparisons_are_refused_with_one_sentence(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
@@ -241,16 +247,18 @@ def test_what_cannot_be_begun_is_one_sentence(words, message, tmp_path, monkeypa
     assert message in capsys.readouterr().err
 
 
-def test_the_same_command_has_the_same_directory_and_another_one_another(photos):
+def test_the_default_directory_depends_on_the_runs_of_the_plan(photos):
     def path(*more):
-        return compare.begun(compare.parse(["--dataset", "digits", *more]))[0].path
+        return compare.open_comparison(compare.parse(["--dataset", "digits", *more]))[0].path
 
-    assert path() == path("--seeds", "9") == path("--reach", "0.7")
+    assert path() == path("--seeds", "9") == path("--target-accuracies", "0.7")
     assert len({path(), path("--epochs", "3"), path("--learning-rates", "1e-3,1e-2"), path("--seed", "1")}) == 4
     assert path().name.startswith("compare-digits-")
 
 
-def test_an_error_of_a_run_is_its_sentence_and_what_is_finished_is_kept(small_config, tmp_path, monkeypatch, capsys):
+def test_the_error_of_a_run_ends_the_comparison_with_the_command_to_continue(
+    small_config, tmp_path, monkeypatch, capsys
+):
     calls = []
 
     def child(run_dir, stop):
@@ -258,21 +266,21 @@ def test_an_error_of_a_run_is_its_sentence_and_what_is_finished_is_kept(small_co
         if len(calls) == 2:
             raise UserError("The memory is not enough.")
 
-    monkeypatch.setattr(compare, "run_child", child)
+    monkeypatch.setattr(comparison_run, "run_child", child)
     assert run_main(compare.main, arguments(small_config, tmp_path / "a")) == 2
     error = capsys.readouterr().err
-    assert "error: The memory is not enough. What is finished is kept" in error
-    assert f"python -m transfer_learning.compare --resume {tmp_path / 'a'}" in error
+    assert "error: The memory is not enough. Finished runs are kept" in error
+    assert f"transfer-learning compare --resume {tmp_path / 'a'}" in error
     assert len(calls) == 2 and (tmp_path / "a" / "plan.json").exists()
 
 
-def test_runs_on_other_images_are_not_compared(finished, tmp_path, monkeypatch, capsys):
+def test_runs_on_different_images_are_not_compared(finished, tmp_path, monkeypatch, capsys):
     directory = ComparisonDir(shutil.copytree(finished[0].path, tmp_path / "copy"))
     run_dir = RunDir(directory.path / results(directory)["variants"]["cold"]["runs"][1]["directory"])
     environment = json.loads(run_dir.environment.read_text())
     environment["dataset"]["fingerprint"] = "0" * 64
     run_dir.environment.write_text(json.dumps(environment))
-    monkeypatch.setattr(compare, "run_child", None)
+    monkeypatch.setattr(comparison_run, "run_child", None)
     assert run_main(compare.main, ["--resume", str(directory.path)]) == 2
     assert "were not trained on the same images" in capsys.readouterr().err
 
@@ -280,7 +288,7 @@ def test_runs_on_other_images_are_not_compared(finished, tmp_path, monkeypatch, 
 def test_a_damaged_plan_is_named(tmp_path, capsys):
     contents = {
         "{": "is damaged",
-        "{}": "is not what `compare` writes",
+        "{}": "is not a plan that `compare` wrote",
         '{"variants": {"a": {}}}': "the config of a in",
     }
     for content, message in contents.items():
@@ -293,7 +301,7 @@ def test_cifar10_from_its_images_to_the_page(tmp_path, monkeypatch, capsys):
     for split, num_per_class in (("train", 4), ("test", 2)):
         draw_photos(tmp_path / "data" / "cifar10" / split, CLASS_NAMES, num_per_class, seed=len(split), shape=(32, 32))
     build_backbone("resnet18", 32, "none").save_weights(tmp_path / "resnet18.weights.h5")
-    monkeypatch.setattr(compare, "run_child", Children())
+    monkeypatch.setattr(comparison_run, "run_child", Children())
     monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     given = [
         "--dataset",
@@ -319,19 +327,19 @@ def test_cifar10_from_its_images_to_the_page(tmp_path, monkeypatch, capsys):
     pretrained, scratch = found["variants"].values()
     assert (pretrained["num_parameters"], scratch["num_parameters"]) == (11_191_242, 1_205_802)
     assert pretrained["num_bytes"] > 11e6 * 4 and scratch["num_bytes"] < pretrained["num_bytes"] / 8
-    assert "pretrained against scratch" in Page(tmp_path / "compared" / "compare.html").text
+    assert "pretrained vs. scratch" in Page(tmp_path / "compared" / "compare.html").text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The search, with runs that come to what the test says
+# The learning-rate search, with made-up runs
 
 RATES = ["--learning-rates", "1e-4,1e-3,1e-2"]
-# By rate: validation losses of two epochs and test accuracy. The best test stands where the validation is worst.
-COMES_TO = {1e-4: ([0.9, 0.8], 1.0), 1e-3: ([0.9, 0.3], 0.25), 1e-2: ([0.5, 0.7], 0.75)}
+# By rate: validation losses of two epochs and test accuracy, which is best where validation is worst
+RESULTS = {1e-4: ([0.9, 0.8], 1.0), 1e-3: ([0.9, 0.3], 0.25), 1e-2: ([0.5, 0.7], 0.75)}
 
 
 class MadeUp:
-    """Leaves what a run leaves, without training; rate 1e-2 of the variant whose weights are random diverges."""
+    """Writes the files of a run without training; rate 1e-2 diverges for the variant with random weights."""
 
     def __init__(self):
         self.started = []
@@ -341,7 +349,7 @@ class MadeUp:
         config = run_dir.read_config()
         if config.weights == "none" and config.fine_tune.learning_rate == 1e-2:
             raise Diverged("The loss is nan from update 3 on, so the training has diverged; start a new run.")
-        val_losses, accuracy = COMES_TO[config.fine_tune.learning_rate]
+        val_losses, accuracy = RESULTS[config.fine_tune.learning_rate]
         labels = np.arange(8) % 2
         predicted = np.where(np.arange(8) < 8 * accuracy, labels, 1 - labels)
         table = predictions.table([f"{number}.png" for number in range(8)], labels, np.eye(2)[predicted], ["a", "b"])
@@ -374,14 +382,14 @@ class MadeUp:
 
 @pytest.fixture
 def searched(small_config, tmp_path, monkeypatch, capsys):
-    """A finished comparison with a search, the runs that were started and what was printed."""
+    """A finished comparison with a search, the runs that were started and the output."""
     children, directory = MadeUp(), ComparisonDir(tmp_path / "searched")
-    monkeypatch.setattr(compare, "run_child", children)
+    monkeypatch.setattr(comparison_run, "run_child", children)
     assert run_main(compare.main, arguments(small_config, directory.path, *RATES, "--seeds", "2")) == 0
     return directory, children, capsys.readouterr().out
 
 
-def test_each_rate_is_tried_once_and_the_best_one_is_the_first_seeds_run(searched):
+def test_each_rate_is_tried_once_and_the_best_run_is_that_of_the_first_seed(searched):
     directory, children, _ = searched
     assert children.started == [
         "warm-0.0001-seed0",
@@ -398,23 +406,23 @@ def test_each_rate_is_tried_once_and_the_best_one_is_the_first_seeds_run(searche
         assert variant["learning_rates"] == {"fine_tune": 1e-3}
 
 
-def test_the_best_rate_is_that_of_the_validation_images_and_no_test_image_has_a_part_in_it(searched, monkeypatch):
+def test_the_best_rate_is_chosen_by_validation_images_only(searched, monkeypatch):
     directory, children, printed = searched
     search = results(directory)["search"]
     assert [row["best"] for row in search["warm"]] == [0.8, 0.3, 0.5]
-    assert [row["is_chosen"] for row in search["warm"]] == [False, True, False], "which has the lowest test accuracy"
-    assert "warm goes on with learning rate 0.001, the best by val_loss." in printed
-    # Where nothing is left but the histories, the same is chosen.
+    assert [row["is_chosen"] for row in search["warm"]] == [False, True, False], "the one with the lowest test accuracy"
+    assert "warm: learning rate 0.001 has the best val_loss." in printed
+    # With nothing but the histories, the choice is the same.
     for run_dir in (RunDir(path) for path in directory.path.iterdir() if path.is_dir()):
         for path in (run_dir.evaluation, run_dir.predictions("test"), run_dir.model):
             path.unlink(missing_ok=True)
     children.started.clear()
-    variants, again = compare.best_rates(directory.read_plan(), directory, StopRequest())
-    assert again == search and children.started == []
-    assert [config.fine_tune.learning_rate for config in variants.values()] == [1e-3, 1e-3]
+    again = comparison_run.search_learning_rates(directory.read_plan(), directory, StopRequest())
+    assert again.tried == search and children.started == []
+    assert [config.fine_tune.learning_rate for config in again.variants.values()] == [1e-3, 1e-3]
 
 
-def test_a_rate_that_diverges_is_set_aside_with_its_sentence_and_not_tried_again(searched, capsys):
+def test_a_rate_that_diverges_is_reported_with_its_error_and_not_tried_again(searched, capsys):
     directory, children, printed = searched
     assert "cold, learning rate 0.01, seed 0: The loss is nan" in printed
     assert "The loss is nan from update 3 on" in Page(directory.page).text
@@ -422,17 +430,19 @@ def test_a_rate_that_diverges_is_set_aside_with_its_sentence_and_not_tried_again
     children.started.clear()
     assert run_main(compare.main, ["--resume", str(directory.path)]) == 0
     assert children.started == []
-    assert "cold, learning rate 0.01, seed 0: it diverged before." in capsys.readouterr().out
+    assert "cold, learning rate 0.01, seed 0: diverged before." in capsys.readouterr().out
 
 
 def test_more_seeds_are_added_to_a_finished_comparison(searched):
     directory, children, _ = searched
     children.started.clear()
-    assert run_main(compare.main, ["--resume", str(directory.path), "--seeds", "3", "--reach", "0.6,0.7"]) == 0
+    assert (
+        run_main(compare.main, ["--resume", str(directory.path), "--seeds", "3", "--target-accuracies", "0.6,0.7"]) == 0
+    )
     assert children.started == ["warm-0.001-seed2", "cold-0.001-seed2"]
     found = results(directory)
     assert found["seeds"] == [0, 1, 2]
-    # 4 seconds ahead of the first epoch of 3
+    # 4 seconds of preparation and 3 of the first epoch
     assert found["variants"]["warm"]["reached"] == [
         {
             "accuracy": 0.6,
@@ -445,54 +455,59 @@ def test_more_seeds_are_added_to_a_finished_comparison(searched):
         {"accuracy": 0.7, "num_runs": 0, "epoch": None, "epoch_range": None, "seconds": None, "seconds_range": None},
     ]
     text = Page(directory.page).text
-    assert "validation accuracy 60 % epoch 1, 7.0 s epoch 1, 7.0 s" in text
-    assert "validation accuracy 70 % not reached not reached" in text
+    assert "reaches 60 % validation accuracy in epoch 1, 7.0 s epoch 1, 7.0 s" in text
+    assert "reaches 70 % validation accuracy in not reached not reached" in text
 
 
-def test_without_validation_images_no_time_to_an_accuracy_is_told(small_config, tmp_path, monkeypatch, capsys):
+def test_without_validation_images_there_is_no_time_to_an_accuracy(small_config, tmp_path, monkeypatch, capsys):
     made_up = MadeUp()
 
     def child(run_dir, stop):
         made_up(run_dir, stop)
         pd.read_csv(run_dir.history).assign(val_loss=np.nan, val_accuracy=np.nan).to_csv(run_dir.history, index=False)
 
-    monkeypatch.setattr(compare, "run_child", child)
+    monkeypatch.setattr(comparison_run, "run_child", child)
     more = ["--seeds", "1", "--val-fraction", "0", "--monitor", "loss", "--fine-tune.learning-rate", "1e-3"]
     assert run_main(compare.main, arguments(small_config, tmp_path / "a", *more)) == 0
-    for told in (capsys.readouterr().out, Page(tmp_path / "a" / "compare.html").text):
-        assert "not reached" not in told and "no validation images" in told
+    for text in (capsys.readouterr().out, Page(tmp_path / "a" / "compare.html").text):
+        assert "not reached" not in text and "no validation images" in text
 
 
-def test_a_rate_at_the_end_of_those_that_were_tried_is_said_to_be(small_config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "run_child", MadeUp())
+def test_a_best_rate_at_the_end_of_the_range_is_remarked(small_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison_run, "run_child", MadeUp())
     given = arguments(small_config, tmp_path / "a", "--learning-rates", "1e-4,1e-3", "--seeds", "1")
     assert run_main(compare.main, given) == 0
-    assert "The best learning rate of warm, 0.001, is the highest that was tried" in capsys.readouterr().out
+    assert (
+        "The best learning rate of warm, 0.001, is the highest one tried; try higher ones, too."
+        in capsys.readouterr().out
+    )
 
 
-def test_a_divergence_outside_of_the_search_ends_the_comparison(small_config, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(compare, "run_child", MadeUp())
+def test_a_divergence_outside_of_the_search_ends_the_comparison_with_exit_code_4(
+    small_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(comparison_run, "run_child", MadeUp())
     given = arguments(small_config, tmp_path / "a", "--fine-tune.learning-rate", "1e-2")
     assert run_main(compare.main, given) == ExitCode.DIVERGED
     error = capsys.readouterr().err
     assert "error: The loss is nan from update 3 on" in error
-    assert "Compare anew" in error and "--resume" not in error, "which would only meet the same"
+    assert "start a new comparison" in error and "--resume" not in error, "it would diverge again"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Real processes
 
 
-def test_the_sentence_of_a_real_process_comes_back_once(tmp_path, capfd):
+def test_the_error_message_of_a_real_child_is_raised_and_not_printed(tmp_path, capfd):
     run_dir = RunDir(tmp_path / "run")
     run_dir.path.mkdir()
     run_dir.config.write_text("{}")
     with StopRequest() as stop, pytest.raises(UserError, match="is not a config that this version reads"):
-        compare.run_child(run_dir, stop)
+        comparison_run.run_child(run_dir, stop)
     assert "is not a config" not in capfd.readouterr().err
 
 
-def test_ctrl_c_reaches_the_process_that_trains_which_saves_and_goes_on_later(small_config, tmp_path, capfd):
+def test_ctrl_c_reaches_the_child_which_saves_before_it_ends(small_config, tmp_path, capfd):
     run_dir = RunDir(tmp_path / "run")
     more = {"checkpoint_seconds": 0.0, "fine_tune.epochs": 40, "cache_dir": str(tmp_path / "cache")}
     config = with_values(small_config, more)
@@ -508,7 +523,7 @@ def test_ctrl_c_reaches_the_process_that_trains_which_saves_and_goes_on_later(sm
     thread = threading.Thread(target=interrupt_once_it_trains)
     thread.start()
     with pytest.raises(Stopped), StopRequest() as stop:
-        compare.run_child(run_dir, stop)
+        comparison_run.run_child(run_dir, stop)
     thread.join()
     printed = capfd.readouterr()
     assert "Stopped by SIGINT" in printed.out and "Traceback" not in printed.out + printed.err

@@ -13,6 +13,7 @@ import pytest
 from tests.old_runs import tiny_backbone
 from transfer_learning import compare, evaluate, predict, report, run
 from transfer_learning.cli.parser import run_main
+from transfer_learning.experiments.comparison import run as comparison_run
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.backbones import BACKBONES
 from transfer_learning.storage.run_directory import RunDir
@@ -87,14 +88,14 @@ def test_a_comparison_goes_on_with_another_seed(old, monkeypatch, capsys):
         started.append(run_dir.path.name)
         run_experiment(run_dir.read_config(), run_dir)
 
-    monkeypatch.setattr(compare, "run_child", None)
+    monkeypatch.setattr(comparison_run, "run_child", None)
     assert run_main(compare.main, ["--resume", "runs/comparison"]) == 0
     variants = read("runs/comparison/comparison.json")["variants"]
     expected = EXPECTED["comparison"]["sides"]
     assert {name: row["accuracy"] for name, row in variants.items()} == {
         name: row["accuracy"] for name, row in expected.items()
     }
-    monkeypatch.setattr(compare, "run_child", child)
+    monkeypatch.setattr(comparison_run, "run_child", child)
     assert run_main(compare.main, ["--resume", "runs/comparison", "--seeds", "2"]) == 0
     assert sorted(started) == ["cold-seed1", "warm-seed1"]
     accuracy = {n: row["accuracy"] for n, row in read("runs/comparison/comparison.json")["variants"].items()}

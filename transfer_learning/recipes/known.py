@@ -235,57 +235,6 @@ RECIPES = {
 }
 
 
-def pretrained_or_scratch(
-    recipe: RunConfig, epochs: int = 10, pretrained_rate: float = 1e-4, scratch_rate: float = 1e-3
-) -> dict[str, RunConfig]:
-    """``compare --dataset ANY``: the recipe's backbone from its weights against a small CNN from random ones.
-
-    Both variants see the same images at the recipe's size, cropped at random out of the padded image and mirrored; both
-    have one linear layer as their head, and train all layers by Adam at a constant rate for the same number of epochs.
-    They differ in network, weights and learning rate alone. The rates are those that --learning-rates 1e-4,1e-3,1e-2
-    chose on drawn_pills.
-    """
-    training = Phase(epochs=epochs, learning_rate=pretrained_rate, unfreeze="all", augmentation="padded_crop")
-    pretrained = dataclasses.replace(recipe, head=(), dropout=0.0, frozen=Phase(), fine_tune=training)
-    scratch = dataclasses.replace(
-        pretrained,
-        backbone="small_cnn",
-        weights="none",
-        fine_tune=dataclasses.replace(training, learning_rate=scratch_rate),
-    )
-    return {"pretrained": pretrained, "scratch": scratch}
-
-
-def cifar10_variants(recipe: RunConfig) -> dict[str, RunConfig]:
-    """``compare --dataset cifar10 --learning-rates 1e-4,1e-3,1e-2``: pretrained ResNet18 against a small CNN.
-
-    ResNet18 from ImageNet weights (11 M parameters) and a small CNN with max-pooling from random ones (1.2 M), each with
-    a linear head; official split; 32 x 32 pixels, random crop of the padded image, random horizontal flip, normalised;
-    Adam, the rate searched by factors of 10; learning curves side by side: convergence speed, accuracy, size. The weights
-    are PyTorch's, or timm's own with ``--weights model.safetensors``.
-
-    Its author reports that the pretrained network converges faster and ends higher, and that the small one is smaller,
-    slower and lower. Not measured here: neither the images nor the weights can be fetched; see `drawn_pills_variants`.
-    """
-    own_pixels = dataclasses.replace(recipe, backbone="resnet18", image_size=32, input_size=0, batch_size=128)
-    return pretrained_or_scratch(own_pixels)
-
-
-def drawn_pills_variants(recipe: RunConfig) -> dict[str, RunConfig]:
-    """``compare --dataset drawn_pills``: what `cifar10_variants` does, offline.
-
-    EfficientNet-Lite0 with the ImageNet weights that come as a package (3.4 M parameters) against the small CNN.
-    Measured on two cores without a GPU, 10 epochs, seeds 0, 1 and 2: test 84.8 % (84.1 to 85.4) against 63.6 % (56.9 to
-    67.9), which are +21.3 points (95 % interval 16.0 to 26.6, n = 246); half of the validation images are right after
-    epoch 2 against 4, 80 % after epoch 6 against never.
-    """
-    return pretrained_or_scratch(dataclasses.replace(recipe, image_size=96))
-
-
-# The variants of `compare` by dataset; any other one gets those of `pretrained_or_scratch` from its own recipe.
-VARIANTS = {"cifar10": cifar10_variants, "drawn_pills": drawn_pills_variants}
-
-
 def auto_recipe(
     dataset: str, num_images: int, num_classes: int, smallest_class: int, largest_class: int, short_side: int
 ) -> tuple[RunConfig, dict[str, str]]:

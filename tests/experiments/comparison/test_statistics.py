@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments.comparison import statistics
 from transfer_learning.experiments.comparison.statistics import Run
@@ -121,7 +121,7 @@ def test_an_accuracy_is_reached_at_the_end_of_the_first_epoch_that_has_it(val_ac
         ([(0.9,)], {"num_runs": 1, "epoch": 1.0, "epoch_range": [1, 1], "seconds": 10.0}),
     ],
 )
-def test_the_median_over_seeds_takes_what_was_never_reached_for_latest(curves, expected):
+def test_a_seed_that_never_reaches_an_accuracy_counts_as_the_last_in_the_median(curves, expected):
     runs = [run([True, False], seed, curve) for seed, curve in enumerate(curves)]
     found = statistics.summary(runs, [0.8])["reached"]
     assert len(found) == 1 and found[0]["accuracy"] == 0.8
@@ -145,22 +145,22 @@ def test_the_median_over_seeds_takes_what_was_never_reached_for_latest(curves, e
 )
 def test_the_rate_with_the_best_epoch_is_chosen(monitor, values, expected):
     histories = {rate: history(*[0.5] * len(column), **{monitor: column}) for rate, column in values.items()}
-    assert statistics.chosen_rate(histories, monitor) == expected
+    assert statistics.best_rate(histories, monitor) == expected
 
 
-def test_the_best_epoch_is_one_of_the_last_phase_whose_weights_are_kept():
+def test_the_best_epoch_is_one_of_the_last_phase():
     phases = ["frozen", "fine_tune"]
     histories = {
         1e-4: history(0.5, 0.5, phases=phases, val_loss=[0.1, 0.6]),
         1e-3: history(0.5, 0.5, phases=phases, val_loss=[0.9, 0.5]),
     }
-    assert statistics.chosen_rate(histories, "val_loss") == 1e-3
+    assert statistics.best_rate(histories, "val_loss") == 1e-3
 
 
 @pytest.mark.parametrize("histories", [{}, {1e-3: history(NAN, val_loss=NAN)}])
-def test_a_search_in_which_everything_diverged_says_so(histories):
-    with pytest.raises(UserError, match="lower --learning-rates"):
-        statistics.chosen_rate(histories, "val_loss")
+def test_a_search_in_which_every_rate_diverged_raises_diverged(histories):
+    with pytest.raises(Diverged, match="lower --learning-rates"):
+        statistics.best_rate(histories, "val_loss")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def test_a_search_in_which_everything_diverged_says_so(histories):
 
 
 @pytest.mark.parametrize(("num_right", "num_images"), [(0, 5), (5, 5), (1, 1), (41, 246), (9000, 10000)])
-def test_the_interval_of_one_run_is_that_of_its_report(num_right, num_images):
+def test_the_interval_of_one_run_is_wilsons(num_right, num_images):
     expected = binomtest(num_right, num_images).proportion_ci(0.95, "wilson")
     low, high = statistics.mean_accuracy_interval(num_right / num_images, num_images)
     assert (low, high) == (pytest.approx(expected.low, abs=1e-12), pytest.approx(expected.high, abs=1e-12))
@@ -185,7 +185,7 @@ def test_accuracy_is_the_mean_over_seeds_with_their_range():
 @pytest.mark.parametrize(
     ("only_first", "only_second", "same"), [(0, 0, 4), (1, 0, 0), (5, 5, 0), (9, 2, 30), (0, 40, 1)]
 )
-def test_with_one_seed_the_test_is_mcnemars(only_first, only_second, same):
+def test_with_one_seed_the_p_value_is_that_of_mcnemars_test(only_first, only_second, same):
     differences = np.array([1] * only_first + [-1] * only_second + [0] * same)
     apart = only_first + only_second
     expected = binomtest(only_first, apart).pvalue if apart else 1.0
@@ -201,14 +201,14 @@ def test_with_one_seed_the_test_is_mcnemars(only_first, only_second, same):
 
 
 @pytest.mark.parametrize("differences", [[3, -1, 2, 0, 1, 1, -2], [2, 2, 2], [1, -1], [3, 3, -3, 1, 0, 0, 2, 2, 1]])
-def test_with_several_seeds_all_sign_changes_are_counted(differences):
+def test_with_several_seeds_all_sign_assignments_are_counted(differences):
     differences = np.array(differences)
     sums = [np.dot(signs, differences) for signs in itertools.product((-1, 1), repeat=len(differences))]
     expected = np.mean(np.abs(sums) >= abs(differences.sum()))
     assert statistics.sign_flip_p(differences) == pytest.approx(expected, rel=1e-12)
 
 
-def test_seeds_that_make_the_same_mistakes_are_no_further_evidence():
+def test_seeds_with_the_same_mistakes_do_not_lower_the_p_value():
     first, second = [1] * 8 + [0] * 2, [0] * 4 + [1] * 4 + [0, 1]
     once = statistics.paired([run(first)], [run(second)])
     thrice = statistics.paired([run(first, seed) for seed in range(3)], [run(second, seed) for seed in range(3)])
@@ -216,13 +216,13 @@ def test_seeds_that_make_the_same_mistakes_are_no_further_evidence():
     assert thrice["difference"] == pytest.approx(once["difference"]) and len(thrice["seeds"]) == 3
 
 
-def test_the_interval_of_the_difference_holds_it_and_is_the_same_each_time():
+def test_the_interval_contains_the_difference_and_is_reproducible():
     rng = np.random.default_rng(3)
     first, second = rng.random(300) < 0.8, rng.random(300) < 0.6
     found = statistics.paired([run(first)], [run(second)])
     low, high = found["interval"]
     assert low < found["difference"] < high
-    # About 1.96 standard errors to each variant
+    # About 1.96 standard errors to each side
     error = np.std(first.astype(float) - second, ddof=1) / np.sqrt(300)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.05)
     assert statistics.paired([run(first)], [run(second)]) == found
@@ -245,7 +245,7 @@ def test_the_interval_of_a_constant_difference_or_of_one_image(first, second, in
 
 
 @pytest.mark.parametrize("other", [table([1, 1, 0]), table([1, 1], num_classes=2).assign(label=["b", "a"])])
-def test_runs_that_were_judged_on_different_images_are_refused(other):
+def test_runs_that_were_evaluated_on_different_images_are_refused(other):
     one, other = Run("one", 0, None, None, table([1, 1], num_classes=2)), Run("other", 0, None, None, other)
     with pytest.raises(UserError, match="same images"):
         statistics.paired([one], [other])
@@ -253,7 +253,7 @@ def test_runs_that_were_judged_on_different_images_are_refused(other):
         statistics.summary([one, other], [])
 
 
-def test_every_two_variants_are_a_pair_and_many_pairs_cost_something():
+def test_p_values_of_several_pairs_are_corrected():
     variants = {"a": [run([1] * 9 + [0])], "b": [run([0] * 10)], "c": [run([1] * 8 + [0, 1])]}
     found = statistics.pairs(variants)
     assert [(pair["first"], pair["second"]) for pair in found] == [("a", "b"), ("a", "c"), ("b", "c")]
@@ -262,7 +262,7 @@ def test_every_two_variants_are_a_pair_and_many_pairs_cost_something():
     assert found[1]["p_value"] == 1.0
 
 
-def test_a_summary_is_plain_numbers_also_without_validation_images():
+def test_a_summary_is_valid_json_without_validation_images():
     import json
 
     found = statistics.summary([run([1, 0], val_accuracies=(NAN, NAN))], [0.5])

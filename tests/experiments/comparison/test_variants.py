@@ -1,4 +1,4 @@
-"""Which configs a comparison sets against each other: a suitable pair, named ones, and what would be no fair comparison."""
+"""The configs of a comparison: a suitable pair, those that --config names, and unfair comparisons."""
 
 import json
 import shlex
@@ -6,14 +6,20 @@ import shlex
 import pytest
 
 from transfer_learning import compare
+from transfer_learning.cli.flags import given_values
 from transfer_learning.config import RunConfig, difference, flat
 from transfer_learning.errors import UserError
-from transfer_learning.experiments.comparison.variants import chosen_variants
+from transfer_learning.experiments.comparison.variants import choose_variants
 from transfer_learning.recipes.known import RECIPES
 
 
+def chosen(words):
+    flags = compare.parse(words)
+    return choose_variants(given_values(flags), flags.config or [], flags.epochs)
+
+
 def variants(text, *more):
-    return chosen_variants(compare.parse([*shlex.split(text), *map(str, more)]))[0]
+    return chosen([*shlex.split(text), *map(str, more)])[0]
 
 
 def test_every_recipe_has_two_variants_that_differ_in_network_weights_and_rate_alone():
@@ -43,7 +49,7 @@ def test_drawn_pills_needs_no_download():
 
 
 def test_a_folder_has_the_same_two_variants_and_their_reasons(photos):
-    found, reasons = chosen_variants(compare.parse(["--dataset", str(photos)]))
+    found, reasons = chosen(["--dataset", str(photos)])
     assert list(found) == ["pretrained", "scratch"] and found["scratch"].dataset == str(photos)
     assert any("Images are kept at 16 pixels" in reason for reason in reasons)
     assert not any("Frozen phase" in reason or "Fine-tuning" in reason for reason in reasons), "the pair has its own"
@@ -110,7 +116,7 @@ def test_a_file_may_name_the_dataset(tmp_path):
         ("--dataset drawn_pils", "Did you mean drawn_pills"),
         ("--dataset digits --config a=", "names one variant, a"),
         ("--dataset digits --config a= --config b=", "a and b have the same config"),
-        ("--dataset digits --config a= --config 'a=--dropout 0.5'", "a is there twice"),
+        ("--dataset digits --config a= --config 'a=--dropout 0.5'", "a is given twice"),
         ("--dataset digits --config recipe.json", "has no name"),
         ("--dataset digits --config a= --config 'b/c=--dropout 0.5'", "has no name"),
         ("--dataset digits --config a= --config b=none.json", "no file none.json"),
@@ -118,10 +124,7 @@ def test_a_file_may_name_the_dataset(tmp_path):
         ("--dataset digits --config a= --config 'b=--backbone \"x'", "No closing quotation"),
         ("--dataset digits --config a= --config 'b=--backbone x'", "no backbone 'x'"),
         ("--dataset digits --config a= --config 'b=--dropout 2'", "--dropout 2.0 is no fraction"),
-        (
-            "--dataset digits --config a= --config 'b=--frozen.epochs 5'",
-            "11 epochs and b 13, which is not the same budget",
-        ),
+        ("--dataset digits --config a= --config 'b=--frozen.epochs 5'", "11 epochs and b 13, which must be equal"),
         ("--dataset digits --config a= --config 'b=--val-fraction 0.3'", "val_fraction of a is 0.15 and of b 0.3"),
         ("--dataset digits --config a= --config 'b=--group-by x'", "group_by of a is empty and of b x"),
         (
@@ -134,7 +137,7 @@ def test_a_file_may_name_the_dataset(tmp_path):
             "dataset of a is digits and of b drawn_pills",
         ),
         ("--dataset digits --config a= --config 'b=--unseen-classes 7'", "unseen_classes of a is empty and of b 7"),
-        ("--dataset digits --epochs 3 --config a= --config 'b=--dropout 0.5'", "--epochs 3 leaves nothing"),
+        ("--dataset digits --epochs 3 --config a= --config 'b=--dropout 0.5'", "--epochs 3 leaves none"),
         ("--dataset digits --fine-tune.unfreeze stage5", "would leave random layers untrained"),
         (
             "--dataset digits --config a= --config 'b=--backbone small_cnn --fine-tune.unfreeze stage5'",
@@ -142,7 +145,7 @@ def test_a_file_may_name_the_dataset(tmp_path):
         ),
     ],
 )
-def test_what_is_no_fair_comparison_is_one_sentence(text, message):
+def test_unfair_comparisons_are_refused_with_one_sentence(text, message):
     with pytest.raises(UserError, match=message) as caught:
         variants(text)
     assert "\n" not in str(caught.value)
@@ -159,7 +162,7 @@ def test_what_is_no_fair_comparison_is_one_sentence(text, message):
         ('{"dropout": "0.5"}', "dropout is '0.5', not float"),
     ],
 )
-def test_a_file_that_is_no_config_is_named_with_what_is_wrong(tmp_path, content, message):
+def test_a_file_that_is_no_config_is_refused_with_its_name_and_problem(tmp_path, content, message):
     (tmp_path / "b.json").write_text(content)
     with pytest.raises(UserError, match=message) as caught:
         variants("--dataset digits --config a=", "--config", f"b={tmp_path}/b.json")
@@ -169,20 +172,20 @@ def test_a_file_that_is_no_config_is_named_with_what_is_wrong(tmp_path, content,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds", "0"], "--seeds 0 compares nothing"),
-        (["--epochs", "0"], "--epochs 0 compares nothing"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--epochs", "0"], "--epochs is 0"),
         (["--learning-rates", "1e-3,fast"], "--learning-rates: invalid numbers value"),
-        (["--learning-rates", "1e-3,-1"], "--learning-rates -1 is no positive number"),
-        (["--reach", "50"], "--reach 50 is no accuracy"),
+        (["--learning-rates", "1e-3,-1"], "--learning-rates has -1; give positive numbers"),
+        (["--target-accuracies", "50"], "--target-accuracies has 50; give numbers above 0"),
         (["--learning-rate", "1e-3"], "unrecognized arguments: --learning-rate"),
     ],
 )
-def test_flags_that_cannot_be_meant(arguments, message):
+def test_impossible_flags_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         compare.parse(["--dataset", "digits", *arguments])
 
 
-def test_rates_are_sorted_and_each_is_there_once():
+def test_learning_rates_are_sorted_without_repetitions():
     assert compare.parse(["--learning-rates", "1e-2,1e-4,0.01"]).learning_rates == (1e-4, 1e-2)
 
 

@@ -1,48 +1,51 @@
-"""The directory of a comparison: the plan, a run directory for each run, and the results; the one place of their names."""
+"""The directory of a comparison: plan, run directories and results; the only module that knows their names."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transfer_learning.config import RunConfig, flat
+from transfer_learning.config import RunConfig, flat, with_values
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import read_json, renamed, write_json
 from transfer_learning.storage.run_directory import RunDir
+
+EARLIER_NAMES = {"sides": "variants", "reach": "target_accuracies"}  # of keys in plan.json
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is compared."""
 
-    variants: Mapping[str, RunConfig]
-    learning_rates: tuple[float, ...]  # that are tried ahead, with the first seed; none: the configs' own
+    variants: Mapping[str, RunConfig]  # by name
+    learning_rates: tuple[float, ...]  # tried first, with the first seed; empty: each config has its own
     first_seed: int
     num_seeds: int = 3
-    reach: tuple[float, ...] = (0.5, 0.8, 0.9)  # validation accuracies, 0..1, whose time is asked for
-    reasons: tuple[str, ...] = ()  # of what was chosen automatically
-    command: str = ""  # that began it
+    target_accuracies: tuple[float, ...] = (0.5, 0.8, 0.9)  # validation accuracies, 0..1, to report the time to
+    reasons: tuple[str, ...] = ()  # for the settings that were chosen automatically
+    command: str = ""  # the command line that started the comparison
 
     @property
     def seeds(self) -> range:
         return range(self.first_seed, self.first_seed + self.num_seeds)
 
     def searched_rate(self, config: RunConfig) -> float | None:
-        """The rate that stands in the name of a run with this config: none where no rate was searched."""
+        """The learning rate that is part of the name of a run with this config; None if no rate is searched."""
         return config.phase(last_phase(config)).learning_rate if self.learning_rates else None
 
-    @property
-    def identity(self) -> str:
-        """A text that two plans share whose runs are the same."""
-        return json.dumps([dataclasses.asdict(self)["variants"], self.learning_rates, self.first_seed])
+    def default_path(self) -> Path:
+        """A directory in runs/ that depends on the plan alone, so that the same command finds it again."""
+        name = Path(next(iter(self.variants.values())).dataset.replace(":", "-")).stem
+        identity = json.dumps([dataclasses.asdict(self)["variants"], self.learning_rates, self.first_seed])
+        return Path("runs") / f"compare-{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
     def difference(self, other: "Plan") -> list[str]:
-        """In words, what differs so that runs of the one could not be taken for runs of the other.
-
-        More or fewer seeds, and other accuracies to reach, leave the runs what they are.
-        """
+        """Phrases for what differs between the runs of two plans; the number of seeds and the targets may differ."""
         found = []
         if list(self.variants) != list(other.variants):
             found.append(f"the variants are {', '.join(self.variants)}, not {', '.join(other.variants)}")
@@ -53,9 +56,11 @@ class Plan:
                 for field in before
                 if before[field] != after[field]
             ]
-        for field, words in (("learning_rates", "--learning-rates"), ("first_seed", "--seed")):
-            if getattr(self, field) != getattr(other, field):
-                found.append(f"{words} is {_in_words(getattr(self, field))}, not {_in_words(getattr(other, field))}")
+        if self.learning_rates != other.learning_rates:
+            rates = (",".join(f"{rate:g}" for rate in plan.learning_rates) or "none" for plan in (self, other))
+            found.append("--learning-rates is {}, not {}".format(*rates))
+        if self.first_seed != other.first_seed:
+            found.append(f"--seed is {self.first_seed}, not {other.first_seed}")
         return found
 
 
@@ -67,12 +72,12 @@ class ComparisonDir:
 
     @property
     def plan(self) -> Path:
-        """What was asked for: the variants with their configs, the seeds, the rates to try."""
+        """Variants with their configs, seeds, learning rates to try."""
         return self.path / "plan.json"
 
     @property
     def diverged(self) -> Path:
-        """The runs of the search for a learning rate that diverged, each with its sentence."""
+        """The runs of the learning-rate search that diverged, each with its error message."""
         return self.path / "diverged.json"
 
     @property
@@ -82,12 +87,12 @@ class ComparisonDir:
 
     @property
     def table(self) -> Path:
-        """A row a run."""
+        """One row per run."""
         return self.path / "comparison.csv"
 
     @property
     def figure(self) -> Path:
-        """The learning curves side by side."""
+        """Learning curves of all variants."""
         return self.path / "learning_curves.png"
 
     @property
@@ -95,28 +100,29 @@ class ComparisonDir:
         return self.path / "compare.html"
 
     def run(self, variant: str, seed: int, learning_rate: float | None = None) -> RunDir:
-        """The run of one variant with one seed, and with a rate that is searched."""
+        """The run of one variant with one seed, and with a learning rate if one is searched."""
         rate = "" if learning_rate is None else f"-{learning_rate:g}"
         return RunDir(self.path / f"{variant}{rate}-seed{seed}")
 
-    def locked(self):
+    def locked(self) -> AbstractContextManager:
         """Holds the directory for this process; see `RunDir.locked`."""
         return RunDir(self.path).locked()
 
     def read_plan(self) -> Plan:
-        """The plan; UserError where the file is missing or damaged."""
-        values = renamed(read_json(self.plan), {"sides": "variants"})
+        """Returns the plan; raises UserError if the file is missing or damaged."""
         try:
+            values = renamed(read_json(self.plan), EARLIER_NAMES)
             variants = {
                 name: RunConfig.from_json(json.dumps(config), f"the config of {name} in {self.plan}")
                 for name, config in values.pop("variants").items()
             }
-            return Plan(
-                variants, **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-            )
+            fields: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+            }
+            return Plan(variants, **fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"{self.plan} is not what `compare` writes (at {error}); restore it, or compare anew."
+                f"{self.plan} is not a plan that `compare` wrote ({error}); restore it, or start a new comparison."
             ) from None
 
     def write_plan(self, plan: Plan) -> None:
@@ -124,10 +130,55 @@ class ComparisonDir:
         write_json(self.plan, dataclasses.asdict(plan))
 
 
+def new_comparison(plan: Plan, path: str | None) -> ComparisonDir:
+    """The directory for this plan, which may hold a stopped comparison of the same plan.
+
+    Raises:
+        UserError: the directory holds another comparison or something else, or the plan cannot be carried out.
+    """
+    _check(plan)
+    directory = ComparisonDir(path or plan.default_path())
+    if directory.plan.exists():
+        if found := directory.read_plan().difference(plan):
+            raise UserError(
+                f"{directory.path} holds another comparison ({'; '.join(found)}); restore the flags, or choose another "
+                "--run-dir."
+            )
+    elif directory.path.exists() and not _is_empty(directory.path):
+        raise UserError(f"--run-dir {directory.path} is not empty; choose a new or an empty directory.")
+    return directory
+
+
+def existing_comparison(path: str) -> ComparisonDir:
+    """The directory of a comparison that was started; raises UserError if there is none."""
+    directory = ComparisonDir(path)
+    if not directory.plan.exists():
+        raise UserError(f"{path} holds no comparison; give the directory that `compare` printed.")
+    return directory
+
+
 def last_phase(config: RunConfig) -> str:
     """The phase that a run ends with."""
     return "fine_tune" if config.fine_tune.epochs else "frozen"
 
 
-def _in_words(value: int | tuple[float, ...]) -> str:
-    return (",".join(f"{rate:g}" for rate in value) or "none") if isinstance(value, tuple) else str(value)
+def with_learning_rate(config: RunConfig, rate: float) -> RunConfig:
+    """The config with this learning rate in its last phase."""
+    return with_values(config, {f"{last_phase(config)}.learning_rate": rate})
+
+
+def _check(plan: Plan) -> None:
+    """Raises UserError for learning rates that cannot be searched."""
+    for name, config in plan.variants.items():
+        if plan.learning_rates and not config.monitor.startswith("val"):
+            raise UserError(
+                f"--learning-rates compares rates on validation images, but {name} has --monitor {config.monitor}; "
+                "give val_loss or val_accuracy."
+            )
+        for rate in plan.learning_rates:
+            with_learning_rate(config, rate).check()
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a folder holds hidden files at most, such as the lock of a command that was killed at once."""
+    return path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())

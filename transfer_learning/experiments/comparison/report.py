@@ -1,16 +1,18 @@
-"""A comparison whose runs are finished, as numbers, a table, a figure and a page: reads their files, writes its own."""
+"""The results of a comparison whose runs are finished: numbers, table, figure and page, from the files of the runs."""
 
-import base64
 import csv
 import io
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.table import Table
+from rich.text import Text
 
 from transfer_learning.cli import formatting
+from transfer_learning.cli.formatting import printable
 from transfer_learning.config import PHASES, RunConfig, flat
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
@@ -18,60 +20,82 @@ from transfer_learning.evaluation.figures.curves import comparison
 from transfer_learning.evaluation.figures.style import save
 from transfer_learning.experiments.comparison import statistics
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan
-from transfer_learning.reports.page import write_page
+from transfer_learning.reports.page import embedded, write_page
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.run_directory import RunDir
 
+Format = Callable[[float], str]
+
 SPLITS = {"test": "test images", "val": "validation images"}
-SECONDS_COUNTED = (
-    "Time to an accuracy: training and validating, and ahead of a phase's first epoch compiling it and computing what its "
-    "frozen layers make of the images."
+TIME_NOTE = (
+    "Time to an accuracy includes training, validation, compilation and the computation of features by frozen layers."
 )
-SECONDS_IN_FULL = (
-    "The longest time that a run of the variant took ahead of a phase counts for all its seeds, since later runs find features "
-    "kept; what was kept from before the comparison, or is shared with another variant, costs nothing (an empty --cache-dir "
-    "makes it count). Decoding and the final evaluation are left out."
+TIME_DETAILS = (
+    "Compilation and features count once per variant, at their longest, for all its seeds, since later runs find the "
+    "features in the cache. Features that were cached before the comparison, or by another variant, do not count; an "
+    "empty --cache-dir includes them. Decoding and the final evaluation are not included."
 )
 
 
 def write_results(
-    plan: Plan, variants: Mapping[str, RunConfig], search: Mapping[str, Any], directory: ComparisonDir
-) -> str:
-    """Writes every file of the comparison.
+    plan: Plan, variants: Mapping[str, RunConfig], tried: Mapping[str, Any], directory: ComparisonDir
+) -> dict[str, Any]:
+    """Writes every file of the comparison and returns the content of comparison.json.
 
     Args:
-        variants: the configs with the rates that the search has chosen; `search`: what it has found.
-
-    Returns:
-        What to print: the table, a sentence for every two variants, and where the page is.
+        variants: the configs, with the best learning rates if rates were searched.
+        tried: the rows of the learning-rate search by variant; empty without a search.
 
     Raises:
-        UserError: a file of a run is missing or damaged, or the runs were not made on the same images.
+        UserError: a file of a run is missing or damaged, or the runs were made on different images.
     """
     run_dirs = {
         name: [directory.run(name, seed, plan.searched_rate(config)) for seed in plan.seeds]
         for name, config in variants.items()
     }
-    tried = {name: [directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates] for name in variants}
-    runs = {name: variant_runs(run_dirs[name], tried[name]) for name in variants}
-    results = document(plan, variants, search, run_dirs, runs)
+    search_dirs = {
+        name: [directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates] for name in variants
+    }
+    runs = {name: variant_runs(run_dirs[name], search_dirs[name]) for name in variants}
+    results = gather_results(plan, variants, tried, run_dirs, runs)
     write_json(directory.results, results)
     write_text(directory.table, table_of_runs(results))
     curves = {name: pd.DataFrame(variant["curves"]).astype(float) for name, variant in results["variants"].items()}
-    save(comparison(curves, plan.reach), directory.figure)
+    save(comparison(curves, plan.target_accuracies), directory.figure)
     write_page("experiments/comparison/report.html", page_content(results, variants, directory), directory.page)
-    lines = [*aligned(overview(results)), "", *results["conclusions"], *results["remarks"]]
-    return "\n".join([*lines, SECONDS_COUNTED, f"Page: {directory.page}"])
+    return results
+
+
+def overview_table(results: Mapping[str, Any]) -> Table:
+    """The comparison as a table for the terminal: one row per quantity, one column per variant."""
+    header, *rows = overview(results)
+    table = Table(box=None, pad_edge=False)
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table
+
+
+def result_lines(results: Mapping[str, Any]) -> list[str]:
+    """The sentences below the table: the conclusion of each pair, remarks, and what the times include."""
+    return [*results["conclusions"], *results["remarks"], TIME_NOTE]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # From the files of the runs
 
 
-def variant_runs(run_dirs: Sequence[RunDir], tried: Sequence[RunDir]) -> list[statistics.Run]:
-    """The runs of one variant; `tried` are those of its search, whose first may have computed what later ones found kept."""
-    finished = [run_dir for run_dir in {run.path: run for run in (*run_dirs, *tried)}.values() if run_dir.is_finished]
-    # What a run that was stopped did a second time belongs to no variant.
+def variant_runs(run_dirs: Sequence[RunDir], search_dirs: Sequence[RunDir]) -> list[statistics.Run]:
+    """Reads the runs of one variant.
+
+    Args:
+        run_dirs: one per seed.
+        search_dirs: one per learning rate that was tried; the first may have filled the cache for the others.
+    """
+    by_path = {run_dir.path: run_dir for run_dir in (*run_dirs, *search_dirs)}
+    finished = [run_dir for run_dir in by_path.values() if run_dir.is_finished]
+    # A run that was stopped may have done some work twice, which must not count.
     unbroken = [run_dir for run_dir in finished if len(read_json(run_dir.environment)["sessions"]) == 1]
     preparation: dict[str, float] = {}
     for evaluation in (read_json(run_dir.evaluation) for run_dir in unbroken or finished):
@@ -88,30 +112,24 @@ def variant_runs(run_dirs: Sequence[RunDir], tried: Sequence[RunDir]) -> list[st
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of a run.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Reads a CSV file of a run; raises UserError if it is missing or damaged."""
     try:
         return pd.read_csv(path)
     except (FileNotFoundError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise UserError(
-            f"{path} is missing or damaged ({error}); delete {path.parent}, and it is trained anew."
-        ) from None
+        raise UserError(f"{path} is missing or damaged ({error}); delete {path.parent} to train it again.") from None
 
 
-def document(
+def gather_results(
     plan: Plan,
     variants: Mapping[str, RunConfig],
-    search: Mapping[str, Any],
+    tried: Mapping[str, Any],
     run_dirs: Mapping[str, Sequence[RunDir]],
     runs: Mapping[str, Sequence[statistics.Run]],
 ) -> dict[str, Any]:
-    """Every number of the comparison, ready for JSON.
+    """Returns every number of the comparison, ready for JSON.
 
     Raises:
-        UserError: the runs were not made on the same images.
+        UserError: the runs were made on different images.
     """
     all_dirs = [run_dir for of_variant in run_dirs.values() for run_dir in of_variant]
     evaluations = {run_dir.path.name: read_json(run_dir.evaluation) for run_dir in all_dirs}
@@ -121,22 +139,22 @@ def document(
         one, two = (environments[run_dir.path.name]["dataset"]["fingerprint"] for run_dir in (first, other))
         if one != two:
             raise UserError(
-                f"{first.path} and {other.path} were not trained on the same images, labels and splits; restore the images "
-                "and delete the run that is wrong, or compare anew with another --run-dir."
+                f"{first.path} and {other.path} were not trained on the same images, labels and splits; restore the "
+                "images and delete the wrong run, or start a new comparison with another --run-dir."
             )
-    results = {
+    results: dict[str, Any] = {
         "command": plan.command,
         "dataset": next(iter(variants.values())).dataset,
         "split": evaluations[first.path.name]["split"],
         "num_images": len(next(iter(runs.values()))[0].predictions),
         "epochs": next(iter(variants.values())).num_epochs,
         "seeds": list(plan.seeds),
-        "reach": list(plan.reach),
+        "target_accuracies": list(plan.target_accuracies),
         "reasons": list(plan.reasons),
-        "environment": environment_in_words(list(environments.values())),
-        "seconds_counted": f"{SECONDS_COUNTED} {SECONDS_IN_FULL}",
+        "environment": describe_environments(list(environments.values())),
+        "time_note": f"{TIME_NOTE} {TIME_DETAILS}",
         "variants": {},
-        "search": dict(search),
+        "search": dict(tried),
     }
     for name, config in variants.items():
         of_variant = run_dirs[name]
@@ -146,11 +164,11 @@ def document(
             "learning_rates": {phase: config.phase(phase).learning_rate for phase in phases(config)},
             "num_parameters": evaluations[of_variant[0].path.name].get("num_parameters"),
             "num_bytes": of_variant[0].model.stat().st_size,
-            **statistics.summary(runs[name], plan.reach),
+            **statistics.summary(runs[name], plan.target_accuracies),
         }
     results["pairs"] = statistics.pairs(runs)
     results["conclusions"] = [conclusion(pair, results) for pair in results["pairs"]]
-    results["remarks"] = remarks(plan, search, results)
+    results["remarks"] = remarks(plan, tried, results)
     return results
 
 
@@ -158,8 +176,8 @@ def phases(config: RunConfig) -> list[str]:
     return [phase for phase in PHASES if config.phase(phase).epochs]
 
 
-def environment_in_words(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What the runs were made on; several values where they differ."""
+def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Device, threads, precision, data and versions of the runs; several values where they differ."""
     rows = [
         {
             "device": environment["device"]["name"],
@@ -179,14 +197,14 @@ def environment_in_words(environments: Sequence[Mapping[str, Any]]) -> dict[str,
 
 
 def conclusion(pair: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """``pretrained is right on 91.1 % and scratch on 72.8 % of the same 246 test images: ...``"""
-    ours, theirs = (100 * results["variants"][pair[which]]["accuracy"] for which in ("first", "second"))
+    """``Accuracy on 246 test images: pretrained 91.1 %, scratch 72.8 %; difference +18.3 points (...)``"""
+    first, second = (100 * results["variants"][pair[which]]["accuracy"] for which in ("first", "second"))
     low, high = (100 * end for end in pair["interval"])
     of = f"{results['num_images']:,} {SPLITS[results['split']]}{over_seeds(results)}"
     return (
-        f"{pair['first']} is right on {ours:.1f} % and {pair['second']} on {theirs:.1f} % of the same {of}: "
+        f"Accuracy on the same {of}: {pair['first']} {first:.1f} %, {pair['second']} {second:.1f} %; difference "
         f"{100 * pair['difference']:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}), "
-        f"{'that may be chance' if pair['p_value'] >= 0.05 else 'hardly by chance'} ({p_in_words(pair['p_value'])})."
+        f"{'not significant' if pair['p_value'] >= 0.05 else 'significant'} ({format_p(pair['p_value'])})."
     )
 
 
@@ -194,26 +212,31 @@ def over_seeds(results: Mapping[str, Any]) -> str:
     return f", mean of {len(results['seeds'])} seeds" if len(results["seeds"]) > 1 else ""
 
 
-def p_in_words(value: float) -> str:
+def format_p(value: float) -> str:
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
-def remarks(plan: Plan, search: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
-    """What somebody who reads the numbers has to know."""
+def remarks(plan: Plan, tried: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
+    """Limitations of the results, one sentence each."""
     found = []
-    for name, tried in search.items():
-        chosen = next(row["learning_rate"] for row in tried if row["is_chosen"])
-        for end, which in ((max, "highest"), (min, "lowest")):
-            if len(tried) > 1 and chosen == end(plan.learning_rates):
+    for name, rows in tried.items():
+        chosen = next(row["learning_rate"] for row in rows if row["is_chosen"])
+        for is_end, which, beyond in (
+            (chosen == max(plan.learning_rates), "highest", "higher"),
+            (chosen == min(plan.learning_rates), "lowest", "lower"),
+        ):
+            if len(rows) > 1 and is_end:
                 found.append(
-                    f"The best learning rate of {name}, {chosen:g}, is the {which} that was tried; one beyond may be better."
+                    f"The best learning rate of {name}, {chosen:g}, is the {which} one tried; try {beyond} ones, too."
                 )
     if not has_validation(results):
-        found.append("No accuracy is told epoch by epoch, nor the time to one: the dataset has no validation images.")
+        found.append(
+            "The dataset has no validation images, so there are no validation curves and times to an accuracy."
+        )
     if results["split"] != "test":
         found.append(
-            "The dataset has no test images, so all accuracies are of the validation images, by which the best epochs were "
-            "chosen too: they flatter all variants."
+            "The dataset has no test images: all accuracies are on the validation images, which also selected the best "
+            "epochs, so they are too high for all variants."
         )
     return found
 
@@ -223,16 +246,16 @@ def has_validation(results: Mapping[str, Any]) -> bool:
 
 
 def overview(results: Mapping[str, Any]) -> list[list[str]]:
-    """A row a quantity and a column a variant; the first row is the heading."""
+    """One row per quantity and one column per variant; the first row is the header."""
     variants, seeds = results["variants"], len(results["seeds"])
     rows = [["", *variants]]
 
-    def add(title: str, cell) -> None:
+    def add(title: str, cell: Callable[[Mapping[str, Any]], str]) -> None:
         rows.append([title, *(cell(variant) for variant in variants.values())])
 
-    add("network", lambda variant: variant["backbone"])
+    add("backbone", lambda variant: variant["backbone"])
     add(
-        "weights at the start",
+        "initial weights",
         lambda variant: {"none": "random", "imagenet": "ImageNet"}.get(variant["weights"], variant["weights"]),
     )
     add("learning rate", lambda variant: by_phase(variant["learning_rates"], lambda rate: f"{rate:g}"))
@@ -242,24 +265,24 @@ def overview(results: Mapping[str, Any]) -> list[list[str]]:
     if seeds > 1:
         add("  range over the seeds", lambda variant: range_of(variant["accuracy_range"], percent))
     add("best validation accuracy", lambda variant: percent(variant["best_val_accuracy"]))
-    for place, accuracy in enumerate(results["reach"] if has_validation(results) else ()):
-        title = f"validation accuracy {100 * accuracy:g} %"
-        add(title, lambda variant, place=place: reached_in_words(variant["reached"][place], seeds))
+    for place, accuracy in enumerate(results["target_accuracies"] if has_validation(results) else ()):
+        reached = (describe_reached(variant["reached"][place], seeds) for variant in variants.values())
+        rows.append([f"reaches {100 * accuracy:g} % validation accuracy in", *reached])
     add("parameters", lambda variant: f"{variant['num_parameters']:,}" if variant["num_parameters"] else "–")
     add("size of model.keras", lambda variant: formatting.size(variant["num_bytes"]))
-    add("time an epoch", lambda variant: by_phase(variant["epoch_seconds"], formatting.duration))
-    add("training images a second", lambda variant: by_phase(variant["images_per_second"], lambda rate: f"{rate:,.0f}"))
+    add("time per epoch", lambda variant: by_phase(variant["epoch_seconds"], formatting.duration))
+    add("training images/s", lambda variant: by_phase(variant["images_per_second"], lambda rate: f"{rate:,.0f}"))
     return rows
 
 
-def by_phase(values: Mapping[str, float], text) -> str:
+def by_phase(values: Mapping[str, float], text: Format) -> str:
     """``0.0001``, or with two phases ``0.001 frozen, 0.0001 fine-tune``."""
     if len(values) == 1:
         return text(next(iter(values.values())))
     return ", ".join(f"{text(value)} {phase.replace('_', '-')}" for phase, value in values.items())
 
 
-def reached_in_words(place: Mapping[str, Any], num_seeds: int) -> str:
+def describe_reached(place: Mapping[str, Any], num_seeds: int) -> str:
     """``epoch 3 (2–4), 21 s (18 s–30 s)``, ``not reached``, ``epoch 9, 70 s, by 1 of 3 seeds``"""
     if place["num_runs"] == 0:
         return "not reached"
@@ -269,15 +292,15 @@ def reached_in_words(place: Mapping[str, Any], num_seeds: int) -> str:
     return text if place["num_runs"] == num_seeds else f"{text}, by {place['num_runs']} of {num_seeds} seeds"
 
 
-def span(median: float | None, ends: Sequence[float], text) -> str:
-    """``3 (2–4)``; the range alone where there is no median, and no range of equals."""
+def span(median: float | None, ends: Sequence[float], text: Format) -> str:
+    """``3 (2–4)``; the range alone without a median, and one number if all are equal."""
     low, high = map(text, ends)
     if median is None:
         return low if low == high else f"{low}–{high}"
     return text(median) if low == high else f"{text(median)} ({low}–{high})"
 
 
-def range_of(ends: Sequence[float], text) -> str:
+def range_of(ends: Sequence[float], text: Format) -> str:
     low, high = map(text, ends)
     return f"{low.removesuffix(' %')}–{high}"
 
@@ -286,73 +309,43 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose columns stand below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
-
-
 def table_of_runs(results: Mapping[str, Any]) -> str:
-    """CSV with a row a run; what was not reached is empty."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    reach = [f"{accuracy:g}" for accuracy in results["reach"]]
-    writer.writerow(
-        [
-            "variant",
-            "seed",
-            "backbone",
-            "weights",
-            "num_parameters",
-            "num_bytes",
-            f"{results['split']}_accuracy",
-            "best_val_accuracy",
-            "epochs",
-            "seconds",
-            *(f"epoch_of_{text}" for text in reach),
-            *(f"seconds_to_{text}" for text in reach),
-            "directory",
-        ]
-    )
+    """CSV with one row per run; an accuracy that was not reached has empty cells."""
+    rows = []
     for name, variant in results["variants"].items():
+        of_variant = {field: variant[field] for field in ("backbone", "weights", "num_parameters", "num_bytes")}
         for run in variant["runs"]:
-            writer.writerow(
-                [
-                    name,
-                    run["seed"],
-                    variant["backbone"],
-                    variant["weights"],
-                    variant["num_parameters"],
-                    variant["num_bytes"],
-                    run["accuracy"],
-                    run["best_val_accuracy"],
-                    run["epochs"],
-                    round(run["seconds"], 3),
-                    *(place["epoch"] for place in run["reached"]),
-                    *(None if place["seconds"] is None else round(place["seconds"], 3) for place in run["reached"]),
-                    run["directory"],
-                ]
-            )
+            row = {"variant": name, "seed": run["seed"], **of_variant, f"{results['split']}_accuracy": run["accuracy"]}
+            row |= {field: run[field] for field in ("best_val_accuracy", "epochs")}
+            row["seconds"] = round(run["seconds"], 3)
+            row |= {f"epoch_of_{place['accuracy']:g}": place["epoch"] for place in run["reached"]}
+            for place in run["reached"]:
+                seconds = place["seconds"]
+                row[f"seconds_to_{place['accuracy']:g}"] = None if seconds is None else round(seconds, 3)
+            rows.append(row | {"directory": run["directory"]})
+    file = io.StringIO()
+    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return file.getvalue()
 
 
 def page_content(
     results: Mapping[str, Any], variants: Mapping[str, RunConfig], directory: ComparisonDir
 ) -> dict[str, Any]:
-    """Everything that the template shows."""
+    """The values that report.html shows."""
     configs = {name: flat(config) for name, config in variants.items()}
     first = next(iter(configs.values()))
     differs = [name for name in first if any(values[name] != first[name] for values in configs.values())]
     return {
         **results,
-        "title": " against ".join(results["variants"]),
+        "title": " vs. ".join(results["variants"]),
         "images": SPLITS[results["split"]],
         "overview": overview(results),
-        "p_in_words": p_in_words,
-        "picture": base64.b64encode(directory.figure.read_bytes()).decode(),
+        "format_p": format_p,
+        "picture": embedded(directory.figure),
         "different": [(name, [values[name] for values in configs.values()]) for name in differs],
-        "common": {name: value for name, value in first.items() if name not in differs and name != "seed"},
+        "shared": {name: value for name, value in first.items() if name not in differs and name != "seed"},
         "path": shlex.quote(str(directory.path)),
         "files": [path.name for path in (directory.results, directory.table, directory.figure)],
     }

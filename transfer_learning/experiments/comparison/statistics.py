@@ -1,6 +1,6 @@
-"""Several runs set against each other: learning curves with their spread, convergence speed, accuracy, a paired test.
+"""Statistics of several runs: learning curves with their range, time to an accuracy, accuracy, paired tests.
 
-Nothing is read from disk here: histories, timings and predictions come in as tables, numbers go out.
+Pure functions of tables (histories, timings, predictions); nothing is read from disk here.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binom, norm
 
-from transfer_learning.errors import UserError
+from transfer_learning.errors import Diverged
 from transfer_learning.evaluation.ensemble import aligned, is_correct, paired_difference
 from transfer_learning.evaluation.intervals import difference_interval
 
@@ -19,13 +19,13 @@ QUANTITIES = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
 class Run(NamedTuple):
-    """What is compared of one finished run."""
+    """The tables of one finished run."""
 
     name: str
     seed: int
-    history: pd.DataFrame  # a row an epoch, as `with_seconds` returns it
-    timings: pd.DataFrame  # a row an epoch: phase, epoch, seconds, images_per_second
-    predictions: pd.DataFrame  # of the judged split, as `predictions.table` makes it
+    history: pd.DataFrame  # one row per epoch, as `with_seconds` returns it
+    timings: pd.DataFrame  # one row per epoch: phase, epoch, seconds, images_per_second
+    predictions: pd.DataFrame  # of the evaluation split, as `predictions.table` returns it
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -36,10 +36,8 @@ def with_seconds(history: pd.DataFrame, timings: pd.DataFrame, preparation: Mapp
     """The history with a column ``seconds``: the training time at the end of each epoch.
 
     Args:
-        timings: an epoch that was begun again counts once; one whose row a kill has taken counts 0, because its time is
-            in the `preparation` then.
-        preparation: by phase, the seconds that none of its epochs holds: what its frozen layers make of the images, and
-            compiling.
+        timings: the last row of an epoch counts; an epoch without a row counts 0.
+        preparation: seconds by phase that belong to no epoch: computing the features of frozen layers, and compiling.
     """
     took = timings.drop_duplicates("epoch", keep="last").set_index("epoch")["seconds"]
     seconds = history["epoch"].map(took).fillna(0.0)
@@ -48,14 +46,14 @@ def with_seconds(history: pd.DataFrame, timings: pd.DataFrame, preparation: Mapp
 
 
 def curves(histories: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """A row an epoch over several runs.
+    """The mean learning curve of several runs, one row per epoch.
 
     Args:
-        histories: one or more, as `with_seconds` returns them; some may have ended early.
+        histories: one or more, as `with_seconds` returns them; some may have stopped early.
 
     Returns:
-        Columns ``epoch``, ``num_runs`` (that trained so long), ``seconds`` (median), and for each of `QUANTITIES` its
-        mean, and with ``_low`` and ``_high`` behind the name its range; NaN where no run has a number.
+        Columns ``epoch``, ``num_runs`` (with this epoch), ``seconds`` (median), and for each of `QUANTITIES` its mean,
+        minimum (suffix ``_low``) and maximum (``_high``); NaN where no run has a value.
     """
     by_epoch = pd.concat(histories).groupby("epoch")
     table = pd.DataFrame({"num_runs": by_epoch.size(), "seconds": by_epoch["seconds"].median()})
@@ -69,8 +67,8 @@ def curves(histories: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def reached(history: pd.DataFrame, accuracy: float) -> tuple[int, float] | None:
-    """(epoch, seconds) at the end of the first epoch whose validation accuracy is `accuracy` or more; None: none is."""
-    rows = history[history["val_accuracy"] >= accuracy]  # NaN is not
+    """(epoch, seconds) at the end of the first epoch with at least this validation accuracy; None if there is none."""
+    rows = history[history["val_accuracy"] >= accuracy]  # False for NaN
     return None if rows.empty else (int(rows["epoch"].iloc[0]), float(rows["seconds"].iloc[0]))
 
 
@@ -79,31 +77,27 @@ def reached(history: pd.DataFrame, accuracy: float) -> tuple[int, float] | None:
 
 
 def best_value(history: pd.DataFrame, monitor: str) -> float:
-    """The best finite value of `monitor` in the last phase of a history, that of the weights it kept; NaN: there is none."""
+    """The best finite value of `monitor` in the last phase of a history; NaN if there is none."""
     values = history.loc[history["phase"] == history["phase"].iloc[-1], monitor]
     values = values[np.isfinite(values)]
     return float(values.max() if monitor.endswith("accuracy") else values.min())
 
 
-def chosen_rate(histories: Mapping[float, pd.DataFrame], monitor: str) -> float:
-    """The learning rate whose run came to the best value of `monitor`; of equals the lowest.
-
-    It sees the histories alone, in which no test image has a part.
+def best_rate(histories: Mapping[float, pd.DataFrame], monitor: str) -> float:
+    """The learning rate whose run has the best value of `monitor`; of several, the lowest.
 
     Args:
         histories: by learning rate, without the runs that diverged.
         monitor: ``val_loss`` or ``val_accuracy``.
 
     Raises:
-        UserError: no run came to a number.
+        Diverged: no run has a finite value.
     """
     sign = -1.0 if monitor.endswith("accuracy") else 1.0
     found = {rate: sign * best_value(history, monitor) for rate, history in histories.items()}
     found = {rate: value for rate, value in found.items() if np.isfinite(value)}
     if not found:
-        raise UserError(
-            "Training diverged at every learning rate that was tried; start again with lower --learning-rates."
-        )
+        raise Diverged("Training diverged at every learning rate; give lower --learning-rates.")
     return min(found, key=lambda rate: (found[rate], rate))
 
 
@@ -112,10 +106,10 @@ def chosen_rate(histories: Mapping[float, pd.DataFrame], monitor: str) -> float:
 
 
 def mean_accuracy_interval(share: float, num_images: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `num_images` (Wilson, 1927); the share may be a mean over several runs.
+    """The 95 % interval (Wilson, 1927) of the mean accuracy of one or more runs on `num_images` images.
 
-    Such a mean varies less from one draw of the images to another than the accuracy of one run, so the interval is
-    rather too wide than too narrow; images times runs as the number would make it too narrow.
+    The mean of several runs varies less between samples of images than the accuracy of one run, so the interval is
+    conservative; n = images x runs would make it too narrow.
     """
     z = norm.ppf(0.975)
     shrunk = share + z**2 / (2 * num_images)
@@ -127,34 +121,34 @@ def mean_accuracy_interval(share: float, num_images: int) -> tuple[float, float]
 def sign_flip_p(differences: np.ndarray) -> float:
     """Exact two-sided p-value of Fisher's randomisation test for pairs (The Design of Experiments, 1935, section 21).
 
-    If two variants were equally good, each image's difference could as well have had the other sign, independently of the
-    others; the p-value is the share of all such sign changes whose sum is as far from zero as the one that was found.
-    With one run a variant it is McNemar's exact test (Psychometrika 12, 1947). With several, all runs of an image change
-    variants together, so that runs judged on the same images are not taken for independent ones.
+    Under the null hypothesis the sign of each image's difference is random; the p-value is the fraction of all sign
+    assignments whose sum is at least as far from zero as the observed one. With one run per variant it is McNemar's
+    exact test (Psychometrika 12, 1947). With several runs the signs are assigned per image, since runs that are
+    evaluated on the same images are not independent.
 
     Args:
-        differences: whole numbers, one an image: right predictions of the one variant minus those of the other.
+        differences: int (n,), per image the number of correct predictions of one variant minus that of the other.
     """
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
-    chances = np.ones(1)  # of every sum, from the lowest to the highest
+    probabilities = np.ones(1)  # of every sum, from the lowest to the highest
     for size, count in zip(sizes, counts, strict=True):
         flips = np.zeros(2 * size * count + 1)
         flips[:: 2 * size] = binom.pmf(np.arange(count + 1), count, 0.5)
-        chances = np.convolve(chances, flips)
-    sums = np.arange(len(chances)) - len(chances) // 2
-    return min(1.0, float(chances[np.abs(sums) >= abs(differences.sum())].sum()))
+        probabilities = np.convolve(probabilities, flips)
+    sums = np.arange(len(probabilities)) - len(probabilities) // 2
+    return min(1.0, float(probabilities[np.abs(sums) >= abs(differences.sum())].sum()))
 
 
 def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
-    """How much more often `first` is right than `second` on the same images, seed by seed and over all seeds.
+    """The difference in accuracy between two variants on the same images, over all seeds and for each seed.
 
     Returns:
-        ``difference`` of the mean accuracies, from -1 to 1, with its ``interval`` (95 %, images drawn again) and
-        ``p_value`` (see `sign_flip_p`); and in ``seeds``, for each, the images that only one of the two runs judges
-        rightly, and the ``p_value`` of McNemar's exact test.
+        ``difference`` of the mean accuracies, from -1 to 1, with its ``interval`` (95 %, bootstrap over images) and
+        ``p_value`` (see `sign_flip_p`); and per seed in ``seeds`` the number of images that only one of the two runs
+        classifies correctly, and the ``p_value`` of McNemar's exact test.
 
     Raises:
-        UserError: the runs were not judged on the same images.
+        UserError: the runs were evaluated on different images.
     """
     tables = aligned({run.name: run.predictions for run in (*first, *second)})
     both = np.array([is_correct(table) for table in tables]).astype(int)
@@ -173,10 +167,7 @@ def paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
 
 
 def pairs(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """`paired` for every two variants; with more than one pair each p-value over all seeds is multiplied by their number.
-
-    That is Bonferroni's correction: among many pairs one would differ by chance.
-    """
+    """`paired` for every two variants, the p-values over all seeds with Bonferroni's correction for their number."""
     combinations = list(itertools.combinations(variants, 2))
     results = []
     for first, second in combinations:
@@ -190,22 +181,25 @@ def pairs(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
 # One variant
 
 
-def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
-    """What the runs of one variant come to, in plain numbers, None where there is none.
+def summary(runs: Sequence[Run], targets: Sequence[float]) -> dict[str, Any]:
+    """The results of one variant in plain numbers, None instead of NaN.
+
+    Args:
+        targets: validation accuracies, 0..1, to report the time to.
 
     Returns:
-        ``accuracy`` (mean over the seeds) with ``accuracy_interval`` and ``accuracy_range``; ``reached``, for each of
-        `reach`: over how many seeds (``num_runs``) it was reached, the median ``epoch`` and ``seconds`` (None where half
-        of the seeds or more did not reach it) with their ranges over those that did; ``best_val_accuracy``, the highest
-        of any epoch, as median and range; ``epoch_seconds`` and ``images_per_second``, medians by phase; ``curves``; and
-        ``runs``, the same of each seed.
+        ``accuracy`` (mean over the seeds) with ``accuracy_interval`` and ``accuracy_range``; ``reached``, for each
+        target: how many seeds reached it (``num_runs``), the median ``epoch`` and ``seconds`` (None if at least half of
+        the seeds did not) with their ranges over the seeds that did; ``best_val_accuracy``, the highest of any epoch,
+        as median and range; ``epoch_seconds`` and ``images_per_second``, medians by phase; ``curves``; and ``runs``,
+        the same for each seed.
     """
     rates = np.array([is_correct(table).mean() for table in aligned({run.name: run.predictions for run in runs})])
     accuracy, num_images = float(rates.mean()), len(runs[0].predictions)
     highest = [float(run.history["val_accuracy"].max()) for run in runs]
     times = pd.concat([run.timings.drop_duplicates("epoch", keep="last") for run in runs])
     by_phase = times.groupby("phase", sort=False)[["seconds", "images_per_second"]].median()
-    by_run = [[reached(run.history, accuracy) for accuracy in reach] for run in runs]
+    by_run = [[reached(run.history, accuracy) for accuracy in targets] for run in runs]
     return {
         "num_runs": len(runs),
         "num_images": num_images,
@@ -215,7 +209,7 @@ def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
         "best_val_accuracy": _or_none(np.median(highest)),
         "best_val_accuracy_range": [_or_none(min(highest)), _or_none(max(highest))],
         "reached": [
-            {"accuracy": value, **_over_runs([found[place] for found in by_run])} for place, value in enumerate(reach)
+            {"accuracy": value, **_over_runs([found[place] for found in by_run])} for place, value in enumerate(targets)
         ],
         "epoch_seconds": by_phase["seconds"].to_dict(),
         "images_per_second": by_phase["images_per_second"].to_dict(),
@@ -233,7 +227,7 @@ def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
                 "seconds": float(run.history["seconds"].iloc[-1]),
                 "reached": [
                     {"accuracy": value, "epoch": epoch, "seconds": seconds}
-                    for value, (epoch, seconds) in zip(reach, [place or (None, None) for place in found], strict=True)
+                    for value, (epoch, seconds) in zip(targets, [place or (None, None) for place in found], strict=True)
                 ],
             }
             for run, rate, best, found in zip(runs, rates, highest, by_run, strict=True)
@@ -242,7 +236,7 @@ def summary(runs: Sequence[Run], reach: Sequence[float]) -> dict[str, Any]:
 
 
 def _over_runs(places: Sequence[tuple[int, float] | None]) -> dict[str, Any]:
-    """Median and range of (epoch, seconds) over runs; a run that never came there counts as later than all others."""
+    """Median and range of (epoch, seconds) over runs; a run that never reached the target counts as the last."""
     there = [place for place in places if place]
     result: dict[str, Any] = {"num_runs": len(there)}
     for column, name in enumerate(("epoch", "seconds")):

@@ -1,6 +1,5 @@
-"""Which configs a comparison sets against each other: a pair that suits the data, or those that --config names."""
+"""The configs that a comparison trains: those that --config names, or a suitable pair."""
 
-import argparse
 import itertools
 import re
 import shlex
@@ -13,11 +12,11 @@ from transfer_learning.config import RunConfig, difference, flag_name, flat, val
 from transfer_learning.datasets.sources.registry import scheme_of
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
-from transfer_learning.recipes import known
 from transfer_learning.recipes.resolve import config_from_values, recipe_for
+from transfer_learning.recipes.variants import VARIANTS, pretrained_or_scratch
 
-# What has to be equal on all variants, so that all see and are judged on the same images.
-OF_THE_DATA = (
+# Must be equal in all variants, so that all train and are evaluated on the same images.
+DATA_FIELDS = (
     "dataset",
     "data_dir",
     "val_fraction",
@@ -30,20 +29,22 @@ OF_THE_DATA = (
 )
 
 
-def chosen_variants(flags: argparse.Namespace) -> tuple[dict[str, RunConfig], list[str]]:
-    """The configs by their names, and the reasons for what was chosen without a recipe.
+def choose_variants(
+    values: dict[str, Any], texts: list[str], epochs: int | None
+) -> tuple[dict[str, RunConfig], list[str]]:
+    """Returns the configs by name, and the reasons for settings that were chosen without a recipe.
 
     Args:
-        flags: those of RunConfig apply to all variants; ``config``, the texts ``NAME=FILE`` or ``NAME=FLAGS``; ``epochs``,
-            of each variant in all, or None.
+        values: config fields for all variants, by the names that `config.with_values` takes.
+        texts: ``NAME=FILE`` or ``NAME=FLAGS``, one per variant; empty: a pretrained network and one from scratch.
+        epochs: of each variant in total; None: as its config says.
 
     Raises:
-        UserError: a variant cannot be read or contradicts itself, or the variants are no fair comparison.
+        UserError: a variant cannot be read or contradicts itself, or the comparison would not be fair.
     """
-    values = given_values(flags)
-    variants, reasons = _named_variants(flags.config, values) if flags.config else _suitable_variants(values)
-    if flags.epochs is not None:
-        variants = {name: with_epochs(name, config, flags.epochs) for name, config in variants.items()}
+    variants, reasons = _named_variants(texts, values) if texts else _suitable_variants(values)
+    if epochs is not None:
+        variants = {name: with_epochs(name, config, epochs) for name, config in variants.items()}
     for config in variants.values():
         config.check()
         find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)
@@ -52,28 +53,28 @@ def chosen_variants(flags: argparse.Namespace) -> tuple[dict[str, RunConfig], li
 
 
 def with_epochs(name: str, config: RunConfig, epochs: int) -> RunConfig:
-    """The config with this number of epochs in all: a frozen phase keeps its own, and the fine-tune phase has the rest."""
+    """The config with this total number of epochs; those of the frozen phase stay as they are."""
     if config.fine_tune.epochs == 0:
         return with_values(config, {"frozen.epochs": epochs})
     if epochs <= config.frozen.epochs:
         raise UserError(
-            f"--epochs {epochs} leaves nothing for the fine-tune phase of {name}, whose frozen phase takes "
-            f"{config.frozen.epochs}; give more, or --frozen.epochs and --fine-tune.epochs in its place."
+            f"--epochs {epochs} leaves none for the fine-tune phase of {name}, whose frozen phase has "
+            f"{config.frozen.epochs}; give more, or --frozen.epochs and --fine-tune.epochs instead."
         )
     return with_values(config, {"fine_tune.epochs": epochs - config.frozen.epochs})
 
 
 def _suitable_variants(values: dict[str, Any]) -> tuple[dict[str, RunConfig], list[str]]:
-    """A pretrained network against a small one from scratch; a given --weights is where the former starts."""
+    """A pretrained network and a small one from scratch; a given --weights is for the former."""
     recipe, reason_of, values = recipe_for(values)
-    variants_of = known.VARIANTS.get(scheme_of(values["dataset"])[0] or values["dataset"], known.pretrained_or_scratch)
-    variants = variants_of(recipe)
-    kept = {
+    make_variants = VARIANTS.get(scheme_of(values["dataset"])[0] or values["dataset"], pretrained_or_scratch)
+    variants = make_variants(recipe)
+    unchanged = [
         name
         for name, value in flat(recipe).items()
         if all(flat(variant)[name] == value for variant in variants.values())
-    }
-    reasons = [reason for name, reason in reason_of.items() if name in kept and name not in values]
+    ]
+    reasons = [reason for name, reason in reason_of.items() if name in unchanged and name not in values]
     from_scratch = {name: value for name, value in values.items() if name != "weights"}
     variants = {
         name: with_values(variant, from_scratch if variant.weights == "none" else values)
@@ -88,11 +89,11 @@ def _named_variants(texts: list[str], values: dict[str, Any]) -> tuple[dict[str,
         found = re.fullmatch(r"(\w[\w.-]*)=(.*)", text, re.DOTALL)
         if not found:
             raise UserError(
-                f"--config {text} has no name; give NAME=FILE.json or NAME='FLAGS', the name of letters, digits, - and _."
+                f"--config {text} has no name; give NAME=FILE.json or NAME='FLAGS', NAME of letters, digits, - and _."
             )
         name, what = found.groups()
         if name in variants:
-            raise UserError(f"--config {name} is there twice; give each variant a name of its own.")
+            raise UserError(f"--config {name} is given twice; give each variant its own name.")
         own = _values_of_flags(what) if what.startswith("-") or not what.strip() else _values_of_file(Path(what))
         variants[name], variant_reasons = config_from_values(own | values)
         reasons += [f"{name}: {reason}" for reason in variant_reasons]
@@ -104,44 +105,46 @@ def _values_of_flags(text: str) -> dict[str, Any]:
     add_config_flags(parser)
     try:
         return given_values(parser.parse_args(shlex.split(text)))
-    except ValueError as error:  # a quotation without an end
+    except ValueError as error:  # a quotation mark is missing
         raise UserError(f"--config {text} cannot be read ({error}); give flags as on the command line.") from None
 
 
 def _values_of_file(path: Path) -> dict[str, Any]:
-    """The fields that the file names, by the names that `config.with_values` takes."""
+    """The config fields in a JSON file, by the names that `config.with_values` takes."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}; --config takes NAME=FILE.json, or NAME='FLAGS'.") from None
+        raise UserError(f"There is no file {path}; --config takes NAME=FILE.json or NAME='FLAGS'.") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); give the config.json of a run, or a part of one.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}); give the config.json of a run, or some of its fields."
+        ) from None
     return values_from_json(text, str(path))
 
 
 def _check_fairness(variants: dict[str, RunConfig]) -> None:
-    """Raises UserError unless there are two variants or more, all different, with the same data and the same budget."""
+    """Raises UserError unless there are two or more different variants with the same data and number of epochs."""
     if len(variants) < 2:
         raise UserError(
-            f"--config names one variant, {next(iter(variants))}; give two or more, each by a --config of its own."
+            f"--config names one variant, {next(iter(variants))}; give at least two, each with its own --config."
         )
     for (name, config), (other_name, other) in itertools.combinations(variants.items(), 2):
-        for field in OF_THE_DATA:
+        for field in DATA_FIELDS:
             one, two = (
                 "empty" if variant == "" else variant for variant in (getattr(config, field), getattr(other, field))
             )
             if one != two:
                 raise UserError(
-                    f"The {field} of {name} is {one} and of {other_name} {two}, but it has to be the same; give "
-                    f"--{flag_name(field)} for all variants."
+                    f"The {field} of {name} is {one} and of {other_name} {two}, but must be the same; give "
+                    f"--{flag_name(field)} outside of --config."
                 )
         if not difference(config, other):
             raise UserError(
-                f"The variants {name} and {other_name} have the same config, so there is nothing to compare; flags that do not "
-                "belong to a --config apply to all variants."
+                f"The variants {name} and {other_name} have the same config; give different flags inside --config "
+                "(flags outside apply to all variants)."
             )
         if config.num_epochs != other.num_epochs:
             raise UserError(
-                f"{name} trains {config.num_epochs} epochs and {other_name} {other.num_epochs}, which is not the same "
-                "budget; give --epochs for all variants."
+                f"{name} trains {config.num_epochs} epochs and {other_name} {other.num_epochs}, which must be equal; "
+                "give --epochs outside of --config."
             )
