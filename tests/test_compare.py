@@ -97,12 +97,12 @@ def finished(small_config, tmp_path_factory):
     given = arguments(small_config, directory.path, "--seeds", "2", "--reach", "0.3,1")
     children = Children()
     children.stop_before, children.stop_inside = 2, 3
-    console.file = output = io.StringIO()
+    output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison_run, "run_child", children)
+        patch.setattr(console, "_file", output)
         patch.setattr(train, "draw_figures", lambda *_: None)  # which take longest
         codes = [run_main(compare.main, words) for words in (given, ["--resume", str(directory.path)], given)]
-    console.file = None
     return directory, children.started, codes, output.getvalue()
 
 
@@ -193,7 +193,7 @@ def test_the_page_needs_no_other_file_and_shows_the_figure(finished):
     directory = finished[0]
     page = Page(directory.page)
     assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
-    assert len(page.pictures()) == 1 and page.pictures()[0].startswith("data:image/png;base64,")
+    assert len(page.pictures()) == 1 and page.pictures()[0].startswith("data:image/webp;base64,")
     assert directory.figure.read_bytes().startswith(b"\x89PNG")
     content = directory.page.read_text()
     assert "http" not in content and "url(" not in content
@@ -289,7 +289,7 @@ def test_a_damaged_plan_is_named(tmp_path, capsys):
     contents = {
         "{": "is damaged",
         "{}": "is not a plan that `compare` wrote",
-        '{"variants": {"a": {}}}': "the config of a in",
+        '{"variants": {"a": {"epochs": 1}}}': "the config of a in",
     }
     for content, message in contents.items():
         (tmp_path / "plan.json").write_text(content)
@@ -502,7 +502,7 @@ def test_the_error_message_of_a_real_child_is_raised_and_not_printed(tmp_path, c
     run_dir = RunDir(tmp_path / "run")
     run_dir.path.mkdir()
     run_dir.config.write_text("{}")
-    with StopRequest() as stop, pytest.raises(UserError, match="is not a config that this version reads"):
+    with StopRequest() as stop, pytest.raises(UserError, match="names no dataset, so it is not the config of a run"):
         comparison_run.run_child(run_dir, stop)
     assert "is not a config" not in capfd.readouterr().err
 
@@ -526,5 +526,5 @@ def test_ctrl_c_reaches_the_child_which_saves_before_it_ends(small_config, tmp_p
         comparison_run.run_child(run_dir, stop)
     thread.join()
     printed = capfd.readouterr()
-    assert "Stopped by SIGINT" in printed.out and "Traceback" not in printed.out + printed.err
+    assert "Stopped by SIGINT" in printed.out + printed.err and "Traceback" not in printed.out + printed.err
     assert any(run_dir.checkpoint.iterdir()) and not run_dir.is_finished

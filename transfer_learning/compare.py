@@ -70,8 +70,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--learning-rates", type=numbers, metavar="RATES", help=rates)
     targets = ",".join(f"{accuracy:g}" for accuracy in Plan.target_accuracies)
     add("--target-accuracies", type=numbers, metavar="ACCURACIES", help=f"report the time to these ({targets})")
-    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    add("--reach", action=EarlierName, type=numbers, dest="target_accuracies", const="target-accuracies", **hidden)
+    earlier = add("--reach", action=EarlierName, type=numbers, dest="target_accuracies", const="target-accuracies")
+    earlier.default = earlier.help = argparse.SUPPRESS
     add("--run-dir", metavar="DIR", help="directory of the comparison (default: one in runs/ for these flags)")
     add("--resume", metavar="DIR", help="continue the comparison in this directory")
     add_config_flags(parser)

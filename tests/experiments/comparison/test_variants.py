@@ -123,7 +123,7 @@ def test_a_file_may_name_the_dataset(tmp_path):
         ("--dataset digits --config a= --config 'b=--dropuot 0.5'", "unrecognized arguments: --dropuot"),
         ("--dataset digits --config a= --config 'b=--backbone \"x'", "No closing quotation"),
         ("--dataset digits --config a= --config 'b=--backbone x'", "no backbone 'x'"),
-        ("--dataset digits --config a= --config 'b=--dropout 2'", "--dropout 2.0 is no fraction"),
+        ("--dataset digits --config a= --config 'b=--dropout 2'", "--dropout 2.0 is out of range"),
         ("--dataset digits --config a= --config 'b=--frozen.epochs 5'", "11 epochs and b 13, which must be equal"),
         ("--dataset digits --config a= --config 'b=--val-fraction 0.3'", "val_fraction of a is 0.15 and of b 0.3"),
         ("--dataset digits --config a= --config 'b=--group-by x'", "group_by of a is empty and of b x"),
@@ -154,11 +154,11 @@ def test_unfair_comparisons_are_refused_with_one_sentence(text, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
-        ("[1]", "no table of fields"),
+        ("{", "cannot be read .Expecting property name"),
+        ("[1]", "it is not an object with fields"),
         ('{"dropuot": 0.5}', "unknown field dropuot"),
         ('{"fine_tune": {"epoch": 5}}', "unknown field fine_tune.epoch"),
-        ('{"fine_tune": 5}', "fine_tune. is no table"),
+        ('{"fine_tune": 5}', "fine_tune. is not an object"),
         ('{"dropout": "0.5"}', "dropout is '0.5', not float"),
     ],
 )

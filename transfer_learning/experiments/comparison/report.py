@@ -341,6 +341,7 @@ def page_content(
         **results,
         "title": " vs. ".join(results["variants"]),
         "images": SPLITS[results["split"]],
+        "paired": results["pairs"],  # base.html has a macro called pairs
         "overview": overview(results),
         "format_p": format_p,
         "picture": embedded(directory.figure),
