@@ -1,13 +1,12 @@
 """README and docs agree with the code: tables, flags, commands, Python snippets, links and words.
 
-A code block in a page, preceded by the line ``<!-- runs -->``, is executed by `test_commands_run` in a folder with small
-images and two finished runs. Every other command is parsed.
+A code block in a page, preceded by the line ``<!-- runs -->``, is executed in a folder with small images and two finished
+runs. Every other command is parsed.
 """
 
 import argparse
 import dataclasses
 import importlib
-import importlib.metadata
 import re
 import shlex
 import shutil
@@ -17,9 +16,9 @@ from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
+from transfer_learning.__main__ import COMMANDS
 
 from tests.support import ROOT
-from transfer_learning.__main__ import COMMANDS
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
 from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES
