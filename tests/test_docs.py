@@ -1,7 +1,7 @@
 """README and docs agree with the code: tables, flags, commands, Python snippets, links and words.
 
-A code block in a page, preceded by the line ``<!-- runs -->``, is executed in a folder with small images and two finished
-runs. Every other command is parsed.
+A code block in a page, preceded by the line ``<!-- runs -->``, is executed in a folder with small images and two
+finished runs. Every other command is parsed.
 """
 
 import argparse
