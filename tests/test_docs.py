@@ -24,7 +24,8 @@ from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES
 from transfer_learning.errors import ExitCode
 from transfer_learning.models.backbones import BACKBONES
-from transfer_learning.recipes import resolve
+from transfer_learning.models.keras_applications import APPLICATIONS
+from transfer_learning.recipes import known, resolve
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.optimizers import OPTIMIZERS
 from transfer_learning.training.schedules import SCHEDULES
@@ -136,6 +137,10 @@ def test_every_backbone_has_a_row():
     assert set(rows("docs/backbones.md", "Backbones")) == set(BACKBONES)
 
 
+def test_every_network_of_keras_applications_has_a_row():
+    assert set(rows("docs/backbones.md", "Networks of keras.applications", column=1)) == set(APPLICATIONS)
+
+
 @pytest.mark.parametrize(("page", "heading"), [("README.md", "Commands"), ("docs/command-line.md", "Command line")])
 def test_every_command_has_a_row(page, heading):
     named = {command for cell in rows(page, heading) for command, _ in commands_of(cell)}
@@ -243,6 +248,7 @@ def workspace(photos, small_config, tmp_path_factory):
         patch.setattr(
             resolve, "auto_recipe", lambda dataset, **_: (dataclasses.replace(small_config, dataset=dataset), {})
         )
+        patch.setattr(known, "drawn_pills", lambda: dataclasses.replace(small_config, dataset=str(folder / "photos")))
         for name, seed in (("photos", 0), ("other", 1)):
             config = dataclasses.replace(small_config, dataset=str(folder / "photos"), seed=seed)
             run_experiment(config, RunDir(folder / "runs" / name))
