@@ -33,7 +33,7 @@ from transfer_learning.training.schedules import SCHEDULES
 PACKAGE = ROOT / "transfer_learning"
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md")), ROOT / "data/README.md"]
+    for path in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md")), ROOT / "data/README.md", ROOT / "benchmarks/README.md"]
 }
 README = PAGES["README.md"]
 ALL = "\n".join(PAGES.values())
