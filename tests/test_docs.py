@@ -16,15 +16,15 @@ from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
-from transfer_learning.__main__ import COMMANDS
+from transfer_learning.models.keras_applications import APPLICATIONS
 
 from tests.support import ROOT
+from transfer_learning.__main__ import COMMANDS
 from transfer_learning.config import PHASES, Phase, RunConfig, flag_name
 from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES
 from transfer_learning.errors import ExitCode
 from transfer_learning.models.backbones import BACKBONES
-from transfer_learning.models.keras_applications import APPLICATIONS
 from transfer_learning.recipes import known, resolve
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.optimizers import OPTIMIZERS
@@ -33,7 +33,8 @@ from transfer_learning.training.schedules import SCHEDULES
 PACKAGE = ROOT / "transfer_learning"
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.md"), *sorted(ROOT.glob("docs/*.md")), ROOT / "data/README.md", ROOT / "benchmarks/README.md"]
+    for pattern in ("*.md", "docs/*.md", "data/*.md", "benchmarks/*.md")
+    for path in sorted(ROOT.glob(pattern))
 }
 README = PAGES["README.md"]
 ALL = "\n".join(PAGES.values())
