@@ -243,23 +243,28 @@ def workspace(photos, small_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(photos, folder / "photos")
     shutil.make_archive(str(folder / "photos"), "zip", photos)
+    for number, file in enumerate(sorted((folder / "photos").rglob("*.png"))):
+        file.rename(file.with_stem(f"object{number // 2}_{number % 2}"))  # two photos of each object
     files = sorted((folder / "photos").rglob("*.png"))
     table = [f"{file.relative_to(folder).as_posix()},{file.parent.name}" for file in files]
     (folder / "table.csv").write_text("\n".join(["path,label", *table, ""]))
     (folder / "corrections.csv").write_text(f"id,action\n{files[0].relative_to(folder / 'photos').as_posix()},drop\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(
-            resolve, "auto_recipe", lambda dataset, **_: (dataclasses.replace(small_config, dataset=dataset), {})
+        config = dataclasses.replace(
+            small_config,
+            dataset=str(folder / "photos"),
+            frozen=Phase(epochs=1),
+            fine_tune=dataclasses.replace(small_config.fine_tune, epochs=0),
         )
-        patch.setattr(known, "drawn_pills", lambda: dataclasses.replace(small_config, dataset=str(folder / "photos")))
+        patch.setattr(resolve, "auto_recipe", lambda dataset, **_: (dataclasses.replace(config, dataset=dataset), {}))
+        patch.setattr(known, "drawn_pills", lambda: config)
         for name, seed in (("photos", 0), ("other", 1)):
-            config = dataclasses.replace(small_config, dataset=str(folder / "photos"), seed=seed)
-            run_experiment(config, RunDir(folder / "runs" / name))
+            run_experiment(dataclasses.replace(config, seed=seed), RunDir(folder / "runs" / name))
         yield folder
 
 
-RUNNING = [block for block in blocks() if block.runs]
+RUNNING = {block.text: block for block in blocks() if block.runs}.values()  # the README repeats some
 
 
 @pytest.mark.parametrize("block", RUNNING, ids=lambda block: f"{block.page}: {block.text.splitlines()[0]}")
