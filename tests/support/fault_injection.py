@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,10 +129,13 @@ def _is_killed(folder: Path, number: int, at: int, when: bool) -> bool:
     return status == signal.SIGKILL
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="is deleted")
     parser.add_argument("--saves", type=int, default=5)
     flags = parser.parse_args()
     print(json.dumps(kill_in_saves(flags.folder, flags.saves)))
-    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
