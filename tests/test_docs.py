@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
-from transfer_learning.models.keras_applications import APPLICATIONS
 
 from tests.support import ROOT
 from transfer_learning.__main__ import COMMANDS
@@ -25,6 +24,7 @@ from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES
 from transfer_learning.errors import ExitCode
 from transfer_learning.models.backbones import BACKBONES
+from transfer_learning.models.keras_applications import APPLICATIONS
 from transfer_learning.recipes import known, resolve
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.optimizers import OPTIMIZERS

@@ -1,4 +1,5 @@
-"""Damaged image files by the thousand: a sample here, 10,000 in `make test-long`, any number by `python -m tests.support.mutated_images`."""
+"""Thousands of damaged image files: a sample here, 10,000 in `make test-long`, any number by
+`python -m tests.support.mutated_images`."""
 
 import re
 import sys
