@@ -182,7 +182,7 @@ def test_damaged_features_are_logged_and_computed_again(extract, tmp_path):
     content[5] ^= 1
     records.write_bytes(content)
     values, messages = extract()
-    assert "1 kept arrays in" in messages[0] and "of 1 images" in messages[1]
+    assert "1 record damaged" in messages[0] and "of 1 images" in messages[1]
     np.testing.assert_array_equal(values, expected)
 
 

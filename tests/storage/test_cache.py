@@ -28,12 +28,12 @@ from tests.storage.test_array_cache import (
 )
 from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
-from transfer_learning.storage import array_cache
 from transfer_learning.storage import cache as cache_module
 from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.cache_index import EntrySpec
 from transfer_learning.storage.locks import exclusive_lock
+from transfer_learning.storage.records import IN_MEMORY
 
 
 @pytest.fixture
@@ -75,13 +75,6 @@ def test_being_opened_is_the_last_use_and_looking_is_none(cache):
     for _ in range(2):
         middle, new, old = Cache(cache).entries()
         assert middle.last_used < new.last_used < old.last_used and old.last_used.timestamp() > before
-
-
-def test_facts_are_those_of_the_last_use_that_gave_any(cache):
-    for facts, expected in (({"size": 1}, {"size": 1}), ({}, {"size": 1}), ({"size": "2"}, {"size": "2"})):
-        with ArrayCache(cache / "pixels" / "old", SHAPE, np.float32, facts) as arrays:
-            assert arrays.positions(KEYS[:1]) == [0]
-        assert Cache(cache).entries()[2].spec.facts == expected
 
 
 @pytest.mark.parametrize(
@@ -264,7 +257,7 @@ def test_a_run_whose_entry_is_deleted_under_it_goes_on_in_memory(cache, monkeypa
     said = log_messages()
     with ArrayCache(cache / "features" / "new", SHAPE, np.float32) as arrays:
         Cache(cache).clear("all")
-        assert (arrays.add(KEYS[3:], ARRAYS[3:]) >= array_cache.HELD).all() and len(said) == 1
+        assert (arrays.add(KEYS[3:], ARRAYS[3:]) >= IN_MEMORY).all() and len(said) == 1
         np.testing.assert_array_equal(arrays.rows[arrays.positions(KEYS)], ARRAYS)
 
 

@@ -1,4 +1,4 @@
-"""The cache: a folder of entries, each a folder ``KIND/NAME`` of two files, shared by all runs and safe for many processes.
+"""The cache: a folder of entries, each a folder ``KIND/NAME`` of two files, shared by all runs.
 
 `Cache` opens entries as `ArrayCache`, keeps the cache within its size, lists and clears it. The time of last use of an
 entry is the modification time of its `records.bin`.
@@ -7,7 +7,6 @@ entry is the modification time of its `records.bin`.
 import logging
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,19 +16,11 @@ from pathlib import Path
 from transfer_learning.cli.formatting import megabytes
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError, did_you_mean
-from transfer_learning.storage.array_cache import RECORDS, ArrayCache, cached_fraction
-from transfer_learning.storage.cache_index import (
-    INDEX,
-    JOURNAL,
-    VERSION,
-    EntrySpec,
-    describe_facts,
-    open_index,
-    parse_facts,
-    parse_layout,
-)
+from transfer_learning.storage.array_cache import ArrayCache
+from transfer_learning.storage.cache_index import INDEX, JOURNAL, EntrySpec, cached_fraction, describe_facts, read_spec
 from transfer_learning.storage.files import existing_part
 from transfer_learning.storage.locks import exclusive_lock, is_used
+from transfer_learning.storage.records import RECORDS
 
 logger = logging.getLogger(__name__)
 
@@ -196,7 +187,7 @@ class Cache:
         except OSError as error:
             raise NoSpace(
                 f"The {what} need {megabytes(num_bytes)} in {self.folder}, which cannot be written "
-                f"({error.strerror or error}); free some space, raise --cache-gb, or name another folder with --cache-dir."
+                f"({error.strerror or error}); free some space, raise --cache-gb, or pass another --cache-dir."
             ) from None
 
 
@@ -205,23 +196,7 @@ def _inspect(folder: Path) -> CacheEntry:
         records = (folder / RECORDS).stat()
         num_bytes = records.st_size + (folder / INDEX).stat().st_size
         last_used = datetime.fromtimestamp(records.st_mtime).astimezone()
-        return CacheEntry(folder, *_read_spec(folder), num_bytes, last_used, is_used(folder / RECORDS))
-
-
-def _read_spec(folder: Path) -> tuple[EntrySpec | None, str, int]:
-    """The spec, the problem and the number of records."""
-    try:
-        with open_index(folder / INDEX) as index:
-            if index.execute("PRAGMA user_version").fetchone()[0] != VERSION:
-                return None, "of another version", 0
-            select = "SELECT layout, about, (SELECT COUNT(key) FROM kept) FROM pool"
-            layout, facts, num_records = index.execute(select).fetchone()
-        shape, dtype = parse_layout(layout)
-        return EntrySpec(folder.parent.name, folder.name, shape, dtype, parse_facts(facts)), "", num_records
-    except sqlite3.OperationalError as error:
-        return None, f"cannot be read ({error})", 0
-    except (sqlite3.DatabaseError, TypeError, ValueError, SyntaxError):
-        return None, "damaged", 0
+        return CacheEntry(folder, *read_spec(folder), num_bytes, last_used, is_used(folder / RECORDS))
 
 
 def _delete(folder: Path) -> bool:

@@ -1,7 +1,7 @@
 """Locks on cache entries, by `flock`: they end with their process, however it ends.
 
-A process that uses an entry holds a shared lock on its records file. A process that opens, recreates or deletes an entry
-holds an exclusive lock on its folder meanwhile. On a file system without such locks everything counts as free.
+A process that uses an entry holds a shared lock on its records file. A process that opens, recreates or deletes an
+entry holds an exclusive lock on its folder meanwhile. On a file system without such locks everything counts as free.
 """
 
 import errno

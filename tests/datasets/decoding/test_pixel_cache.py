@@ -302,7 +302,7 @@ def test_room_is_made_for_what_is_expected_ahead_of_what_is_decoded(
     assert asked == [(2 * num_bytes, 3.0, 0)] and decoded == ["new.png"]
 
 
-def test_a_damaged_pool_is_mended(photos_here, opened, decoded, tmp_path):
+def test_a_damaged_cache_entry_is_repaired(photos_here, opened, decoded, tmp_path):
     first, _ = opened(photos_here)
     expected = first.pixels[first.rows]
     del first  # reads what is there now
@@ -310,7 +310,7 @@ def test_a_damaged_pool_is_mended(photos_here, opened, decoded, tmp_path):
     os.truncate(records, records.stat().st_size - 1)
     decoded.clear()
     kept, said = opened(photos_here)
-    assert len(decoded) == 1 and "1 kept arrays" in said[0] and "damaged" in said[0]
+    assert len(decoded) == 1 and "1 record damaged" in said[0]
     np.testing.assert_array_equal(kept.pixels[kept.rows], expected)
 
 

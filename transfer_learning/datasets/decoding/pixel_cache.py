@@ -26,9 +26,10 @@ from transfer_learning.datasets.decoding.decode import (
 )
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.machine.resources import usable_cores
-from transfer_learning.storage.array_cache import ArrayCache, CachedRows
+from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.cache_index import PIXELS, EntrySpec
+from transfer_learning.storage.records import CachedBytes
 from transfer_learning.storage.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class JpegPixels:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, jpegs: CachedRows, size: int):
+    def __init__(self, jpegs: CachedBytes, size: int):
         self._jpegs, self._size = jpegs, size
         self._threads = ThreadPoolExecutor(usable_cores(), "decode")  # Pillow releases Python's lock
 
@@ -76,7 +77,7 @@ class JpegPixels:
             IndexError, OSError: as `CachedRows` does.
         """
         if isinstance(positions, int | np.integer):
-            return from_jpeg(self._jpegs[positions])
+            return from_jpeg(self._jpegs[np.array([positions])][0])
         pixels = np.empty((len(positions), *self.shape[1:]), np.uint8)
 
         def decode_part(start: int) -> None:
@@ -131,7 +132,7 @@ def cached_images(dataset: Dataset, size: int, resize: str, cache: Cache, decode
             names += chunk_names
             if start:
                 progress(min(start, len(examples)), len(examples))
-        pixels = JpegPixels(arrays.rows, size) if as_jpeg else arrays.rows
+        pixels = JpegPixels(arrays.byte_rows, size) if as_jpeg else arrays.rows
     if filling.num_missing:
         num_found = sum(name in filling.found for name in names)
         logger.info(f"Decoded {filling.num_added:,} images ({num_found:,} in cache).")
@@ -185,7 +186,7 @@ def pixel_format(num_images: int, size: int, resize: str, decoded_gb: float) -> 
 
 
 class _Filling:
-    """Looks up contents in the cache, and adds the missing ones."""
+    """What is known of the contents that were looked at, and the cache entry for those that are missing."""
 
     def __init__(self, arrays: ArrayCache, num_images: int, record_bytes: int, cache: Cache):
         self._arrays, self._num_images, self._record_bytes = arrays, num_images, record_bytes
