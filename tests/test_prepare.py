@@ -181,7 +181,7 @@ def test_it_needs_no_tensorflow(photos, tmp_path):
     assert done.stdout.splitlines()[-1] == "False" and done.stderr == ""
 
 
-def test_classes_that_are_held_out_are_counted_and_told_apart(prepared, photos, here):
+def test_unseen_classes_are_counted_and_named(prepared, photos, here):
     flags = ["--unseen-classes", "stripes", "--val-fraction", "0"]
     code, output, errors = prepared("--dataset", photos, *flags, "--out", "seen")
     assert (code, errors) == (0, "") and "\nUnseen classes: stripes (14 images).\n" in output
@@ -358,10 +358,10 @@ def test_features_that_are_asked_for_are_those_that_run_finds(prepared, photos, 
     ("arguments", "words"),
     [
         (["digits", "--dataset", "photos"], "digits and --dataset photos are two datasets"),
-        (["photos", "--out", "used"], "--out used holds files; a new or empty directory"),
+        (["photos", "--out", "used"], "--out used holds files; give a new or empty directory"),
         (["photos", "--out", "used/file"], "--out used/file is a file"),
         (["photos", "--corrections", "none.csv"], "There is no table"),
-        (["photos", "--group-by", "("], "--group-by ( is no regular expression"),
+        (["photos", "--group-by", "("], "--group-by ( is not a regular expression"),
         (["photos", "--group-by", "patient"], "--group-by patient matches none of the 12 ids"),
         (
             [
