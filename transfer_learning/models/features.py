@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,7 +56,9 @@ def activations_entry(network: keras.Model, key: str, backbone: str, image_size:
     """
     shape = tuple(network.output_shape[1:])
     kind = FEATURES if len(shape) == 1 else ACTIVATIONS
-    all_keys = json.dumps([key, network.to_json(), weights_digest(network.weights), METHOD, DTYPE, BATCH])
+    # Keras numbers unnamed inputs of nested models, as in ConvNeXt, per process.
+    architecture = re.sub(r"\binput_layer(_\d+)?\b", "input_layer", network.to_json())
+    all_keys = json.dumps([key, architecture, weights_digest(network.weights), METHOD, DTYPE, BATCH])
     name = hashlib.sha256(all_keys.encode()).hexdigest()[:32]
     return EntrySpec(kind, name, shape, DTYPE, {"backbone": backbone, "image_size": image_size})
 
