@@ -111,7 +111,7 @@ def test_a_copy_depends_on_the_image_alone(config):
         if view:
             drawn = augmentation.draw("strong", config.flip, COPY_SEED, view, keys, pixels.shape[1])
             changed = augmentation.apply("strong", tf.constant(pixels), drawn)
-        live = cut.lower(changed, training=False)
+        live = cut.below(changed, training=False)
         np.testing.assert_allclose(train.inputs[train.rows[view]], live, rtol=1e-4, atol=1e-4)
     assert val.rows.shape == (len(data.split("val")),), "validation sees the plain image"
 

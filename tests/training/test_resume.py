@@ -99,7 +99,7 @@ def session(config, data, run_dir, stop=None, callbacks=(), cached=PHASES, is_ca
     Returns the results that must not depend on stops, or None where it was stopped.
     """
     classifier = build_classifier(config, data.class_names)
-    identity = Identity(config, data.fingerprint, classifier.weights_sha256, {})
+    identity = Identity(config, data.fingerprint, classifier.weights_digest(), {})
     phases = PhaseBuilder(config, classifier, data, find_cuts(config, classifier), {}, cached)
     run_dir.path.mkdir(exist_ok=True)
     # With a callback each call makes one step; without one, a call makes many steps of the head.

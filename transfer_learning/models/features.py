@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import keras
 import numpy as np
@@ -124,7 +124,8 @@ def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) ->
             logger.info(
                 f"The {entry.kind} of {len(distinct):,} images ({describe_facts(entry.facts)}) are in the cache."
             )
-        progress, computed = count_progress(f"Computing {entry.kind}"), []
+        progress = count_progress(f"Computing {entry.kind}")
+        computed: list[np.ndarray] = []
         for start in range(0, len(missing), BATCH):
             batch = np.array([first[name] for name in missing[start : start + BATCH]])
             computed.extend(_compute_batch(frozen, images, batch))
@@ -136,7 +137,7 @@ def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) ->
                 position |= zip(names, added.tolist(), strict=True)
                 computed = []
             progress(done, len(missing))
-        return cached.rows, np.array([position[name] for name in images.names], np.int64)
+        return cast(Rows, cached.rows), np.array([position[name] for name in images.names], np.int64)
 
 
 def _compute_batch(frozen: FrozenPart, images: NamedImages, positions: np.ndarray) -> np.ndarray:
