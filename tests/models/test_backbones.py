@@ -16,6 +16,7 @@ import pytest
 from transfer_learning.errors import UserError
 from transfer_learning.models import backbones
 from transfer_learning.models.backbones import BACKBONES, build_backbone, find_backbone
+from transfer_learning.models.features import activations_entry
 from transfer_learning.models.keras_applications import APPLICATIONS
 from transfer_learning.models.state_dict import read_state_dict
 from transfer_learning.models.weights import weights_digest
@@ -202,7 +203,7 @@ def original_of(row, monkeypatch):
         value = variable.numpy()
         if value.ndim == 1:
             random_value = (
-                generator.normal(0, 0.3, value.shape) if value[0] == 0 else generator.uniform(0.5, 1.5, value.shape)
+                generator.normal(0, 0.3, value.shape) if value[0] == 0 else generator.uniform(0.5, 1, value.shape)
             )
             variable.assign(random_value)
     for layer in original.layers:
@@ -214,9 +215,10 @@ def original_of(row, monkeypatch):
 
 
 def difference_from_original(name, original, preprocess_input, path):
-    """The largest difference between ours and Keras' network, by the largest output; of the first and the last layer.
+    """The largest difference between ours and Keras' network by the largest output, of the first and the last layer.
 
-    The last one alone would hide a wrong scaling: of random weights most networks forget what their input was.
+    The first shows a wrong scaling, of which the last layers of random networks show little. The last shows that all
+    weights are in their place; networks with many sigmoid gates amplify rounding errors until there.
     """
     import keras
 
@@ -232,7 +234,7 @@ def difference_from_original(name, original, preprocess_input, path):
     for one, other in zip(map(np.asarray, expected), map(np.asarray, actual), strict=True):
         assert np.isfinite(one).all() and np.abs(one).max() > 0
         differences.append(float(np.abs(other - one).max() / np.abs(one).max()))
-    return max(differences)
+    return differences
 
 
 def first_convolution(model):
@@ -247,7 +249,8 @@ def assert_is_the_network_of_keras(name, tmp_path, monkeypatch):
     assert asked == [(row.weights_file, row.weights_url, row.weights_digest)]
     path = tmp_path / "weights.h5"
     save_as_keras_applications(original, path)
-    assert difference_from_original(name, original, preprocess_input, path) < 1e-4
+    first, last = difference_from_original(name, original, preprocess_input, path)
+    assert first < 1e-5 and last < 1e-2
 
     ours = build_backbone(name, row.minimum_size, "none")
     assert f"{ours.count_params() / 1e6:.1f}" == f"{row.million_parameters:.1f}"
@@ -283,7 +286,7 @@ def test_the_comparison_with_keras_notices_another_scaling(name, wrong, tmp_path
     path = tmp_path / "weights.h5"
     save_as_keras_applications(original, path)
     monkeypatch.setitem(BACKBONES, name, dataclasses.replace(row, preprocessing=wrong))
-    assert difference_from_original(name, original, preprocess_input, path) > 1e-3
+    assert difference_from_original(name, original, preprocess_input, path)[0] > 1e-3
 
 
 def test_efficientnet_with_other_statistics_is_refused(tmp_path):
@@ -307,9 +310,10 @@ def test_names_of_layers_can_be_exported(name):
     assert_names_can_be_exported(built(name))
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*BACKBONES, "keras:EfficientNetB0"])
 def test_second_build_is_the_first(name):
     first, second = built(name), build_backbone(name, SIZE, "none", seed=3)
+    assert activations_entry(first, "", name, SIZE) == activations_entry(second, "", name, SIZE), "found in the cache"
     assert [operation.name for operation in first.operations] == [operation.name for operation in second.operations]
     assert weights_digest(first.weights) == weights_digest(second.weights)
 

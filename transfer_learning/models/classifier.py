@@ -257,7 +257,9 @@ def load_model(config: RunConfig, path: Path, expected_digest: str | None = None
             with archive.open(WEIGHTS_MEMBER) as arrays:
                 _, num_weights = check_hdf5(arrays, archive.getinfo(WEIGHTS_MEMBER).file_size)
         classifier = build_classifier(config, tuple(class_names), "none", max_head_weights=num_weights)
-        classifier = replace(classifier, **calibration)
+        classifier = replace(
+            classifier, temperature=calibration["temperature"], rejection_threshold=calibration["rejection_threshold"]
+        )
         classifier.model.load_weights(path)
     except (OSError, KeyError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]

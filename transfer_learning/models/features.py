@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import keras
 import numpy as np
@@ -55,7 +56,9 @@ def activations_entry(network: keras.Model, key: str, backbone: str, image_size:
     """
     shape = tuple(network.output_shape[1:])
     kind = FEATURES if len(shape) == 1 else ACTIVATIONS
-    all_keys = json.dumps([key, network.to_json(), weights_digest(network.weights), METHOD, DTYPE, BATCH])
+    # Keras numbers unnamed inputs of nested models, as in ConvNeXt, per process.
+    architecture = re.sub(r"\binput_layer(_\d+)?\b", "input_layer", network.to_json())
+    all_keys = json.dumps([key, architecture, weights_digest(network.weights), METHOD, DTYPE, BATCH])
     name = hashlib.sha256(all_keys.encode()).hexdigest()[:32]
     return EntrySpec(kind, name, shape, DTYPE, {"backbone": backbone, "image_size": image_size})
 
@@ -121,7 +124,8 @@ def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) ->
             logger.info(
                 f"The {entry.kind} of {len(distinct):,} images ({describe_facts(entry.facts)}) are in the cache."
             )
-        progress, computed = count_progress(f"Computing {entry.kind}"), []
+        progress = count_progress(f"Computing {entry.kind}")
+        computed: list[np.ndarray] = []
         for start in range(0, len(missing), BATCH):
             batch = np.array([first[name] for name in missing[start : start + BATCH]])
             computed.extend(_compute_batch(frozen, images, batch))
@@ -133,7 +137,7 @@ def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) ->
                 position |= zip(names, added.tolist(), strict=True)
                 computed = []
             progress(done, len(missing))
-        return cached.rows, np.array([position[name] for name in images.names], np.int64)
+        return cast(Rows, cached.rows), np.array([position[name] for name in images.names], np.int64)
 
 
 def _compute_batch(frozen: FrozenPart, images: NamedImages, positions: np.ndarray) -> np.ndarray:

@@ -16,13 +16,15 @@ class InferenceFunction:
 
     def __init__(self, network: keras.Model, batch_size: int):
         self._network, self._batch_size = network, batch_size
-        self._digest, self._graph = "", None
+        self._digest = ""
+        self._graph: Callable[[tf.Tensor], tf.Tensor] | None = None
 
     def current(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Returns the `inference_graph` for the present weights; hashes all of them to know whether they changed."""
         digest = weights_digest(self._network.weights)
         if self._graph is None or digest != self._digest:
-            self._digest, self._graph = digest, inference_graph(self._network, self._batch_size)
+            self._graph = inference_graph(self._network, self._batch_size)
+            self._digest = digest
         return self._graph
 
 

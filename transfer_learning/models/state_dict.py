@@ -1,4 +1,4 @@
-"""State dicts of PyTorch in their three file formats, read without PyTorch: tensors come out, nothing in the file is run."""
+"""PyTorch state dicts in their three file formats, read as arrays without PyTorch: no code in a file is run."""
 
 import json
 import math
@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from transfer_learning.storage.pickled import Call, Name, Reference, read_pickle
 
 
 class _Storage(NamedTuple):
-    """A run of numbers in the file, known by its key; read after the pickle, when all sizes have been checked."""
+    """A block of numbers in the file; read after the pickle, once all sizes have been checked."""
 
     key: str
     dtype: np.dtype
@@ -23,7 +23,7 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A view of a storage: offset and strides count elements."""
+    """A view of a storage; offset and strides in elements."""
 
     storage: _Storage
     offset: int
@@ -32,7 +32,7 @@ class _Tensor(NamedTuple):
 
 
 ORDERED_DICT, TENSOR = "collections.OrderedDict", "torch._utils._rebuild_tensor_v2"
-# What torchvision publishes of its ResNets of 2016 still holds parameters in place of their tensors.
+# Files that torchvision published in 2016 contain parameters instead of tensors.
 PARAMETER = "torch._utils._rebuild_parameter"
 
 STORAGE_TYPES = {
@@ -63,7 +63,7 @@ def _check_name(name: str) -> None:
 
 
 def _dictionary(value: Any) -> dict:
-    """Returns a dictionary that was pickled as one, or as the call that makes an OrderedDict."""
+    """Returns a pickled dict or OrderedDict; ValueError for anything else."""
     if isinstance(value, Call) and value.function == ORDERED_DICT:
         if value.arguments not in ((), ([],)):
             raise ValueError("it makes its dictionary out of a list, as Python 2 did")
@@ -74,7 +74,7 @@ def _dictionary(value: Any) -> dict:
 
 
 def _tensor(value: Any) -> _Tensor | None:
-    """Returns what a pickle says of a tensor; None where it says something else."""
+    """Returns the pickled description of a tensor; None for anything else."""
     if isinstance(value, Call) and value.function == PARAMETER:
         value = value.arguments[0]
     if not isinstance(value, Call) or value.function != TENSOR:
@@ -104,9 +104,15 @@ def _count(value: Any) -> int:
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Returns the arrays of a PyTorch state dict, without PyTorch.
 
-    path: what ends in .safetensors is that format, everything else one of PyTorch's two, before and since version 1.6.
-    The arrays are C-contiguous copies in the dtypes of the file. Raises UserError for a missing or damaged file and
-    for anything but a flat dictionary of dense tensors (float64, float32, float16, integers, booleans).
+    Args:
+        path: of a .safetensors file, or, with any other ending, of one of PyTorch's formats (before or since 1.6).
+
+    Returns:
+        C-contiguous arrays in the dtypes of the file, by their names.
+
+    Raises:
+        UserError: the file is missing or damaged, or is not a flat dictionary of dense tensors (float64, float32,
+            float16, integers, booleans).
     """
     path = Path(path)
     try:
@@ -119,7 +125,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
             return read(file, num_bytes)
     except FileNotFoundError as problem:
         raise UserError(f"The weights file {path} does not exist; give a file, or --weights none.") from problem
-    except Exception as problem:  # the file is a stranger's: whatever it makes the reader raise, the file is at fault
+    except Exception as problem:  # an untrusted file can make the reader raise anything
         reason = str(problem) or type(problem).__name__
         raise UserError(
             f"{path} was given as PyTorch weights; expected a flat state dict of dense tensors, but {reason}; save the "
@@ -128,11 +134,11 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """A header in JSON and the numbers behind it; the library checks that these are one tensor behind the other."""
+    """A JSON header, then the tensors one after the other, which the library checks."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as tensors:
-        with open(path, "rb") as file:  # a second time, because of equal names the library reports the last alone
+        with open(path, "rb") as file:  # again, because the library hides duplicate names
             json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=_without_doubles)
         for name in tensors.keys():
             if (number_format := tensors.get_slice(name).get_dtype()) not in SAFETENSORS_TYPES:
@@ -141,13 +147,13 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _without_doubles(pairs: list[tuple]) -> dict:
-    """A JSON object of which no name is there twice."""
+    """Returns a JSON object as a dict; ValueError for duplicate names."""
     if len(unique := dict(pairs)) < len(pairs):
         raise ValueError("it has several tensors of one name")
     return unique
 
 
-def _read_old_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
+def _read_old_format(file: IO[bytes], num_bytes: int) -> dict[str, np.ndarray]:
     """Five pickles (magic number, protocol, platform, state dict, storage keys), then count and numbers of each key."""
     if file.read(262)[257:] == b"ustar":
         raise ValueError("it is a tar archive, which PyTorch wrote before version 0.1.10")
@@ -171,7 +177,7 @@ def _read_old_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
     return _arrays(tensors, numbers)
 
 
-def _read_zip_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
+def _read_zip_format(file: IO[bytes], num_bytes: int) -> dict[str, np.ndarray]:
     """An uncompressed zip archive: NAME/data.pkl is the state dict, NAME/data/KEY holds the numbers of each storage."""
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
@@ -200,22 +206,23 @@ def _read_zip_format(file: BinaryIO, num_bytes: int) -> dict[str, np.ndarray]:
 
 
 def _checked_tensors(state: dict, num_bytes: int) -> dict[str, _Tensor]:
-    """Returns the tensors of a state dict once each lies inside its storage and all storages inside the file."""
-    tensors = {}
+    """Returns the tensors of a state dict; ValueError unless each fits into its storage and all storages into the file."""
+    tensors: dict[str, _Tensor] = {}
     for name, value in state.items():
-        tensors[name] = tensor = _tensor(value)
+        tensor = _tensor(value)
         if not isinstance(name, str) or tensor is None:
             raise ValueError(f"its entry {name!r} is no tensor")
+        tensors[name] = tensor
     storages: dict[str, _Storage] = {}
     for name, tensor in tensors.items():
         storage = tensor.storage
         if storages.setdefault(storage.key, storage) != storage:
             raise ValueError(f"it describes the storage {storage.key!r} in two ways")
         if len(tensor.shape) != len(tensor.strides):
-            raise ValueError(f"the tensor {name!r} has not one stride for each side")
+            raise ValueError(f"the tensor {name!r} does not have one stride per dimension")
         num_elements = math.prod(tensor.shape)
         steps = sum((side - 1) * stride for side, stride in zip(tensor.shape, tensor.strides, strict=True))
-        # More elements than its storage (stride 0) would be no trained array, and could ask for any amount of memory.
+        # With a stride of 0 a tensor could be larger than its storage, and ask for any amount of memory.
         if num_elements > storage.num_elements or (num_elements and tensor.offset + steps >= storage.num_elements):
             raise ValueError(f"the tensor {name!r} reaches beyond its storage")
     if sum(storage.num_elements * storage.dtype.itemsize for storage in storages.values()) > num_bytes:

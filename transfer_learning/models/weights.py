@@ -1,7 +1,6 @@
-"""Weights of others, taken as arrays only: nothing in a weights file is run, and no size in it is believed unchecked.
+"""Weights files of Keras, read as arrays only: no code in a file is run, and no size in it is trusted unchecked.
 
-Published files are downloaded once and known by their digest; HDF5 files are those of Keras; PyTorch's are read by
-`state_dict.py` and put into place by `pytorch_weights.py`.
+PyTorch's files are read by `state_dict.py`, and `pytorch_weights.py` assigns their arrays.
 """
 
 import hashlib
@@ -9,11 +8,14 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from transfer_learning.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
 
 
 def weights_digest(variables_or_arrays: Iterable) -> str:
@@ -28,25 +30,23 @@ def weights_digest(variables_or_arrays: Iterable) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Download
-
-
 def keras_models_folder() -> Path:
     """Returns the folder where Keras keeps downloaded weights: ~/.keras/models, or KERAS_HOME/models."""
     return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# HDF5 files of Keras
+def load_keras_weights(
+    model: "keras.Model", path: Path, otherwise: str = "give weights of this backbone, or --weights none"
+) -> None:
+    """Sets the weights of a model from an HDF5 file.
 
+    Args:
+        path: ``.weights.h5`` as `save_weights` writes it, or any other ``.h5`` in the older layout of the published
+            weights of keras.applications, whose arrays are matched by position.
+        otherwise: what the user can do, for the message.
 
-def load_keras_weights(model, path: Path, otherwise: str = "give weights of this backbone, or --weights none") -> None:
-    """Sets the weights of a `keras.Model` from an HDF5 file of arrays.
-
-    `.weights.h5` is what `save_weights` writes; any other `.h5` is the older layout, in which keras.applications are
-    published (arrays matched by position). otherwise: what the user can do, for the message. Raises UserError for
-    anything that is not a complete set for this model; the model may then be half loaded.
+    Raises:
+        UserError: the file is not a complete set of weights for this model, which may be partly loaded then.
     """
     refused = f"{path} was given as Keras weights; expected an HDF5 file (.weights.h5 or .h5) of plain arrays, but"
     try:
@@ -61,7 +61,7 @@ def load_keras_weights(model, path: Path, otherwise: str = "give weights of this
         if num_arrays != num_expected:
             raise ValueError(f"{num_arrays} arrays")
         model.load_weights(path)
-    except Exception as problem:  # the file is a stranger's: whatever it makes Keras raise, the file is at fault
+    except Exception as problem:  # an untrusted file can make Keras raise anything
         reason = " ".join(str(problem).split())[:300]
         raise UserError(
             f"{path} does not fit: expected the {num_expected} arrays of {model.name} without its classifier, as "
@@ -69,18 +69,19 @@ def load_keras_weights(model, path: Path, otherwise: str = "give weights of this
         ) from problem
 
 
-def check_hdf5(file: BinaryIO, file_size: int) -> tuple[int, int]:
-    """Looks at everything in an HDF5 file, which `file` reads, ahead of Keras.
+def check_hdf5(file: IO[bytes], file_size: int) -> tuple[int, int]:
+    """Checks everything in an HDF5 file before Keras reads it.
 
     Returns:
-        The number of arrays that are no optimizer's, and the number of their elements.
+        The number of arrays, without those of an optimizer, and the number of their elements.
 
     Raises:
-        ValueError: there is more in it than plain numbers that lie in this file; it says what.
+        ValueError: the file contains anything but arrays of numbers stored in it; the message says what.
     """
     import h5py
 
-    num_arrays, num_elements, num_bytes, seen = 0, 0, 0, set()
+    num_arrays, num_elements, num_bytes = 0, 0, 0
+    seen: set[int] = set()
     try:
         with h5py.File(file, "r") as opened:
             groups = [opened]
@@ -90,7 +91,7 @@ def check_hdf5(file: BinaryIO, file_size: int) -> tuple[int, int]:
                     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                         raise ValueError(f"{name!r} points elsewhere")
                     item = group[name]
-                    if (address := h5py.h5o.get_info(item.id).addr) in seen:  # hard links can make a circle
+                    if (address := h5py.h5o.get_info(item.id).addr) in seen:  # hard links can form a cycle
                         raise ValueError(f"{name!r} is there twice")
                     seen.add(address)
                     if isinstance(item, h5py.Group):
@@ -105,7 +106,7 @@ def check_hdf5(file: BinaryIO, file_size: int) -> tuple[int, int]:
                         num_arrays, num_elements = num_arrays + 1, num_elements + (item.size or 0)
     except ValueError:
         raise
-    except Exception as problem:  # for damage h5py raises anything
+    except Exception as problem:  # a damaged file can make h5py raise anything
         raise ValueError(f"it cannot be read ({problem})") from None
     # Keras writes arrays uncompressed. A few bytes that declare a terabyte would be allocated before they fail.
     if num_bytes > file_size:

@@ -9,7 +9,7 @@ import pickletools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 MOST_INSTRUCTIONS = 500_000  # each may take some hundred bytes of memory; a network of 1,000 arrays has 50,000
 
@@ -34,7 +34,7 @@ class Call:
     items: dict = field(default_factory=dict)  # and what was to be set in it
 
 
-def read_pickle(file: BinaryIO, check_name: Callable[[str], None]) -> Any:
+def read_pickle(file: IO[bytes], check_name: Callable[[str], None]) -> Any:
     """Reads one pickle and leaves `file` right behind it.
 
     Args:

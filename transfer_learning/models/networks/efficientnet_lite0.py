@@ -1,8 +1,12 @@
-"""EfficientNet-Lite0, and how its layers are called in PyTorch."""
+"""EfficientNet-Lite0, and the names of its layers in PyTorch."""
 
 import re
+from typing import TYPE_CHECKING
 
-# One row a stage: kernel, stride, expansion, filters, repeats. Table 1 of the paper, less squeeze-and-excitation.
+if TYPE_CHECKING:
+    import keras
+
+# One row per stage: kernel, stride, expansion, filters, repeats. Table 1 of the paper, without squeeze-and-excitation.
 STAGES = (
     (3, 1, 1, 16, 1),
     (3, 2, 6, 24, 2),
@@ -14,7 +18,7 @@ STAGES = (
 )
 
 
-def efficientnet_lite0(input_tensor):
+def efficientnet_lite0(input_tensor: "keras.KerasTensor") -> "keras.Model":
     """Returns the network up to its last feature map as a `keras.Model`.
 
     Tan and Le, 2019, arXiv:1905.11946, in the Lite variant of the same authors (no squeeze-and-excitation, ReLU6 for
@@ -26,9 +30,9 @@ def efficientnet_lite0(input_tensor):
     from keras import Model, initializers, layers
     from keras.utils import get_source_inputs
 
-    def kernel_values():
-        # By the outputs, as in the authors' code: by the inputs, Keras counts all channels of a depthwise kernel for
-        # each of them, and what a new network says fades to 1e-12 through its sixteen depthwise layers.
+    def kernel_initializer():
+        # fan_out, as in the authors' code: with fan_in, Keras counts all channels of a depthwise kernel for each of
+        # them, and the output of a new network fades to 1e-12 through its sixteen depthwise layers.
         return initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
 
     def normalize(x, name, activate=True):
@@ -36,15 +40,15 @@ def efficientnet_lite0(input_tensor):
         return layers.ReLU(6.0, name=f"{name}_relu6")(x) if activate else x
 
     def convolve(x, filters, kernel, stride, name, activate=True):
-        # "same" of TensorFlow pads one pixel more below and right at stride 2; so did the PyTorch modules that the
-        # weights come from (the state dict lists a static_padding beside each convolution).
+        # At stride 2, "same" pads one pixel more at the bottom and on the right, as the PyTorch network did that the
+        # weights come from.
         x = layers.Conv2D(
             filters,
             kernel,
             stride,
             padding="same",
             use_bias=False,
-            kernel_initializer=kernel_values(),
+            kernel_initializer=kernel_initializer(),
             name=f"{name}_conv",
         )(x)
         return normalize(x, name, activate)
@@ -61,7 +65,7 @@ def efficientnet_lite0(input_tensor):
                 block_stride,
                 padding="same",
                 use_bias=False,
-                depthwise_initializer=kernel_values(),
+                depthwise_initializer=kernel_initializer(),
                 name=f"{name}_depthwise_conv",
             )(x)
             x = normalize(x, f"{name}_depthwise")
@@ -73,11 +77,13 @@ def efficientnet_lite0(input_tensor):
 
 
 def pytorch_module(layer_name: str) -> str:
-    """Returns what PyTorch code calls a layer that has weights: "stage2_block1_expand_bn" is "_blocks.1._bn0"."""
+    """Returns the PyTorch name of a layer with weights: "stage2_block1_expand_bn" is "_blocks.1._bn0"."""
     outside = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "head_conv": "_conv_head", "head_bn": "_bn1"}
     if layer_name in outside:
         return outside[layer_name]
-    stage, block, part, kind = re.fullmatch(r"stage(\d)_block(\d)_([a-z]+)_(conv|bn)", layer_name).groups()
+    match = re.fullmatch(r"stage(\d)_block(\d)_([a-z]+)_(conv|bn)", layer_name)
+    assert match, layer_name
+    stage, block, part, kind = match.groups()
     number = sum(repeats for *_, repeats in STAGES[: int(stage) - 1]) + int(block) - 1  # counted through all stages
     name = f"_{part}_conv" if kind == "conv" else f"_bn{('expand', 'depthwise', 'project').index(part)}"
     return f"_blocks.{number}.{name}"

@@ -1,19 +1,23 @@
-"""ResNet18 and ResNet50 as PyTorch has them, and how their layers are called there.
+"""ResNet18 and ResNet50 as in PyTorch, and the names of their layers there.
 
-He et al., 2015, arXiv:1512.03385. Where a bottleneck halves the plane, its authors and Keras let its first convolution
-(1x1) skip every second pixel; PyTorch lets the 3x3 in the middle do so, as Goyal et al., 2017, arXiv:1706.02677, which
-is called version 1.5. No array has another shape for it, and one network with the weights of the other says nothing
-of it and errs more often. Keras has biases in its convolutions besides, by which the files are told apart.
+He et al., 2015, arXiv:1512.03385. In a bottleneck that halves the resolution, the authors and Keras have the stride in
+the first convolution (1x1), PyTorch in the 3x3 (version 1.5: Goyal et al., 2017, arXiv:1706.02677). The arrays have
+equal shapes, so the weights of one network would load into the other and silently give worse results; the files differ
+in the biases of the convolutions, which only Keras has.
 """
 
 import re
+from typing import TYPE_CHECKING
 
-# Of each convolution of a block: its kernel, its filters as a multiple of the stage's, and whether it has the stride.
+if TYPE_CHECKING:
+    import keras
+
+# Per convolution of a block: kernel, filters as a multiple of the stage's, whether it has the stride of the block.
 BASIC = ((3, 1, True), (3, 1, False))
 BOTTLENECK_V1_5 = ((1, 1, False), (3, 1, True), (1, 4, False))
 
 
-def resnet18(input_tensor):
+def resnet18(input_tensor: "keras.KerasTensor") -> "keras.Model":
     """Returns ResNet18 up to its last feature map as a `keras.Model`; 11.2 million parameters.
 
     input_tensor: Keras tensor (n, height, width, 3), normalised by the mean and standard deviation of ImageNet.
@@ -22,7 +26,7 @@ def resnet18(input_tensor):
     return _resnet("resnet18", input_tensor, BASIC, (2, 2, 2, 2))
 
 
-def resnet50v1_5(input_tensor):
+def resnet50v1_5(input_tensor: "keras.KerasTensor") -> "keras.Model":
     """As `resnet18`, with bottlenecks and 2048 channels at the end; 23.6 million parameters."""
     return _resnet("resnet50v1_5", input_tensor, BOTTLENECK_V1_5, (3, 4, 6, 3))
 
@@ -32,7 +36,7 @@ def _resnet(network_name, input_tensor, convolutions, num_blocks):
     from keras.utils import get_source_inputs
 
     def pad(x, pixels, name):
-        # Alike on all sides, as PyTorch does. "same" of TensorFlow does less above and left at stride 2.
+        # The same on all sides, as in PyTorch; at stride 2, "same" pads less at the top and on the left.
         return layers.ZeroPadding2D(pixels, name=f"{name}_pad")(x)
 
     def convolve(x, filters, kernel, stride, name):
@@ -51,7 +55,7 @@ def _resnet(network_name, input_tensor, convolutions, num_blocks):
 
     x = convolve(input_tensor, 64, 7, 2, "conv1")
     x = layers.ReLU(name="conv1_relu")(x)
-    # PyTorch pads by minus infinity here, which no maximum is; nor is zero, once nothing is negative.
+    # PyTorch pads with minus infinity; zero gives the same maxima, because no value is negative after a ReLU.
     x = layers.MaxPooling2D(3, 2, name="pool1_pool")(pad(x, 1, "pool1"))
     for stage, repeats in enumerate(num_blocks, start=2):
         filters = 32 * 2 ** (stage - 1)
@@ -70,8 +74,10 @@ def _resnet(network_name, input_tensor, convolutions, num_blocks):
 
 
 def pytorch_module(layer_name: str) -> str:
-    """Returns what torchvision and timm call a layer that has weights: "conv3_block1_2_bn" is "layer2.0.bn2"."""
-    stage, block, number, kind = re.fullmatch(r"conv(\d)_(?:block(\d)_(\d)_)?(conv|bn)", layer_name).groups()
+    """Returns the name of a layer with weights in torchvision and timm: "conv3_block1_2_bn" is "layer2.0.bn2"."""
+    match = re.fullmatch(r"conv(\d)_(?:block(\d)_(\d)_)?(conv|bn)", layer_name)
+    assert match, layer_name
+    stage, block, number, kind = match.groups()
     if block is None:
         return f"{kind}1"
     pytorch_block = f"layer{int(stage) - 1}.{int(block) - 1}"
