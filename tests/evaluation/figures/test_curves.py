@@ -106,7 +106,7 @@ def test_learning_curves_of_every_kind_of_variant_are_drawn_and_named(tmp_path, 
     ]
     assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "seconds of training", "epoch", "epoch"]
     texts = figure.legends[0].get_texts()
-    assert [text.get_text() for text in texts] == readable(list(sides))
+    assert [text.get_text() for text in texts] == readable(list(variants))
     assert overlapping(figure, texts) == []
     for axes in figure.axes[:2]:
         marked = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]
