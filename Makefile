@@ -3,7 +3,7 @@
 # make check      setup, then ruff, mypy and the tests of the documentation
 # make fast       setup, then the tests that take less than two minutes together
 # make test       setup, then all tests but the long ones
-# make test-long  the same tests many more times over: kills, damage, mutants
+# make test-long  the same tests many more times over: kills, damage, mutated images
 # make lock       requirements.lock from requirements.txt: every package with the hashes of its files
 # make audit      looks up known vulnerabilities of the locked packages, in a service on the internet
 

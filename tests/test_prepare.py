@@ -209,13 +209,13 @@ def rows_of(path):
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    place = tmp_path_factory.mktemp("zoo")
+def odd_folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("odd_folder")
     return make_odd_photos(place / "photos"), (place / "photos").resolve()
 
 
-def test_the_audit_is_a_page_and_a_table_of_every_file(zoo, prepared, here):
-    expected, photos = zoo
+def test_the_audit_is_a_page_and_a_table_of_every_file(odd_folder, prepared, here):
+    expected, photos = odd_folder
     code, output, errors = prepared(
         photos, "--skip-unreadable", "--image-size", "48", "--resize", "crop", "--out", "seen"
     )
@@ -236,8 +236,8 @@ def test_the_audit_is_a_page_and_a_table_of_every_file(zoo, prepared, here):
     assert page.count('src="data:image/') > 24 and "put over white" in page and "phone 0.heic" in page
 
 
-def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audit(zoo, prepared, here):
-    _, photos = zoo
+def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audit(odd_folder, prepared, here):
+    _, photos = odd_folder
     flags = [photos, "--skip-unreadable", "--image-size", "32"]
     code, output, _ = prepared(*flags, "--out", "first")
     table = rows_of("first/corrections.csv")

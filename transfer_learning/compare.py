@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("compare", description=__doc__, epilog=EXAMPLES)
+    usage = "transfer-learning compare (--dataset DATASET | --resume DIR) [--config NAME=WHAT ...] [options]"
+    parser = Parser("compare", usage=usage, description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument_group("comparison").add_argument
     add(
         "--config",

@@ -103,7 +103,7 @@ def _jpeg_segments(content: bytes) -> list[bytes]:
 MUTATIONS: tuple[Callable, ...] = (flipped, cut, edited, edited_segment, spliced)
 
 
-def write_mutants(root: Path, number: int, seed: int) -> None:
+def write_mutated_images(root: Path, number: int, seed: int) -> None:
     """Writes `number` files into two class folders below `root`, the same bytes for the same numbers."""
     bases = [
         (kind.make, Path(kind.name).suffix)
@@ -148,8 +148,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     root, started = flags.folder / "images", time.monotonic()
     root.mkdir(parents=True)
-    write_mutants(root, flags.number, flags.seed)
-    print(f"{flags.number:,} mutants written in {time.monotonic() - started:.0f} s.", flush=True)
+    write_mutated_images(root, flags.number, flags.seed)
+    print(f"{flags.number:,} mutated images written in {time.monotonic() - started:.0f} s.", flush=True)
     outcomes = []
     for turn in ("first", "second"):
         started = time.monotonic()

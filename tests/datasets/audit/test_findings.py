@@ -50,9 +50,9 @@ def looked_at(dataset, cache, **values):
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
+def odd_folder(tmp_path_factory):
     """The dataset, the kind that is expected of each odd file, and what the audit made of it."""
-    place = tmp_path_factory.mktemp("zoo")
+    place = tmp_path_factory.mktemp("odd_folder")
     expected = make_odd_photos(place / "photos")
     dataset = folder.read((place / "photos").resolve())
     return dataset, expected, audit(dataset, looked_at(dataset, place / "cache"))
@@ -63,8 +63,8 @@ def kinds_of(result, id):
     return set(result.findings.loc[result.findings["position"].isin(positions), "kind"])
 
 
-def test_one_of_everything_is_found_for_what_it_is(zoo):
-    _, expected, result = zoo
+def test_one_of_everything_is_found_for_what_it_is(odd_folder):
+    _, expected, result = odd_folder
     ids = result.files["id"].tolist()
     assert expected.keys() <= set(ids) and len(ids) == len(set(ids))
     wrong = {
@@ -73,14 +73,14 @@ def test_one_of_everything_is_found_for_what_it_is(zoo):
     assert not wrong
 
 
-def test_plain_photos_have_no_finding(zoo):
-    _, expected, result = zoo
+def test_plain_photos_have_no_finding(odd_folder):
+    _, expected, result = odd_folder
     plain = [id for id in result.files["id"] if id.split("/")[-1].startswith("plain") and id not in expected]
     assert len(plain) > 25 and not any(kinds_of(result, id) for id in plain)
 
 
-def test_every_kind_is_one_of_the_table_and_the_counts_are_those_of_the_files(zoo):
-    _, _, result = zoo
+def test_every_kind_is_one_of_the_table_and_the_counts_are_those_of_the_files(odd_folder):
+    _, _, result = odd_folder
     assert set(result.findings["kind"]) <= set(KINDS) and set(REVIEWED) <= set(KINDS)
     assert list(result.counts) == [kind for kind in KINDS if kind in set(result.findings["kind"])]
     for kind, count in result.counts.items():
@@ -102,8 +102,8 @@ def entries_on_disk(root):
     return number
 
 
-def test_used_and_skipped_and_ignored_are_the_files_on_disk(zoo):
-    dataset, _, result = zoo
+def test_used_and_skipped_and_ignored_are_the_files_on_disk(odd_folder):
+    dataset, _, result = odd_folder
     parts = result.files["what"].value_counts()
     assert parts["used"] + parts["skipped"] + parts["ignored"] == len(result.files)
     assert len(result.files) == result.num_on_disk == entries_on_disk(dataset.folder) == count_files(dataset.folder)
@@ -304,8 +304,8 @@ def test_images_of_unseen_classes_have_no_label_issues(tmp_path):
     assert set(result.files.loc[result.files["label"] == "stripes", "split"]) == {"unseen"}
 
 
-def test_without_features_it_says_what_is_left_out(zoo):
-    _, _, result = zoo
+def test_without_features_it_says_what_is_left_out(odd_folder):
+    _, _, result = odd_folder
     assert any("--features" in note for note in result.notes)
     assert not {"label issue", "outlier"} & set(result.counts)
 

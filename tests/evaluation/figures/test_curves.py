@@ -76,7 +76,7 @@ def test_a_run_of_one_phase_names_it_and_marks_no_change():
 
 
 def curves_of(num_epochs, start, **changes):
-    """Learning curves of one side, as `comparison.curves` makes them."""
+    """Learning curves of one variant, as `comparison.curves` makes them."""
     epoch = np.arange(1, num_epochs + 1)
     table = pd.DataFrame({"epoch": epoch, "num_runs": 3, "seconds": 7.0 * epoch})
     for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
@@ -86,18 +86,18 @@ def curves_of(num_epochs, start, **changes):
 
 
 @pytest.mark.parametrize(
-    "sides",
+    "variants",
     [
         {"pretrained": curves_of(10, 0.7), "scratch": curves_of(10, 0.1)},
         {"a": curves_of(1, 0.7), LONG: curves_of(200, 0.1)},
-        {f"side {number}": curves_of(5, number / 10) for number in range(9)},
+        {f"variant {number}": curves_of(5, number / 10) for number in range(9)},
         {"a": curves_of(3, 0.7, val_loss=np.nan, val_accuracy=np.nan), "b": curves_of(2, 0.2, val_loss=[np.inf, 1.0])},
         {"a": curves_of(3, 0.5, val_loss=[3.0, 2e4, 1.0]), "$x^2$": curves_of(3, 0.0)},
     ],
-    ids=lambda sides: f"{len(sides)} sides",
+    ids=lambda variants: f"{len(variants)} variants",
 )
-def test_learning_curves_of_every_kind_of_side_are_drawn_and_named(tmp_path, sides):
-    figure = drawn(comparison(sides, reach=[0.5, 0.9]))
+def test_learning_curves_of_every_kind_of_variant_are_drawn_and_named(tmp_path, variants):
+    figure = drawn(comparison(variants, target_accuracies=[0.5, 0.9]))
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "validation accuracy",
         "validation accuracy",
@@ -106,7 +106,7 @@ def test_learning_curves_of_every_kind_of_side_are_drawn_and_named(tmp_path, sid
     ]
     assert [axes.get_xlabel() for axes in figure.axes] == ["epoch", "seconds of training", "epoch", "epoch"]
     texts = figure.legends[0].get_texts()
-    assert [text.get_text() for text in texts] == readable(list(sides))
+    assert [text.get_text() for text in texts] == readable(list(variants))
     assert overlapping(figure, texts) == []
     for axes in figure.axes[:2]:
         marked = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == ":"]

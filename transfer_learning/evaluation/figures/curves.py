@@ -95,13 +95,13 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
     return figure
 
 
-def comparison(curves: Mapping[str, pd.DataFrame], reach: Sequence[float] = ()) -> Figure:
+def comparison(curves: Mapping[str, pd.DataFrame], target_accuracies: Sequence[float] = ()) -> Figure:
     """Draws the learning curves of several variants: the mean over their runs, and a band from minimum to maximum.
 
     Args:
         curves: by variant one row per epoch with ``epoch``, ``seconds`` and the columns ``X``, ``X_low``, ``X_high``
             for X in ``accuracy``, ``val_accuracy`` and ``val_loss``; values may be missing.
-        reach: validation accuracies to mark, 0..1.
+        target_accuracies: validation accuracies to mark, 0..1.
     """
     panels_of = (
         ("val_accuracy", "epoch", "validation accuracy", "epoch"),
@@ -133,7 +133,7 @@ def comparison(curves: Mapping[str, pd.DataFrame], reach: Sequence[float] = ()) 
             if quantity.endswith("accuracy"):
                 axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             if quantity == "val_accuracy":
-                for accuracy in reach:
+                for accuracy in target_accuracies:
                     axes.axhline(accuracy, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
             if across == "epoch":
                 axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))

@@ -343,6 +343,7 @@ def page_content(
         "images": SPLITS[results["split"]],
         "paired": results["pairs"],  # base.html has a macro called pairs
         "overview": overview(results),
+        "percent": percent,
         "format_p": format_p,
         "picture": embedded(directory.figure),
         "different": [(name, [values[name] for values in configs.values()]) for name in differs],

@@ -1,8 +1,8 @@
-"""Hostile files for every door of the program: one harmless specimen for each published weakness of a loader.
+"""Hostile files for every way into the program: one harmless file for each published weakness of a loader.
 
-What a specimen would do is to make a folder, `canary / "ran"`, or to take in the text `SECRET` of `canary / "secret"`. A
-door is where a user could put it: WEIGHTS (``--weights FILE``), MODEL (``model.keras`` of a run directory), CHECKPOINT (the
-arrays or the state in one), DATASET (``--dataset FILE``). Keras' files are written by hand: no old Keras is needed.
+Such a file tries to make a folder, `canary / "ran"`, or to read the text `SECRET` of `canary / "secret"`. A door is where
+a user could put it: WEIGHTS (``--weights FILE``), MODEL (``model.keras`` of a run directory), CHECKPOINT (its arrays or
+its state), DATASET (``--dataset FILE``). Keras files are written by hand: no old Keras is needed.
 """
 
 import base64
@@ -26,7 +26,7 @@ SECRET = b"the secret of another file, which no weights may hold" * 20
 WEIGHTS, MODEL, CHECKPOINT, DATASET = "weights", "model", "checkpoint", "dataset"
 
 
-class Specimen(NamedTuple):
+class HostileFile(NamedTuple):
     """A hostile file."""
 
     door: str
@@ -357,18 +357,18 @@ def folder_with_a_loading_script(path: Path, canary: Path) -> None:
     (path / "data.txt").write_text("x")
 
 
-def specimens() -> dict[str, Specimen]:
-    """Every specimen by its name."""
-    table: dict[str, Specimen] = {}
+def hostile_files() -> dict[str, HostileFile]:
+    """Every hostile file by its name."""
+    table: dict[str, HostileFile] = {}
 
     def add(name: str, door: str, file_name: str, make: Callable[[Path], bytes], words: str) -> None:
         assert name not in table
-        table[name] = Specimen(door, file_name, lambda path, canary: path.write_bytes(make(canary)), words)
+        table[name] = HostileFile(door, file_name, lambda path, canary: path.write_bytes(make(canary)), words)
 
     for name, (change, words) in HDF5.items():
         for file_name in ("x.weights.h5", "x.h5"):
             add(f"{name}, {file_name}", WEIGHTS, file_name, lambda canary, change=change: arrays(change(canary)), words)
-        table[f"{name}, in .keras"] = Specimen(
+        table[f"{name}, in .keras"] = HostileFile(
             MODEL,
             "model.keras",
             lambda path, canary, change=change: keras_archive(path, sequential(), arrays(change(canary))),
@@ -383,7 +383,7 @@ def specimens() -> dict[str, Specimen]:
     )
 
     for name, config in CONFIGS.items():
-        table[name] = Specimen(
+        table[name] = HostileFile(
             MODEL,
             "model.keras",
             lambda path, canary, config=config: keras_archive(path, config(canary)),
@@ -403,7 +403,7 @@ def specimens() -> dict[str, Specimen]:
         ),
         ("weights in an .npz with a pickle (CVE-2019-6446)", {"model.weights.npz": npy(np.array([{}], object))}, 0),
     ):
-        table[name] = Specimen(
+        table[name] = HostileFile(
             MODEL,
             "model.keras",
             lambda path, canary, members=members, compression=compression: keras_archive(
@@ -578,10 +578,10 @@ def specimens() -> dict[str, Specimen]:
     ):
         add(f"dataset as {file_name}", DATASET, file_name, make, "")
 
-    table["dataset of Hugging Face whose column unpickles (CVE-2023-47248)"] = Specimen(
+    table["dataset of Hugging Face whose column unpickles (CVE-2023-47248)"] = HostileFile(
         DATASET, "arrow", arrow_that_unpickles, ""
     )
-    table["dataset of Hugging Face with a loading script"] = Specimen(
+    table["dataset of Hugging Face with a loading script"] = HostileFile(
         DATASET, "scripted", folder_with_a_loading_script, "a stranger's code is not run"
     )
 

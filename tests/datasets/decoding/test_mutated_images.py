@@ -11,10 +11,8 @@ from transfer_learning.datasets.decoding import workers
 
 
 @pytest.mark.parametrize("number", [150, pytest.param(10_000, marks=pytest.mark.long)])
-def test_no_mutant_crashes_or_hangs_a_worker_or_goes_unreported_and_the_counts_are_the_same_twice(
-    number, tmp_path, capsys
-):
-    code = mutated_images.main([str(tmp_path / "mutants"), "--number", str(number)])
+def test_every_mutated_image_is_used_or_reported_the_same_way_twice_and_no_worker_crashes(number, tmp_path, capsys):
+    code = mutated_images.main([str(tmp_path / "mutated"), "--number", str(number)])
     output = capsys.readouterr().out
     assert code == 0, output
     counts = re.search(
@@ -25,9 +23,9 @@ def test_no_mutant_crashes_or_hangs_a_worker_or_goes_unreported_and_the_counts_a
     assert used > number / 10 and skipped > number / 10, "they say little if all are alike"
 
 
-def test_the_mutants_are_the_same_in_every_session(tmp_path):
+def test_mutated_images_are_the_same_in_every_session(tmp_path):
     for turn in "ab":
-        mutated_images.write_mutants(tmp_path / turn, 60, seed=3)
+        mutated_images.write_mutated_images(tmp_path / turn, 60, seed=3)
     first, second = (
         {path.relative_to(tmp_path / turn): path.read_bytes() for path in (tmp_path / turn).rglob("*.*")}
         for turn in "ab"
@@ -47,5 +45,5 @@ decode_worker.main()
 
 def test_a_worker_that_dies_is_a_failure(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workers, "COMMAND", (sys.executable, "-c", FAULTY_WORKER))
-    assert mutated_images.main([str(tmp_path / "mutants"), "--number", "20"]) == 1
+    assert mutated_images.main([str(tmp_path / "mutated"), "--number", "20"]) == 1
     assert "FAILED: a worker died or took too long." in capsys.readouterr().out

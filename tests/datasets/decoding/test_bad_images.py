@@ -27,7 +27,7 @@ NO_SPLITS = ("--val-fraction", "0", "--test-fraction", "0")
 @pytest.fixture(scope="module")
 def laid(tmp_path_factory):
     """The folder, and the fate of each file in it."""
-    root = tmp_path_factory.mktemp("zoo") / "down" / "photos"
+    root = tmp_path_factory.mktemp("bad_images") / "down" / "photos"
     return root, bad_images.lay(root)
 
 

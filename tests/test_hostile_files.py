@@ -1,4 +1,4 @@
-"""Hostile weights, models, checkpoints and datasets: each specimen is refused in a sentence, and nothing else happens."""
+"""Hostile weights, models, checkpoints and datasets are refused with one sentence, and nothing else happens."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support import bad_archives
-from tests.support.bad_archives import CHECKPOINT, DATASET, MODEL, SECRET, WEIGHTS
+from tests.support import hostile_files
+from tests.support.hostile_files import CHECKPOINT, DATASET, MODEL, SECRET, WEIGHTS
 from tests.support.logs import log_messages
 from transfer_learning import evaluate, predict, prepare, run
 from transfer_learning.cli.parser import run_main
@@ -19,17 +19,17 @@ from transfer_learning.models.classifier import build_classifier, save_model
 from transfer_learning.models.state_dict import read_state_dict
 from transfer_learning.training import checkpoint
 
-TABLE = bad_archives.specimens()
-MOST_MEMORY = 60e6  # bytes that a specimen may take beyond what the tests have taken; the bombs ask for 100 MB and more
+TABLE = hostile_files.hostile_files()
+MOST_MEMORY = 60e6  # bytes that a file may take beyond what the tests have taken; bombs ask for 100 MB and more
 
 
 def of(door):
-    return pytest.mark.parametrize("name", [name for name, specimen in TABLE.items() if specimen.door == door])
+    return pytest.mark.parametrize("name", [name for name, hostile_file in TABLE.items() if hostile_file.door == door])
 
 
 @pytest.fixture
 def canary(tmp_path):
-    """The folder whose contents no specimen may read or change."""
+    """The folder whose contents no hostile file may read or change."""
     folder = tmp_path / "canary"
     folder.mkdir()
     (folder / "secret").write_bytes(SECRET)
@@ -38,20 +38,20 @@ def canary(tmp_path):
 
 @pytest.fixture
 def laid(tmp_path, canary):
-    """Writes a specimen into a place of its own; afterwards checks that everything outside is as it was."""
+    """Writes a hostile file into a place of its own; afterwards checks that everything outside is as it was."""
     states = []
 
     def lay(name, place=None):
-        specimen = TABLE[name]
-        path = (place or tmp_path / "given") / specimen.file_name
+        hostile_file = TABLE[name]
+        path = (place or tmp_path / "given") / hostile_file.file_name
         path.parent.mkdir(exist_ok=True)
-        specimen.make(path, canary)
+        hostile_file.make(path, canary)
         states.append((everything_below(canary), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
         return path
 
     yield lay
     [(before, memory)] = states
-    assert not (canary / "ran").exists(), "code of the specimen was run"
+    assert not (canary / "ran").exists(), "code of the hostile file was run"
     assert everything_below(canary) == before
     assert not [path for path in tmp_path.rglob("*") if path.name == "ran"], "something was written"
     assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) < MOST_MEMORY
@@ -79,14 +79,14 @@ def refused(capsys):
 
 def test_there_are_many_and_the_pickles_among_them_do_what_they_threaten(canary):
     assert len(TABLE) > 100
-    pickle.loads(pickle.dumps(bad_archives.Attack(canary)))
+    pickle.loads(pickle.dumps(hostile_files.Attack(canary)))
     assert (canary / "ran").is_dir(), "a canary that never sings proves nothing"
 
 
 def test_the_lambda_among_them_does_what_it_threatens(canary, tmp_path):
     import keras
 
-    function = bad_archives.lambda_layer(canary)["config"]["function"]["config"]
+    function = hostile_files.lambda_layer(canary)["config"]["function"]["config"]
     keras.src.utils.python_utils.func_load([function["code"], None, None])(1)
     assert (canary / "ran").is_dir()
 
@@ -167,7 +167,9 @@ def test_a_model_through_another_verb(name, laid, refused, run_dir, here):
 def test_a_checkpoint(name, laid, tmp_path):
     folder = tmp_path / "checkpoint" / "000001"
     folder.mkdir(parents=True)
-    (folder / "arrays.npz").write_bytes(bad_archives.npz({"model/0.npy": bad_archives.npy(bad_archives.np.zeros(2))}))
+    (folder / "arrays.npz").write_bytes(
+        hostile_files.npz({"model/0.npy": hostile_files.npy(hostile_files.np.zeros(2))})
+    )
     (folder / "state.json").write_text('{"groups": {"model": 1}}')
     sign(folder)
     assert checkpoint.load(folder.parent)[0]["model"][0].shape == (2,), "it would be read"
