@@ -358,10 +358,10 @@ def test_features_that_are_asked_for_are_those_that_run_finds(prepared, photos, 
     ("arguments", "words"),
     [
         (["digits", "--dataset", "photos"], "digits and --dataset photos are two datasets"),
-        (["photos", "--out", "used"], "--out used holds files; a new or empty directory"),
+        (["photos", "--out", "used"], "--out used holds files; give a new or empty directory"),
         (["photos", "--out", "used/file"], "--out used/file is a file"),
         (["photos", "--corrections", "none.csv"], "There is no table"),
-        (["photos", "--group-by", "("], "--group-by ( is no regular expression"),
+        (["photos", "--group-by", "("], "--group-by ( is not a regular expression"),
         (["photos", "--group-by", "patient"], "--group-by patient matches none of the 12 ids"),
         (
             [

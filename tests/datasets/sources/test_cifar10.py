@@ -194,9 +194,9 @@ DAMAGED = {  # the form, the batches that are others, and words of the sentence
     "no pickle": (PY, {"data_batch_1": b"<html>not found</html>"}, "data_batch_1: "),
     "a pickle that is cut off": (PY, {"data_batch_1": files_of(PY)["data_batch_1"][:-200]}, "data_batch_1: "),
     "a label too large for a byte": (*python(b"](K", b"](M\x2c\x01K"), "test_batch: "),
-    "one label too many": (*python(b"](K", b"](K\x01K"), "one label below 10 for each"),
-    "numbers in place of bytes": (*python(b"U\x02u1", b"U\x02f4"), "no bytes of images"),
-    "images of another size": (*python(b"M\x00\x0c\x86", b"M\x00\x03\x86"), "no bytes of images"),
+    "one label too many": (*python(b"](K", b"](K\x01K"), "one label below 10 per image"),
+    "numbers in place of bytes": (*python(b"U\x02u1", b"U\x02f4"), "no images of 32 x 32"),
+    "images of another size": (*python(b"M\x00\x0c\x86", b"M\x00\x03\x86"), "no images of 32 x 32"),
     "more images than there are": (*python(b"K\x14M\x00\x0c\x86", b"K\xffM\x00\x0c\x86"), "test_batch: "),
     "another thing than a batch": (PY, {"test_batch": pickle.dumps([1, 2], protocol=2)}, "test_batch: "),
     "a function in the array's place": (PY, {"test_batch": b"\x80\x02}U\x04datac__builtin__\nlen\ns."}, "it asks for"),
@@ -336,7 +336,7 @@ def test_the_recipe_runs_from_the_archive_to_the_report(verb, tmp_path, weights_
     output = capsys.readouterr().out
     if verb is prepare:
         assert re.search(r"120 images of 10 classes: \d+ train, \d+ val, 20 test, 0 skipped; 0 other files", output)
-        assert "images of 32 x 32 pixels" in output
+        assert "pixels (size 32, " in output
         return
     assert re.search(r"\nPhase frozen: 3 epochs of \d+\.\d s on average, after \d+.\d+ .* of preparation", output)
     assert re.search(r"\ntest accuracy .* n = 20", output)

@@ -65,10 +65,11 @@ def test_an_unknown_class_is_named():
         draw("Aspirin", 1)
 
 
-def test_write_lays_out_a_folder_a_class_and_reports_progress(tmp_path):
+def test_write_makes_one_folder_per_class_and_reports_progress(tmp_path, monkeypatch):
     folder, seen = tmp_path / "deep" / "pills", []
     assert not is_complete(folder)
-    write(folder, 2, lambda done, total: seen.append((done, total)))
+    monkeypatch.setattr(drawn_pills, "count_progress", lambda title: lambda done, total: seen.append((done, total)))
+    write(folder, 2)
     assert seen == [(done, 20) for done in range(1, 21)]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jpg"))
     assert files == sorted(f"{name}/{name}_{number:04d}.jpg" for name in CLASS_NAMES for number in (1, 2))
@@ -94,20 +95,22 @@ def test_another_version_is_drawn_again(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["pills"]
 
 
-def test_an_interrupted_drawing_leaves_what_was_there(tmp_path):
+def test_an_interrupted_drawing_leaves_what_was_there(tmp_path, monkeypatch):
     def interrupt(done, total):
         if done == 3:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(drawn_pills, "count_progress", lambda title: interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "pills", 5, interrupt)
+        write(tmp_path / "pills", 5)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_killed_drawing_leaves_nothing_that_counts_as_complete(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from transfer_learning.datasets.sources.drawn_pills import write\n"
-        "write(Path(sys.argv[1]), 50, lambda done, total: print(done, flush=True))"
+        "import sys; from pathlib import Path; from transfer_learning.datasets.sources import drawn_pills\n"
+        "drawn_pills.count_progress = lambda title: lambda done, total: print(done, flush=True)\n"
+        "drawn_pills.write(Path(sys.argv[1]), 50)"
     )
     folder = tmp_path / "pills"
     with subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True) as process:

@@ -205,4 +205,6 @@ def _pixels(annotation: dict[str, Any], width: int, height: int) -> tuple[int, i
         sides = [side * length for side, length in zip(sides, (width, height) * 2, strict=True)]
     left, right = (round(min(max(side, 0), width)) for side in sorted(sides[::2]))
     top, bottom = (round(min(max(side, 0), height)) for side in sorted(sides[1::2]))
-    return (left, top, right, bottom) if left < right and top < bottom else "has a box outside the image"
+    return (
+        (left, top, right, bottom) if left < right and top < bottom else "has a box that covers no pixel of the image"
+    )
