@@ -152,7 +152,7 @@ def _of_part(
     return np.stack([x, zero, start + x / 2 - 0.5, zero, y, top + y / 2 - 0.5, zero, zero, zero, zero + 1], axis=1)
 
 
-def _between(numbers: np.ndarray, low: float, high: float) -> np.ndarray:
+def _between(numbers: np.ndarray, low: float, high: float | np.ndarray) -> np.ndarray:
     """Uniform in -1..1 to uniform in low..high."""
     return low + (numbers + 1) / 2 * (high - low)
 

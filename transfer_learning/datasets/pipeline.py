@@ -6,7 +6,7 @@ The order of an epoch is a permutation drawn from (seed, epoch); a resumed epoch
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -127,7 +127,7 @@ def _batches(examples: Examples, chosen: np.ndarray, batch_size: int) -> Iterato
         return examples.inputs[examples.rows[positions]], examples.labels[positions]
 
     with ThreadPoolExecutor(1) as thread:
-        coming = deque()
+        coming: deque[Future[Batch]] = deque()
         for start in range(0, len(chosen), batch_size):
             coming.append(thread.submit(gather, start))
             if len(coming) > BATCHES_AHEAD:

@@ -304,7 +304,7 @@ def _content_findings(
     hashes, contrasts = perceptual_hashes(data.images.pixels, data.images.rows[one_each])
     has_pattern = contrasts >= FLAT
     flat = set(digests.iloc[one_each[~has_pattern]])
-    yield from ((position, "single colour", "") for position in used if digests.iloc[position] in flat)
+    yield from ((position, "single colour", "") for position in used.tolist() if digests.iloc[position] in flat)
 
     compared = one_each[has_pattern]
     near = near_by_hash(hashes[has_pattern], MAX_BITS)

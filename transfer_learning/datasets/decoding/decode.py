@@ -8,10 +8,10 @@ import re
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from transfer_learning.cli import formatting
 from transfer_learning.datasets.dataset import (
@@ -33,7 +33,7 @@ ROOM_TO_RESIZE = 1.5
 JPEG_QUALITY = 95  # of images that are cached as JPEGs
 MAX_BYTES = 10**9  # per file: Pillow's limit of 89 million pixels takes 0.7 GB at 4 x 16 bits, uncompressed
 # Pillow has no exception of its own for a truncated file: these are the words of its messages.
-TRUNCATED = re.compile("truncated|cut off|too early|broken data stream|[Uu]nexpected end|premature")
+TRUNCATED = re.compile("truncated|cut off|too early|broken data stream|unexpected end|premature", re.IGNORECASE)
 
 # Pillow raises above twice its pixel limit and only warns above the limit itself; raise for both.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -45,7 +45,7 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 class Decoded(NamedTuple):
     """The pixels of one image, or the problem and its kind."""
 
-    pixels: np.ndarray | None  # uint8 (size, size, 3), RGB
+    pixels: Any  # uint8 (size, size, 3), RGB; JPEG bytes if workers were asked for them; None for a problem
     width: int  # in pixels, after the EXIF rotation; 0 if unknown
     height: int
     problem: str  # "" if decoded
@@ -91,7 +91,7 @@ def content_hash(source: Source | bytes) -> str:
         return hashlib.sha256(repr(source.shape).encode() + np.ascontiguousarray(source).tobytes()).hexdigest()
     try:
         with open_file(source) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     except (OSError, ValueError):
         return ""
 
@@ -109,14 +109,13 @@ def decode(source: Source | bytes, size: int, resize: str) -> Decoded:
     """
     try:
         if isinstance(source, np.ndarray):
-            image = Image.fromarray(source)
+            image, remarks = Image.fromarray(source), ""
+            width, height = image.size
         else:
             content = source if isinstance(source, bytes) else read_file(source)
             if not content:
                 return failed(EMPTY_FILE, "the file is empty")
-            image = _open(content, size)
-        width, height = getattr(image, "seen_size", image.size)
-        remarks = getattr(image, "remarks", "")
+            image, (width, height), remarks = _open(content, size)
         return Decoded(np.asarray(_square(_to_rgb(image), size, resize)), width, height, "", remarks)
     except FileNotFoundError:
         return failed(UNREADABLE_FILE, "there is no such file")
@@ -139,7 +138,7 @@ def seen_size(image: Image.Image) -> tuple[int, int]:
 
 def upright(content: bytes) -> Image.Image:
     """The image in RGB at its full size, after the EXIF rotation; raises whatever the decoder does."""
-    return _to_rgb(_open(content))
+    return _to_rgb(_open(content)[0])
 
 
 def to_jpeg(pixels: np.ndarray) -> bytes:
@@ -154,21 +153,23 @@ def from_jpeg(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)))
 
 
-def _open(content: bytes, size: int = 0) -> Image.Image:
-    """Opens an image and applies the EXIF rotation; at a reduced scale if that leaves enough pixels for `size` > 0."""
-    image = file = Image.open(io.BytesIO(content), formats=FORMATS)
-    stored_mode = _stored_mode(image)  # before EXIF is read, which loads a PNG
-    size_after_rotation, orientation = seen_size(image), image.getexif().get(0x0112, 1)
-    if size and image.format in ("JPEG", "MPO"):  # MPO: the JPEGs of stereo and many telephone cameras
-        image.draft("RGB", (math.ceil(ROOM_TO_RESIZE * size),) * 2)
-        image.decodermaxblock = len(content)  # all at once: Pillow's usual 64 KB cost libjpeg 4 % of its time
-    image = ImageOps.exif_transpose(image)
-    image.seen_size = size_after_rotation
-    image.remarks = _remarks(file, stored_mode, orientation, image.has_transparency_data)
-    return image
+def _open(content: bytes, size: int = 0) -> tuple[Image.Image, tuple[int, int], str]:
+    """Opens an image and applies the EXIF rotation; at a reduced scale if that leaves enough pixels for `size` > 0.
+
+    Returns:
+        The image, its full width and height after the rotation, and the remarks.
+    """
+    file = Image.open(io.BytesIO(content), formats=FORMATS)
+    stored_mode = _stored_mode(file)  # before EXIF is read, which loads a PNG
+    full_size, orientation = seen_size(file), file.getexif().get(0x0112, 1)
+    if size and file.format in ("JPEG", "MPO"):  # MPO: the JPEGs of stereo and many telephone cameras
+        file.draft("RGB", (math.ceil(ROOM_TO_RESIZE * size),) * 2)
+        file.decodermaxblock = len(content)  # all at once: Pillow's usual 64 KB cost libjpeg 4 % of its time
+    image = ImageOps.exif_transpose(file)
+    return image, full_size, _remarks(file, stored_mode, orientation, image.has_transparency_data)
 
 
-def _stored_mode(image: Image.Image) -> str:
+def _stored_mode(image: ImageFile.ImageFile) -> str:
     """Pillow's raw mode of the file; "" if unknown, or once the image is loaded."""
     arguments = image.tile[0].args if image.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -178,7 +178,7 @@ class PixelFormat(NamedTuple):
 def pixel_format(num_images: int, size: int, resize: str, decoded_gb: float) -> PixelFormat:
     """Chooses pixels or JPEGs by the size of the decoded dataset; see `cached_images`."""
     as_jpeg = num_images * size**2 * 3 > decoded_gb * 1e9
-    facts = {"size": size, "resize": resize, "format": "JPEG" if as_jpeg else "pixels"}
+    facts: dict[str, str | int] = {"size": size, "resize": resize, "format": "JPEG" if as_jpeg else "pixels"}
     name = f"{size}-{resize}-{VERSION}-{PIL.__version__}{'-jpeg' if as_jpeg else ''}"
     if as_jpeg:
         return PixelFormat(True, int(size**2 * JPEG_BYTES_PER_PIXEL), EntrySpec(PIXELS, name, None, "", facts))
@@ -248,7 +248,7 @@ class _Filling:
         return self._cache.disk_full_as_user_error("decoded images", self._num_bytes_left())
 
 
-def _hash_of_pixels(pixels: np.ndarray | bytes | None) -> str:
+def _hash_of_pixels(pixels: Any) -> str:
     """32 hexadecimal digits, of the pixels or their JPEG (equal pixels make equal JPEGs); "" for None."""
     return "" if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
 

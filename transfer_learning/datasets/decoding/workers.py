@@ -85,7 +85,7 @@ class DecodeWorkers:
             try:
                 worker.send(request)
                 digest, width, height, problem, remarks, kind = json.loads(worker.receive(self._seconds))
-                pixels = worker.receive(self._seconds)
+                content = worker.receive(self._seconds)
             except BrokenPipeError:  # it ended before it got the request: send it to another one
                 self._discard(worker)
             except EOFError:
@@ -102,8 +102,8 @@ class DecodeWorkers:
                 if problem:
                     return digest, failed(kind, problem)
                 if self._as_jpeg:
-                    return digest, Decoded(bytes(pixels), width, height, "", remarks)
-                pixels = np.frombuffer(pixels, np.uint8).reshape(self._size, self._size, 3)
+                    return digest, Decoded(bytes(content), width, height, "", remarks)
+                pixels = np.frombuffer(content, np.uint8).reshape(self._size, self._size, 3)
                 return digest, Decoded(pixels, width, height, "", remarks)
 
     def _take(self) -> "_Worker":
@@ -157,7 +157,9 @@ class _Worker:
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
-        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        assert self._process.stdin and self._process.stdout
+        self._pipes = self._process.stdin, self._process.stdout
+        self._to, self._from = (pipe.fileno() for pipe in self._pipes)
         self._answers = select.poll()
         self._answers.register(self._from, select.POLLIN)
         try:
@@ -207,8 +209,8 @@ class _Worker:
             self._process.wait(patience)
         self._process.kill()
         code = self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        for pipe in self._pipes:
+            pipe.close()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 

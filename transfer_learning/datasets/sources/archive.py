@@ -20,8 +20,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from transfer_learning.cli.formatting import size
 from transfer_learning.datasets.dataset import Dataset
@@ -30,7 +31,13 @@ from transfer_learning.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-OPENERS = {".tar": open, ".tar.gz": gzip.open, ".tgz": gzip.open, ".tar.bz2": bz2.open, ".tar.xz": lzma.open}
+OPENERS: dict[str, Callable[..., Any]] = {
+    ".tar": open,
+    ".tar.gz": gzip.open,
+    ".tgz": gzip.open,
+    ".tar.bz2": bz2.open,
+    ".tar.xz": lzma.open,
+}
 SUFFIXES = (".zip", *OPENERS)
 MAX_ENTRIES = 500_000  # each takes memory while the archive is read
 MAX_EXPANSION = 100  # times the archive; JPEGs and PNGs do not shrink, uncompressed drawings by some tens
@@ -58,7 +65,7 @@ class Entry(NamedTuple):
     name: str
     num_bytes: int
     problem: str  # why it is refused, or ""
-    open: Callable[[], BinaryIO]
+    open: Callable[[], Any]  # a binary file
 
 
 def is_archive(path: Path) -> bool:
@@ -144,7 +151,7 @@ def entries(path: Path) -> Iterator[Iterator[Entry]]:
     if name.endswith(".zip"):
         with open(path, "rb") as file, zipfile.ZipFile(_Guarded(path, file, MAX_LISTED_BYTES)) as archive:
             yield (
-                Entry(info.filename, info.file_size, _problem_in_zip(info), lambda info=info: archive.open(info))
+                Entry(info.filename, info.file_size, _problem_in_zip(info), partial(archive.open, info))
                 for info in archive.infolist()
                 if not info.is_dir()
             )
@@ -152,16 +159,16 @@ def entries(path: Path) -> Iterator[Iterator[Entry]]:
         opener = next(opener for suffix, opener in OPENERS.items() if name.endswith(suffix))
         with opener(path, "rb") as file:
             guarded = _Guarded(path, file, MAX_HEADER_BYTES)
-            with tarfile.open(fileobj=guarded, mode="r:") as archive:
+            with tarfile.open(fileobj=cast(BinaryIO, guarded), mode="r:") as archive:
                 yield _entries_of_tar(archive, guarded)
 
 
 def _entries_of_tar(archive: tarfile.TarFile, file: _Guarded) -> Iterator[Entry]:
     while info := archive.next():
-        archive.members = []  # else it collects them all
+        archive.members = []  # type: ignore[attr-defined]  # else it collects them all
         if not info.isdir():
             problem = "" if info.isreg() and not info.issparse() else "is a link or a device"
-            yield Entry(info.name, info.size, problem, lambda info=info: archive.extractfile(info))
+            yield Entry(info.name, info.size, problem, partial(archive.extractfile, info))
     if file.last_read.strip(b"\0"):  # the module takes a damaged header for the end
         raise tarfile.ReadError("its last entry is followed by other bytes")
 

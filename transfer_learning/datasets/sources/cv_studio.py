@@ -169,7 +169,8 @@ def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
         return [image.path] * len(image.annotations)  # whose problem `decode` reports
     # The folder's name holds the hash of the image and the file's name the box, so existing files are right.
     folder = folder / f"{image.path.stem[:80]}-{content_hash(image.name.encode() + content)[:16]}"
-    picture, crops = None, []
+    picture: Image.Image | None = None
+    crops: list[Path | str] = []
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             size = seen_size(header)
@@ -196,7 +197,7 @@ def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
 
 def _pixels(annotation: dict[str, Any], width: int, height: int) -> tuple[int, int, int, int] | str:
     """The box in pixels: left, top, right, bottom; or the reason why there is none."""
-    sides = [annotation.get(side) for side in SIDES]
+    sides: list[Any] = [annotation.get(side) for side in SIDES]
     if all(side is None for side in sides):
         return "has no box"
     if not all(type(side) in (int, float) and abs(side) < FARTHEST for side in sides):  # also false for NaN

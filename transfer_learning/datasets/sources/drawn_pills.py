@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
@@ -35,7 +36,7 @@ VERSION = 1  # raise it with every change of a pixel: datasets on disk are then 
 NUM_IMAGES_PER_CLASS = 120
 VERSION_FILE = ".drawn_pills_version"
 
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]  # RGB, 0..255
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Product:
     pill: str  # a key of PILL_WIDTHS
     pill_colours: tuple[Colour, ...]  # one, or two halves
     imprint: str
-    pack_colours: tuple[Colour, Colour, Colour]  # ground, house colour, accent
+    pack_colours: tuple[Colour, ...]  # ground, house colour, accent
     pattern: str  # of the print: band, diagonal, wave, chevron, corner
     forms: dict[str, int]  # form -> how often, relative to the others
     bottle_colours: tuple[Colour, Colour] = ((240, 240, 238), (250, 250, 250))  # body, cap
@@ -141,7 +142,7 @@ SKIN = ((236, 190, 160), (214, 160, 124), (170, 116, 84), (116, 76, 54))
 
 
 def _rng(*key: int) -> np.random.Generator:
-    """Returns the generator that belongs to `key`, everywhere the same (Python's `hash` of a text is not)."""
+    """Returns the generator of `key`, the same on every machine."""
     return np.random.default_rng(key)
 
 
@@ -172,11 +173,11 @@ def _smooth_noise(rng: np.random.Generator, cells: tuple[int, int], shape: tuple
 
 
 @lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)  # travels inside Pillow: no file to find
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)  # part of Pillow
 
 
-def _write_text(draw: ImageDraw.ImageDraw, box: tuple, text: str, fill: Colour, bold: bool = True) -> None:
+def _write_text(draw: ImageDraw.ImageDraw, box: tuple, text: str, fill: Colour | int, bold: bool = True) -> None:
     """Writes one line of `text` in the middle of `box` (left, top, right, bottom), as large as fits."""
     left, top, right, bottom = box
     stroke = 1 if bold else 0
@@ -188,10 +189,10 @@ def _write_text(draw: ImageDraw.ImageDraw, box: tuple, text: str, fill: Colour, 
 def _write_small_print(
     draw: ImageDraw.ImageDraw, box: tuple, rng: np.random.Generator, fill: Colour, pitch: int
 ) -> None:
-    """Fills `box` with lines of dashes: text that nobody can read."""
+    """Fills `box` with lines of dashes, as illegible text."""
     left, top, right, bottom = (int(v) for v in box)
     for y in range(top, bottom - 2, pitch):
-        x, end = left, right - rng.integers(0, max(1, (right - left) // 3))
+        x, end = left, right - int(rng.integers(0, max(1, (right - left) // 3)))
         while x < end:
             dash = int(rng.integers(6, 22))
             draw.line((x, y, min(x + dash, end), y), fill, max(1, pitch // 4))
@@ -381,7 +382,8 @@ def _blister(name: str, product: Product, rng: np.random.Generator, light: np.nd
         if index in popped:
             draw.ellipse(around(centre, 0.5), (96, 96, 104))
         else:
-            strip.paste(pill, tuple(int(v) for v in centre - np.array(pill.size) / 2), pill)
+            left, top = (int(v) for v in centre - np.array(pill.size) / 2)
+            strip.paste(pill, (left, top), pill)
         x, y = centre + light * half * 0.5
         draw.line((x - half[0] * 0.3, y, x + half[0] * 0.2, y), (255, 255, 255), 2)  # the plastic shines
     alpha = Image.new("L", size)
@@ -439,7 +441,7 @@ def _sprite(name: str, form: str, edition: int, lamp: int) -> Image.Image:
 
 
 def _distractor(rng: np.random.Generator, light: np.ndarray) -> tuple[Image.Image, float]:
-    """Draws a thing of no class: a carton of something else, a coin, a pen, a sweet or a note, and its usual length."""
+    """Draws an object of no class (another carton, a coin, a pen, a sweet or a note); returns it and its usual length."""
     kind = rng.integers(0, 5)
     colours = tuple(_random_colour(rng) for _ in range(3))
     if kind == 0:
@@ -476,7 +478,8 @@ def _background(rng: np.random.Generator, size: int) -> Image.Image:
     y = np.arange(side, dtype=np.float32)[:, None] * (1.42 / size)
     x = y.T
     kind = rng.integers(0, 6)
-    first, second = _random_colour(rng), _random_colour(rng)
+    first: Any = _random_colour(rng)
+    second: Any = _random_colour(rng)
     share = _smooth_noise(rng, (5, 5), (side, side))
     if kind == 0:
         tone = rng.uniform(0.4, 1.25)
@@ -545,8 +548,9 @@ def _place(
     end = np.ceil(np.minimum(corners.max(0) + margin, np.array(picture.size) + margin))
     if (end - origin < 4).any():
         return
-    extent, numbers = tuple(int(v) for v in end - origin), _perspective(corners - origin, source)
-    patch = sprite.transform(extent, Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BILINEAR)
+    width, height = (int(v) for v in end - origin)
+    numbers = _perspective(corners - origin, source)
+    patch = sprite.transform((width, height), Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BILINEAR)
     left, top = (int(v) for v in origin)
     alpha = patch.getchannel("A")
     shadow = Image.blend(Image.new("L", alpha.size), alpha.filter(ImageFilter.BoxBlur(0.6 * reach)), 0.5)

@@ -48,7 +48,9 @@ def load(data_dir: Path) -> Dataset:
             if not (own / name).is_file():
                 download(f"{URL}/{name}", own / name, md5, otherwise)
     folder = folders[0] if folders else own
-    return _dataset({split: tuple(read_idx(folder / name) for name in names) for split, names in FILES.items()})
+    return _dataset(
+        {split: (read_idx(folder / images), read_idx(folder / labels)) for split, (images, labels) in FILES.items()}
+    )
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -72,7 +72,7 @@ def read(place: str, data_dir: Path) -> Dataset:
     folders = _folders_of_images(name)
     examples, ignored, labels = [], [], set()
     for split, table in tables.items():
-        if split_of[split] is None:
+        if (named := split_of[split]) is None:
             ignored.append((f"{split} ({len(table):,} rows)", "a split that is neither train, validation nor test"))
             continue
         files = [file["filename"] for file in table.cache_files]
@@ -85,7 +85,7 @@ def read(place: str, data_dir: Path) -> Dataset:
                 ignored.append((id, "a row without a label"))
             else:
                 labels.add(value)
-                examples.append(Example(id, names[value] if names else str(value), split_of[split], content))
+                examples.append(Example(id, names[value] if names else str(value), named, content))
     if names:
         ignored += [(name, "a class without an image") for value, name in enumerate(names) if value not in labels]
     class_names = tuple(names[value] if names else str(value) for value in sorted(labels))
