@@ -529,7 +529,7 @@ def kinds() -> dict[str, Kind]:
     add("link to the terminal", ".jpg", link_to("/dev/tty"), "ignored: neither a file nor a folder")
     add("pipe", ".jpg", os.mkfifo, "ignored: neither a file nor a folder")
     add("socket", ".jpg", unix_socket, "ignored: neither a file nor a folder")
-    add("PNG in a file of 1 TB", ".png", sparse(10**12), "skipped: images of more than 1.0 GB are not read")
+    add("PNG in a file of 1 TB", ".png", sparse(10**12), "skipped: more than the limit of 1.0 GB per image")
     add("PNG in a file of 50 MB", ".png", sparse(5 * 10**7))
     if os.geteuid():  # nothing is forbidden to root
         add("forbidden", ".png", unreadable, "skipped: Permission denied")

@@ -1,6 +1,7 @@
 """The drawn stand-in for the pharma set: the same bits everywhere, whole on disk or not there."""
 
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -125,7 +126,7 @@ def test_a_killed_drawing_leaves_nothing_that_counts_as_complete(tmp_path):
     write(folder, 1)
     assert is_complete(folder)
     assert left_over.exists()  # it is young: it may belong to a drawing at work
-    drawn_pills.os.utime(left_over, (time.time() - 7200,) * 2)
+    os.utime(left_over, (time.time() - 7200,) * 2)
     write(folder, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["pills"]
 

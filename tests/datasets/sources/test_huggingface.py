@@ -127,10 +127,10 @@ def test_an_image_in_a_table_is_the_same_as_its_file_to_the_store(tmp_path):
 @pytest.mark.parametrize("as_jpeg", [False, True])
 def test_a_table_is_decoded_by_the_workers(as_jpeg, tmp_path):
     saved(tmp_path / "set")
-    dataset, said = read(tmp_path / "set", tmp_path), []
+    dataset, said = read(tmp_path / "set", tmp_path), log_messages()
     limit = {"decoded_gb": 0.0} if as_jpeg else {}
     store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"), **limit)
-    assert said[-1] == "Decoded 9 images; 0 were kept from earlier runs."
+    assert said[-1] == "Decoded 9 images (0 in cache)."
     assert (store.facts["problem"] == "").all() and (store.facts[["width", "height"]] == [16, 12]).all(axis=None)
     assert store.facts["sha256"].tolist() == expected_images()
 
