@@ -181,7 +181,7 @@ def test_it_needs_no_tensorflow(photos, tmp_path):
     assert done.stdout.splitlines()[-1] == "False" and done.stderr == ""
 
 
-def test_classes_that_are_held_out_are_counted_and_told_apart(prepared, photos, here):
+def test_unseen_classes_are_counted_and_named(prepared, photos, here):
     flags = ["--unseen-classes", "stripes", "--val-fraction", "0"]
     code, output, errors = prepared("--dataset", photos, *flags, "--out", "seen")
     assert (code, errors) == (0, "") and "\nUnseen classes: stripes (14 images).\n" in output

@@ -1,4 +1,4 @@
-"""Classes that are held out: no class of the model, in no split that counts, and nothing else moves."""
+"""Unseen classes: no output of the model, in no evaluated split, and no other image moves."""
 
 import dataclasses
 
@@ -34,10 +34,10 @@ def test_a_class_that_is_not_there_and_too_few_that_are_left(names, words):
         split_off_unseen(DATASET, names)
 
 
-def test_the_images_of_other_classes_keep_their_split_and_the_held_out_ones_have_no_label(small_config):
+def test_the_images_of_other_classes_keep_their_split_and_unseen_ones_have_no_label(small_config):
     said = log_messages()
     every, left = (load_prepared(dataclasses.replace(small_config, unseen_classes=names)) for names in ("", "cross"))
-    assert left.class_names == ("circle", "stripes") and "14 of classes held out" in left.describe()
+    assert left.class_names == ("circle", "stripes") and "14 of unseen classes" in left.describe()
     unseen_classes = left.split(UNSEEN)
     assert len(unseen_classes) == 14 and set(unseen_classes.labels) == {-1} and not len(every.split(UNSEEN))
     assert unseen_classes.inputs[unseen_classes.rows].shape == (14, 16, 16, 3)
@@ -48,7 +48,7 @@ def test_the_images_of_other_classes_keep_their_split_and_the_held_out_ones_have
     assert not [sentence for sentence in said if "Skipped" in sentence]
 
 
-def test_the_same_picture_in_a_class_that_is_held_out_sets_nothing_aside(small_config, tmp_path):
+def test_the_same_picture_in_an_unseen_class_skips_nothing(small_config, tmp_path):
     from tests.support.photos import draw_photos
 
     folder = draw_photos(tmp_path / "photos")

@@ -52,7 +52,7 @@ class PreparedDataset:
         counts = self.manifest["split"].value_counts()
         splits = ", ".join(f"{counts.get(name, 0):,} {name}" for name in ("train", "val", "test"))
         if UNSEEN in counts:
-            splits += f", {counts[UNSEEN]:,} of classes held out"
+            splits += f", {counts[UNSEEN]:,} of unseen classes"
         return (
             f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} "
             f"skipped; {len(self.ignored):,} other files ignored"

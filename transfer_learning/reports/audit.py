@@ -280,7 +280,7 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
             round(side * value / max(row["width"], row["height"])) for value in (row["width"], row["height"])
         )
         left, top = (side - width) // 2, (side - height) // 2
-        kept = min(row["width"], row["height"]) / row[["width", "height"]]
+        share = min(row["width"], row["height"]) / row[["width", "height"]]
         network = Image.fromarray(data.images.pixels[data.images.rows[[position]]][0])
         network = network.resize((config.image_size,) * 2, Image.Resampling.BILINEAR)
         seen.append(
@@ -290,10 +290,10 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
                 "original": as_text(pixels[top : top + height, left : left + width], side),
                 "network": as_text(np.asarray(network), side),
                 "frame": {
-                    "left": 50 * (1 - kept["width"]),
-                    "top": 50 * (1 - kept["height"]),
-                    "width": 100 * kept["width"],
-                    "height": 100 * kept["height"],
+                    "left": 50 * (1 - share["width"]),
+                    "top": 50 * (1 - share["height"]),
+                    "width": 100 * share["width"],
+                    "height": 100 * share["height"],
                 }
                 if config.resize == "crop"
                 else None,

@@ -295,7 +295,7 @@ def test_features_of_some_images_judge_these_alone(tmp_path):
     )
 
 
-def test_images_of_classes_that_are_held_out_are_of_no_likelier_class(tmp_path):
+def test_images_of_unseen_classes_have_no_label_issues(tmp_path):
     dataset, right = arrays()
     features = features_of(right)
     result = audit(dataset, looked_at(dataset, tmp_path, unseen_classes="stripes"), features)

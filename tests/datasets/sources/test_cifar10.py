@@ -299,7 +299,7 @@ def test_a_download_that_fails_says_what_to_put_where_and_what_works_now(tmp_pat
         "cifar-10-python.tar.gz",
         "train/CLASS/*.png",
         "No such file",
-        "--dataset digits works now",
+        "--dataset digits needs no download",
     ):
         assert words in str(caught.value)
 

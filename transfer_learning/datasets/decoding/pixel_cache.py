@@ -186,7 +186,7 @@ def pixel_format(num_images: int, size: int, resize: str, decoded_gb: float) -> 
 
 
 class _Filling:
-    """What is known of the contents that were looked at, and the cache entry for those that are missing."""
+    """Looks up contents in the cache, and adds the missing ones."""
 
     def __init__(self, arrays: ArrayCache, num_images: int, record_bytes: int, cache: Cache):
         self._arrays, self._num_images, self._record_bytes = arrays, num_images, record_bytes

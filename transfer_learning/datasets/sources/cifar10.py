@@ -67,7 +67,7 @@ def load(data_dir: Path) -> Dataset:
                 return _dataset(form, source)
     if (root / "train").is_dir() and (root / "test").is_dir():
         return _of_folders(root)
-    by_hand = "put its images there as train/CLASS/*.png and test/CLASS/*.png; --dataset digits works now"
+    by_hand = "put its images there as train/CLASS/*.png and test/CLASS/*.png; --dataset digits needs no download"
     return _dataset(PYTHON, download(URL, root / PYTHON.archive, SHA256, by_hand))
 
 

@@ -43,7 +43,7 @@ def load(data_dir: Path) -> Dataset:
         folder for folder in (own, DEBIAN_FOLDER, KERAS_FOLDER) if all((folder / name).is_file() for name in MD5)
     ]
     if not folders:
-        otherwise = "install Debian's package dataset-fashion-mnist; --dataset digits works now"
+        otherwise = "install Debian's package dataset-fashion-mnist; --dataset digits needs no download"
         for name, md5 in MD5.items():
             if not (own / name).is_file():
                 download(f"{URL}/{name}", own / name, md5, otherwise)

@@ -97,8 +97,10 @@ def _mirror(client: Any, bucket: str, prefix: str, objects: Objects, root: Path,
         index = {}
     for name in index.keys() - objects.keys():
         _inside(root, name, place).unlink(missing_ok=True)
-    kept = {name: entry for name, entry in objects.items() if index.get(name) == entry and _has(root / name, entry[1])}
-    missing = [name for name in objects if name not in kept]
+    present = {
+        name: entry for name, entry in objects.items() if index.get(name) == entry and _has(root / name, entry[1])
+    }
+    missing = [name for name in objects if name not in present]
     if missing:
         num_bytes = sum(objects[name][1] for name in missing)
         logger.info(
@@ -108,7 +110,7 @@ def _mirror(client: Any, bucket: str, prefix: str, objects: Objects, root: Path,
     def fetch_one(name: str) -> None:
         answer = client.get_object(Bucket=bucket, Key=prefix + name)
         _write(answer["Body"].iter_chunks(CHUNK), root / name)
-        kept[name] = answer["ETag"], answer["ContentLength"]
+        present[name] = answer["ETag"], answer["ContentLength"]
 
     threads = ThreadPoolExecutor(THREADS)
     try:
@@ -116,8 +118,8 @@ def _mirror(client: Any, bucket: str, prefix: str, objects: Objects, root: Path,
             pass
     finally:
         threads.shutdown(cancel_futures=True)
-        if kept != index:
-            write_json(root / INDEX, kept)
+        if present != index:
+            write_json(root / INDEX, present)
 
 
 def _write(chunks: Iterable[bytes], path: Path) -> None:
