@@ -104,16 +104,16 @@ def name_that_is_no_text(folder):
 @pytest.mark.parametrize(
     ("make", "flags", "words"),
     [
-        (no_folder_at_all, [], ["photos", "no known dataset", "Known:", "drawn_pills", "path,label"]),
+        (no_folder_at_all, [], ["photos", "not a known dataset", "Known:", "drawn_pills", "path,label"]),
         (empty_folder, [], ["photos", "has no images", "cats/1.jpg"]),
         (only_texts, [], ["photos", "has no images"]),
         (images_beside_class_folders, [], ["stray.png", "beside the class folders", "move it"]),
-        (one_class, [], ["only one class", "circle", "add a folder"]),
-        (class_whose_one_image_is_for_the_test, [], ["The class single has no training image", "1 test", "add some"]),
+        (one_class, [], ["only one class", "circle", "add the images of another class"]),
+        (class_whose_one_image_is_for_the_test, [], ["The class single has no training image", "1 test", "add images"]),
         (class_without_image, [], ["birds", "has no image", "add images"]),
         (splits_beside_others, [], ["annotations", "splits", "move"]),
-        (unreadable_image, [], ["1 image of 43", "damaged.png", "--skip-unreadable"]),
-        (class_of_unreadable_images, ["--skip-unreadable"], ["The class damaged", "3 skipped", "add some"]),
+        (unreadable_image, [], ["1 of 43 images", "damaged.png", "--skip-unreadable"]),
+        (class_of_unreadable_images, ["--skip-unreadable"], ["The class damaged", "3 skipped", "add images"]),
         (name_that_is_no_text, [], ["UTF-8", "\\udcfc", "rename it"]),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_trained_on(make, flags, words, refused, here):
         (["--dataset", "digits", "--unseen-classes", "1,x"], ["--unseen-classes 1,x", "no class x", "Known: 0, 1"]),
         (
             ["--dataset", "digits", "--unseen-classes", "0,1,2,3,4,5,6,7,8"],
-            ["leaves 1 of the 10 classes", "hold out fewer"],
+            ["leaves 1 of the 10 classes", "name fewer"],
         ),
         (["--resume", "no/such/run"], ["no/such/run", "no run directory"]),
         (["--resume", "x", "--run-dir", "y"], ["--resume already names", "--run-dir"]),
@@ -202,7 +202,11 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
     said = log_messages()
     data = load_prepared(config)
     assert "42 images" not in data.describe() and "1 skipped" in data.describe()
-    assert [sentence for sentence in said if sentence.startswith("Skipped 1 image of 43") and str(damaged) in sentence]
+    assert [
+        sentence
+        for sentence in said
+        if sentence.startswith("1 of 43 images cannot be read") and str(damaged) in sentence
+    ]
     row = data.manifest[data.manifest["file"] == str(damaged)].iloc[0]
     assert row["split"] == "" and row["problem"]
     assert sum(len(data.split(split)) for split in ("train", "val", "test")) == 42
@@ -210,7 +214,7 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
 
 def test_validation_that_is_to_be_watched_has_to_be_there(refused, photos, here):
     line = refused("--dataset", photos, "--val-fraction", "0", "--image-size", "32", "--cache-dir", here / "cache")
-    assert "no val images" in line and "--val-fraction" in line
+    assert "needs validation images" in line and "--val-fraction" in line
 
 
 def test_something_has_to_be_there_to_judge_by(refused, photos, here):

@@ -199,7 +199,7 @@ def test_a_bucket_that_may_not_be_read_is_one_sentence_and_what_was_fetched_befo
     monkeypatch.setattr(s3, "_list", refuse)
     with pytest.raises(UserError, match="AccessDenied: Access Denied") as caught:
         fetched()
-    assert str(caught.value).endswith(f"what was fetched before is read with --dataset cv_studio:{folder}.")
+    assert str(caught.value).endswith(f"earlier downloads can be used with --dataset cv_studio:{folder}.")
 
 
 PROBLEMS = {  # what is wrong, and what the sentence names
