@@ -299,7 +299,7 @@ def test_a_directory_that_holds_something_is_refused(begun, refused, here):
     assert "finished run" in refused("--dataset", "digits", "--run-dir", begun)
     (here / "mine").mkdir()
     (here / "mine" / "thesis.tex").touch()
-    assert "no run of ours" in refused("--dataset", "digits", "--run-dir", "mine")
+    assert "holds other files" in refused("--dataset", "digits", "--run-dir", "mine")
     assert (here / "mine" / "thesis.tex").exists()
 
 

@@ -112,7 +112,7 @@ def test_each_automatic_choice_is_printed_and_kept_with_its_reason(finished):
     run_dir, output = finished
     notes = [note["text"] for note in json.loads(run_dir.notes.read_text())]
     assert all(note in output for note in notes)
-    for words in ("Fine-tuning opens", "Augmentation", "Found ", "Precision ", "Seed 0"):
+    for words in ("Fine-tuning opens", "Augmentation", "Device: ", "Precision ", "seed 0"):
         assert any(words in note for note in notes), words
 
 
@@ -152,7 +152,7 @@ def test_the_hardware_is_watched_and_shown_by_the_report_and_by_tensorboard(fini
     shown = EventAccumulator(str(finished[0].tensorboard / "hardware")).Reload()
     assert len(shown.Scalars("hardware/memory_available_mb")) == len(table)
     report = finished[0].report.read_text()
-    assert "<h2>Hardware</h2>" in report and "held by the run itself" in report and "hardware.png" not in report
+    assert "Resource usage</h2>" in report and "used by the run" in report and "hardware.png" not in report
 
 
 def test_watching_each_update_changes_no_bit(small_config, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What is said and chosen on machines that the tests do not run on, with TensorFlow's view of them made up."""
+"""Devices and precision on machines that the tests do not run on; TensorFlow's view of them is faked."""
 
 import keras
 import pynvml
@@ -37,9 +37,9 @@ def set_up(precision="auto"):
     ("gpus", "precision", "expected", "words"),
     [
         ((), "auto", "float32", "16-bit arithmetic is slower on most processors"),
-        ((), "mixed_float16", "mixed_float16", "Precision mixed_float16, as asked for"),
+        ((), "mixed_float16", "mixed_float16", "Precision mixed_float16 (--precision; without a GPU it is slower"),
         ((("H100", (9, 0)),), "auto", "mixed_float16", "has tensor cores"),
-        ((("H100", (9, 0)),), "float32", "float32", "Precision float32, as asked for"),
+        ((("H100", (9, 0)),), "float32", "float32", "Precision float32 (--precision);"),
         ((("GTX 1080", (6, 1)),), "auto", "float32", "no tensor cores"),
         ((("H100", (9, 0)), ("GTX 1080", (6, 1))), "auto", "float32", "no tensor cores"),  # the weakest decides
     ],
@@ -55,27 +55,26 @@ def test_memory_grows_on_every_gpu_and_both_versions_of_cuda_are_named(machine):
     grown = machine((("A", (8, 0)), ("B", (8, 0))), driver="13.0", cuda="12.5")
     chosen, said = set_up()
     assert grown == [("gpu0", True), ("gpu1", True)]
-    assert "Found 2 GPUs: A, B; memory grows" in said
-    assert "built for CUDA 12.5" in said and "driver supports CUDA 13.0" in said
+    assert "Device: 2 GPUs (A, B), CUDA 12.5 (driver: 13.0), cuDNN 9." in said
     assert (chosen.num_gpus, chosen.fingerprint["device"]) == (2, "A")
 
 
 @pytest.mark.parametrize(("cuda", "words"), [("12.5", "install tensorflow[and-cuda]"), ("", "was built without")])
-def test_a_driver_whose_gpu_tensorflow_cannot_use_is_not_passed_over_in_silence(machine, cuda, words):
+def test_a_gpu_driver_that_tensorflow_cannot_use_is_a_warning(machine, cuda, words):
     machine((), driver="12.8", cuda=cuda)
     said = set_up()[1]
     assert "GPU driver for CUDA 12.8" in said and words in said
 
 
-@pytest.mark.parametrize(("value", "words"), [("1", "oneDNN on"), ("0", "oneDNN off (TF_ENABLE_ONEDNN_OPTS=0)")])
-def test_onednn_and_threads_are_said(machine, monkeypatch, value, words):
+@pytest.mark.parametrize(("value", "words"), [("1", "oneDNN on"), ("0", "oneDNN off")])
+def test_onednn_and_threads_are_logged(machine, monkeypatch, value, words):
     machine()
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", value)
     said = set_up()[1]
-    assert words in said and "threads" in said
+    assert words in said and " thread" in said
 
 
-def test_tensorflow_in_use_already_is_a_sentence(machine, monkeypatch):
+def test_memory_growth_that_cannot_be_enabled_is_a_user_error(machine, monkeypatch):
     machine((("A", (8, 0)),), driver="13.0")
 
     def too_late(gpu, on):

@@ -188,7 +188,7 @@ def test_the_gpus_that_tensorflow_sees_are_watched(machine, visible, order, numb
     sentences = log_messages()
     with gpus.visible_gpus(number) as found:
         assert [gpu.index for gpu in found] == expected
-    assert ["all are watched" in sentence for sentence in sentences] == [True] * said
+    assert ["all are monitored" in sentence for sentence in sentences] == [True] * said
 
 
 def test_a_gpu_that_may_not_be_opened_is_left_out(monkeypatch):

@@ -181,24 +181,19 @@ def test_gpus_have_columns_of_their_own(watched, monkeypatch, tmp_path):
     ("changes", "gpu", "num_samples", "words"),
     [
         ({"available": 0.05 * 16 * GB}, {}, 5, []),
-        (
-            {"available": 0.04 * 16 * GB},
-            {},
-            5,
-            ["640 MB of 16.0 GB of memory are left", "--gradient-accumulation-steps"],
-        ),
+        ({"available": 0.04 * 16 * GB}, {}, 5, ["640 MB of 16.0 GB available", "--gradient-accumulation-steps"]),
         ({"free": 1.1 * GB}, {}, 5, []),
-        ({"free": 0.9 * GB}, {}, 5, ["900 MB are left on the disk of"]),
+        ({"free": 0.9 * GB}, {}, 5, ["almost full: 900 MB free"]),
         ({}, {"reasons": 0x40}, 2, []),  # not yet sustained
-        ({}, {"reasons": 0x40}, 3, ["GPU 0 (RTX 2050)", "because it is hot (now 71 °C, 30 of 45 W, 1,740 MHz)"]),
-        ({}, {"reasons": 0x4}, 9, ["keep to its power"]),
-        ({}, {"reasons": 0x8, "limit": NOT_SUPPORTED}, 3, ["heat or its power supply (now 71 °C, 30 W, 1,740 MHz)"]),
+        ({}, {"reasons": 0x40}, 3, ["GPU 0 (RTX 2050) is throttled at 71 °C, 30 of 45 W, 1,740 MHz by heat"]),
+        ({}, {"reasons": 0x4}, 9, ["by its power limit"]),
+        ({}, {"reasons": 0x8, "limit": NOT_SUPPORTED}, 3, ["at 71 °C, 30 W, 1,740 MHz by heat or its power supply"]),
         ({}, {"reasons": 0x1}, 9, []),
         ({}, {"celsius": 93}, 3, []),
-        ({}, {"celsius": 94}, 1, ["is at 94 °C and lowers its clock at 97 °C"]),
+        ({}, {"celsius": 94}, 1, ["is at 94 °C and throttles at 97 °C"]),
         ({}, {"celsius": 94, "slowdown": NOT_SUPPORTED}, 3, []),
         ({}, {"memory": (3.8e9, 4e9)}, 3, []),
-        ({}, {"memory": (3.9e9, 4e9)}, 3, ["has 3.9 GB of its 4.0 GB of memory in use", "smaller parts of a batch"]),
+        ({}, {"memory": (3.9e9, 4e9)}, 3, ["uses 3.9 GB of 4.0 GB memory"]),
         ({}, {"memory": NOT_SUPPORTED, "milliwatts": NOT_SUPPORTED, "reasons": NOT_SUPPORTED}, 3, []),
     ],
 )
@@ -249,7 +244,7 @@ def test_what_cannot_be_sampled_is_said_once_and_the_rest_goes_on(broken, words,
             machine.now += 1
             machine.busy += 1
             row = running.sample()
-    assert watched.said == [f"{words} cannot be watched (no such thing here); the run goes on without it."]
+    assert watched.said == [f"{words} cannot be monitored (no such thing here)."]
     known = {name for name, value in row.items() if value is not None}
     assert set(COLUMNS) - known == empty | {"images_per_second", "learning_rate"}
 
@@ -274,7 +269,7 @@ def test_a_gpu_without_a_driver_to_ask_is_said(watched, monkeypatch, tmp_path):
     with watched(num_gpus=1) as running:
         running.sample()
     (sentence,) = watched.said
-    assert "The GPUs cannot be watched (NVML Shared Library Not Found)" in sentence
+    assert "The GPUs cannot be monitored (NVML Shared Library Not Found)" in sentence
     assert len(read_hardware(tmp_path / "hardware.csv")) == 2
 
 
@@ -284,13 +279,14 @@ def test_a_gpu_that_falls_off_its_bus_leaves_its_cells_empty(watched, monkeypatc
     with watched(num_gpus=2) as running:
         gpu["celsius"] = LOST
         rows = [running.sample(), running.sample()]
-    assert watched.said == ["GPU 0 cannot be watched (GPU is lost); the run goes on without it."]
+    assert watched.said == ["GPU 0 cannot be monitored (GPU is lost)."]
     assert all(row["gpu0_percent"] is None and row["gpu1_percent"] == 83 for row in rows)
 
 
-def test_a_sentence_that_cannot_be_kept_ends_no_run(watched, machine, tmp_path):
+def test_a_warning_that_cannot_be_logged_ends_no_run(watched, machine, tmp_path, monkeypatch):
     machine.available = 0
-    with watched(say=failing) as running:
+    monkeypatch.setattr(monitor.logger, "warning", failing)
+    with watched() as running:
         running.sample()
     assert len(read_hardware(tmp_path / "hardware.csv")) == 2
 
@@ -318,7 +314,7 @@ def test_a_directory_that_cannot_be_written_ends_no_run(machine, tmp_path, monke
     (tmp_path / "file").touch()
     with Monitor(tmp_path / "file" / "hardware.csv", tmp_path) as running:
         assert running.sample()["memory_total_mb"] == 16000
-    assert len(said) == 1 and "cannot be watched" in said[0]
+    assert len(said) == 1 and "cannot be monitored" in said[0]
 
 
 def test_a_stop_is_no_failure(watched, monkeypatch):
@@ -469,12 +465,12 @@ def test_a_run_in_words(watched, machine, monkeypatch, tmp_path):
     ]
     path.write_text("\n".join([header, *rows, ""]))
     assert describe(read_hardware(path)) == [
-        "4 samples in 2:00 min, 2 sessions: processors 40 % busy on average (20 % by this run), no less than 4.0 GB of "
-        "16.0 GB of memory left, up to 2.0 GB held by the run itself.",
-        "GPU 0: 40 % in use on average, up to 3.0 GB of 4.0 GB of memory, up to 80 °C, up to 30 W, clock lowered for 25 % "
+        "4 samples in 2:00 min, 2 sessions: processors 40 % busy on average (20 % by this run), at least 4.0 GB of "
+        "16.0 GB of memory available, up to 2.0 GB used by the run.",
+        "GPU 0: 40 % in use on average, up to 3.0 GB of 4.0 GB of memory, up to 80 °C, up to 30 W, throttled for 25 % "
         "of the time.",
     ]
     path.write_text("\n".join([header, rows[0], ""]))
-    assert describe(read_hardware(path))[0].startswith("1 sample in 0.0 s: no less than 10.0 GB of 16.0 GB")
+    assert describe(read_hardware(path))[0].startswith("1 sample in 0.0 s: at least 10.0 GB of 16.0 GB")
     path.write_text("time,session\n2026-01-31T12:00:00+00:00,1\n")
-    assert describe(read_hardware(path)) == ["1 sample in 0.0 s: nothing is known."]
+    assert describe(read_hardware(path)) == ["1 sample in 0.0 s: unknown."]

@@ -301,7 +301,7 @@ def test_a_thousand_classes_have_no_matrix_but_a_table_of_errors(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", None, "no run directory"),
+        ("config.json", None, "not a run directory"),
         ("config.json", "[1]", "names no dataset"),
         ("evaluation.json", None, "not finished.*run --resume"),
         ("evaluation.json", "{", "is damaged"),

@@ -89,8 +89,8 @@ def test_a_name_that_is_not_allowed_is_asked_about_and_nothing_happens(tmp_path)
         (pickle.dumps({-(10**30): 1}, 2), "a key that is a number of too many digits"),
         (b"\x80\x02}(K\x01K\x02K\x01K\x03u.", "several entries of one name"),
         (b"\x80\x02}r\xff\xff\xff\x7f.", "numbers more objects"),
-        (b"\x80\x02K\x01K\x02a.", "a int where a list belongs"),
-        (b"\x80\x02]K\x01b.", "a list where a Call belongs"),
+        (b"\x80\x02K\x01K\x02a.", "a int where a list is expected"),
+        (b"\x80\x02]K\x01b.", "a list where a Call is expected"),
         (b"\x80\x02ca\nb\n)\x81.", "the instruction NEWOBJ"),
         (b"\x80\x02]0].", "the instruction POP"),
         (b"\x80\x02\x85.", "takes more values"),
@@ -105,7 +105,7 @@ def test_what_plain_values_do_not_need_is_an_error(content, words):
 
 
 def test_a_pickle_of_too_many_instructions_is_an_error(monkeypatch):
-    monkeypatch.setattr(pickled, "MOST_INSTRUCTIONS", 100)
+    monkeypatch.setattr(pickled, "MAX_INSTRUCTIONS", 100)
     assert read(pickle.dumps([0] * 90, 2)) == [0] * 90
     with pytest.raises(ValueError, match="more than 100 instructions"):
         read(pickle.dumps([0] * 110, 2))

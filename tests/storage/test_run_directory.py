@@ -94,7 +94,7 @@ def a_file(path):
     [
         (a_finished_run, ["finished run", "report.html", "choose another"]),
         (an_unfinished_run, ["unfinished run", "--resume"]),
-        (somebodys_files, ["no run of ours", "choose"]),
+        (somebodys_files, ["holds other files", "choose"]),
         (a_file, ["is a file", "choose another"]),
     ],
 )

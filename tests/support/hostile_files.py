@@ -453,7 +453,7 @@ def hostile_files() -> dict[str, HostileFile]:
         WEIGHTS,
         "x.pth",
         lambda canary: new_pytorch(b"\x80\x02ccollections\nOrderedDict\n)R(K\x01K\x02e."),
-        "a Call where a list belongs",
+        "a Call where a list is expected",
     )
     add(
         "tensor beyond its storage (CVE-2026-24747)",

@@ -1,4 +1,4 @@
-"""What the machine has, what is used of it, and why: GPUs, precision, threads, oneDNN, determinism, seeds."""
+"""Sets up the device of a run: GPUs, precision, threads, oneDNN, determinism, seed."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
 
-# Environment variables by which TensorFlow's libraries compute with other numbers, or in another order
+# Prefixes of environment variables that change the arithmetic of TensorFlow's libraries
 ARITHMETIC_FLAGS = (
     "TF_SET_ONEDNN_",
     "ONEDNN_",
@@ -29,32 +29,31 @@ ARITHMETIC_FLAGS = (
     "TF_XLA_FLAGS",
     "TF_CUDNN_",
 )
-# NVIDIA's compute capability from which float16 products run on tensor cores
-TENSOR_CORES = (7, 0)
+TENSOR_CORES = (7, 0)  # NVIDIA compute capability from which float16 products run on tensor cores
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What was chosen."""
+    """The device of a run and its settings."""
 
     name: str  # of the GPU or the processor
     num_gpus: int
     precision: str  # a Keras dtype policy
-    threads: int  # that share an operation on the processor
-    fingerprint: dict[str, str]  # what has to be the same for a resumed run to give the same bits
+    threads: int  # per operation on the processor
+    fingerprint: dict[str, str]  # what must be equal for a resumed run to give the same bits
 
 
 def set_up_devices(precision: str, seed: int, begun_with: Mapping[str, Any] = MappingProxyType({})) -> Devices:
-    """Makes TensorFlow ready for one run and says what was found, chosen and why.
+    """Prepares TensorFlow for one run: memory growth, threads, precision, seed, deterministic operations.
 
     Args:
-        precision: "auto", or the name of a Keras dtype policy, which is then honoured on any device.
-        seed: of everything that Keras draws while the run builds its model.
-        begun_with: what an earlier session of the run chose: its "precision" and "threads" are taken again, because
-            another number of either gives other bits.
+        precision: "auto" or a Keras dtype policy.
+        seed: of everything that Keras draws while the model is built.
+        begun_with: "precision" and "threads" of an earlier session of the run, which are used again, because others
+            give other bits.
 
     Raises:
-        UserError: a GPU is there, but TensorFlow was already using it, so memory growth cannot be turned on.
+        UserError: TensorFlow already uses the GPU, so memory growth cannot be enabled.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
@@ -62,26 +61,24 @@ def set_up_devices(precision: str, seed: int, begun_with: Mapping[str, Any] = Ma
             tf.config.experimental.set_memory_growth(gpu, True)
         except RuntimeError as error:
             raise UserError(
-                f"GPU memory growth cannot be turned on ({error}); call this before anything else uses TensorFlow, "
-                "in a notebook after a restart of the kernel."
+                f"GPU memory growth cannot be enabled ({error}); call this before anything else uses TensorFlow, in a "
+                "notebook after a restart of the kernel."
             ) from None
-    threads = _set_threads(begun_with.get("threads") or _available_threads())
-    name = _say_gpus(gpus) if gpus else _say_processor(threads)
+    threads = _set_threads(begun_with.get("threads") or _default_threads())
+    name = _log_gpus(gpus) if gpus else _log_processor(threads)
     if "precision" in begun_with:
-        policy = begun_with["precision"]
-        again = f" and {threads} threads" if threads == begun_with.get("threads") else ""
-        logger.info(f"Precision {policy}{again}, as the run was begun with.")
+        policy, reason = begun_with["precision"], "as in the earlier session"
     else:
-        policy = _choose_precision(precision, gpus)
+        policy, reason = _choose_precision(precision, gpus)
     keras.mixed_precision.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
-    # Without it some GPU kernels add numbers in another order each time, and no resume could be exact.
+    # Otherwise some GPU kernels add numbers in another order each time, and no resume could be exact.
     tf.config.experimental.enable_op_determinism()
-    logger.info(f"Seed {seed}; deterministic operations, so that the same run gives the same bits on this machine.")
+    logger.info(f"Precision {policy} ({reason}); seed {seed}, deterministic operations.")
     return Devices(name, len(gpus), policy, threads, _fingerprint(name, len(gpus), threads))
 
 
-def _available_threads() -> int:
+def _default_threads() -> int:
     return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or usable_cores())
 
 
@@ -89,62 +86,49 @@ def _set_threads(threads: int) -> int:
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         return threads
-    except RuntimeError:  # TensorFlow is in use already, as in a notebook: it keeps the number that it began with
-        return tf.config.threading.get_intra_op_parallelism_threads() or _available_threads()
+    except RuntimeError:  # TensorFlow is already in use, as in a notebook
+        return tf.config.threading.get_intra_op_parallelism_threads() or _default_threads()
 
 
-def _say_gpus(gpus: list) -> str:
-    built = tf.sysconfig.get_build_info()
+def _log_gpus(gpus: list) -> str:
+    build = tf.sysconfig.get_build_info()
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     names = [detail.get("device_name", "GPU") for detail in details]
-    logger.info(f"Found {len(gpus)} GPU{'s' * (len(gpus) > 1)}: {', '.join(names)}; memory grows as it is needed.")
     logger.info(
-        f"TensorFlow was built for CUDA {built.get('cuda_version', '?')} and cuDNN {built.get('cudnn_version', '?')}; "
-        f"the driver supports CUDA {driver_cuda_version() or 'of an unknown version'}."
+        f"Device: {len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({', '.join(names)}), CUDA {build.get('cuda_version', '?')} "
+        f"(driver: {driver_cuda_version() or '?'}), cuDNN {build.get('cudnn_version', '?')}."
     )
     return names[0]
 
 
-def _say_processor(threads: int) -> str:
-    driver = driver_cuda_version()
-    cuda = tf.sysconfig.get_build_info().get("cuda_version")
-    if driver:
-        logger.info(
-            f"There is a GPU driver for CUDA {driver}, but TensorFlow "
-            + (
-                f"(built for CUDA {cuda}) cannot use it; install tensorflow[and-cuda]."
-                if cuda
-                else "was built without."
-            )
+def _log_processor(threads: int) -> str:
+    if driver := driver_cuda_version():
+        cuda = tf.sysconfig.get_build_info().get("cuda_version")
+        reason = f"(built for CUDA {cuda}) cannot use it" if cuda else "was built without CUDA"
+        logger.warning(
+            f"A GPU driver for CUDA {driver} is there, but TensorFlow {reason}; install tensorflow[and-cuda]."
         )
-    onednn = "off (TF_ENABLE_ONEDNN_OPTS=0)"
-    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0":
-        onednn = "on, since it is faster (TF_ENABLE_ONEDNN_OPTS=0 turns it off)"
+    onednn = "off" if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" else "on"
     name = _processor_name()
-    logger.info(f"Found no GPU: everything runs on {name}, {threads} threads, oneDNN {onednn}.")
+    logger.info(f"Device: {name}, {threads} thread{'s' if threads > 1 else ''}, oneDNN {onednn}; no GPU.")
     return name
 
 
-def _choose_precision(precision: str, gpus: list) -> str:
+def _choose_precision(precision: str, gpus: list) -> tuple[str, str]:
+    """A Keras dtype policy, and the reason."""
     if precision != "auto":
-        slower = "; without a GPU it is slower than float32 (--precision float32)" * (
-            precision != "float32" and not gpus
-        )
-        logger.info(f"Precision {precision}, as asked for{slower}.")
-        return precision
+        is_slow = precision != "float32" and not gpus
+        return precision, "--precision; without a GPU it is slower than float32" if is_slow else "--precision"
     if not gpus:
-        logger.info("Precision float32: 16-bit arithmetic is slower on most processors.")
-        return "float32"
+        return "float32", "16-bit arithmetic is slower on most processors"
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
     if min(capabilities) >= TENSOR_CORES:
-        logger.info("Precision mixed_float16: this GPU has tensor cores; weights and loss stay in float32.")
-        return "mixed_float16"
-    logger.info("Precision float32: this GPU has no tensor cores, so 16 bits would gain little.")
-    return "float32"
+        return "mixed_float16", "the GPU has tensor cores; weights and loss stay float32"
+    return "float32", "the GPU has no tensor cores"
 
 
 def driver_cuda_version() -> str:
-    """Returns the newest CUDA version that the installed NVIDIA driver supports, as "12.8", or "" where none tells."""
+    """Returns the newest CUDA version that the installed NVIDIA driver supports, as "12.8"; "" if unknown."""
     import pynvml
 
     try:
@@ -153,7 +137,7 @@ def driver_cuda_version() -> str:
             number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
         finally:
             pynvml.nvmlShutdown()
-    except pynvml.NVMLError:  # no driver, one too old to be asked, or one that broke down
+    except pynvml.NVMLError:  # no driver, an old one, or a failure
         return ""
     return f"{number // 1000}.{number % 1000 // 10}"
 

@@ -1,4 +1,4 @@
-"""GPUs as NVIDIA's driver reports them (NVML): use, memory, temperature, power, clocks, and why the clocks were lowered."""
+"""GPUs as NVIDIA's driver (NVML) reports them: use, memory, temperature, power, clocks, reasons of throttling."""
 
 import logging
 import os
@@ -11,17 +11,15 @@ import pynvml
 
 logger = logging.getLogger(__name__)
 
-
-# Why a clock is lower than it could be, as bits of NVML's mask, in the words of `throttled_by`. Left out is what slows
-# no training: an idle GPU, and clocks that somebody set.
+# Bits of NVML's mask of throttle reasons -> `throttled_by`. An idle GPU and clocks that somebody set are left out.
 REASONS = {
     pynvml.nvmlClocksEventReasonSwThermalSlowdown: "heat",
     pynvml.nvmlClocksEventReasonHwThermalSlowdown: "heat",
     pynvml.nvmlClocksEventReasonSwPowerCap: "power",
     pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "power",
-    pynvml.nvmlClocksEventReasonHwSlowdown: "hardware",  # heat or power supply; newer drivers say which by another bit
+    pynvml.nvmlClocksEventReasonHwSlowdown: "hardware",  # heat or power supply; newer drivers set another bit as well
 }
-# Other drivers and other GPUs answer other questions.
+# Errors of a query that this driver or GPU does not support
 NO_ANSWER = (
     pynvml.NVMLError_NotSupported,
     pynvml.NVMLError_FunctionNotFound,
@@ -35,22 +33,22 @@ FIGURES = ("percent", "memory_used_mb", "memory_total_mb", "celsius", "watts", "
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU."""
+    """One GPU, opened in NVML."""
 
     index: int  # as nvidia-smi numbers it
     name: str
     uuid: str
-    slowdown_celsius: int | None  # where it lowers its clock; None where it does not say
+    slowdown_celsius: int | None  # where it throttles; None: not reported
     power_limit_watts: float | None
     handle: Any  # NVML's
 
-    def sample(self) -> dict[str, float | str | None]:
-        """Returns what it does now, by FIGURES; what it does not report is None.
+    def sample(self) -> dict[str, Any]:
+        """Returns the current value of each of FIGURES; None for what it does not report.
 
-        ``percent`` is the share of the time in which anything ran on it; ``throttled_by`` is what that function returns.
+        ``percent`` is the share of time in which a kernel ran; ``throttled_by`` is the result of that function.
 
         Raises:
-            pynvml.NVMLError: the GPU is lost, or the driver broke down.
+            pynvml.NVMLError: the GPU is lost or the driver fails.
         """
         use = answer(pynvml.nvmlDeviceGetUtilizationRates, self.handle)
         memory = answer(pynvml.nvmlDeviceGetMemoryInfo, self.handle)
@@ -74,7 +72,7 @@ class Gpu:
 
 
 def throttled_by(mask: int) -> str:
-    """``none``, ``heat``, ``power``, ``heat and power``, or ``hardware`` where the driver does not say which of them."""
+    """``none``, ``heat``, ``power``, ``heat and power``, or ``hardware`` if the driver does not say which."""
     reasons = dict.fromkeys(reason for bit, reason in REASONS.items() if mask & bit)
     if len(reasons) > 1:
         reasons.pop("hardware", None)
@@ -83,13 +81,13 @@ def throttled_by(mask: int) -> str:
 
 @contextmanager
 def visible_gpus(number: int) -> Iterator[list[Gpu]]:
-    """Yields the GPUs that CUDA_VISIBLE_DEVICES leaves to this process; NVML is closed behind the block.
+    """Yields the GPUs that CUDA_VISIBLE_DEVICES leaves to this process; NVML is closed after the block.
 
     Args:
-        number: of GPUs that TensorFlow found. Where the variable does not lead to as many, all are taken, which is said.
+        number: of GPUs that TensorFlow found. If the variable selects another number, all are yielded.
 
     Raises:
-        pynvml.NVMLError: there is no driver, or it cannot be asked.
+        pynvml.NVMLError: there is no driver, or it fails.
     """
     pynvml.nvmlInit()
     try:
@@ -97,11 +95,7 @@ def visible_gpus(number: int) -> Iterator[list[Gpu]]:
         asked = os.environ.get("CUDA_VISIBLE_DEVICES")
         chosen = gpus if asked is None else _named(asked, gpus)
         if len(chosen) != number:
-            among = "" if asked is None else f" and CUDA_VISIBLE_DEVICES {asked}"
-            logger.info(
-                f"Which of the {len(gpus)} GPUs of this machine are used cannot be told from the {number} that TensorFlow "
-                f"found{among}: all are watched."
-            )
+            logger.info(f"TensorFlow uses {number} of {len(gpus)} GPUs, which ones is unknown; all are monitored.")
             chosen = gpus
         yield chosen
     finally:
@@ -109,7 +103,7 @@ def visible_gpus(number: int) -> Iterator[list[Gpu]]:
 
 
 def answer(question: Callable, *arguments: Any) -> Any:
-    """What NVML answers; None where this GPU or driver does not know the question."""
+    """NVML's answer; None if this GPU or driver does not support the query."""
     try:
         return question(*arguments)
     except NO_ANSWER:
@@ -119,7 +113,7 @@ def answer(question: Callable, *arguments: Any) -> Any:
 def _all_gpus() -> list[Gpu]:
     gpus = []
     for index in range(pynvml.nvmlDeviceGetCount()):
-        with suppress(pynvml.NVMLError):  # one that this process may not open, or that fell off its bus
+        with suppress(pynvml.NVMLError):  # not accessible, or lost
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             slowdown = answer(
                 pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
@@ -131,9 +125,9 @@ def _all_gpus() -> list[Gpu]:
 
 
 def _named(asked: str, gpus: list[Gpu]) -> list[Gpu]:
-    """The GPUs of such as ``1,0`` or ``GPU-8932f937``; none where the numbers are CUDA's own, and not those of NVML.
+    """The GPUs of ``1,0`` or ``GPU-8932f937``; none if the numbers may be CUDA's order and not NVML's.
 
-    CUDA puts the fastest GPU first, NVML the lowest bus number; like CUDA, it stops at an entry that names no GPU.
+    CUDA numbers by speed, NVML by bus; like CUDA, this stops at an entry that names no GPU.
     """
     numbers_agree = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
     chosen = []

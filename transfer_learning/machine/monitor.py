@@ -1,8 +1,9 @@
-"""What the machine does while a run works: processors, memory, disks, GPUs and images/s, sampled by a thread.
+"""Resource usage of a run, sampled by a thread: processors, memory, disks, GPUs and images per second.
 
-It watches and warns, and does nothing else: it decides no result, and what fails here ends no run.
+It only records and warns: no result depends on it, and no failure here ends a run.
 """
 
+import io
 import logging
 import os
 import re
@@ -25,8 +26,8 @@ from transfer_learning.storage.files import existing_part, written_atomically
 logger = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 1.0, 10.0  # seconds from one sample to the next
-SAMPLES_PER_TENFOLD = 100  # so that ten seconds have ten samples, and a day is no large file
-LARGEST_SHARE = 0.002  # of one processor's time, that sampling may take
+SAMPLES_PER_TENFOLD = 100  # the interval grows with the run, so that the file of a day stays small
+LARGEST_SHARE = 0.002  # of one core's time, for sampling
 JOIN_SECONDS = 10  # a driver that hangs must not keep a finished run from ending
 
 COLUMNS = (
@@ -47,32 +48,37 @@ COLUMNS = (
 )
 TEXTS = ("time", "stage", "throttled_by")
 
-LOW_MEMORY = 0.05  # of all, left
-FULL_GPU = 0.95  # of its memory, in use
-LOW_DISK = 1e9  # bytes left
-NEAR_SLOWDOWN = 3  # °C below it
-SUSTAINED = 3  # samples in a row with a lowered clock
+LOW_MEMORY = 0.05  # warn below this fraction of memory available
+FULL_GPU = 0.95  # and above this fraction of GPU memory in use
+LOW_DISK = 1e9  # bytes free
+NEAR_SLOWDOWN = 3  # °C below the throttling temperature
+SUSTAINED = 3  # consecutive throttled samples
 
 
 def pause(elapsed: float, cost: float) -> float:
-    """Seconds until the next sample, `elapsed` seconds after the first one, if the last one took `cost` of processor time."""
+    """Seconds until the next sample.
+
+    Args:
+        elapsed: seconds since the first sample.
+        cost: processor seconds of the last sample.
+    """
     return max(min(max(elapsed / SAMPLES_PER_TENFOLD, SHORTEST), LONGEST), cost / LARGEST_SHARE)
 
 
 class Monitor:
-    """Appends a row to a table now and then while it is used as a context manager, and says what needs attention.
+    """A context manager that appends samples to a CSV file, and logs a warning when a resource runs short.
 
-    A row has the columns COLUMNS, and for each GPU ``gpu0_`` before each of `gpus.FIGURES`, numbered as by nvidia-smi.
-    Megabytes are 10^6 bytes, gigabytes 10^9. ``cpu_percent`` is of all processors of the machine, ``process_cpu_percent``
-    the part that this process and its children have in it; memory is the machine's, or that of the container. What
-    changes over time is the mean since the row before; an empty cell says that nothing is known: there was no row before,
-    no update has ended since, or the machine does not tell. A later session adds its rows with the next number.
+    A row has the columns COLUMNS, and per GPU each of `gpus.FIGURES` with the prefix ``gpu0_``, numbered as by
+    nvidia-smi. Megabytes are 10^6 bytes, gigabytes 10^9. ``cpu_percent`` is of all cores of the machine,
+    ``process_cpu_percent`` the part of this process and its children; memory is the machine's or the container's. Rates
+    are means since the previous row; a cell is empty if its value is unknown. A later session appends its rows with the
+    next session number.
 
     Args:
-        path: of the table.
-        cache_dir: what the run keeps for later ones, which may lie on another disk than the table.
+        path: of the CSV file.
+        cache_dir: the cache, which may be on another disk.
         num_gpus: that TensorFlow found.
-        tensorboard: a directory to write the numbers to as well, at steps that are seconds since the run began.
+        tensorboard: a directory for TensorBoard events as well; their steps are seconds since the run began.
     """
 
     def __init__(
@@ -88,12 +94,14 @@ class Monitor:
         self._process = psutil.Process()
         self._open, self._over = ExitStack(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
-        self._gpus, self._file, self._events, self._session = [], None, None, 1
-        self._stage, self._done, self._trained_at = "", (0, 0.0, None, ""), clock()
-        self._total_memory = 0
+        self._gpus: list[gpus.Gpu] = []
+        self._file: io.RawIOBase | None = None
+        self._events: Any = None  # TensorBoard's writer
+        self._session, self._stage, self._trained_at, self._total_memory = 1, "", clock(), 0
+        self._done: tuple[int, float, float | None, str] = (0, 0.0, None, "")
         self._counters: dict[str, float] = {}
         self._in_a_row: dict[str, int] = {}
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def __enter__(self) -> "Monitor":
         try:
@@ -131,7 +139,7 @@ class Monitor:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Names what the run does inside the block."""
+        """Names the stage of the run inside the block."""
         self._stage = name
         try:
             yield
@@ -139,18 +147,18 @@ class Monitor:
             self._stage = ""
 
     def trained(self, num_images: int, learning_rate: float | None = None) -> None:
-        """Takes note of updates that have just ended; 0 images begin an epoch, from when the time of the next ones counts."""
+        """Counts the images of train steps that have just ended; 0 images mark the start of an epoch."""
         now = self._clock()
         if num_images:
             images, seconds, *_ = self._done
-            # All at once, since the thread may read it at any moment.
+            # One assignment, because the thread may read it at any moment.
             self._done = images + num_images, seconds + now - self._trained_at, learning_rate, self._stage
         self._trained_at = now
 
     def sample(self) -> dict[str, Any]:
-        """Takes one sample, writes it and returns it by column; says what needs attention."""
+        """Takes one sample, writes it and returns it by column."""
         now = datetime.now(UTC)
-        row = dict.fromkeys(self._columns)
+        row: dict[str, Any] = dict.fromkeys(self._columns)
         row |= {"time": now.isoformat(timespec="milliseconds"), "session": self._session, "stage": self._stage}
         self._sampled = self._clock()
         elapsed = self._grown("clock", self._sampled)
@@ -175,37 +183,36 @@ class Monitor:
             before = time.thread_time()
             self.sample()
             cost = time.thread_time() - before
-        if self._clock() - self._sampled >= SHORTEST / 2:  # the processor's clock is too coarse for less
+        if self._clock() - self._sampled >= SHORTEST / 2:  # the clock of processor times is too coarse for less
             self.sample()
 
     @contextmanager
     def _harmless(self, what: str) -> Iterator[None]:
-        """What fails inside is said once, and goes no further."""
+        """Logs the first exception inside, and suppresses all."""
         try:
             yield
-        except Exception as error:  # a driver, a file system, a kernel without /proc: nothing that a run depends on
-            if what not in self._said:
-                self._said.add(what)
+        except Exception as error:  # of a driver, a file system, a kernel without /proc
+            if what not in self._warned:
+                self._warned.add(what)
                 with suppress(Exception):
                     why = str(error) or type(error).__name__
-                    logger.warning(
-                        f"{what[:1].upper()}{what[1:]} cannot be watched ({why}); the run goes on without it."
-                    )
+                    logger.warning(f"{what[:1].upper()}{what[1:]} cannot be monitored ({why}).")
 
     def _warn(self, kind: str, holds: bool, sentence: str, in_a_row: int = 1) -> None:
+        """Logs `sentence` once, when `holds` was true `in_a_row` times."""
         self._in_a_row[kind] = self._in_a_row.get(kind, 0) + 1 if holds else 0
-        if self._in_a_row[kind] >= in_a_row and kind not in self._said:
-            self._said.add(kind)
+        if self._in_a_row[kind] >= in_a_row and kind not in self._warned:
+            self._warned.add(kind)
             logger.warning(sentence)
 
     def _grown(self, name: str, value: float) -> float | None:
-        """By how much a counter has grown since the sample before; None at the first one, and where it began anew."""
+        """Growth of a counter since the previous sample; None at the first one and after a reset."""
         before = self._counters.get(name)
         self._counters[name] = value
         return value - before if before is not None and value >= before else None
 
     def _training(self) -> dict[str, Any]:
-        images, seconds, learning_rate, stage = self._done  # which may be over by now
+        images, seconds, learning_rate, stage = self._done  # the stage may be over by now
         more, in_seconds = self._grown("images", images), self._grown("training", seconds)
         if not more or not in_seconds:
             return {}
@@ -230,13 +237,13 @@ class Monitor:
         }
 
     def _memory(self, elapsed: float | None) -> dict[str, float]:
-        self._total_memory = total = self._total_memory or resources.total_bytes()  # which takes time to find out
+        self._total_memory = total = self._total_memory or resources.total_bytes()  # which takes time to read
         available = resources.available_bytes()
         self._warn(
             "memory",
             available < LOW_MEMORY * total,
-            f"{size(available)} of {size(total)} of memory are left; without any the system kills the run, which --resume "
-            "then continues. End other programs, or start a new run with more --gradient-accumulation-steps.",
+            f"Memory is low: {size(available)} of {size(total)} available. End other programs, or start a new run with more "
+            "--gradient-accumulation-steps.",
         )
         return {
             "memory_total_mb": total / 1e6,
@@ -245,7 +252,7 @@ class Monitor:
         }
 
     def _disk(self, elapsed: float | None) -> dict[str, float | None]:
-        row = {}
+        row: dict[str, float | None] = {}
         if (counters := psutil.disk_io_counters()) is not None:
             for name, value in (("read", counters.read_bytes), ("write", counters.write_bytes)):
                 more = self._grown(name, value)
@@ -256,7 +263,7 @@ class Monitor:
             self._warn(
                 f"disk {os.stat(place).st_dev}",
                 free < LOW_DISK,
-                f"{size(free)} are left on the disk of {path}; make room before a checkpoint cannot be written.",
+                f"The disk of {path} is almost full: {size(free)} free. Make room for the next checkpoint.",
             )
             row[f"{name}_disk_free_gb"] = free / 1e9
         return row
@@ -266,37 +273,32 @@ class Monitor:
         title = f"GPU {gpu.index} ({gpu.name})"
         of_limit = f"of {gpu.power_limit_watts:,.0f} W" if gpu.power_limit_watts else "W"
         units = ("celsius", "°C"), ("watts", of_limit), ("sm_mhz", "MHz")
-        state = [f"{now[figure]:,.0f} {unit}" for figure, unit in units if now[figure] is not None]
-        state = f" (now {', '.join(state)})" if state else ""
-        reasons = now["throttled_by"] or ""
-        for reason, sentence in (
-            ("heat", f"{title} lowers its clock because it is hot{state}; cool it better, or lower its power limit."),
-            (
-                "power",
-                f"{title} lowers its clock to keep to its power{state}, as many do under full load; a higher limit, "
-                "where its power supply bears it, makes it faster.",
-            ),
-            ("hardware", f"{title} lowers its clock because of heat or its power supply{state}; look after both."),
+        state = ", ".join(f"{now[figure]:,.0f} {unit}" for figure, unit in units if now[figure] is not None)
+        at = f" at {state}" if state else ""
+        for reason, cause in (
+            ("heat", "by heat; cool it better, or lower its power limit"),
+            ("power", "by its power limit"),
+            ("hardware", "by heat or its power supply; check both"),
         ):
-            self._warn(f"{title} {reason}", reason in reasons, sentence, SUSTAINED)
+            is_throttled = reason in (now["throttled_by"] or "")
+            self._warn(f"{title} {reason}", is_throttled, f"{title} is throttled{at} {cause}.", SUSTAINED)
         if gpu.slowdown_celsius is not None and now["celsius"] is not None:
             self._warn(
                 f"{title} temperature",
                 now["celsius"] >= gpu.slowdown_celsius - NEAR_SLOWDOWN,
-                f"{title} is at {now['celsius']} °C and lowers its clock at {gpu.slowdown_celsius} °C; cool it better.",
+                f"{title} is at {now['celsius']} °C and throttles at {gpu.slowdown_celsius} °C; cool it better.",
             )
         used, total = now["memory_used_mb"], now["memory_total_mb"]
         if total:
             self._warn(
                 f"{title} memory",
                 used > FULL_GPU * total,
-                f"{title} has {size(1e6 * used)} of its {size(1e6 * total)} of memory in use; if it is not enough, "
-                "the run goes on with smaller parts of a batch, and slower.",
+                f"{title} uses {size(1e6 * used)} of {size(1e6 * total)} memory.",
             )
         return {f"gpu{gpu.index}_{figure}": value for figure, value in now.items()}
 
     def _continue_file(self) -> None:
-        """Opens the table behind what earlier sessions wrote, perhaps on another machine with other GPUs."""
+        """Opens the file to append to the rows of earlier sessions, perhaps of a machine with other GPUs."""
         header, rows = _whole_rows(self._path)
         if rows:
             known = [dict(zip(header, row, strict=True)) for row in rows]
@@ -307,7 +309,7 @@ class Monitor:
         lines = "".join(",".join(cells) + "\n" for cells in (self._columns, *rows))
         with written_atomically(self._path) as temporary:
             temporary.write_text(lines, encoding="utf-8")
-        self._file = self._open.enter_context(open(self._path, "ab", buffering=0))  # each row at once, in one piece
+        self._file = self._open.enter_context(open(self._path, "ab", buffering=0))  # one write per row
 
     def _write_events(self, row: dict[str, Any], now: datetime) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -323,10 +325,10 @@ class Monitor:
 
 
 def read_hardware(path: Path) -> pd.DataFrame:
-    """Reads what a Monitor wrote, without the rows that a kill or a full disk tore; no rows where there is no such file.
+    """Reads the file of a Monitor without incomplete rows; an empty table if the file is missing.
 
     Returns:
-        The columns of the file and COLUMNS: `time` as UTC timestamps, texts as they are, all others as float64.
+        The columns of the file and COLUMNS: `time` as UTC timestamps, texts as str, all others as float64.
     """
     header, rows = _whole_rows(path)
     table = pd.DataFrame(rows, columns=header, dtype=str).reindex(columns=list(dict.fromkeys([*COLUMNS, *header])))
@@ -338,15 +340,15 @@ def read_hardware(path: Path) -> pd.DataFrame:
 
 
 def gpu_numbers(table: pd.DataFrame) -> list[int]:
-    """The numbers of the GPUs that a table of `read_hardware` has columns of."""
+    """The numbers of the GPUs in a table of `read_hardware`."""
     found = (re.fullmatch(r"gpu(\d+)_percent", name) for name in table.columns)
     return sorted(int(match[1]) for match in found if match)
 
 
 def describe(table: pd.DataFrame) -> list[str]:
-    """What a table of `read_hardware` with one row or more comes to: sentences, the first of the machine, one a GPU.
+    """Summarises a non-empty table of `read_hardware`: one sentence for the machine, and one per GPU.
 
-    Means are over time: each row counts by the time since the one before.
+    Means are over time: each row is weighted by the seconds since the previous one.
     """
     seconds = table.groupby("session")["time"].diff().dt.total_seconds().fillna(0.0)
 
@@ -360,7 +362,7 @@ def describe(table: pd.DataFrame) -> list[str]:
         return text.format(*(size(1e6 * value) for value in values) if as_size else values)
 
     def sentence(title: str, *parts: str) -> str:
-        return f"{title}: {', '.join(filter(None, parts)) or 'nothing is known'}."
+        return f"{title}: {', '.join(filter(None, parts)) or 'unknown'}."
 
     num_sessions = table["session"].nunique()
     sessions = f", {num_sessions} sessions" if num_sessions > 1 else ""
@@ -368,15 +370,15 @@ def describe(table: pd.DataFrame) -> list[str]:
     memory_left = table["memory_available_mb"].min(), table["memory_total_mb"].max()
     sentences = [
         sentence(
-            f"{len(table):,} sample{'s' * (len(table) > 1)} in {duration(seconds.sum())}{sessions}",
+            f"{len(table):,} sample{'s' if len(table) > 1 else ''} in {duration(seconds.sum())}{sessions}",
             known("processors {:.0f} % busy on average" + own, mean(table["cpu_percent"])),
-            known("no less than {} of {} of memory left", *memory_left, as_size=True),
-            known("up to {} held by the run itself", table["process_memory_mb"].max(), as_size=True),
+            known("at least {} of {} of memory available", *memory_left, as_size=True),
+            known("up to {} used by the run", table["process_memory_mb"].max(), as_size=True),
         )
     ]
     for number in gpu_numbers(table):
         gpu = {figure: table[f"gpu{number}_{figure}"] for figure in gpus.FIGURES}
-        lowered = ~gpu["throttled_by"].isin(["", "none"])
+        throttled = ~gpu["throttled_by"].isin(["", "none"])
         memory_used = gpu["memory_used_mb"].max(), gpu["memory_total_mb"].max()
         sentences.append(
             sentence(
@@ -385,14 +387,14 @@ def describe(table: pd.DataFrame) -> list[str]:
                 known("up to {} of {} of memory", *memory_used, as_size=True),
                 known("up to {:.0f} °C", gpu["celsius"].max()),
                 known("up to {:.0f} W", gpu["watts"].max()),
-                lowered.any() and f"clock lowered for {100 * mean(lowered.astype(float)):.0f} % of the time",
+                f"throttled for {100 * mean(throttled.astype(float)):.0f} % of the time" if throttled.any() else "",
             )
         )
     return sentences
 
 
 def _whole_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows that are complete; a row that is not ends in the middle, or has another one behind it."""
+    """The header and the complete rows; a row that a kill or a full disk cut off has another number of cells."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = [line[:-1].split(",") for line in text.splitlines(keepends=True) if line.endswith("\n")]
     header = lines[0] if lines and lines[0][:2] == list(COLUMNS[:2]) else []

@@ -9,9 +9,9 @@ import psutil
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
-# Of both versions of Linux' control groups: the limit, what is in use, and the part of it that the kernel gives back
+# Files of both versions of Linux' control groups: limit, usage, and the field of memory.stat that the kernel can reclaim
 VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-NO_LIMIT = 2**60  # version 1 has a number for it, somewhat below 2^63
+NO_LIMIT = 2**60  # version 1 writes a number somewhat below 2^63 for no limit
 VERSION_2 = "memory.max", "memory.current", "inactive_file"
 
 
@@ -21,22 +21,22 @@ def usable_cores() -> int:
 
 
 def total_bytes() -> int:
-    """The memory of the machine, or the lowest limit of the control groups that this process is in."""
+    """Memory of the machine, or the lowest limit of this process's control groups."""
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
 
 
 def available_bytes() -> int:
-    """What can be taken without swapping and without meeting a limit; 0 at least."""
+    """Memory that can be allocated without swapping or reaching a limit; at least 0."""
     return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _limits())]))
 
 
 def _limits() -> list[tuple[int, int]]:
-    """Limit and bytes in use of each control group from this process's own up to the root, where there is a limit.
+    """Limit and usage, in bytes, of each limited control group from this process's own up to the root.
 
-    In a container the group's path may be that of the host, and only the root can be seen, which is then its own.
+    In a container the path may be that of the host, and only the root, which is then its own, can be read.
     """
     found = []
-    with suppress(OSError, ValueError):  # another system, another kernel
+    with suppress(OSError, ValueError):  # not Linux, or another kernel
         for line in OWN_CGROUPS.read_text().splitlines():
             number, controllers, path = line.split(":", 2)
             if number == "0":
@@ -48,7 +48,7 @@ def _limits() -> list[tuple[int, int]]:
             group = root / path.lstrip("/")
             for folder in (group, *group.parents):
                 if folder.is_relative_to(root):
-                    with suppress(OSError, ValueError):  # not there; or no limit, which version 2 calls "max"
+                    with suppress(OSError, ValueError):  # missing, or "max" in version 2, which is no limit
                         found.append(_limit(folder, *names))
     return found
 

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, or the next session, sees the old one or the new one and never a part of one."""
+"""Atomic writes: a reader sees the old file or the new one, never a part; reading JSON with clear errors."""
 
 import glob
 import json
@@ -16,16 +16,16 @@ from transfer_learning.errors import UserError
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
-    """Yields the path of a temporary sibling to write to; it takes the place of `path` when the block ends well.
+    """Yields the path of a temporary sibling to write to, which replaces `path` at the end of the block.
 
-    On any exception the sibling is removed and `path` is as it was. The sibling keeps the suffix of `path`, because
+    On an exception the sibling is removed and `path` stays unchanged. The sibling has the suffix of `path`, because
     Keras and NumPy choose their format by it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mark = f".{path.stem}.{socket.gethostname()}-"
     for left_over in path.parent.glob(f"{glob.escape(mark)}*.partial{path.suffix}"):
         process = left_over.name.removeprefix(mark).partition(".")[0]
-        if process.isdigit() and not psutil.pid_exists(int(process)):  # killed in here, or the power went
+        if process.isdigit() and not psutil.pid_exists(int(process)):  # its process was killed
             left_over.unlink(missing_ok=True)
     temporary = path.with_name(f"{mark}{os.getpid()}.partial{path.suffix}")
     try:
@@ -38,24 +38,24 @@ def written_atomically(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8; file names that are not UTF-8 keep their bytes."""
     with written_atomically(path) as temporary:
-        # Names of files that are no UTF-8 go out as they came in.
         temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes plain values as JSON; not-a-number is no JSON, and raises ValueError."""
+    """Writes plain values as JSON; NaN and infinity raise ValueError."""
     write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, **fields: type) -> Any:
-    """Reads what `write_json` wrote.
+    """Reads a JSON file.
 
     Args:
-        fields: what it has to hold, each of this type.
+        fields: required fields and their types.
 
     Raises:
-        UserError: the file is missing or damaged, or does not hold the `fields`.
+        UserError: the file is missing or damaged, or lacks a field.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -70,12 +70,12 @@ def read_json(path: Path, **fields: type) -> Any:
 
 
 def renamed(values: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """`values` of a file of an earlier version, with today's names of its keys; `names` maps the earlier ones to them."""
+    """`values` of a file of an earlier version with its keys renamed: `names` maps earlier to current names."""
     return {names.get(name, name): value for name, value in values.items()}
 
 
 def existing_part(path: Path) -> Path:
-    """Returns `path`, or the nearest folder above it that exists: the disk that it is going to lie on."""
+    """Returns `path` or the nearest parent that exists, which is on the same disk."""
     path = path.absolute()
     while not path.exists():
         path = path.parent
@@ -83,7 +83,7 @@ def existing_part(path: Path) -> Path:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Returns when the file's contents, or the folder's entries, have reached the disk."""
+    """Returns when the contents of a file, or the entries of a folder, have reached the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,7 +10,7 @@ NOT_NOTED = "transfer_learning.cli"  # the lines of epochs and progress
 
 
 class NotesHandler(logging.Handler):
-    """Writes each message of a run once into ``notes.json``, behind those of earlier sessions.
+    """Writes each distinct message of a run into ``notes.json``, after those of earlier sessions.
 
     A note is ``{"level": "info" | "warning", "text": ...}``; versions before 0.2 wrote the text alone.
     """
@@ -31,7 +31,7 @@ class NotesHandler(logging.Handler):
 
 
 def as_note(note: dict[str, str] | str) -> dict[str, str]:
-    """A note as it is read from ``notes.json``, whichever version wrote it."""
+    """A note from ``notes.json`` of any version."""
     if isinstance(note, dict):
         return note
     is_warning = note.startswith("Warning: ")

@@ -1,8 +1,8 @@
-"""Pickles read as data: whatever a file asks for, nothing is imported, called or compared; calls are kept as records.
+"""Reads pickles as data: nothing in them is imported, called or compared; calls are returned as records.
 
-A pickle is a program. Here it gets an interpreter of its own that knows the instructions in which plain values, names and
-calls are written, and no other. Even an `Unpickler` that gives out no dangerous name would hash nested keys without end,
-crash on deep ones, and set aside as much memory as a file says.
+A pickle is a program. This interpreter knows only the instructions for plain values, names and calls. A restricted
+`Unpickler` is not enough: it hashes nested keys endlessly, crashes on deep ones, and allocates any memory the file asks
+for.
 """
 
 import pickletools
@@ -11,49 +11,50 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any, NamedTuple
 
-MOST_INSTRUCTIONS = 500_000  # each may take some hundred bytes of memory; a network of 1,000 arrays has 50,000
+MAX_INSTRUCTIONS = 500_000  # some hundred bytes of memory each; a network of 1,000 arrays has 50,000
 
 
 class Name(str):
-    """What a pickle calls by its name: ``collections.OrderedDict``."""
+    """A global that the pickle names, as ``collections.OrderedDict``."""
 
 
 class Reference(NamedTuple):
-    """Something that lies outside of the pickle, as tensors' numbers do."""
+    """A persistent id: an object outside of the pickle, such as the values of a tensor."""
 
     id: Any
 
 
 @dataclass(eq=False)
 class Call:
-    """A call that a pickle asks for, which nobody makes."""
+    """A call that the pickle asks for; it is never made."""
 
     function: Name
     arguments: tuple
-    state: Any = None  # what the result was to be given
-    items: dict = field(default_factory=dict)  # and what was to be set in it
+    state: Any = None  # for the result's __setstate__
+    items: dict = field(default_factory=dict)  # for the result's __setitem__
 
 
 def read_pickle(file: IO[bytes], check_name: Callable[[str], None]) -> Any:
-    """Reads one pickle and leaves `file` right behind it.
+    """Reads one pickle and leaves `file` at its end.
 
     Args:
-        check_name: raises ValueError for a name that the pickle has no business to know.
+        check_name: raises ValueError for a global that is not expected.
 
     Returns:
         None, bool, int, float, str, bytes, tuple, list, dict with keys that are str, bytes or int, `Name`, `Call` and
         `Reference`.
 
     Raises:
-        ValueError: it is no pickle, or has another instruction in it.
-        Other exceptions, of any kind, for damage.
+        ValueError: it is not a pickle, or has another instruction.
+        Exception: of any kind, for a damaged pickle.
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    argument: Any
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if number > MOST_INSTRUCTIONS:
-            raise ValueError(f"its pickle has more than {MOST_INSTRUCTIONS:,} instructions")
+        if number > MAX_INSTRUCTIONS:
+            raise ValueError(f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions")
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass
@@ -65,7 +66,7 @@ def read_pickle(file: IO[bytes], check_name: Callable[[str], None]) -> Any:
                 stack.append(argument)
             case "BINBYTES" | "SHORT_BINBYTES":
                 stack.append(argument)
-            case "BINSTRING" | "SHORT_BINSTRING":  # the texts of Python 2, which were bytes
+            case "BINSTRING" | "SHORT_BINSTRING":  # str of Python 2, which is bytes
                 stack.append(argument.encode("latin-1"))
             case "MARK":
                 marks.append(len(stack))
@@ -82,11 +83,11 @@ def read_pickle(file: IO[bytes], check_name: Callable[[str], None]) -> Any:
                 values = _top(stack, 2) if opcode.name == "SETITEM" else _above_mark(stack, marks)
                 items = stack[-1].items if isinstance(stack[-1], Call) else _of_type(stack[-1], dict)
                 for key, value in zip(values[::2], values[1::2], strict=True):
-                    if type(key) not in (str, bytes, int):  # the hash of another could take for ever
+                    if type(key) not in (str, bytes, int):  # hashing another type may never end
                         raise ValueError(f"its pickle has a key that is a {type(key).__name__}")
-                    if type(key) is int and abs(key) >= sys.hash_info.modulus:  # any number of such may have one hash
+                    if type(key) is int and abs(key) >= sys.hash_info.modulus:  # many of them may share one hash
                         raise ValueError("its pickle has a key that is a number of too many digits")
-                    if key in items:  # the later one would take the place of the earlier
+                    if key in items:  # else the later one would replace the earlier
                         raise ValueError(f"it has several entries of one name, {str(key)[:100]!r}")
                     items[key] = value
             case "GLOBAL" | "STACK_GLOBAL":
@@ -130,5 +131,5 @@ def _above_mark(stack: list[Any], marks: list[int]) -> list[Any]:
 
 def _of_type(value: Any, expected: type) -> Any:
     if type(value) is not expected:
-        raise ValueError(f"its pickle has a {type(value).__name__} where a {expected.__name__} belongs")
+        raise ValueError(f"its pickle has a {type(value).__name__} where a {expected.__name__} is expected")
     return value

@@ -1,4 +1,4 @@
-"""The run directory: every verb after `run` takes one and writes into it, and this file alone knows its file names."""
+"""The run directory, which every command after `run` takes; only this module knows its file names."""
 
 import errno
 import fcntl
@@ -13,7 +13,7 @@ from transfer_learning.config import RunConfig, difference, named
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import write_text
 
-# What flock says on file systems without it, as some clusters have; there no second process can be refused.
+# Errors of flock on file systems without locks, as on some clusters; there a second process is not refused.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -25,67 +25,67 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """What was asked for: every field of the RunConfig."""
+        """Every field of the RunConfig."""
         return self.path / "config.json"
 
     @property
     def environment(self) -> Path:
-        """Versions, device, git commit, dataset fingerprint, one entry a session."""
+        """Versions, device, git commit, dataset fingerprint, one entry per session."""
         return self.path / "environment.json"
 
     @property
     def notes(self) -> Path:
-        """The automatic choices, each with its reason."""
+        """Automatic choices with their reasons, and warnings."""
         return self.path / "notes.json"
 
     @property
     def log(self) -> Path:
-        """Everything that the sessions of the run printed, with time and level."""
+        """All messages of all sessions, with time and level."""
         return self.path / "log.txt"
 
     @property
     def foresight(self) -> Path:
-        """The stages of the run: what was foretold of their time and disk, and what they took."""
+        """The stages of the run: estimated and actual time and disk space."""
         return self.path / "foresight.json"
 
     @property
     def manifest(self) -> Path:
-        """One row an example: id, file, sha256, label, split, width, height, problem."""
+        """One row per example: id, file, sha256, label, split, width, height, problem."""
         return self.path / "manifest.csv"
 
     @property
     def ignored(self) -> Path:
-        """One row for each file of the dataset's folder that is no example: file, reason."""
+        """One row per file of the dataset's folder that is not an example: file, reason."""
         return self.path / "ignored.csv"
 
     @property
     def checkpoint(self) -> Path:
-        """To continue: the last two states of the training."""
+        """The last two training states, for `--resume`."""
         return self.path / "checkpoint"
 
     @property
     def history(self) -> Path:
-        """One row an epoch: loss, accuracy, learning rate; the same bits however often the run was stopped."""
+        """One row per epoch: loss, accuracy, learning rate; the same bits however often the run was stopped."""
         return self.path / "history.csv"
 
     @property
     def timings(self) -> Path:
-        """One row an epoch: seconds and images per second, which no two runs share."""
+        """One row per epoch: seconds and images per second, which differ from run to run."""
         return self.path / "timings.csv"
 
     @property
     def hardware(self) -> Path:
-        """One row a sample: what processors, memory, disks and GPUs did, images per second, learning rate."""
+        """One row per sample: usage of processors, memory, disks and GPUs, images per second, learning rate."""
         return self.path / "hardware.csv"
 
     @property
     def model(self) -> Path:
-        """To use: images in, probabilities out."""
+        """The trained model: images in, probabilities out."""
         return self.path / "model.keras"
 
     @property
     def evaluation(self) -> Path:
-        """The results on the split that the run is judged by."""
+        """The metrics on the evaluation split."""
         return self.path / "evaluation.json"
 
     @property
@@ -98,7 +98,7 @@ class RunDir:
 
     @property
     def report(self) -> Path:
-        """The page; written last, so that a run with a report is a finished run."""
+        """The report; written last, so a run with a report is finished."""
         return self.path / "report.html"
 
     @property
@@ -134,29 +134,33 @@ class RunDir:
         return self.report.exists()
 
     def read_config(self) -> RunConfig:
-        """The config of the run; UserError where the file is missing or damaged, or says what no `run` accepts."""
+        """The config of the run.
+
+        Raises:
+            UserError: the file is damaged or holds invalid values.
+        """
         config = RunConfig.from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
         config.check()
         return config
 
     @contextmanager
     def begun(self, config: RunConfig) -> Iterator[None]:
-        """Holds the run for this process, and writes its config ahead of everything else.
+        """Locks the run for this process and writes its config before anything else, so that it can be resumed.
 
-        So a run that is killed at any later moment can be continued. One that a UserError ends before its first
-        checkpoint could only meet the same error again, and leaves nothing behind.
+        A new run that ends with a UserError before its first checkpoint is deleted, because resuming it would only
+        repeat the error.
 
         Raises:
             UserError: the directory holds a finished run, a run with another config, or one that another process has.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self.locked():  # ahead of every look: another process may just have begun, or finished, this run
+        with self.locked():  # first: another process may just have started or finished this run
             if self.is_finished:
                 raise UserError(f"{self.path} holds a finished run (see {self.report}); choose another directory.")
             is_new = not self.config.exists()
             if not is_new and (fields := difference(self.read_config(), config)):
                 raise UserError(
-                    f"{self.path} was begun with another config ({named(fields)}); restore it, or choose another directory."
+                    f"{self.path} has another config ({named(fields)}); restore it, or choose another directory."
                 )
             if is_new:
                 write_text(self.config, config.to_json())
@@ -169,17 +173,17 @@ class RunDir:
                         file.unlink(missing_ok=True)
                     shutil.rmtree(self.tensorboard, ignore_errors=True)
                     with suppress(OSError):
-                        self.path.rmdir()  # unless there is something else in it
+                        self.path.rmdir()  # not empty
                 raise
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the run for this process; the lock goes with the process, however it ends.
+        """Locks the run for this process; the lock ends with the process, however it ends.
 
         Raises:
-            UserError: another process has it.
+            UserError: another process holds the lock.
         """
-        # A link would be followed, and what it points to emptied: a run directory may be a stranger's.
+        # No links: the run directory may be a stranger's, and the target of a link would be emptied.
         with open(os.open(self.lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,10 +198,10 @@ class RunDir:
 
 
 def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
-    """Names the directory of a new run: `path`, or a new one under `runs/` that bears `name` and the time.
+    """The directory for a new run: `path`, or ``runs/NAME-TIME``.
 
     Raises:
-        UserError: `path` holds a finished run, an unfinished one, or something else; each with the way out.
+        UserError: `path` holds a finished run, an unfinished one, or other files.
     """
     if path is None:
         path = Path("runs") / f"{name.replace(':', '_')}-{datetime.now():%Y%m%d-%H%M%S}"  # of keras:NAME
@@ -214,42 +218,42 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
         raise UserError(
             f"--run-dir {path} holds an unfinished run; continue it with --resume {path}, or choose another directory."
         )
-    # Hidden files do not count: a run that was killed in its first moment leaves its lock behind.
+    # Hidden files do not count: a run that is killed at its start leaves its lock.
     if run_dir.path.is_dir() and any(not entry.name.startswith(".") for entry in run_dir.path.iterdir()):
-        raise UserError(f"--run-dir {path} holds files that are no run of ours; choose a new or an empty directory.")
+        raise UserError(f"--run-dir {path} holds other files; choose a new or an empty directory.")
     return run_dir
 
 
 def existing_run_dir(path: str | os.PathLike) -> RunDir:
-    """Opens a run directory that some `run` made.
+    """Opens the directory of a run.
 
     Raises:
         UserError: there is no such directory, it holds no `config.json`, or a link in it leads out of it: what is read
-            and written there, a stranger may have chosen.
+            and written there may have been chosen by a stranger.
     """
     run_dir = RunDir(Path(path))
     if not run_dir.path.is_dir():
         raise UserError(f"There is no run directory {path}; give the directory that `run` printed, such as runs/NAME.")
     if not run_dir.config.exists():
-        raise UserError(f"{path} is no run directory: it has no config.json; give the directory that `run` printed.")
+        raise UserError(f"{path} is not a run directory: it has no config.json; give the directory that `run` printed.")
     inside = run_dir.path.resolve()
     for folder, folders, files in os.walk(run_dir.path):
         for entry in (Path(folder, name) for name in (*folders, *files)):
             if entry.is_symlink() and not entry.resolve().is_relative_to(inside):
                 raise UserError(
-                    f"The run directory {path} holds the link {entry.relative_to(run_dir.path)}, which leads out of it; put "
-                    "what it points to in its place, if you trust it."
+                    f"{path} holds the link {entry.relative_to(run_dir.path)}, which leads out of it; if you trust it, "
+                    "replace it by its target."
                 )
     return run_dir
 
 
 def evaluated_run_dir(path: str | os.PathLike) -> RunDir:
-    """Opens the directory of a run that came to its end.
+    """Opens the directory of a finished run.
 
     Raises:
-        UserError: as `existing_run_dir`; or the run was stopped before its evaluation.
+        UserError: as `existing_run_dir`, or the run has no evaluation yet.
     """
     run_dir = existing_run_dir(path)
     if not run_dir.evaluation.exists():
-        raise UserError(f"The run {path} is unfinished; continue it with run --resume {path}, then call this again.")
+        raise UserError(f"The run {path} is unfinished; continue it with run --resume {path}, then try again.")
     return run_dir
