@@ -178,7 +178,7 @@ def test_a_checkpoint(name, laid, tmp_path):
     said = log_messages()
     with pytest.raises(UserError, match="Every checkpoint in .* is damaged"):
         checkpoint.load(folder.parent)
-    assert len(said) == 1 and "digests are right" in said[0] and TABLE[name].words in said[0]
+    assert len(said) == 1 and "checksums are right" in said[0] and TABLE[name].words in said[0]
 
 
 def sign(folder):

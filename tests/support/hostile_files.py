@@ -582,7 +582,7 @@ def hostile_files() -> dict[str, HostileFile]:
         DATASET, "arrow", arrow_that_unpickles, ""
     )
     table["dataset of Hugging Face with a loading script"] = HostileFile(
-        DATASET, "scripted", folder_with_a_loading_script, "a stranger's code is not run"
+        DATASET, "scripted", folder_with_a_loading_script, "foreign code is not run"
     )
 
     # The state of a run
@@ -590,7 +590,7 @@ def hostile_files() -> dict[str, HostileFile]:
         (
             "pickle among the arrays (CVE-2019-6446)",
             lambda canary: npz({"model/0.npy": npy(np.array([Attack(canary)], object))}),
-            "no plain numbers",
+            "not hold plain numbers",
         ),
         (
             "array that declares a terabyte",
@@ -613,7 +613,7 @@ def hostile_files() -> dict[str, HostileFile]:
         (
             "arrays that unpack to 100 MB",
             lambda canary: npz({"model/0.npy": npy(np.zeros(25 * 10**6, np.float32))}, zipfile.ZIP_DEFLATED),
-            "no plain numbers",
+            "not hold plain numbers",
         ),
         ("arrays under other names", lambda canary: npz({"../../ran.npy": npy(np.zeros(2))}), "other arrays"),
         ("arrays that are no zip", lambda canary: pickle.dumps(Attack(canary)), ""),

@@ -2,9 +2,8 @@
 
     python -m tests.support.mutated_images FOLDER --number 10000
 
-The files are made out of every good kind of `tests/support/bad_images.py` by flipped bits, cuts, edited fields of
-headers and splices, the same in every session. Each has to be used or skipped for a reason, and the same way both
-times; ends with exit code 1 where one is not.
+Made from every good kind of `tests/support/bad_images.py` by flipped bits, cuts, edited header fields and splices, the
+same in every session. Each must be used or skipped for a reason, the same way both times; else the exit code is 1.
 """
 
 import argparse

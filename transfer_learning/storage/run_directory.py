@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from transfer_learning.config import RunConfig, difference, named
+from transfer_learning.config import RunConfig, difference, named, values_from_json, with_values
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import write_text
 
@@ -139,7 +139,12 @@ class RunDir:
         Raises:
             UserError: the file is damaged or holds invalid values.
         """
-        config = RunConfig.from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
+        values = values_from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
+        if "dataset" not in values:
+            raise UserError(
+                f"{self.config} names no dataset, so it is not the config of a run; give a directory that `run` made."
+            )
+        config = with_values(RunConfig(), values)
         config.check()
         return config
 
