@@ -79,7 +79,7 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
         },
         {"name": "evaluate", "estimated_seconds": 61.0, "estimated_bytes": 0, "seconds": None, "num_bytes": 0},
     ]
-    run_dir.foresight.write_text(json.dumps({"stages": stages}))
+    run_dir.stages.write_text(json.dumps({"stages": stages}))
     run_dir.notes.write_text(json.dumps(["float32, because a CPU gains nothing from less", "Warning: it is hot"]))
     hardware = {
         "time": ["2026-01-31T12:00:00+00:00", "2026-01-31T12:01:00+00:00"],

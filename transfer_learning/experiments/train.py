@@ -79,7 +79,7 @@ def run_experiment(
             cuts = find_cuts(config, classifier)
 
             # Estimated time and disk space of each stage, once per run.
-            estimate = RunEstimate(run_dir.foresight, Cache.of(config))
+            estimate = RunEstimate(run_dir.stages, Cache.of(config))
             if not estimate.stages:
                 estimate.start(*estimate_run(config, without_unseen, classifier, cuts, devices.fingerprint))
 

@@ -108,21 +108,21 @@ def fashion_mnist() -> RunConfig:
 def imagenet() -> RunConfig:
     """``run --dataset imagenet``: ImageNet-1K, 1,281,167 training images of 1,000 classes, ResNet50.
 
-    Judged by the 50,000 official validation images, top-1 and top-5; the best epoch is chosen by 1 % of the training
-    images, so that the official ones are seen once. All layers train from ImageNet weights for 30 epochs; 128 images x 4
-    micro-batches, summed, an update; one cycle up to 0.002 over 30 % of the epochs, from a 25th of that and down to
-    another 10,000th, along cosines; mixed_float16; random resized crop and flip. Images are kept as the middle square at
-    256 pixels, from which the crops are cut, and the network sees 224. Decoded they would take 252 GB, so they are kept as
-    JPEGs (some 60 GB), decoded in every epoch by all processors, two batches ahead.
+    Evaluated on the 50,000 official validation images, top-1 and top-5; the best epoch is chosen on 1 % of the training
+    images, so that the official ones are used once. All layers train from ImageNet weights for 30 epochs with batches of
+    512 images (4 accumulation steps of 128). One cycle up to 0.002 over 30 % of the epochs, div factor 25, final div
+    factor 1e4, cosine; mixed_float16; random resized crop and flip. Images are cached as the center square at 256 pixels,
+    from which the crops of 224 pixels are taken. Decoded they would take 252 GB, so they are cached as JPEGs (about 60 GB)
+    and decoded in every epoch by all processors, two batches ahead.
 
-    The optimizer of its author is unknown; SGD is ours, because Adam at this rate would undo the weights that it starts
-    from; the head is new. Reported: some 14 GB of GPU memory. Not measured here: accuracy, images/s and GPU memory, since
-    the images need an account, the weights a download, and there was no GPU. Without one, add ``--precision float32``: on
-    two cores an update in mixed_float16 took four to ten times as long.
+    The author's optimizer is unknown; we use SGD, because Adam at this rate would destroy the pretrained weights. The head
+    is new. The author reports about 14 GB of GPU memory. Accuracy, images/s and GPU memory were not measured: the images
+    need an account, the weights a download, and there was no GPU. Without a GPU, add ``--precision float32``: on two cores
+    a train step in mixed_float16 took four to ten times as long.
 
-    Measured here with made-up images, two cores beside other work: 310,000 files of 1,000 classes are listed, hashed, looked
-    up and divided in 69 s, in 490 MB of memory; a run on 100 times what --decoded-gb allows, every image opened anew in
-    every epoch, peaks at 1,145 MB, and one on what it allows at 1,139 MB (``python -m benchmarks memory``, n = 3).
+    Measured on made-up images, two cores beside other work: 310,000 files of 1,000 classes are listed, hashed, looked up
+    and split in 69 s with 490 MB of memory. A run on a dataset of 100 times --decoded-gb, which opens every image again in
+    every epoch, peaks at 1,145 MB, and one at the limit at 1,139 MB (``python -m benchmarks memory``, n = 3).
     """
     return RunConfig(
         dataset="imagenet",

@@ -90,7 +90,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "num_named": NUM_NAMED,
         "max_classes": MAX_CLASSES,
         "history": _history(run_dir),
-        "stages": read_json(run_dir.foresight).get("stages") if run_dir.foresight.exists() else None,
+        "stages": read_json(run_dir.stages).get("stages") if run_dir.stages.exists() else None,
         "figures": _figures(run_dir.figures),
         "errors": _most_confident_errors(run_dir.predictions(content["split"])),
         "counts": counts_by_class(manifest, class_names) if has_splits else None,

@@ -24,7 +24,7 @@ from transfer_learning.storage.records import RECORDS, CachedBytes, CachedRows, 
 logger = logging.getLogger(__name__)
 
 KEYS_AT_ONCE, RECORDS_AT_ONCE, BYTES_AT_ONCE = 4096, 64, 1 << 20  # per query, per task of a thread, per read
-# Errors that mean: no space or no permission. EIO is what SQLite makes of a quota.
+# Errors that mean: no space or no permission. SQLite reports a quota as EIO.
 DISK_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 

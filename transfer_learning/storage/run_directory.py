@@ -44,7 +44,7 @@ class RunDir:
         return self.path / "log.txt"
 
     @property
-    def foresight(self) -> Path:
+    def stages(self) -> Path:
         """The stages of the run: estimated and actual time and disk space."""
         return self.path / "foresight.json"
 
@@ -173,7 +173,7 @@ class RunDir:
                 yield
             except UserError:
                 if is_new and not self.checkpoint.exists():
-                    written = (self.notes, self.foresight, self.environment, self.manifest, self.ignored, self.config)
+                    written = (self.notes, self.stages, self.environment, self.manifest, self.ignored, self.config)
                     for file in (*written, self.hardware, self.log, self.lock):
                         file.unlink(missing_ok=True)
                     shutil.rmtree(self.tensorboard, ignore_errors=True)
