@@ -179,7 +179,7 @@ TWICE = state_dict(a=Tensor(FLOATS, 0, (12,), (1,)), b=Tensor(Storage("LongStora
         (state_dict(a=Tensor(FLOATS, 1, (12,), (1,))), "beyond its storage"),
         (state_dict(a=Tensor(FLOATS, 0, (3, 4), (5, 1))), "beyond its storage"),
         (state_dict(a=Tensor(FLOATS, 0, (10**12,), (0,))), "beyond its storage"),
-        (state_dict(a=Tensor(FLOATS, 0, (2, 2), (1,))), "one stride for each side"),
+        (state_dict(a=Tensor(FLOATS, 0, (2, 2), (1,))), "one stride per dimension"),
         (state_dict(a=Tensor(FLOATS, -1, (2,), (1,))), "where a size belongs"),
         (state_dict(a=Tensor(FLOATS, 4, (2,), (-1,))), "where a size belongs"),
         (state_dict(a=Tensor(FLOATS, 0, (True,), (1,))), "where a size belongs"),
