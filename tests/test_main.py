@@ -28,6 +28,16 @@ def test_help_lists_the_commands(arguments, capsys):
     assert max(map(len, shown.splitlines())) <= 100
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_fits_a_terminal(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        call([command, "--help"])
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: transfer-learning {command} ") and "``" not in shown
+    assert max(map(len, shown.splitlines())) <= 102
+
+
 def test_version(capsys):
     assert run_main(call, ["--version"]) == 0
     assert capsys.readouterr().out == f"transfer-learning {transfer_learning.__version__}\n"

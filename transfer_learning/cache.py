@@ -1,4 +1,4 @@
-"""List and clear what runs cache: ``python -m transfer_learning.cache [--clear WHAT | --keep-gb N]``."""
+"""List and clear what runs cache: ``transfer-learning cache [--clear WHAT | --keep-gb N]``."""
 
 import sys
 from collections.abc import Sequence

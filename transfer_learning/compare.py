@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 EXAMPLES = """examples:
   transfer-learning compare --dataset cifar10 --learning-rates 1e-4,1e-3,1e-2
   transfer-learning compare --dataset photos/ --seeds 5 --epochs 20
-  transfer-learning compare --dataset photos/ --config narrow= --config 'wide=--head 512' --config other=a.json
+  transfer-learning compare --dataset photos/ --config narrow= --config 'wide=--head 512'
 
 Flags outside of --config apply to all variants (without --config, --weights applies to the pretrained one only).
 `--config NAME=` is the config that `run` would use."""
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    usage = "transfer-learning compare (--dataset DATASET | --resume DIR) [--config NAME=WHAT ...] [options]"
+    usage = "transfer-learning compare (--dataset DATASET | --resume DIR) [--config NAME=WHAT] [options]"
     parser = Parser("compare", usage=usage, description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument_group("comparison").add_argument
     add(

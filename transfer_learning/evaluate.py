@@ -18,12 +18,12 @@ from transfer_learning.evaluation.tta import transforms_of
 from transfer_learning.storage.run_directory import evaluated_run_dir, new_run_dir
 
 EXAMPLES = """examples:
-  evaluate runs/a --split val               predict and evaluate the validation images again
-  evaluate runs/a --tta flip                test-time augmentation: average the plain and the mirrored image
-  evaluate runs/a --tta flip,crops          the same for the whole image, its centre and its four corners: 12 transforms
-  evaluate runs/a runs/b runs/c             an ensemble: average the probabilities of three runs
-  evaluate runs/a runs/b runs/c --soup      average their weights into one network, which predict takes like any run
-  evaluate runs/a runs/b --paired           compare two runs image by image
+  evaluate runs/a --split val             predict and evaluate the validation images again
+  evaluate runs/a --tta flip              test-time augmentation: average with the mirrored image
+  evaluate runs/a --tta flip,crops        the same for the image, its centre and its four corners
+  evaluate runs/a runs/b runs/c           an ensemble: average the probabilities of three runs
+  evaluate runs/a runs/b runs/c --soup    average their weights into one network, a run of its own
+  evaluate runs/a runs/b --paired         compare two runs image by image
 
 Results of one run go into its directory. Those of several go into a new one, which holds no run unless it is a soup."""
 

@@ -5,7 +5,6 @@ import logging
 import os
 import shlex
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +19,8 @@ from transfer_learning.storage.run_directory import RunDir, existing_run_dir, ne
 
 logger = logging.getLogger(__name__)
 
-RECIPES_TEXT = (
-    "Flags that are not given get their values from the recipe of the dataset, or from one that is chosen for your "
-    f"images. There are recipes for {', '.join(RECIPES)}."
-)
-EPILOG = f"""{textwrap.fill(RECIPES_TEXT, 79)}
+EPILOG = f"""Flags that are not given get their values from the recipe of the dataset, or from one that is chosen for your
+images. There are recipes for {", ".join(RECIPES)}.
 
 examples:
   transfer-learning run --dataset drawn_pills

@@ -140,8 +140,8 @@ def test_shows_every_result_of_the_run(tmp_path):
         "device.model Abacus 3000",
         "Monday killed",
         "ab" * 32,
-        f"python -m transfer_learning.predict {run_dir.path} IMAGE_OR_FOLDER",
-        f"python -m transfer_learning.evaluate {run_dir.path} --split val",
+        f"transfer-learning predict {run_dir.path} IMAGE_OR_FOLDER",
+        f"transfer-learning evaluate {run_dir.path} --split val",
     ):
         assert text in page.text, text
     assert "missing" not in page.text

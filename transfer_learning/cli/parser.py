@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -110,3 +111,11 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str):
         width = min(max(shutil.get_terminal_size().columns, 80), 100)
         super().__init__(prog, max_help_position=30, width=width - 2)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        """Wraps paragraphs; one with indented lines, such as examples, stays as it is."""
+        paragraphs = text.replace("``", "`").strip().split("\n\n")
+        return "\n\n".join(
+            paragraph if "\n  " in paragraph else textwrap.fill(" ".join(paragraph.split()), width)
+            for paragraph in paragraphs
+        )

@@ -126,7 +126,7 @@ def run_experiment(
             logger.info(describe_phase(name, result))
         logger.info(metrics.describe(evaluation))
         logger.info(f"Report: {run_dir.report}")
-        logger.info(f"Next: python -m transfer_learning.predict {shlex.quote(str(run_dir.path))} IMAGE")
+        logger.info(f"Next: transfer-learning predict {shlex.quote(str(run_dir.path))} IMAGE")
     return evaluation
 
 

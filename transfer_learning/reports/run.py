@@ -48,7 +48,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
     if not run_dir.evaluation.exists():
         raise UserError(
             f"{run_dir.path} has no {run_dir.evaluation.name}, so its run is not finished; continue it with "
-            f"python -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
+            f"transfer-learning run --resume {shlex.quote(str(run_dir.path))}"
         )
     evaluation = read_json(run_dir.evaluation)
     try:

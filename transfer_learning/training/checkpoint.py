@@ -16,6 +16,7 @@ import shutil
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     shutil.rmtree(partial, ignore_errors=True)  # of a session that was killed here
     try:
         partial.mkdir()
-        named = {
+        named: dict[str, Any] = {
             f"{group}/{index}": array
             for group, group_arrays in arrays.items()
             for index, array in enumerate(group_arrays)

@@ -165,7 +165,7 @@ def missing_fraction(cached_fraction: float, sizes: SplitSizes, num_copies: int)
 def split_sizes(dataset: Dataset, config: RunConfig) -> SplitSizes:
     """Estimates how many images each split will hold."""
     named = {split: sum(example.split == split for example in dataset.examples) for split in (*SPLITS, UNSEEN)}
-    left = len(dataset.examples) - named["val"] - named["test"] - named[UNSEEN]
+    left: float = len(dataset.examples) - named["val"] - named["test"] - named[UNSEEN]
     test = named["test"] or config.test_fraction * left
     left -= 0 if named["test"] else test
     val = named["val"] or config.val_fraction * left
@@ -260,7 +260,7 @@ class MeasuredRates:
 
 def measure_rate(compute: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> float:
     """Returns the images per second through `compute`, BATCH at a time, of the fastest batch."""
-    images, seconds = tf.zeros((BATCH, *shape)), []
+    images, seconds = tf.zeros((BATCH, *shape)), list[float]()
     np.asarray(compute(images))  # compiles
     while sum(seconds) < MEASURED_SECONDS:
         started = time.monotonic()

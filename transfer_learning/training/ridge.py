@@ -69,6 +69,7 @@ def ridge_head(examples: Examples, num_classes: int, class_weights: list[float])
             loss = float(np.average(losses, weights=weights[left_out]))
             if best is None or loss < best[0]:
                 best = loss, factor, inverse
+    assert best is not None  # there are factors
     loss, factor, inverse = best
     kernel = factor * directions @ (inverse[:, None] * rotated)
     bias = factor * mean_scores - mean @ kernel
