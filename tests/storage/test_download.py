@@ -82,6 +82,13 @@ def test_a_download_that_fails_says_what_to_do_and_leaves_nothing(answer, target
     assert list(target.parent.iterdir()) == []
 
 
+def test_a_cut_download_without_a_known_digest_leaves_nothing(target):
+    answer = b"HTTP/1.0 200 OK\r\nContent-Length: 7000\r\n\r\n" + CONTENT[:-1]
+    with server_that_says(answer) as url, pytest.raises(UserError, match="6,999 of 7,000 bytes were sent"):
+        download(url, target, None, "wait")
+    assert list(target.parent.iterdir()) == []
+
+
 def test_a_refused_connection_says_what_to_do(target):
     with pytest.raises(UserError, match="cannot be downloaded"):
         download("http://127.0.0.1:1/w.h5", target, MD5, "wait")

@@ -42,6 +42,8 @@ def download(url: str, path: Path, digest: str | None, otherwise: str) -> Path:
             logger.info(f"Downloading {url}{f' ({size(int(num_bytes))})' if num_bytes.isdigit() else ''} to {path}.")
             shutil.copyfileobj(response, file, 1 << 20)
             file.flush()
+            if num_bytes.isdigit() and file.tell() != int(num_bytes):  # a cut body is no error of urllib
+                raise OSError(f"{file.tell():,} of {int(num_bytes):,} bytes were sent")
             if digest and file_digest(temporary, digest) != digest:
                 raise OSError(f"the digest of what was sent is not {digest}")
     except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
