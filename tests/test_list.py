@@ -23,6 +23,13 @@ def test_backbones_tell_whether_their_weights_are_there(capsys):
     assert "installed" in rows["efficientnet_lite0"] and "download" in rows["resnet50"]
 
 
+def test_datasets_tell_where_their_files_are(capsys, tmp_path):
+    (tmp_path / "cifar10").mkdir()
+    run_main(list_command.main, ["datasets", "--data-dir", str(tmp_path)])
+    rows = capsys.readouterr().out
+    assert f"in {tmp_path}"[:12] in rows and "ships with scikit-learn" in rows and "CC BY 4.0" in rows
+
+
 def test_an_unknown_kind_is_named(capsys):
     assert run_main(list_command.main, ["models"]) == 2
     assert "'models'" in capsys.readouterr().err

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     flags = parser.parse_args(arguments)
     if flags.kind == "datasets":
-        show(("name", "what it is", "where"), dataset_rows(Path(flags.data_dir)))
+        show(("name", "content", "licence", "where"), dataset_rows(Path(flags.data_dir)))
     elif flags.kind == "backbones":
         columns = ("name", "M parameters", "pixels", "paper", "licence", "ImageNet weights")
         show(columns, map(backbone_row, list_backbones()))
@@ -45,9 +45,10 @@ def show(columns: Sequence[str], rows: Iterator[Sequence[str]]) -> None:
 
 def dataset_rows(data_dir: Path) -> Iterator[Sequence[str]]:
     for name, source in DATASETS.items():
-        yield name, source.content, str(data_dir / name) if (data_dir / name).is_dir() else source.origin
+        where = f"in {data_dir / name}" if (data_dir / name).is_dir() else source.origin
+        yield name, source.content, source.licence, where
     for scheme, source in SCHEMES.items():
-        yield f"{scheme}:PLACE", source.content, source.origin
+        yield f"{scheme}:PLACE", source.content, source.licence, source.origin
 
 
 def backbone_row(row: Backbone) -> Sequence[str]:

@@ -20,6 +20,7 @@ class Source(NamedTuple):
     function: str  # "module:function" in this folder
     content: str  # what it holds
     origin: str  # where the files come from
+    licence: str = ""  # of the images; "": that of each dataset
 
     def load(self, *arguments: Any) -> Dataset:
         """Calls the function; its module is imported only now."""
@@ -29,17 +30,24 @@ class Source(NamedTuple):
 
 DATASETS = {
     "drawn_pills": Source(
-        "drawn_pills:load", "1,200 images of 10 pharmaceutical products, 256 x 256", "drawn on first use"
+        "drawn_pills:load", "1,200 images of 10 pharmaceutical products, 256 x 256", "drawn on first use", "MIT"
     ),
-    "digits": Source("digits:load", "1,797 handwritten digits, 8 x 8", "ships with scikit-learn"),
+    "digits": Source("digits:load", "1,797 handwritten digits, 8 x 8", "ships with scikit-learn", "CC BY 4.0"),
     "fashion_mnist": Source(
-        "fashion_mnist:load", "70,000 images of clothes, 10 classes, 28 x 28", "Debian package, or downloaded"
+        "fashion_mnist:load", "70,000 images of clothes, 10 classes, 28 x 28", "Debian package, or downloaded", "MIT"
     ),
-    "cifar10": Source("cifar10:load", "60,000 photos of 10 classes, 32 x 32", "data/cifar10, or downloaded"),
-    "pharma": Source("pharma:load", "10,000 images of 10 pharmaceutical products", "data/pharma, or Kaggle"),
+    "cifar10": Source(
+        "cifar10:load", "60,000 photos of 10 classes, 32 x 32", "data/cifar10, or downloaded", "not stated"
+    ),
+    "pharma": Source(
+        "pharma:load", "10,000 images of 10 pharmaceutical products", "data/pharma, or Kaggle", "see its page on Kaggle"
+    ),
     "stop_signs": Source("stop_signs:load", "photos with and without a stop sign", "data/stop_signs: your own photos"),
     "imagenet": Source(
-        "imagenet:load", "1,281,167 photos of 1,000 classes", "data/imagenet, or Hugging Face with a login"
+        "imagenet:load",
+        "1,281,167 photos of 1,000 classes",
+        "data/imagenet, or Hugging Face with a login",
+        "non-commercial research",
     ),
 }
 SCHEMES = {
