@@ -23,11 +23,12 @@ def test_backbones_tell_whether_their_weights_are_there(capsys):
     assert "installed" in rows["efficientnet_lite0"] and "download" in rows["resnet50"]
 
 
-def test_datasets_tell_where_their_files_are(capsys, tmp_path):
-    (tmp_path / "cifar10").mkdir()
-    run_main(list_command.main, ["datasets", "--data-dir", str(tmp_path)])
-    rows = capsys.readouterr().out
-    assert f"in {tmp_path}"[:12] in rows and "ships with scikit-learn" in rows and "CC BY 4.0" in rows
+def test_datasets_tell_their_licence_and_where_their_files_are(capsys, here):
+    (here / "files" / "cifar10").mkdir(parents=True)
+    run_main(list_command.main, ["datasets", "--data-dir", "files"])
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
+    assert "in files/cifar10" in rows["cifar10"]
+    assert "CC BY 4.0" in rows["digits"] and "ships with scikit-learn" in rows["digits"]
 
 
 def test_an_unknown_kind_is_named(capsys):

@@ -40,7 +40,7 @@ DATASETS = {
         "cifar10:load", "60,000 photos of 10 classes, 32 x 32", "data/cifar10, or downloaded", "not stated"
     ),
     "pharma": Source(
-        "pharma:load", "10,000 images of 10 pharmaceutical products", "data/pharma, or Kaggle", "see its page on Kaggle"
+        "pharma:load", "10,000 images of 10 pharmaceutical products", "data/pharma, or Kaggle", "see Kaggle"
     ),
     "stop_signs": Source("stop_signs:load", "photos with and without a stop sign", "data/stop_signs: your own photos"),
     "imagenet": Source(
