@@ -1,10 +1,11 @@
-"""Recipes: for each known dataset the config that is good for it, and a rule for everybody's own images.
+"""Recipes: a config for each known dataset, and `auto_recipe` for all others.
 
 A recipe is a function that returns a RunConfig; flags are differences from it. Its docstring holds the command, the
 facts of the system that it follows, and the result with hardware and n.
 """
 
 import dataclasses
+import math
 
 from transfer_learning.config import Phase, RunConfig
 
@@ -12,9 +13,9 @@ from transfer_learning.config import Phase, RunConfig
 def pharma() -> RunConfig:
     """``run --dataset pharma``: ten pharmaceutical products, 10,000 images, ResNet50.
 
-    80 / 20 train / test with validation out of train; head 512 and 256 wide with dropout 0.3; head first, then the
-    upper layers at a low rate; batch 64. Its author reports: frozen phase train 84.42 %, val 86.62 %; after
-    fine-tuning test 89.90 %, macro F1 0.90. Not measured here: neither the images nor the weights can be fetched.
+    80 / 20 train / test, validation split off train; hidden layers 512 and 256 with dropout 0.3; frozen phase, then the
+    upper layers at a low learning rate; batch size 64. Its author reports: frozen phase train 84.42 %, val 86.62 %;
+    after fine-tuning test 89.90 %, macro F1 0.90. Not measured here: images and weights could not be downloaded.
     """
     return RunConfig(
         dataset="pharma",
@@ -30,7 +31,7 @@ def pharma() -> RunConfig:
 
 
 def drawn_pills() -> RunConfig:
-    """``run --dataset drawn_pills``: the offline stand-in for pharma, with weights that come as a package.
+    """``run --dataset drawn_pills``: the offline substitute for pharma; its weights are a Python package.
 
     Measured on two cores without a GPU: test 89.0 %, 92.3 % and 91.1 % for seeds 0, 1, 2 (n = 246).
     """
@@ -58,7 +59,7 @@ def drawn_pills() -> RunConfig:
 
 
 def digits() -> RunConfig:
-    """``run --dataset digits``: 1,797 real handwritten digits of 8 x 8 pixels, seen at 96.
+    """``run --dataset digits``: 1,797 real handwritten digits of 8 x 8 pixels, enlarged to 96.
 
     Measured on two cores without a GPU: test 99.6 % and 98.9 % for seeds 0 and 1 (n = 279).
     """
@@ -153,14 +154,14 @@ def imagenet() -> RunConfig:
 def cifar10() -> RunConfig:
     """``run --dataset cifar10``: 60,000 photos of 32 x 32 pixels in 10 classes, official test of 10,000, ResNet18.
 
-    Kept at 32 pixels and enlarged to 224 inside the model, normalised with ImageNet's mean and deviation; ImageNet
-    weights, everything frozen but one linear layer, 3 epochs. The split is the official one, a tenth of its training
-    images for validation. The layer starts from its ridge solution, which the original does not know of.
+    Images are cached at 32 pixels, enlarged to 224 inside the model and normalised with ImageNet's mean and standard
+    deviation. ImageNet weights, everything frozen but one linear layer, 3 epochs. Official split; 10 % of its training
+    images are for validation. The linear layer starts from its ridge solution, unlike in the original.
 
-    Its author reports, as an example: test 88.7 % after 3 epochs of about 45 s each, on an RTX 2050. Epochs compare with
-    that only together with what is frozen, which is computed once, ahead of the first; the summary tells the two apart.
-    Accuracy is not measured here: neither the images nor the weights can be fetched without the open internet. On 60,000
-    made images in the real layout, reading, decoding and dividing took 55 s and 0.43 GB, on two cores busy with others.
+    Its author reports, as an example: test 88.7 % after 3 epochs of about 45 s each, on an RTX 2050. To compare the time
+    of an epoch with that, add the features, which are computed once before the first epoch; the summary states both.
+    Accuracy was not measured here: images and weights could not be downloaded. 60,000 made-up images in the real layout
+    were read, decoded and split in 55 s with 0.43 GB, on two cores beside other work.
     """
     return RunConfig(
         dataset="cifar10",
@@ -176,18 +177,19 @@ def cifar10() -> RunConfig:
 def stop_signs() -> RunConfig:
     """``run --dataset stop_signs``: photos of a CV Studio project, with and without a stop sign, ResNet18.
 
-    ImageNet weights, one linear layer for the labels (2 in the original), 224 x 224 pixels; 90 / 10 train / validation and
-    no test; only the head is trained, from random weights, by SGD with momentum 0.9, 32 images an update, 10 epochs.
+    ImageNet weights, one linear layer (2 outputs in the original), 224 x 224 pixels; 90 / 10 train / validation, no test
+    split; only the head is trained, from random weights, by SGD with momentum 0.9, batch size 32, 10 epochs.
 
-    The rate is triangular2 between 1e-6 and 1e-2. One triangle takes all 10 epochs: the notebook of the course that CV
-    Studio belongs to steps PyTorch's CyclicLR (step_size_up 5) once an epoch. Here the rate moves with every update.
+    The schedule is triangular2 between 1e-6 and 1e-2. One triangle takes all 10 epochs: the notebook of the course that
+    CV Studio belongs to steps PyTorch's CyclicLR (step_size_up 5) once per epoch. Here the rate changes at every step.
 
-    Mirrored and turned by up to 5 degrees, as CV Studio's own transform does. Each image has 10 views, as many as there are
-    epochs, and sees each of them once: so no two epochs are alike, what is frozen sees each view once, and another rate or
-    optimizer costs seconds. One of the 10 is the plain image.
+    Images are flipped and rotated by up to 5 degrees, as CV Studio's own transform does. Each image has 10 augmented
+    copies, one of them plain, and each epoch uses another one: so epochs differ, the frozen layers compute each copy
+    once, and another learning rate or optimizer costs seconds.
 
-    Its author reports: validation 100 % in several epochs, about 4 min an epoch. Not measured here: each user labels photos
-    of his own, the original's were never published, and the weights cannot be fetched; it was run on 118 drawn signs.
+    Its author reports: validation 100 % in several epochs, about 4 min per epoch. Not measured here: users label their
+    own photos, the original ones were never published, and the weights could not be downloaded. It was run on 118 drawn
+    signs.
     """
     return RunConfig(
         dataset="stop_signs",
@@ -221,7 +223,7 @@ def cv_studio_boxes() -> RunConfig:
     return dataclasses.replace(stop_signs(), dataset="cv_studio_boxes:data/stop_signs")
 
 
-# By the name of the dataset, or by the scheme of those that lie at a place of the user's.
+# By the name of a dataset, or by a scheme.
 RECIPES = {
     "pharma": pharma,
     "cifar10": cifar10,
@@ -238,58 +240,49 @@ RECIPES = {
 def auto_recipe(
     dataset: str, num_images: int, num_classes: int, smallest_class: int, largest_class: int, short_side: int
 ) -> tuple[RunConfig, dict[str, str]]:
-    """Chooses a config for a folder or table without a recipe, and says for its main fields why each was chosen.
+    """Chooses a config for a dataset without a recipe, with the reason for each main field.
 
     Args:
-        num_images: images that may be trained on.
-        smallest_class: images of the rarest class; `largest_class`: of the most frequent one.
-        short_side: median of the shorter sides, in pixels; 0 where unknown.
+        num_images: for training and validation.
+        smallest_class: number of images in the smallest class; `largest_class`: in the largest.
+        short_side: median of the shorter sides in pixels; 0: unknown.
 
     Returns:
-        The config, and a sentence by the name of the field that it is about.
+        The config, and a sentence for each field that was chosen, by the name of the field.
     """
     reasons = {
-        "backbone": "Backbone efficientnet_lite0: its ImageNet weights are installed already, and it is quick without "
-        "a GPU."
+        "backbone": "Backbone efficientnet_lite0: its ImageNet weights are installed, and it is fast without a GPU."
     }
     if short_side and short_side < 64:
         image_size, input_size = 96, short_side
         reasons["image_size"] = (
-            f"Images are kept at {short_side} pixels, their own size, and enlarged to 96 inside the model: "
-            "the backbone finds little in fewer."
+            f"Image size 96: images are cached at their own size, {short_side} pixels, and enlarged inside the model."
         )
     else:
         image_size, input_size = (160, 0) if short_side and short_side < 192 else (224, 0)
-        sides = f"about {short_side} pixels" if short_side else "unknown"
-        reasons["image_size"] = f"Image size {image_size}: the images' shorter sides are {sides}."
+        sides = f"{short_side} pixels" if short_side else "unknown"
+        reasons["image_size"] = f"Image size {image_size}: the median short side is {sides}."
     batch_size = 32 if num_images >= 640 else 16
     reasons["batch_size"] = (
-        f"Batch size {batch_size}: {num_images:,} images to train and validate with make at most "
-        f"{-(-num_images // batch_size)} updates an epoch."
+        f"Batch size {batch_size}: at most {math.ceil(num_images / batch_size)} train steps per epoch with "
+        f"{num_images:,} images."
     )
     balanced = smallest_class * 3 < largest_class
     if balanced:
-        reasons["class_weights"] = (
-            f"Class weights balanced: the classes hold {smallest_class} to {largest_class} images, "
-            "and the rare ones would be drowned."
-        )
-    # The head starts from its ridge solution, which a few hundred updates improve a little.
+        reasons["class_weights"] = f"Class weights balanced: classes have {smallest_class} to {largest_class} images."
+    # The head starts from its ridge solution; a few hundred train steps improve it slightly.
     frozen_epochs = _between(3, round(3000 / max(1, num_images) ** 0.8), 15)
     fine_tune_epochs = _between(3, round(12000 / max(1, num_images)), 12)
-    opened = "all" if num_images >= 500 else "stage5"
+    unfreeze = "all" if num_images >= 500 else "stage5"
     augmentation = "light" if num_images / num_classes >= 20 else "strong"
     reasons |= {
-        "frozen.epochs": f"Frozen phase of at most {frozen_epochs} epochs, ended early when validation stalls: a linear "
-        "head starts from its closed-form solution, and little is left to learn.",
-        "fine_tune.epochs": f"Fine-tuning for {fine_tune_epochs} epochs, at a low rate that falls to zero.",
-        "fine_tune.unfreeze": f"Fine-tuning opens {opened}: "
-        + (
-            "there are images enough to move every layer."
-            if opened == "all"
-            else "few images would spoil lower layers."
-        ),
-        "fine_tune.augmentation": f"Augmentation {augmentation} while fine-tuning: about {num_images // num_classes} "
-        "images a class; pass --no-flip if mirroring changes the meaning, as with text.",
+        "frozen.epochs": f"Frozen phase: at most {frozen_epochs} epochs with early stopping, since the linear head "
+        "starts from its closed-form solution.",
+        "fine_tune.epochs": f"Fine-tuning: {fine_tune_epochs} epochs at a low learning rate that falls to zero.",
+        "fine_tune.unfreeze": f"Fine-tuning unfreezes {unfreeze}: "
+        + ("enough images to train every layer." if unfreeze == "all" else "few images would harm lower layers."),
+        "fine_tune.augmentation": f"Augmentation {augmentation}: about {num_images // num_classes} images per class; pass "
+        "--no-flip if mirroring changes the meaning, as with text.",
     }
     config = RunConfig(
         dataset=dataset,
@@ -307,12 +300,12 @@ def auto_recipe(
             weight_decay=1e-4,
             schedule="cosine",
             warmup_epochs=0.5,
-            unfreeze=opened,
+            unfreeze=unfreeze,
             augmentation=augmentation,
         ),
     )
     return config, reasons
 
 
-def _between(least: int, value: int, most: int) -> int:
-    return max(least, min(value, most))
+def _between(low: int, value: int, high: int) -> int:
+    return max(low, min(value, high))

@@ -1,4 +1,4 @@
-"""Which config the flags of a command ask for: the recipe of the dataset, or the rule for everybody's own images."""
+"""From the flags of a command to a config: the recipe of the dataset, or the automatic one."""
 
 import argparse
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
-    """The recipe of the dataset with the given flags, and the reasons for what was chosen without a recipe."""
+    """The recipe of the dataset with the given flags, and the reasons of the automatic choices."""
     config, reasons = config_from_values(given_values(flags))
     for reason in reasons:
         logger.info(reason)
@@ -27,13 +27,13 @@ def resolve_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
 
 
 def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:
-    """The recipe of the dataset that `values` name, the reasons by field where there is none, and `values` with full paths.
+    """The recipe of the dataset in `values`, the reasons of the automatic one by field, and `values` with full paths.
 
-    values: given ones, by the names that `config.with_values` takes.
+    values: given fields, by the names that `config.with_values` takes.
     """
     values = dict(values)
     if "backbone" in values:
-        find_backbone(values["backbone"])  # before a look at the data, which may be slow
+        find_backbone(values["backbone"])  # before the dataset is read, which may be slow
     if "dataset" not in values:
         raise UserError(
             "--dataset is missing; name one of "
@@ -55,7 +55,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
 
 
 def _check_places(values: dict[str, Any]) -> None:
-    """Raises UserError where what is kept would come to lie among the user's own images, and be taken for a class."""
+    """Raises UserError if the cache or the data folder is inside the folder of images, where it would become a class."""
     images = Path(values["dataset"])
     if values["dataset"] in DATASETS or not images.is_dir():
         return
@@ -63,13 +63,13 @@ def _check_places(values: dict[str, Any]) -> None:
         place = values.get(name, getattr(RunConfig, name))
         if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(images)):
             raise UserError(
-                f"--{flag_name(name)} {place} lies in the folder of the images, {images}, into which nothing is written; "
-                "start from another folder, or name other places by --data-dir and --cache-dir."
+                f"--{flag_name(name)} {place} is inside the folder of images {images}, where nothing is written; start from "
+                "another folder, or give other --data-dir and --cache-dir."
             )
 
 
 def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
-    """The recipe of the dataset that `values` name with these values, and the reasons for what it was not told."""
+    """The recipe of the dataset in `values` with these values, and the reasons of the automatic choices."""
     config, reason_of, values = recipe_for(values)
     config = with_values(config, values)
     config.check()
@@ -77,8 +77,8 @@ def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
         longer = {"frozen.epochs": 3 * config.frozen.epochs, "frozen.patience": 5, "frozen.learning_rate": 1e-3}
         config = with_values(config, {name: value for name, value in longer.items() if name not in values})
         reason_of["frozen.epochs"] = (
-            f"Frozen phase of at most {config.frozen.epochs} epochs, ended early when validation stalls: this head starts "
-            "from random weights."
+            f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping, since the head starts from random "
+            "weights."
         )
     backbone = find_backbone(config.backbone)
     try:
@@ -87,11 +87,9 @@ def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
         if "fine_tune.unfreeze" in values:
             raise
         reason_of["fine_tune.unfreeze"] = (
-            f"Fine-tuning opens the upper 0.3 of the layers: the recipe's {config.fine_tune.unfreeze} is no stage of "
-            f"{config.backbone}."
+            f"Fine-tuning unfreezes the upper 30 % of the layers: {config.backbone} has no stage "
+            f"{config.fine_tune.unfreeze}."
         )
         config = with_values(config, {"fine_tune.unfreeze": "0.3"})
-    left_out = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
-    return config, [
-        reason for name, reason in reason_of.items() if name not in values and not name.startswith(left_out)
-    ]
+    skipped = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
+    return config, [reason for name, reason in reason_of.items() if name not in values and not name.startswith(skipped)]
