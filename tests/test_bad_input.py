@@ -234,7 +234,7 @@ def test_something_has_to_be_there_to_judge_by(refused, photos, here):
         "--cache-dir",
         here / "cache",
     )
-    assert "neither val nor test images" in line and "--test-fraction" in line
+    assert "neither validation nor test images" in line and "--test-fraction" in line
 
 
 def test_views_need_something_frozen_below(refused, photos, here):
@@ -384,5 +384,5 @@ def test_a_run_that_another_process_holds(begun, refused, monkeypatch):
 
     with open(begun / ".lock", "w") as lock:  # a lock belongs to what opened the file, so this is as good as a process
         fcntl.flock(lock, fcntl.LOCK_EX)
-        monkeypatch.setattr(train, "write_beginning", lambda *arguments: pytest.fail("it went on"))
+        monkeypatch.setattr(train, "write_environment", lambda *arguments: pytest.fail("it went on"))
         assert "another process" in refused("--resume", begun)

@@ -157,7 +157,7 @@ def test_test_time_augmentation_is_averaged_into_the_run(runs, capsys):
     assert 0 < result["seconds"]["before"] < result["seconds"]["after"]
     for words in ("The average of 12 transforms", "12 forward passes per image", "times as long"):
         assert words in output, words
-    assert "warning" not in output
+    assert "warning: --tta" not in output
 
 
 def test_a_run_that_was_trained_without_flips_is_mirrored_with_a_warning(runs, capsys):

@@ -36,7 +36,7 @@ KILLS = [
     (f"{LOOP}:write_history", "after", 1),  # in fine-tuning, with features and a frozen phase behind it
     (f"{CHECKPOINT}:shutil.rmtree", "before", 2),  # inside a save: the third checkpoint is there
     (f"{LOOP}:learning_rate", "before", 5),
-    (f"{EXPERIMENT}:save_model", "before", 1),  # trained, nothing written
+    ("transfer_learning.experiments.evaluate:save_model", "before", 1),  # trained, nothing written
     ("transfer_learning.evaluation.predictions:written_atomically", "before", 2),  # before predictions/test.csv
 ]
 

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, kept by key from run to run, and pickles of others read as data."""
+"""Files and caches: atomic writes, the run directory, the cache of arrays, downloads, safe readers of foreign files."""

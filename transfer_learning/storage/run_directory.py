@@ -142,7 +142,7 @@ class RunDir:
         values = values_from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
         if "dataset" not in values:
             raise UserError(
-                f"{self.config} names no dataset, so it is not the config of a run; give a directory that `run` made."
+                f"{self.config} names no dataset, so it is not the config of a run; restore it, or start a new run."
             )
         config = with_values(RunConfig(), values)
         config.check()
