@@ -1,7 +1,7 @@
-"""Recipes: for each known dataset the config that is good for it, and a rule for everybody's own images.
+"""The recipes of known datasets; a new one is a function and a row in `RECIPES`.
 
-A recipe is a function that returns a RunConfig; flags are differences from it. Its docstring holds the command, the
-facts of the system that it follows, and the result with hardware and n.
+A recipe is a function that returns a RunConfig; flags are differences from it. Its docstring has the command, the facts of
+the published system that it follows, and the result with hardware and n.
 """
 
 import dataclasses
@@ -12,9 +12,9 @@ from transfer_learning.config import Phase, RunConfig
 def pharma() -> RunConfig:
     """``run --dataset pharma``: ten pharmaceutical products, 10,000 images, ResNet50.
 
-    80 / 20 train / test with validation out of train; head 512 and 256 wide with dropout 0.3; head first, then the
-    upper layers at a low rate; batch 64. Its author reports: frozen phase train 84.42 %, val 86.62 %; after
-    fine-tuning test 89.90 %, macro F1 0.90. Not measured here: neither the images nor the weights can be fetched.
+    80 / 20 train / test, validation images from train; head of 512 and 256 units with dropout 0.3; first the head, then
+    conv5 at a low learning rate; batch 64. Its author reports: frozen phase train 84.42 %, val 86.62 %; after fine-tuning
+    test 89.90 %, macro F1 0.90. Not measured here: neither images nor weights can be downloaded; see `drawn_pills`.
     """
     return RunConfig(
         dataset="pharma",
@@ -30,7 +30,7 @@ def pharma() -> RunConfig:
 
 
 def drawn_pills() -> RunConfig:
-    """``run --dataset drawn_pills``: the offline stand-in for pharma, with weights that come as a package.
+    """``run --dataset drawn_pills``: the offline substitute for pharma, with weights from a Python package.
 
     Measured on two cores without a GPU: test 89.0 %, 92.3 % and 91.1 % for seeds 0, 1, 2 (n = 246).
     """
@@ -58,7 +58,7 @@ def drawn_pills() -> RunConfig:
 
 
 def digits() -> RunConfig:
-    """``run --dataset digits``: 1,797 real handwritten digits of 8 x 8 pixels, seen at 96.
+    """``run --dataset digits``: 1,797 real handwritten digits of 8 x 8 pixels, enlarged to 96.
 
     Measured on two cores without a GPU: test 99.6 % and 98.9 % for seeds 0 and 1 (n = 279).
     """
@@ -153,14 +153,14 @@ def imagenet() -> RunConfig:
 def cifar10() -> RunConfig:
     """``run --dataset cifar10``: 60,000 photos of 32 x 32 pixels in 10 classes, official test of 10,000, ResNet18.
 
-    Kept at 32 pixels and enlarged to 224 inside the model, normalised with ImageNet's mean and deviation; ImageNet
-    weights, everything frozen but one linear layer, 3 epochs. The split is the official one, a tenth of its training
-    images for validation. The layer starts from its ridge solution, which the original does not know of.
+    Cached at 32 pixels and enlarged to 224 inside the model, normalized with ImageNet's mean and standard deviation;
+    ImageNet weights, everything frozen but one linear layer, 3 epochs. Official split, with a tenth of the training images
+    for validation. Unlike in the original, ridge regression initializes the layer.
 
-    Its author reports, as an example: test 88.7 % after 3 epochs of about 45 s each, on an RTX 2050. Epochs compare with
-    that only together with what is frozen, which is computed once, ahead of the first; the summary tells the two apart.
-    Accuracy is not measured here: neither the images nor the weights can be fetched without the open internet. On 60,000
-    made images in the real layout, reading, decoding and dividing took 55 s and 0.43 GB, on two cores busy with others.
+    Its author reports, as an example: test 88.7 % after 3 epochs of about 45 s each, on an RTX 2050. Our epochs do not
+    contain the frozen layers, which are computed once before the first; the summary gives both times. Accuracy is not
+    measured here: neither images nor weights can be downloaded. On 60,000 made-up images in the real layout, reading,
+    decoding and splitting took 55 s and 0.43 GB, on two cores beside other work.
     """
     return RunConfig(
         dataset="cifar10",
@@ -177,17 +177,17 @@ def stop_signs() -> RunConfig:
     """``run --dataset stop_signs``: photos of a CV Studio project, with and without a stop sign, ResNet18.
 
     ImageNet weights, one linear layer for the labels (2 in the original), 224 x 224 pixels; 90 / 10 train / validation and
-    no test; only the head is trained, from random weights, by SGD with momentum 0.9, 32 images an update, 10 epochs.
+    no test; only the head is trained, from random weights, by SGD with momentum 0.9, batch 32, 10 epochs.
 
-    The rate is triangular2 between 1e-6 and 1e-2. One triangle takes all 10 epochs: the notebook of the course that CV
-    Studio belongs to steps PyTorch's CyclicLR (step_size_up 5) once an epoch. Here the rate moves with every update.
+    The learning rate follows triangular2 between 1e-6 and 1e-2. One triangle takes all 10 epochs: the notebook of the
+    course that CV Studio belongs to steps PyTorch's CyclicLR (step_size_up 5) once per epoch; here it moves every step.
 
-    Mirrored and turned by up to 5 degrees, as CV Studio's own transform does. Each image has 10 views, as many as there are
-    epochs, and sees each of them once: so no two epochs are alike, what is frozen sees each view once, and another rate or
-    optimizer costs seconds. One of the 10 is the plain image.
+    Flips and rotations of up to 5 degrees, as in CV Studio's own transform. Each image has 10 copies, one per epoch (one of
+    them plain): every epoch is different, the frozen layers compute each copy once, and another learning rate or optimizer
+    costs seconds.
 
-    Its author reports: validation 100 % in several epochs, about 4 min an epoch. Not measured here: each user labels photos
-    of his own, the original's were never published, and the weights cannot be fetched; it was run on 118 drawn signs.
+    Its author reports: validation 100 % in several epochs, about 4 min per epoch. Not measured here: the original's photos
+    were never published, and the weights cannot be downloaded; it was run on 118 drawn signs.
     """
     return RunConfig(
         dataset="stop_signs",
@@ -212,16 +212,16 @@ def stop_signs() -> RunConfig:
 
 
 def cv_studio() -> RunConfig:
-    """``run --dataset cv_studio:FOLDER`` or ``cv_studio:s3://BUCKET/PREFIX``: any project of CV Studio, as stop_signs."""
+    """``run --dataset cv_studio:FOLDER`` or ``cv_studio:s3://BUCKET/PREFIX``: any project of CV Studio, like stop_signs."""
     return dataclasses.replace(stop_signs(), dataset="cv_studio:data/stop_signs")
 
 
 def cv_studio_boxes() -> RunConfig:
-    """``run --dataset cv_studio_boxes:FOLDER``: each box of a project, cut out, as stop_signs."""
+    """``run --dataset cv_studio_boxes:FOLDER``: each bounding box of a project as an image, like stop_signs."""
     return dataclasses.replace(stop_signs(), dataset="cv_studio_boxes:data/stop_signs")
 
 
-# By the name of the dataset, or by the scheme of those that lie at a place of the user's.
+# By the name of the dataset, or by the scheme of SCHEME:PLACE.
 RECIPES = {
     "pharma": pharma,
     "cifar10": cifar10,
@@ -233,86 +233,3 @@ RECIPES = {
     "cv_studio": cv_studio,
     "cv_studio_boxes": cv_studio_boxes,
 }
-
-
-def auto_recipe(
-    dataset: str, num_images: int, num_classes: int, smallest_class: int, largest_class: int, short_side: int
-) -> tuple[RunConfig, dict[str, str]]:
-    """Chooses a config for a folder or table without a recipe, and says for its main fields why each was chosen.
-
-    Args:
-        num_images: images that may be trained on.
-        smallest_class: images of the rarest class; `largest_class`: of the most frequent one.
-        short_side: median of the shorter sides, in pixels; 0 where unknown.
-
-    Returns:
-        The config, and a sentence by the name of the field that it is about.
-    """
-    reasons = {
-        "backbone": "Backbone efficientnet_lite0: its ImageNet weights are installed already, and it is quick without "
-        "a GPU."
-    }
-    if short_side and short_side < 64:
-        image_size, input_size = 96, short_side
-        reasons["image_size"] = (
-            f"Images are kept at {short_side} pixels, their own size, and enlarged to 96 inside the model: "
-            "the backbone finds little in fewer."
-        )
-    else:
-        image_size, input_size = (160, 0) if short_side and short_side < 192 else (224, 0)
-        sides = f"about {short_side} pixels" if short_side else "unknown"
-        reasons["image_size"] = f"Image size {image_size}: the images' shorter sides are {sides}."
-    batch_size = 32 if num_images >= 640 else 16
-    reasons["batch_size"] = (
-        f"Batch size {batch_size}: {num_images:,} images to train and validate with make at most "
-        f"{-(-num_images // batch_size)} updates an epoch."
-    )
-    balanced = smallest_class * 3 < largest_class
-    if balanced:
-        reasons["class_weights"] = (
-            f"Class weights balanced: the classes hold {smallest_class} to {largest_class} images, "
-            "and the rare ones would be drowned."
-        )
-    # The head starts from its ridge solution, which a few hundred updates improve a little.
-    frozen_epochs = _between(3, round(3000 / max(1, num_images) ** 0.8), 15)
-    fine_tune_epochs = _between(3, round(12000 / max(1, num_images)), 12)
-    opened = "all" if num_images >= 500 else "stage5"
-    augmentation = "light" if num_images / num_classes >= 20 else "strong"
-    reasons |= {
-        "frozen.epochs": f"Frozen phase of at most {frozen_epochs} epochs, ended early when validation stalls: a linear "
-        "head starts from its closed-form solution, and little is left to learn.",
-        "fine_tune.epochs": f"Fine-tuning for {fine_tune_epochs} epochs, at a low rate that falls to zero.",
-        "fine_tune.unfreeze": f"Fine-tuning opens {opened}: "
-        + (
-            "there are images enough to move every layer."
-            if opened == "all"
-            else "few images would spoil lower layers."
-        ),
-        "fine_tune.augmentation": f"Augmentation {augmentation} while fine-tuning: about {num_images // num_classes} "
-        "images a class; pass --no-flip if mirroring changes the meaning, as with text.",
-    }
-    config = RunConfig(
-        dataset=dataset,
-        backbone="efficientnet_lite0",
-        image_size=image_size,
-        input_size=input_size,
-        dropout=0.2,
-        batch_size=batch_size,
-        class_weights="balanced" if balanced else "none",
-        frozen=Phase(epochs=frozen_epochs, learning_rate=3e-4, patience=3),
-        fine_tune=Phase(
-            epochs=fine_tune_epochs,
-            learning_rate=5e-4,
-            optimizer="adamw",
-            weight_decay=1e-4,
-            schedule="cosine",
-            warmup_epochs=0.5,
-            unfreeze=opened,
-            augmentation=augmentation,
-        ),
-    )
-    return config, reasons
-
-
-def _between(least: int, value: int, most: int) -> int:
-    return max(least, min(value, most))
