@@ -8,7 +8,7 @@ import pytest
 
 from transfer_learning.config import PHASES, Phase, RunConfig, difference, flat, values_from_options, with_values
 from transfer_learning.errors import UserError
-from transfer_learning.recipes.known import RECIPES, auto_recipe
+from transfer_learning.recipes.known import RECIPES
 
 CONTRADICTIONS = {  # fields that differ from the default, and what the sentence has to name
     "image too small": ({"image_size": 4}, ["--image-size 4", "at least 8"]),
@@ -32,10 +32,10 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
     "negative fraction": ({"val_fraction": -0.1}, ["--val-fraction -0.1"]),
     "negative time": ({"checkpoint_seconds": -1.0}, ["--checkpoint-seconds -1.0"]),
     "no epoch at all": ({"frozen.epochs": 0}, ["--frozen.epochs", "--fine-tune.epochs"]),
-    "open while frozen": ({"frozen.unfreeze": "all"}, ["--frozen.unfreeze all", "--fine-tune.unfreeze"]),
+    "unfrozen while frozen": ({"frozen.unfreeze": "all"}, ["--frozen.unfreeze all", "--fine-tune.unfreeze"]),
     "closed while fine-tuning": ({"fine_tune.epochs": 2, "fine_tune.unfreeze": "none"}, ["--fine-tune.unfreeze none"]),
     "random and frozen": ({"weights": "none"}, ["--weights none", "--frozen.epochs 0"]),
-    "random and half open": (
+    "random and half frozen": (
         {"weights": "none", "frozen.epochs": 0, "fine_tune.epochs": 2, "fine_tune.unfreeze": "conv5"},
         ["--weights none", "--fine-tune.unfreeze conv5", "--fine-tune.unfreeze all"],
     ),
@@ -66,8 +66,8 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
         {"frozen.schedule": "one_cycle", "frozen.div_factor": 0.5},
         ["--frozen.div-factor 0.5"],
     ),
-    "one view": ({"frozen.augmentation": "light", "frozen.copies": 1}, ["--frozen.copies 1", "2 or more"]),
-    "views of nothing": ({"frozen.copies": 4}, ["--frozen.copies 4", "--frozen.augmentation none"]),
+    "one copy": ({"frozen.augmentation": "light", "frozen.copies": 1}, ["--frozen.copies 1", "2 or more"]),
+    "copies without augmentation": ({"frozen.copies": 4}, ["--frozen.copies 4", "--frozen.augmentation none"]),
     "a cache of negative size": ({"cache_gb": -1.0}, ["--cache-gb -1.0"]),
     "decoded images of negative size": ({"decoded_gb": -1.0}, ["--decoded-gb -1.0"]),
     "plateau that raises": ({"frozen.plateau_factor": 2.0}, ["--frozen.plateau-factor 2.0"]),
@@ -95,7 +95,7 @@ def test_the_default_and_every_recipe_contradict_nothing():
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_phase_of_any_recipe_can_be_left_out_by_its_epochs_alone(recipe, phase):
-    """What the recipe says of the phase, such as a warm-up longer than no epochs, contradicts nothing then."""
+    """Settings of a skipped phase, such as a warm-up longer than 0 epochs, are not checked."""
     others = [name for name in PHASES if name != phase]
     if any(recipe().phase(name).epochs for name in others):  # else nothing would be trained
         with_values(recipe(), {f"{phase}.epochs": 0}).check()
@@ -219,24 +219,3 @@ def test_a_phase_and_a_config_cannot_be_changed():
     for frozen, name in ((RunConfig(), "seed"), (Phase(), "epochs")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(frozen, name, 1)
-
-
-SURVEYS = {
-    "tiny": dict(num_images=6, num_classes=2, smallest_class=3, largest_class=3, short_side=500),
-    "unknown size": dict(num_images=60, num_classes=2, smallest_class=30, largest_class=30, short_side=0),
-    "icons": dict(num_images=3000, num_classes=10, smallest_class=300, largest_class=300, short_side=28),
-    "thumbnails": dict(num_images=3000, num_classes=10, smallest_class=300, largest_class=300, short_side=128),
-    "uneven": dict(num_images=1000, num_classes=2, smallest_class=50, largest_class=950, short_side=300),
-    "large": dict(num_images=1_281_167, num_classes=1000, smallest_class=732, largest_class=1300, short_side=375),
-}
-
-
-@pytest.mark.parametrize("counts", SURVEYS.values(), ids=SURVEYS)
-def test_own_images_get_a_config_without_contradiction_and_a_sentence_for_each_choice(counts):
-    config, reasons = auto_recipe("photos", **counts)
-    config.check()
-    assert config.dataset == "photos"
-    assert set(reasons) <= set(flat(config)), "each reason bears the name of the field that it is about"
-    assert all(reason.endswith(".") and reason == reason.strip() for reason in reasons.values())
-    assert "0 pixels" not in reasons["image_size"].split()[-2:], "an unknown size is called unknown"
-    assert (config.class_weights == "balanced") == ("class_weights" in reasons) == (counts["num_images"] == 1000)

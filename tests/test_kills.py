@@ -15,15 +15,15 @@ from tests.support import ROOT
 LOOP, PHASES, CHECKPOINT = (f"transfer_learning.training.{name}" for name in ("loop", "phases", "checkpoint"))
 EXPERIMENT = "transfer_learning.experiments.train"
 PHASE_BUILDER = "transfer_learning.training.phase_builder"
-KEPT = "transfer_learning.storage.array_cache:ArrayCache"
+CACHE = "transfer_learning.storage.array_cache:ArrayCache"
 
 # One run, killed at each of these in turn: (function, before or after its call, which call of it in that session).
 KILLS = [
     (f"{EXPERIMENT}:estimate_run", "before", 1),  # nothing but the config is there
-    (f"{KEPT}._append", "after", 20),  # the images are being decoded and kept
-    (f"{KEPT}.add", "before", 2),  # they are kept, the features of their views are computed
-    (f"{KEPT}._append", "after", 90),  # the features are being kept
-    (f"{CHECKPOINT}:save", "before", 1),  # all is kept, nothing is trained
+    (f"{CACHE}._append", "after", 20),  # the images are being decoded and cached
+    (f"{CACHE}.add", "before", 2),  # the images are cached, the features of their copies are computed
+    (f"{CACHE}._append", "after", 90),  # the features are being cached
+    (f"{CHECKPOINT}:save", "before", 1),  # all is cached, nothing is trained
     (f"{CHECKPOINT}:save", "after", 2),  # an epoch's checkpoint is there, its history may not be
     (f"{CHECKPOINT}:Writer.save", "after", 3),  # while one is written beside the training
     (f"{CHECKPOINT}:np.savez", "after", 1),  # inside a save: the arrays alone
@@ -32,7 +32,7 @@ KILLS = [
     (f"{LOOP}:learning_rate", "before", 2),  # in the middle of an epoch
     (f"{PHASES}:ActivePhase.restore_best", "before", 1),  # the change of phase: the best weights not yet back
     (f"{PHASES}:ActivePhase.restore_best", "after", 1),  # back, but nothing saved
-    (f"{PHASE_BUILDER}:start_phase", "after", 2),  # the fine-tune phase made, nothing saved
+    (f"{PHASE_BUILDER}:start_phase", "after", 2),  # the fine-tune phase is built, nothing saved
     (f"{LOOP}:write_history", "after", 1),  # in fine-tuning, with features and a frozen phase behind it
     (f"{CHECKPOINT}:shutil.rmtree", "before", 2),  # inside a save: the third checkpoint is there
     (f"{LOOP}:learning_rate", "before", 5),
@@ -147,7 +147,7 @@ def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, sma
 @pytest.mark.parametrize(
     ("target", "count"),
     [(f"{LOOP}:learning_rate", 14), (f"{CHECKPOINT}:os.rename", 7)],
-    ids=["an update", "a write beside the training"],
+    ids=["a train step", "a write during training"],
 )
 def test_a_signal_to_what_does_not_end_ends_the_process_and_is_resumed_to_the_bit(
     target, count, small_config, unbroken, tmp_path

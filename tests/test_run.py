@@ -1,4 +1,4 @@
-"""The whole path, from a folder of images to an evaluated classifier, through the verbs that a user calls."""
+"""The whole path, from a folder of images to an evaluated classifier, through the commands that a user calls."""
 
 import csv
 import dataclasses
@@ -259,7 +259,7 @@ def test_changed_images_are_not_evaluated_as_if_they_were_the_same(small_config,
 
 
 def only(**changes):
-    """Changes of the small config that leave one epoch of one phase, unless they say otherwise."""
+    """Changes of the small config that leave one epoch of one phase, unless they name another."""
     return {"frozen": Phase(epochs=1, learning_rate=1e-2), "fine_tune": Phase()} | changes
 
 
@@ -292,7 +292,7 @@ def test_every_kind_of_config_runs_to_its_report(small_config, tmp_path, changes
 
 
 def test_kept_features_are_not_taken_for_those_of_images_decoded_in_another_way(small_config, tmp_path):
-    """The same files and the same network: only the decoding tells the two apart."""
+    """The same files and the same network: only the decoding differs."""
     draw_photos(tmp_path / "photos", shape=(SIZE, 2 * SIZE))
     losses = []
     for number, resize in enumerate(["squash", "crop"]):
@@ -350,7 +350,7 @@ def test_a_nan_loss_ends_the_run_with_one_sentence_and_its_own_exit_code(small_c
 
     assert run_main(main, []) == ExitCode.DIVERGED, "by which a search for a learning rate knows it"
     assert "lower --frozen.learning-rate" in capsys.readouterr().err
-    assert list(run_dir.checkpoint.iterdir()), "the last good state is kept"
+    assert list(run_dir.checkpoint.iterdir()), "the last good state is there"
 
 
 def test_the_config_of_a_run_is_the_one_that_was_asked_for(finished):

@@ -23,7 +23,7 @@ from transfer_learning.experiments.comparison.report import overview_table, resu
 from transfer_learning.experiments.comparison.run import run_comparison
 from transfer_learning.experiments.comparison.variants import choose_variants
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("transfer_learning.compare")  # __name__ is "__main__" under `python -m`
 
 EXAMPLES = """examples:
   transfer-learning compare --dataset cifar10 --learning-rates 1e-4,1e-3,1e-2

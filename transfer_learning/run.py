@@ -17,7 +17,7 @@ from transfer_learning.recipes.known import RECIPES
 from transfer_learning.recipes.resolve import resolve_config
 from transfer_learning.storage.run_directory import RunDir, existing_run_dir, new_run_dir
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("transfer_learning.run")  # __name__ is "__main__" under `python -m`
 
 EPILOG = f"""Flags that are not given get their values from the recipe of the dataset, or from one that is chosen for your
 images. There are recipes for {", ".join(RECIPES)}.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.support.logs import log_messages
 from transfer_learning.training import checkpoint
 
 CALLS = ("open", "mkdir", "rename", "replace", "unlink", "remove", "rmdir", "fsync")  # of the module os
@@ -99,9 +100,9 @@ def kill_in_saves(folder: Path, num_saves: int) -> Counter:
                     checkpoint.save(folder, *state_of(earlier))
                 if not _is_killed(folder, number, at, when):
                     break
-                said: list[str] = []
+                messages = log_messages()
                 loaded = number_of(checkpoint.load(folder))
-                assert loaded in (number - 1, number) and not said, (number, at, when, loaded, said)
+                assert loaded in (number - 1, number) and not messages, (number, at, when, loaded, messages)
                 found["kills"] += 1
                 found["newest" if loaded == number else "older"] += 1
                 checkpoint.save(folder, *state_of(number + 1))

@@ -2,10 +2,10 @@
 
     python -m tests.support.kill_randomly FOLDER --kills 200
 
-Each session is the verb `run` in a process of its own, forked from one that has only imported the program. It saves after
-every update. Between two sessions the cache is left alone, deleted, cut in half or has a bit flipped. A run that comes to
-its end has to have the weights, history and predictions of one that was never stopped; then the next begins. Every third
-kill waits for a save to begin, and every sixth for the end of the frozen phase; all others come at any moment.
+Each session is the command `run` in a process of its own, forked from one that has only imported the program. It saves
+after every train step. Between two sessions the cache is left alone, deleted, cut in half or has a bit flipped. A finished
+run has to have the weights, history and predictions of one that was never stopped; then the next begins. Every third kill
+waits for a save to begin, and every sixth for the end of the frozen phase; all others come at any moment.
 """
 
 import argparse
@@ -34,7 +34,7 @@ CACHES = ("left", "left", "deleted", "cut", "flipped bit")
 def session(
     arguments: list, log: Path, seconds: float | None = None, awaited: Callable[[], bool] = lambda: True
 ) -> bool:
-    """Runs the verb and kills it so many seconds after what is awaited; returns whether it came to its end."""
+    """Runs the command and kills it so many seconds after what is awaited; returns whether it came to its end."""
     process = os.fork()
     if process == 0:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -87,7 +87,7 @@ def has_ended_frozen_phase(run_dir: Path) -> bool:
 
 
 def where(run_dir: Path) -> str:
-    """What a kill interrupted, as far as the disk tells."""
+    """What a kill interrupted, as far as the files show."""
     if is_saving(run_dir):
         return "inside a save"
     saved = [path for path in run_dir.glob("checkpoint/*") if path.name.isdigit()]

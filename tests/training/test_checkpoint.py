@@ -75,12 +75,12 @@ DAMAGE = {
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, name, damage):
     saved(tmp_path, 3)
     DAMAGE[damage](tmp_path / "000003" / name)
-    said = log_messages()
+    messages = log_messages()
     loaded = checkpoint.load(tmp_path)
-    if (name, damage) == (checkpoint.MANIFEST, "a flipped bit") and not said:
+    if (name, damage) == (checkpoint.MANIFEST, "a flipped bit") and not messages:
         pytest.fail("a flipped bit in the manifest went unnoticed")
     assert loaded[1]["number"] == 2
-    assert len(said) == 1 and "000003 is damaged" in said[0]
+    assert len(messages) == 1 and "000003 is damaged" in messages[0]
     assert names(tmp_path) == ["000002", "000003.damaged"]
     assert checkpoint.save(tmp_path, ARRAYS, {"number": 4}).name == "000003"
 

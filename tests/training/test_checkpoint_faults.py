@@ -1,4 +1,4 @@
-"""Whatever goes wrong with a checkpoint, written or on the disk: the newest or an older whole state, and it is said."""
+"""Whatever goes wrong with a checkpoint, a load gives the newest or an older complete state, and logs the damage."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def test_the_calls_of_a_save_are_seen(tmp_path):
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("before", [0, 1, 2])
 def test_a_failing_call_loses_nothing(code, before, tmp_path):
-    """Each call of a save fails in turn; a save that says nothing has saved."""
+    """Each call of a save fails in turn; a save without an error has saved."""
     number, at, folder = before + 1, 0, tmp_path / "checkpoint"
     while True:
         at += 1
@@ -54,9 +54,9 @@ def test_a_failing_call_loses_nothing(code, before, tmp_path):
             except OSError as error:
                 assert error.errno == code
                 failed = True
-        said = log_messages()
+        messages = log_messages()
         loaded = number_of(checkpoint.load(folder))
-        assert not said
+        assert not messages
         assert loaded == number or (failed and loaded == before), (at, names[-1], loaded)
         checkpoint.save(folder, *state_of(number + 1))
         assert number_of(checkpoint.load(folder)) == number + 1
@@ -87,33 +87,33 @@ def check_damage(tmp_path, kind, times):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(tmp_path / "whole", folder)
         what = damaged(folder, kind, random)
-        said = log_messages()
+        messages = log_messages()
         assert number_of(checkpoint.load(folder)) == 2, (time, what)
-        assert len(said) == 1 and "000003 is damaged" in said[0], (time, what, said)
+        assert len(messages) == 1 and "000003 is damaged" in messages[0], (time, what, messages)
         left = contents(folder)
         assert all(left[name] == content for name, content in whole.items() if name.parts[0] == "000002")
 
 
 @pytest.mark.parametrize(("kind", "times"), [("flipped bit", 100), ("cut", 40)])
-def test_damage_is_always_seen_and_said(kind, times, tmp_path):
+def test_damage_is_always_found_and_logged(kind, times, tmp_path):
     check_damage(tmp_path, kind, times)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "times"), [("flipped bit", 1000), ("cut", 200)])
-def test_damage_is_always_seen_and_said_at_length(kind, times, tmp_path):
+def test_damage_is_always_found_and_logged_at_length(kind, times, tmp_path):
     check_damage(tmp_path, kind, times)
 
 
 @pytest.mark.parametrize("name", [checkpoint.ARRAYS, checkpoint.STATE, checkpoint.MANIFEST, ""])
 @pytest.mark.parametrize("newest", ["000002", "000003"])
-def test_a_deleted_file_is_said_or_was_the_older_one(name, newest, tmp_path):
+def test_a_deleted_file_is_logged_unless_it_is_an_older_one(name, newest, tmp_path):
     folder = saved(tmp_path / "checkpoint", 3)
     target = folder / newest / name
     shutil.rmtree(target) if target.is_dir() else target.unlink()
-    said = log_messages()
+    messages = log_messages()
     assert number_of(checkpoint.load(folder)) == (2 if newest == "000003" else 3)
-    assert len(said) == (newest == "000003" and name != "")
+    assert len(messages) == (newest == "000003" and name != "")
 
 
 def test_when_nothing_whole_is_left_it_is_an_error(tmp_path):

@@ -87,10 +87,10 @@ def test_fine_tuning_on_cached_activations_computes_the_lower_layers_once():
 def test_activations_are_cached_if_that_saves_time_and_there_is_space(
     settings, free_bytes, cache_bytes, expected, words
 ):
-    said = log_messages()
+    messages = log_messages()
     activations = CutCost(images_per_second=12.0, num_bytes=1000, missing=1.0)
     assert estimate.caching_pays(settings, SIZES, 10.0, activations, free_bytes, cache_bytes) == expected
-    assert len(said) == 1 and words in said[0]
+    assert len(messages) == 1 and words in messages[0]
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_the_estimate_measures_what_is_missing_and_decides_what_is_cached(
     dataset = load_dataset(config.dataset, config.data_dir)
     classifier = build_classifier(config, dataset.class_names)
     cuts = {name: cut_of_phase(name, config, classifier) for name in ("frozen", "fine_tune")}
-    said = log_messages()
+    messages = log_messages()
     stages, caches = estimate.estimate_run(config, dataset, classifier, cuts, {})
     assert [stage.name for stage in stages] == ["decode", "frozen", "fine_tune", "evaluate"]
     assert all(stage.estimated_seconds > 0 for stage in stages)
     assert {stage.name for stage in stages if stage.estimated_bytes} - {"decode"} == caching_stages
     assert caches == ("fine_tune" in caching_stages)
-    assert said[-1].startswith("Estimated time: decode ") and said[-1].endswith(" in total.")
+    assert messages[-1].startswith("Estimated time: decode ") and messages[-1].endswith(" in total.")
     assert [path.name for path in (tmp_path / "cache").rglob("*")] == ["rates.json"], "an estimate caches no image"
 
 
@@ -166,10 +166,10 @@ def test_times_add_up_over_sessions_and_the_choice_stays(tmp_path):
     with second.stage("not estimated"):
         pass
     assert second.stages["decode"].seconds >= before >= 0
-    kept = json.loads(path.read_text())["stages"]
-    assert [stage["name"] for stage in kept] == ["decode", "frozen", "not estimated"]
-    assert kept[1]["seconds"] is None and kept[2]["estimated_seconds"] is None
-    assert [stage["num_bytes"] for stage in kept] == [20, 0, 0]
+    stages = json.loads(path.read_text())["stages"]
+    assert [stage["name"] for stage in stages] == ["decode", "frozen", "not estimated"]
+    assert stages[1]["seconds"] is None and stages[2]["estimated_seconds"] is None
+    assert [stage["num_bytes"] for stage in stages] == [20, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -177,9 +177,9 @@ def test_times_add_up_over_sessions_and_the_choice_stays(tmp_path):
 )
 def test_a_damaged_file_is_replaced(content, tmp_path):
     (tmp_path / "foresight.json").write_text(content)
-    said = log_messages()
+    messages = log_messages()
     assert not RunEstimate(tmp_path / "foresight.json", Cache(tmp_path)).stages
-    assert len(said) == 1 and "is damaged" in said[0]
+    assert len(messages) == 1 and "is damaged" in messages[0]
 
 
 def test_a_rate_is_measured_again_only_if_activations_are_missing(small_config, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ def test_the_average_time_of_an_epoch_is_told_apart_from_what_is_computed_once(t
     ):
         timing = {"seconds": seconds, "images_per_second": 10.0, "checkpoint_seconds": 0.25}
         add_timing(tmp_path / "timings.csv", {"phase": phase, "epoch": epoch, **timing})
-        if epoch == 2:  # begun again after a kill: it counts once, and as it was in the end
+        if epoch == 2:  # repeated after a kill: only the last row counts
             add_timing(tmp_path / "timings.csv", {"phase": phase, "epoch": epoch, **timing, "seconds": 4.0})
     results = phase_results(
         rows, tmp_path / "timings.csv", "val_loss", {"decode": 1.0, "frozen": 70.0, "fine_tune": 8.0}
@@ -33,7 +33,7 @@ def test_the_average_time_of_an_epoch_is_told_apart_from_what_is_computed_once(t
     frozen, fine_tune = results["frozen"], results["fine_tune"]
     assert (frozen["epochs"], frozen["best_epoch"], frozen["val_loss"]) == (3, 2, 1.0)
     assert (frozen["seconds"], frozen["epoch_seconds"], frozen["preparation_seconds"]) == (9.0, 3.0, 61.0)
-    assert fine_tune["preparation_seconds"] == 0.0, "a session that was killed has not told its time"
+    assert fine_tune["preparation_seconds"] == 0.0, "a killed session records no time"
     assert describe_phase("frozen", frozen) == (
         "Phase frozen: 3 epochs of 3.0 s on average, after 1:01 min of preparation (cached activations, compiling)."
     )
@@ -88,7 +88,7 @@ def test_times_that_nobody_wrote_down_are_left_out(seconds, tmp_path):
         ("val_loss", None, 1.0, False),
     ],
 )
-def test_fine_tuning_that_ends_below_the_frozen_phase_is_said(monitor, frozen, fine_tune, is_worse):
+def test_fine_tuning_that_ends_below_the_frozen_phase_is_reported(monitor, frozen, fine_tune, is_worse):
     values = {"frozen": frozen, "fine_tune": fine_tune}
     results = {name: {monitor: value} for name, value in values.items() if value is not None}
     sentence = fine_tuned_worse(results, monitor)

@@ -25,7 +25,7 @@ def config(small_config):
     """Both phases train on images or activations, four steps per epoch, a checkpoint after each."""
     return dataclasses.replace(
         small_config,
-        dropout=0.0,  # which would draw anew for each part of a batch
+        dropout=0.0,  # would be drawn again for each part of a batch
         checkpoint_seconds=0.0,
         frozen=Phase(epochs=1, learning_rate=1e-2),
         fine_tune=Phase(epochs=2, learning_rate=1e-3, unfreeze="block4", augmentation="light"),
@@ -63,17 +63,17 @@ def test_a_nan_loss_stops_the_run_and_no_checkpoint_has_it(phase, step, seconds,
 @pytest.mark.parametrize(("value", "monitor"), [(math.nan, "val_accuracy"), (math.inf, "val_loss")])
 def test_a_nan_or_infinite_val_loss_stops_the_run_whatever_is_monitored(value, monitor, config, tmp_path, monkeypatch):
     config, run_dir, seen = dataclasses.replace(config, monitor=monitor), RunDir(tmp_path / "run"), []
-    told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
+    recorder = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(epoch))
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", lambda active, after_batch: (value, 0.9))
         with pytest.raises(Diverged, match=rf"The val_loss is {value} after step 4 of phase frozen \(epoch 1\)"):
-            run_experiment(config, run_dir, callbacks=[told])
+            run_experiment(config, run_dir, callbacks=[recorder])
     state = checkpoint.load(run_dir.checkpoint)[1]["state"]
     assert state["history"] == [] and state["best_value"] is None and seen == []
 
 
 def test_nan_weights_after_the_last_step_of_an_epoch_name_that_epoch(config, tmp_path, monkeypatch):
-    """Without validation images nothing else tells."""
+    """Without validation images no val_loss shows it."""
     config = dataclasses.replace(config, monitor="loss", val_fraction=0.0, checkpoint_seconds=60.0)
     original, num_steps = loop.learning_rate, []
 
@@ -115,10 +115,10 @@ def test_when_memory_runs_out_a_batch_is_computed_in_parts(most, parts, config, 
     with monkeypatch.context() as patch:
         short_of_memory(patch, most, after_calls=steps_per_epoch(run_dir) + 2)
         evaluation = run_experiment(config, RunDir(limited))
-    said = [note["text"] for note in read_json(RunDir(limited).notes) if "Memory ran out" in note["text"]]
-    assert len(said) == int(math.log2(parts)), "each halving is said, and kept for the report"
-    assert f"each batch of 8 is computed in {parts} parts" in said[-1]
-    assert "from step 3 of epoch 2 on" in said[0], "the last checkpoint is where it goes on"
+    messages = [note["text"] for note in read_json(RunDir(limited).notes) if "Memory ran out" in note["text"]]
+    assert len(messages) == int(math.log2(parts)), "each halving is logged, and in the report"
+    assert f"each batch of 8 is computed in {parts} parts" in messages[-1]
+    assert "from step 3 of epoch 2 on" in messages[0], "the last checkpoint is where it goes on"
     state = checkpoint.load(RunDir(limited).checkpoint)[1]["state"]
     assert state["gradient_accumulation_steps"] == parts
     history, expected = (pd.read_csv(path.history) for path in (RunDir(limited), run_dir))

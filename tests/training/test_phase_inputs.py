@@ -55,9 +55,9 @@ def inputs_of(config, name="frozen", is_cached=True):
     return make_phase_inputs(cut, config.phase(name), is_cached, config, data, {}), data, cut
 
 
-@pytest.mark.parametrize(("name", "opened"), [("frozen", "none"), ("fine_tune", "block4"), ("fine_tune", "block5")])
-def test_they_are_the_output_of_the_live_network(config, name, opened):
-    phase = Phase(epochs=1, unfreeze=opened)
+@pytest.mark.parametrize(("name", "unfreeze"), [("frozen", "none"), ("fine_tune", "block4"), ("fine_tune", "block5")])
+def test_they_are_the_output_of_the_live_network(config, name, unfreeze):
+    phase = Phase(epochs=1, unfreeze=unfreeze)
     config = dataclasses.replace(config, **{name: phase})
     (train, val), data, cut = inputs_of(config, name)
     for examples, split in ((train, "train"), (val, "val")):
@@ -106,13 +106,13 @@ def test_a_copy_depends_on_the_image_alone(config):
     images, hashes = data.split("train"), data.hashes("train")
     assert train.rows.shape == (3, len(images))
     pixels, keys = images.inputs[images.rows], np.array([key_of(hashed) for hashed in hashes], np.uint64)
-    for view in range(3):
+    for copy in range(3):
         changed = pixels.astype(np.float32)
-        if view:
-            drawn = augmentation.draw("strong", config.flip, COPY_SEED, view, keys, pixels.shape[1])
+        if copy:
+            drawn = augmentation.draw("strong", config.flip, COPY_SEED, copy, keys, pixels.shape[1])
             changed = augmentation.apply("strong", tf.constant(pixels), drawn)
         live = cut.below(changed, training=False)
-        np.testing.assert_allclose(train.inputs[train.rows[view]], live, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(train.inputs[train.rows[copy]], live, rtol=1e-4, atol=1e-4)
     assert val.rows.shape == (len(data.split("val")),), "validation sees the plain image"
 
 
@@ -122,14 +122,14 @@ def test_cached_or_computed_they_are_the_same_bits(config, name, copies):
     phase = Phase(epochs=1, unfreeze="block4" if name == "fine_tune" else "none", copies=copies, augmentation="light")
     phase = phase if copies else dataclasses.replace(phase, augmentation="none")
     config = dataclasses.replace(config, **{name: phase})
-    kept, _, _ = inputs_of(config, name)
+    cached, _, _ = inputs_of(config, name)
     computed, _, _ = inputs_of(config, name, is_cached=False)
     rng = np.random.default_rng(0)
-    for one, other in zip(kept, computed, strict=True):
+    for one, other in zip(cached, computed, strict=True):
         assert one.rows.shape == other.rows.shape and one.inputs.dtype == other.inputs.dtype
         chosen = rng.permutation(len(one))[:40]  # more than pass the network at a time, in another order
-        for view in range(max(1, copies) if one.rows.ndim == 2 else 1):
-            rows, other_rows = (e.rows[view] if e.rows.ndim == 2 else e.rows for e in (one, other))
+        for copy in range(max(1, copies) if one.rows.ndim == 2 else 1):
+            rows, other_rows = (e.rows[copy] if e.rows.ndim == 2 else e.rows for e in (one, other))
             np.testing.assert_array_equal(one.inputs[rows[chosen]], other.inputs[other_rows[chosen]], strict=True)
 
 
@@ -138,7 +138,7 @@ def test_copies_have_different_names():
     other = copy_names(["a", "b"], Phase(augmentation="strong", copies=3), True)
     unflipped = copy_names(["a", "b"], Phase(augmentation="light", copies=3), False)
     assert names[0] == ["a", "b"] and copy_names(["a"], Phase(), True) == [["a"]]
-    assert len({name for copies in (names, other, unflipped) for view in copies for name in view}) == 2 + 3 * 2 * 2
+    assert len({name for copies in (names, other, unflipped) for copy in copies for name in copy}) == 2 + 3 * 2 * 2
 
 
 def trained_head(config, with_cut, run_dir):
@@ -167,11 +167,11 @@ def test_a_head_trained_on_cached_features_agrees_with_one_trained_through_the_l
         frozen=Phase(epochs=4, learning_rate=5e-3, schedule="cosine"),
         fine_tune=Phase(),
     )
-    kept = trained_head(config, True, RunDir(tmp_path / "kept"))
+    cached = trained_head(config, True, RunDir(tmp_path / "cached"))
     live = trained_head(config, False, RunDir(tmp_path / "live"))
-    assert len(kept) >= 150 and kept.max(axis=1).mean() > 0.5
-    assert (kept.argmax(axis=1) == live.argmax(axis=1)).mean() >= 0.999
-    np.testing.assert_allclose(kept, live, atol=1e-3)
+    assert len(cached) >= 150 and cached.max(axis=1).mean() > 0.5
+    assert (cached.argmax(axis=1) == live.argmax(axis=1)).mean() >= 0.999
+    np.testing.assert_allclose(cached, live, atol=1e-3)
 
 
 def test_without_room_anywhere_they_are_computed_in_every_epoch_to_the_same_bits(config, monkeypatch):
@@ -182,10 +182,10 @@ def test_without_room_anywhere_they_are_computed_in_every_epoch_to_the_same_bits
 
     monkeypatch.setattr(ArrayCache, "_add_on_disk", full)
     classifier, data = build_classifier(config, ("circle", "cross", "stripes")), load_prepared(config)
-    said = log_messages()
+    messages = log_messages()
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     changed = dataclasses.replace(config, cache_dir=f"{config.cache_dir} of its own")
     cut = cut_of_phase("frozen", config, classifier)
     train, _ = make_phase_inputs(cut, config.frozen, True, changed, data, {})
-    assert "need 1 MB in" in said[-1] and "computes them in every epoch" in said[-1]
+    assert "need 1 MB in" in messages[-1] and "computes them in every epoch" in messages[-1]
     np.testing.assert_array_equal(train.inputs[train.rows], expected.inputs[expected.rows])

@@ -28,20 +28,20 @@ from transfer_learning.training.state import TrainingState
 
 
 class StopAfter(keras.callbacks.Callback):
-    """Stands in for a StopRequest: a signal comes after a number of updates, or in the validation behind them."""
+    """Replaces a StopRequest: a signal comes after a number of train steps, or in the validation after them."""
 
-    def __init__(self, updates=None, in_validation=False):
+    def __init__(self, steps=None, in_validation=False):
         super().__init__()
-        self.updates, self.in_validation = updates, in_validation
+        self.steps, self.in_validation = steps, in_validation
         self.done, self.asked, self.received = 0, 0, False
 
     def on_train_batch_end(self, batch, logs=None):
         self.done, self.asked = self.done + 1, 0
 
     @property
-    def is_received(self):  # asked once after every update and every batch of validation
+    def is_received(self):  # asked once after every step and every batch of validation
         self.asked += 1
-        self.received = self.updates is not None and self.done >= self.updates and self.asked > self.in_validation
+        self.received = self.steps is not None and self.done >= self.steps and self.asked > self.in_validation
         return self.received
 
     def raise_if_received(self):
@@ -54,7 +54,7 @@ class StopAfter(keras.callbacks.Callback):
 
 @pytest.fixture(scope="module", autouse=True)
 def mixed_float16():
-    """All of this runs in mixed_float16, with a loss scale that moves within a few updates."""
+    """All of this runs in mixed_float16, with a loss scale that moves within a few steps."""
     monkeypatch = pytest.MonkeyPatch()
     scaled = functools.partial(keras.mixed_precision.LossScaleOptimizer, initial_scale=2.0**20, dynamic_growth_steps=6)
     monkeypatch.setattr(keras.mixed_precision, "LossScaleOptimizer", scaled)
@@ -142,11 +142,11 @@ def test_stopped_after_every_step(config, data, unbroken, tmp_path):
 
 
 def test_stopped_in_validation(config, data, unbroken, tmp_path):
-    num_updates = steps_per_epoch(config, data)
+    num_steps = steps_per_epoch(config, data)
     for epochs in (1, config.frozen.epochs, config.frozen.epochs + 2):
         run_dir = RunDir(tmp_path / str(epochs))
-        assert session(config, data, run_dir, StopAfter(epochs * num_updates, in_validation=True)) is None
-        assert checkpoint.load(run_dir.checkpoint)[1]["state"]["step"] == num_updates
+        assert session(config, data, run_dir, StopAfter(epochs * num_steps, in_validation=True)) is None
+        assert checkpoint.load(run_dir.checkpoint)[1]["state"]["step"] == num_steps
         assert session(config, data, run_dir) == unbroken
 
 
@@ -206,7 +206,7 @@ def test_without_any_part_of_the_state_the_result_differs(part, config, data, un
         values = values | {"state": values["state"] | {part: fresh}}
     result = continued(config, data, arrays, values, tmp_path)
     assert result != unbroken
-    assert (result is None) == (part == "phase"), "only what another phase kept is refused, by its shapes"
+    assert (result is None) == (part == "phase"), "only arrays of another phase are refused, by their shapes"
 
 
 def test_a_checkpoint_is_written_from_a_copy(config, data):
@@ -222,21 +222,21 @@ def test_a_checkpoint_is_written_from_a_copy(config, data):
 
 
 def test_checkpoints_that_are_written_late_change_no_bit(config, data, unbroken, tmp_path, monkeypatch):
-    """Each is written while the next updates run, as on a slow disk; the last one is waited for."""
-    updates, original = threading.Event(), checkpoint.save
+    """Each is written during the next steps, as on a slow disk; the last one is waited for."""
+    stepped, original = threading.Event(), checkpoint.save
 
     class Count(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            updates.set()
+            stepped.set()
 
     def late(*arguments):
-        updates.clear()
-        updates.wait(0.2)  # there is none to wait for after the last
+        stepped.clear()
+        stepped.wait(0.2)  # there is none to wait for after the last
         return original(*arguments)
 
     monkeypatch.setattr(checkpoint, "save", late)
-    run_dir, num_updates = RunDir(tmp_path / "run"), steps_per_epoch(config, data)
-    for stop in (StopAfter(num_updates + 1), StopAfter(3 * num_updates)):
+    run_dir, num_steps = RunDir(tmp_path / "run"), steps_per_epoch(config, data)
+    for stop in (StopAfter(num_steps + 1), StopAfter(3 * num_steps)):
         assert session(config, data, run_dir, stop, [Count()]) is None
     assert session(config, data, run_dir, callbacks=[Count()]) == unbroken
 
@@ -309,9 +309,9 @@ def leave(cache):
 
 @pytest.fixture(scope="module")
 def config_with_copies(config):
-    """Both phases start from what is kept: views of the images, features of them and activations at the boundary.
+    """Both phases start from cached copies: features in the frozen phase, activations at the cut in the other.
 
-    The head is linear and starts from its ridge solution.
+    Ridge regression initializes the linear head.
     """
     return dataclasses.replace(
         config,
@@ -356,7 +356,7 @@ def test_an_empty_cache_changes_no_bit(cached, config_with_copies, unbroken_with
 
 
 class StopAfterCalls(StopAfter):
-    """A signal that comes after a number of calls of updates; no callback, so that a call may hold several."""
+    """A signal that comes after a number of calls; no callback, so that a call makes several steps."""
 
     @property
     def is_received(self):

@@ -103,11 +103,11 @@ def test_edges(kind):
 def test_a_linear_head_on_kept_features_starts_there(head, head_init, starts_there, small_config):
     config = dataclasses.replace(small_config, head=head, head_init=head_init)
     data = load_prepared(config)
-    said = log_messages()
+    messages = log_messages()
     classifier = build_classifier(config, data.class_names)
     before = [np.array(weight) for weight in classifier.head.weights]
     active = PhaseBuilder(config, classifier, data, find_cuts(config, classifier), {}).build("frozen")
-    assert any("starts from ridge regression" in sentence for sentence in said) == starts_there
+    assert any("starts from ridge regression" in sentence for sentence in messages) == starts_there
     if starts_there:
         expected = ridge_head(active.train, 3, [1.0] * 3)
         np.testing.assert_array_equal(classifier.head.weights[0], expected.kernel)

@@ -1,4 +1,4 @@
-"""The learning rate is an exact function of the update."""
+"""The learning rate is an exact function of the train step."""
 
 import math
 from types import SimpleNamespace
@@ -12,13 +12,11 @@ from transfer_learning.config import Phase
 from transfer_learning.training.schedules import learning_rate
 from transfer_learning.training.state import TrainingState
 
-UPDATES_PER_EPOCH = 10
+STEPS_PER_EPOCH = 10
 
 
 def rates(phase, **options):
-    return [
-        learning_rate(phase, update, UPDATES_PER_EPOCH, **options) for update in range(phase.epochs * UPDATES_PER_EPOCH)
-    ]
+    return [learning_rate(phase, step, STEPS_PER_EPOCH, **options) for step in range(phase.epochs * STEPS_PER_EPOCH)]
 
 
 def test_constant_is_constant():
@@ -40,7 +38,7 @@ def test_warm_up_rises_linearly_to_the_full_rate():
 def test_cosine_falls_from_the_full_rate_towards_zero_behind_the_end(warmup_epochs):
     """Loshchilov and Hutter, "SGDR", 2017, equation 5, with a lowest rate of zero."""
     phase = Phase(epochs=4, learning_rate=2.0, schedule="cosine", warmup_epochs=warmup_epochs)
-    found = rates(phase)[round(warmup_epochs * UPDATES_PER_EPOCH) :]
+    found = rates(phase)[round(warmup_epochs * STEPS_PER_EPOCH) :]
     length = len(found)
     assert found == pytest.approx([1 + math.cos(math.pi * step / length) for step in range(length)])
     assert found == sorted(found, reverse=True) and found[-1] > 0
@@ -52,7 +50,7 @@ def test_a_phase_that_is_all_warm_up_divides_by_nothing():
 
 # What PyTorch 2.13.0 gives: CyclicLR(base_lr=1e-6, max_lr=1e-2, step_size_up=5, mode="triangular2"), 30 steps, and
 # OneCycleLR(0.002, total_steps=20, pct_start=0.3, div_factor=25, final_div_factor=1e4), then
-# OneCycleLR(0.5, total_steps=7, pct_start=0.25, div_factor=10, final_div_factor=100), in which the top is at no update.
+# OneCycleLR(0.5, total_steps=7, pct_start=0.25, div_factor=10, final_div_factor=100), whose top is between two steps.
 TRIANGULAR2 = [
     1e-06,
     0.0020008,
@@ -135,35 +133,35 @@ ONE_CYCLE_OF_7 = [0.05, 0.4972104988, 0.433329705, 0.3058246033, 0.1590060792, 0
     ],
 )
 def test_cycles_are_those_of_pytorch(phase, steps_per_epoch, expected):
-    found = [learning_rate(phase, update, steps_per_epoch) for update in range(len(expected))]
+    found = [learning_rate(phase, step, steps_per_epoch) for step in range(len(expected))]
     assert found == pytest.approx(expected, rel=1e-8)
 
 
-@pytest.mark.parametrize("warmup_epochs", [0.0, 0.1, 1.0])  # no rise, a rise of one update, nothing but a rise
+@pytest.mark.parametrize("warmup_epochs", [0.0, 0.1, 1.0])  # no rise, a rise of one step, nothing but a rise
 @pytest.mark.parametrize("steps_per_epoch", [1, 10])
 def test_one_cycle_at_its_edges_stays_between_its_ends(warmup_epochs, steps_per_epoch):
     phase = Phase(epochs=1, learning_rate=1.0, schedule="one_cycle", warmup_epochs=warmup_epochs)
-    found = [learning_rate(phase, update, steps_per_epoch) for update in range(steps_per_epoch)]
+    found = [learning_rate(phase, step, steps_per_epoch) for step in range(steps_per_epoch)]
     assert max(found) == 1.0 and min(found) >= 1 / 25 / 1e4
 
 
 @given(
-    update=st.integers(0, 5000),
+    step=st.integers(0, 5000),
     steps_per_epoch=st.integers(1, 300),
     cycle_epochs=st.floats(0.1, 20),
     lowest=st.floats(0, 1e-3),
     highest=st.floats(2e-3, 1),
 )
-def test_triangular2_is_the_published_formula(update, steps_per_epoch, cycle_epochs, lowest, highest):
+def test_triangular2_is_the_published_formula(step, steps_per_epoch, cycle_epochs, lowest, highest):
     """Smith, "Cyclical Learning Rates for Training Neural Networks", 2017, section 3.1."""
     step_size = cycle_epochs * steps_per_epoch / 2
-    cycle = math.floor(1 + update / (2 * step_size))
-    x = abs(update / step_size - 2 * cycle + 1)
+    cycle = math.floor(1 + step / (2 * step_size))
+    x = abs(step / step_size - 2 * cycle + 1)
     expected = lowest + (highest - lowest) * max(0.0, 1 - x) * 0.5 ** (cycle - 1)
     phase = Phase(
         epochs=1, learning_rate=highest, schedule="triangular2", min_learning_rate=lowest, cycle_epochs=cycle_epochs
     )
-    assert learning_rate(phase, update, steps_per_epoch) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert learning_rate(phase, step, steps_per_epoch) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @given(
@@ -180,12 +178,12 @@ def test_one_cycle_is_the_published_formula(
 ):
     """Smith and Topin, "Super-Convergence", 2018, with cosines in the place of lines, as PyTorch documents it."""
     total = epochs * steps_per_epoch
-    update, top = round(place * (total - 1)), share * total - 1  # PyTorch's total_steps and pct_start
+    step, top = round(place * (total - 1)), share * total - 1  # PyTorch's total_steps and pct_start
     first = highest / div_factor
-    if update < top:
-        start, end, part = first, highest, update / top
+    if step < top:
+        start, end, part = first, highest, step / top
     else:
-        start, end, part = highest, first / final_div_factor, (update - max(top, 0)) / max(total - 1 - max(top, 0), 1)
+        start, end, part = highest, first / final_div_factor, (step - max(top, 0)) / max(total - 1 - max(top, 0), 1)
     expected = end + (start - end) / 2 * (1 + math.cos(math.pi * part))
     phase = Phase(
         epochs=epochs,
@@ -195,7 +193,7 @@ def test_one_cycle_is_the_published_formula(
         div_factor=div_factor,
         final_div_factor=final_div_factor,
     )
-    assert learning_rate(phase, update, steps_per_epoch) == pytest.approx(expected, rel=1e-6)
+    assert learning_rate(phase, step, steps_per_epoch) == pytest.approx(expected, rel=1e-6)
 
 
 @settings(max_examples=50, deadline=None)

@@ -40,7 +40,7 @@ def test_the_best_epoch_is_the_one_that_beats_all_before(monitor, values, expect
     [
         (0, [1, 2, 3, 4, 5], 5),  # never
         (1, [1, 2, 3, 4, 5], 2),
-        (2, [1, 2, 0, 4, 5, 6], 5),  # a better value starts the count anew
+        (2, [1, 2, 0, 4, 5, 6], 5),  # a better value resets the count
         (2, [math.nan, math.nan, 1], 2),
         (9, [1, 2, 3], 3),
     ],
@@ -66,3 +66,10 @@ def test_a_new_phase_knows_nothing_of_the_best_before():
     state.end_phase()
     assert state == TrainingState(phase=1, history=state.history)
     assert len(state.history) == 2
+
+
+def test_the_state_of_an_earlier_version_is_read_by_its_earlier_names():
+    state = TrainingState.from_values({"phase": 1, "update": 3, "micro_batches": 2})
+    assert state == TrainingState(phase=1, step=3, gradient_accumulation_steps=2)
+    with pytest.raises(TypeError):
+        TrainingState.from_values({"colour": 1})

@@ -1,4 +1,4 @@
-"""Signals: noted within an update, taken outside; and a process that cannot stop in time is ended."""
+"""Signals: deferred during a train step, immediate elsewhere; a process that does not stop in time is ended."""
 
 import os
 import signal
@@ -13,17 +13,17 @@ from transfer_learning.training.stopping import STOPS, StopRequest, Watchdog
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_a_signal_waits_for_the_end_of_an_update(number):
+def test_a_signal_waits_for_the_end_of_a_step(number):
     with StopRequest() as stop:
         with pytest.raises(Stopped) as stopped, stop.deferred():
             os.kill(os.getpid(), number)
-            done = "the update"
+            done = "the step"
             assert stop.is_received
         assert done and stopped.value.exit_code == ExitCode(128 + number)
 
 
 @pytest.mark.parametrize("number", STOPS)
-def test_outside_of_updates_it_acts_at_once(number):
+def test_outside_of_steps_it_acts_at_once(number):
     with StopRequest(), pytest.raises(Stopped):
         os.kill(os.getpid(), number)
         pytest.fail("it went on")
@@ -50,7 +50,7 @@ def test_a_process_that_does_not_stop_is_ended(number):
 
     with StopRequest() as stop, pytest.raises(Stopped), Watchdog(end, seconds=0.0), stop.deferred():
         os.kill(os.getpid(), number)
-        assert ended.wait(60), "the update goes on for ever"
+        assert ended.wait(60), "the step never ends"
     assert numbers == [number]
 
 

@@ -1,11 +1,10 @@
-"""Recipes: a config for each known dataset, and `auto_recipe` for all others.
+"""The recipes of known datasets; a new one is a function and a row in `RECIPES`.
 
-A recipe is a function that returns a RunConfig; flags are differences from it. Its docstring holds the command, the
-facts of the system that it follows, and the result with hardware and n.
+A recipe is a function that returns a RunConfig; flags are differences from it. Its docstring has the command, the facts of
+the published system that it follows, and the result with hardware and n.
 """
 
 import dataclasses
-import math
 
 from transfer_learning.config import Phase, RunConfig
 
@@ -13,9 +12,9 @@ from transfer_learning.config import Phase, RunConfig
 def pharma() -> RunConfig:
     """``run --dataset pharma``: ten pharmaceutical products, 10,000 images, ResNet50.
 
-    80 / 20 train / test, validation split off train; hidden layers 512 and 256 with dropout 0.3; frozen phase, then the
-    upper layers at a low learning rate; batch size 64. Its author reports: frozen phase train 84.42 %, val 86.62 %;
-    after fine-tuning test 89.90 %, macro F1 0.90. Not measured here: images and weights could not be downloaded.
+    80 / 20 train / test, validation images from train; head of 512 and 256 units with dropout 0.3; first the head, then
+    conv5 at a low learning rate; batch 64. Its author reports: frozen phase train 84.42 %, val 86.62 %; after fine-tuning
+    test 89.90 %, macro F1 0.90. Not measured here: neither images nor weights can be downloaded; see `drawn_pills`.
     """
     return RunConfig(
         dataset="pharma",
@@ -31,7 +30,7 @@ def pharma() -> RunConfig:
 
 
 def drawn_pills() -> RunConfig:
-    """``run --dataset drawn_pills``: the offline substitute for pharma; its weights are a Python package.
+    """``run --dataset drawn_pills``: the offline substitute for pharma, with weights from a Python package.
 
     Measured on two cores without a GPU: test 89.0 %, 92.3 % and 91.1 % for seeds 0, 1, 2 (n = 246).
     """
@@ -154,14 +153,14 @@ def imagenet() -> RunConfig:
 def cifar10() -> RunConfig:
     """``run --dataset cifar10``: 60,000 photos of 32 x 32 pixels in 10 classes, official test of 10,000, ResNet18.
 
-    Images are cached at 32 pixels, enlarged to 224 inside the model and normalised with ImageNet's mean and standard
-    deviation. ImageNet weights, everything frozen but one linear layer, 3 epochs. Official split; 10 % of its training
-    images are for validation. The linear layer starts from its ridge solution, unlike in the original.
+    Cached at 32 pixels and enlarged to 224 inside the model, normalized with ImageNet's mean and standard deviation;
+    ImageNet weights, everything frozen but one linear layer, 3 epochs. Official split, with a tenth of the training images
+    for validation. Unlike in the original, ridge regression initializes the layer.
 
-    Its author reports, as an example: test 88.7 % after 3 epochs of about 45 s each, on an RTX 2050. To compare the time
-    of an epoch with that, add the features, which are computed once before the first epoch; the summary states both.
-    Accuracy was not measured here: images and weights could not be downloaded. 60,000 made-up images in the real layout
-    were read, decoded and split in 55 s with 0.43 GB, on two cores beside other work.
+    Its author reports, as an example: test 88.7 % after 3 epochs of about 45 s each, on an RTX 2050. Our epochs do not
+    contain the frozen layers, which are computed once before the first; the summary gives both times. Accuracy is not
+    measured here: neither images nor weights can be downloaded. On 60,000 made-up images in the real layout, reading,
+    decoding and splitting took 55 s and 0.43 GB, on two cores beside other work.
     """
     return RunConfig(
         dataset="cifar10",
@@ -177,19 +176,18 @@ def cifar10() -> RunConfig:
 def stop_signs() -> RunConfig:
     """``run --dataset stop_signs``: photos of a CV Studio project, with and without a stop sign, ResNet18.
 
-    ImageNet weights, one linear layer (2 outputs in the original), 224 x 224 pixels; 90 / 10 train / validation, no test
-    split; only the head is trained, from random weights, by SGD with momentum 0.9, batch size 32, 10 epochs.
+    ImageNet weights, one linear layer for the labels (2 in the original), 224 x 224 pixels; 90 / 10 train / validation and
+    no test; only the head is trained, from random weights, by SGD with momentum 0.9, batch 32, 10 epochs.
 
-    The schedule is triangular2 between 1e-6 and 1e-2. One triangle takes all 10 epochs: the notebook of the course that
-    CV Studio belongs to steps PyTorch's CyclicLR (step_size_up 5) once per epoch. Here the rate changes at every step.
+    The learning rate follows triangular2 between 1e-6 and 1e-2. One triangle takes all 10 epochs: the notebook of the
+    course that CV Studio belongs to steps PyTorch's CyclicLR (step_size_up 5) once per epoch; here it moves every step.
 
-    Images are flipped and rotated by up to 5 degrees, as CV Studio's own transform does. Each image has 10 augmented
-    copies, one of them plain, and each epoch uses another one: so epochs differ, the frozen layers compute each copy
-    once, and another learning rate or optimizer costs seconds.
+    Flips and rotations of up to 5 degrees, as in CV Studio's own transform. Each image has 10 copies, one per epoch (one of
+    them plain): every epoch is different, the frozen layers compute each copy once, and another learning rate or optimizer
+    costs seconds.
 
-    Its author reports: validation 100 % in several epochs, about 4 min per epoch. Not measured here: users label their
-    own photos, the original ones were never published, and the weights could not be downloaded. It was run on 118 drawn
-    signs.
+    Its author reports: validation 100 % in several epochs, about 4 min per epoch. Not measured here: the original's photos
+    were never published, and the weights cannot be downloaded; it was run on 118 drawn signs.
     """
     return RunConfig(
         dataset="stop_signs",
@@ -214,16 +212,16 @@ def stop_signs() -> RunConfig:
 
 
 def cv_studio() -> RunConfig:
-    """``run --dataset cv_studio:FOLDER`` or ``cv_studio:s3://BUCKET/PREFIX``: any project of CV Studio, as stop_signs."""
+    """``run --dataset cv_studio:FOLDER`` or ``cv_studio:s3://BUCKET/PREFIX``: any project of CV Studio, like stop_signs."""
     return dataclasses.replace(stop_signs(), dataset="cv_studio:data/stop_signs")
 
 
 def cv_studio_boxes() -> RunConfig:
-    """``run --dataset cv_studio_boxes:FOLDER``: each box of a project, cut out, as stop_signs."""
+    """``run --dataset cv_studio_boxes:FOLDER``: each bounding box of a project as an image, like stop_signs."""
     return dataclasses.replace(stop_signs(), dataset="cv_studio_boxes:data/stop_signs")
 
 
-# By the name of a dataset, or by a scheme.
+# By the name of the dataset, or by the scheme of SCHEME:PLACE.
 RECIPES = {
     "pharma": pharma,
     "cifar10": cifar10,
@@ -235,77 +233,3 @@ RECIPES = {
     "cv_studio": cv_studio,
     "cv_studio_boxes": cv_studio_boxes,
 }
-
-
-def auto_recipe(
-    dataset: str, num_images: int, num_classes: int, smallest_class: int, largest_class: int, short_side: int
-) -> tuple[RunConfig, dict[str, str]]:
-    """Chooses a config for a dataset without a recipe, with the reason for each main field.
-
-    Args:
-        num_images: for training and validation.
-        smallest_class: number of images in the smallest class; `largest_class`: in the largest.
-        short_side: median of the shorter sides in pixels; 0: unknown.
-
-    Returns:
-        The config, and a sentence for each field that was chosen, by the name of the field.
-    """
-    reasons = {
-        "backbone": "Backbone efficientnet_lite0: its ImageNet weights are installed, and it is fast without a GPU."
-    }
-    if short_side and short_side < 64:
-        image_size, input_size = 96, short_side
-        reasons["image_size"] = (
-            f"Image size 96: images are cached at their own size, {short_side} pixels, and enlarged inside the model."
-        )
-    else:
-        image_size, input_size = (160, 0) if short_side and short_side < 192 else (224, 0)
-        sides = f"{short_side} pixels" if short_side else "unknown"
-        reasons["image_size"] = f"Image size {image_size}: the median short side is {sides}."
-    batch_size = 32 if num_images >= 640 else 16
-    reasons["batch_size"] = (
-        f"Batch size {batch_size}: at most {math.ceil(num_images / batch_size)} train steps per epoch with "
-        f"{num_images:,} images."
-    )
-    balanced = smallest_class * 3 < largest_class
-    if balanced:
-        reasons["class_weights"] = f"Class weights balanced: classes have {smallest_class} to {largest_class} images."
-    # The head starts from its ridge solution; a few hundred train steps improve it slightly.
-    frozen_epochs = _between(3, round(3000 / max(1, num_images) ** 0.8), 15)
-    fine_tune_epochs = _between(3, round(12000 / max(1, num_images)), 12)
-    unfreeze = "all" if num_images >= 500 else "stage5"
-    augmentation = "light" if num_images / num_classes >= 20 else "strong"
-    reasons |= {
-        "frozen.epochs": f"Frozen phase: at most {frozen_epochs} epochs with early stopping, since the linear head "
-        "starts from its closed-form solution.",
-        "fine_tune.epochs": f"Fine-tuning: {fine_tune_epochs} epochs at a low learning rate that falls to zero.",
-        "fine_tune.unfreeze": f"Fine-tuning unfreezes {unfreeze}: "
-        + ("enough images to train every layer." if unfreeze == "all" else "few images would harm lower layers."),
-        "fine_tune.augmentation": f"Augmentation {augmentation}: about {num_images // num_classes} images per class; pass "
-        "--no-flip if mirroring changes the meaning, as with text.",
-    }
-    config = RunConfig(
-        dataset=dataset,
-        backbone="efficientnet_lite0",
-        image_size=image_size,
-        input_size=input_size,
-        dropout=0.2,
-        batch_size=batch_size,
-        class_weights="balanced" if balanced else "none",
-        frozen=Phase(epochs=frozen_epochs, learning_rate=3e-4, patience=3),
-        fine_tune=Phase(
-            epochs=fine_tune_epochs,
-            learning_rate=5e-4,
-            optimizer="adamw",
-            weight_decay=1e-4,
-            schedule="cosine",
-            warmup_epochs=0.5,
-            unfreeze=unfreeze,
-            augmentation=augmentation,
-        ),
-    )
-    return config, reasons
-
-
-def _between(low: int, value: int, high: int) -> int:
-    return max(low, min(value, high))

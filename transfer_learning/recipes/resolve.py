@@ -1,4 +1,4 @@
-"""From the flags of a command to a config: the recipe of the dataset, or the automatic one."""
+"""From flags to a config: the recipe of the dataset, or the automatic one, with the given values."""
 
 import argparse
 import logging
@@ -13,13 +13,14 @@ from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, 
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
-from transfer_learning.recipes.known import RECIPES, auto_recipe
+from transfer_learning.recipes.auto import auto_recipe
+from transfer_learning.recipes.known import RECIPES
 
 logger = logging.getLogger(__name__)
 
 
 def resolve_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
-    """The recipe of the dataset with the given flags, and the reasons of the automatic choices."""
+    """Returns the config that the flags ask for and the reasons for automatic choices, which are logged."""
     config, reasons = config_from_values(given_values(flags))
     for reason in reasons:
         logger.info(reason)
@@ -27,13 +28,20 @@ def resolve_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
 
 
 def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:
-    """The recipe of the dataset in `values`, the reasons of the automatic one by field, and `values` with full paths.
+    """Returns the recipe of the dataset in `values`, the reasons for its automatic choices, and `values` with full paths.
 
-    values: given fields, by the names that `config.with_values` takes.
+    Args:
+        values: given ones, by the names that `config.with_values` takes.
+
+    Returns:
+        The recipe; reasons by the name of the field, empty for a known dataset; and the values.
+
+    Raises:
+        UserError: no dataset is given or it cannot be read, or the cache would be written among its images.
     """
     values = dict(values)
     if "backbone" in values:
-        find_backbone(values["backbone"])  # before the dataset is read, which may be slow
+        find_backbone(values["backbone"])  # a misspelt name fails before the dataset is read
     if "dataset" not in values:
         raise UserError(
             "--dataset is missing; name one of "
@@ -41,7 +49,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
         )
     for name, known in (("dataset", DATASETS), ("weights", ("imagenet", "none")), ("corrections", ())):
         if values.get(name) and values[name] not in known and Path(values[name]).exists():
-            values[name] = os.path.abspath(values[name])  # a relative path would bind --resume to this folder
+            values[name] = os.path.abspath(values[name])  # else --resume would work in this folder only
     _check_places(values)
     scheme, place = scheme_of(values["dataset"])
     path, *options = [place] if Path(place).exists() else place.split(",")
@@ -55,7 +63,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
 
 
 def _check_places(values: dict[str, Any]) -> None:
-    """Raises UserError if the cache or the data folder is inside the folder of images, where it would become a class."""
+    """Raises UserError if the cache would be written among the user's images, where it would be read as a class."""
     images = Path(values["dataset"])
     if values["dataset"] in DATASETS or not images.is_dir():
         return
@@ -63,22 +71,25 @@ def _check_places(values: dict[str, Any]) -> None:
         place = values.get(name, getattr(RunConfig, name))
         if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(images)):
             raise UserError(
-                f"--{flag_name(name)} {place} is inside the folder of images {images}, where nothing is written; start from "
-                "another folder, or give other --data-dir and --cache-dir."
+                f"--{flag_name(name)} {place} is inside the image folder {images}, where nothing may be written; change to "
+                "another directory, or pass other folders with --data-dir and --cache-dir."
             )
 
 
 def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
-    """The recipe of the dataset in `values` with these values, and the reasons of the automatic choices."""
-    config, reason_of, values = recipe_for(values)
+    """Returns the config of a dataset with these values, and the reasons for automatic choices of other fields.
+
+    Args:
+        values: given ones, by the names that `config.with_values` takes.
+    """
+    config, reason_by_field, values = recipe_for(values)
     config = with_values(config, values)
     config.check()
-    if "frozen.epochs" in reason_of and not config.starts_from_ridge and "frozen.epochs" not in values:
+    if "frozen.epochs" in reason_by_field and not config.starts_from_ridge and "frozen.epochs" not in values:
         longer = {"frozen.epochs": 3 * config.frozen.epochs, "frozen.patience": 5, "frozen.learning_rate": 1e-3}
         config = with_values(config, {name: value for name, value in longer.items() if name not in values})
-        reason_of["frozen.epochs"] = (
-            f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping, since the head starts from random "
-            "weights."
+        reason_by_field["frozen.epochs"] = (
+            f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping; the head starts from random weights."
         )
     backbone = find_backbone(config.backbone)
     try:
@@ -86,10 +97,13 @@ def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
     except UserError:
         if "fine_tune.unfreeze" in values:
             raise
-        reason_of["fine_tune.unfreeze"] = (
-            f"Fine-tuning unfreezes the upper 30 % of the layers: {config.backbone} has no stage "
+        reason_by_field["fine_tune.unfreeze"] = (
+            f"Fine-tuning unfreezes the upper 0.3 of the layers: {config.backbone} has no stage "
             f"{config.fine_tune.unfreeze}."
         )
         config = with_values(config, {"fine_tune.unfreeze": "0.3"})
     skipped = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
-    return config, [reason for name, reason in reason_of.items() if name not in values and not name.startswith(skipped)]
+    reasons = [
+        reason for name, reason in reason_by_field.items() if name not in values and not name.startswith(skipped)
+    ]
+    return config, reasons
