@@ -2,7 +2,7 @@
 # make demo       setup, then train and evaluate a classifier on drawn images, without GPU or downloads
 # make check      setup, then ruff, mypy and the tests of the documentation
 # make fast       setup, then the tests that take less than two minutes together
-# make test       setup, then all tests but the long ones
+# make test       setup, then all tests but the long ones and those of the documentation, which make check runs
 # make test-long  the same tests many more times over: kills, damage, mutated images
 # make lock       requirements.lock from requirements.txt: every package with the hashes of its files
 # make audit      looks up known vulnerabilities of the locked packages, in a service on the internet
@@ -24,13 +24,13 @@ check: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -q $(wildcard tests/test_docs.py tests/test_readme.py)
+	$(VENV)/bin/python -m pytest -q tests/test_docs.py
 
 fast: setup
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(FAST)
 
 test: setup
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --ignore tests/test_docs.py
 
 test-long: setup
 	$(VENV)/bin/python -m pytest -q -m long
