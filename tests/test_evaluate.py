@@ -188,7 +188,7 @@ def test_an_ensemble_is_the_mean_of_runs_of_any_architecture(runs, here, capsys)
     for words in ("Ensemble of 3 runs", "(best validation accuracy)", "3 forward passes", *paths(runs, *names)):
         assert words in output
     assert run_main(predict.main, ["together", str(runs["other"].path)]) == 2
-    assert "no run directory" in capsys.readouterr().err
+    assert "not a run directory" in capsys.readouterr().err
 
 
 def test_an_ensemble_with_test_time_augmentation_has_a_new_directory(runs, here):
