@@ -1,5 +1,6 @@
 """Small images, a small pretrained network and a small config, made once for all tests."""
 
+import logging
 import os
 import sys
 
@@ -20,6 +21,16 @@ def the_precision_of_before():
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].config.set_dtype_policy(before)
+
+
+@pytest.fixture(autouse=True)
+def no_console_handler():
+    """A command that ran in the process of the tests, as in a fixture, does not make later tests print messages."""
+    from transfer_learning.cli.console import ConsoleHandler
+
+    logger = logging.getLogger("transfer_learning")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, ConsoleHandler)]:
+        logger.removeHandler(handler)
 
 
 @pytest.fixture

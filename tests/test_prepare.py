@@ -134,7 +134,7 @@ def test_nothing_comes_to_lie_among_the_images(dataset, here, monkeypatch, capsy
     before = files_of(photos)
     for verb in (prepare, run):
         assert run_main(verb.main, ["--dataset", dataset]) == 2
-        assert "--cache-dir data/cache is inside the folder of images" in capsys.readouterr().err
+        assert "--cache-dir data/cache is inside the image folder" in capsys.readouterr().err
     assert files_of(photos) == before
 
 

@@ -118,25 +118,31 @@ def _handler_of(kind: type[Handler]) -> Handler | None:
     return next((handler for handler in handlers if isinstance(handler, kind)), None)
 
 
+class _NewOnly(logging.Filter):
+    """Drops messages that its handler had before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        is_new = message not in self._seen
+        self._seen.add(message)
+        return is_new
+
+
 @contextmanager
 def each_message_once() -> Iterator[None]:
     """Drops messages that were logged before in this block, as when several runs load the same dataset."""
-    seen: set[str] = set()
-
-    def is_new(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        is_first = message not in seen
-        seen.add(message)
-        return is_first
-
-    handlers = list(logging.getLogger(PACKAGE).handlers)
-    for handler in handlers:
-        handler.addFilter(is_new)
+    filters = [(handler, _NewOnly()) for handler in logging.getLogger(PACKAGE).handlers]
+    for handler, new_only in filters:
+        handler.addFilter(new_only)
     try:
         yield
     finally:
-        for handler in handlers:
-            handler.removeFilter(is_new)
+        for handler, new_only in filters:
+            handler.removeFilter(new_only)
 
 
 @contextmanager
