@@ -51,7 +51,7 @@ def test_drawn_pills_needs_no_download():
 def test_a_folder_has_the_same_two_variants_and_their_reasons(photos):
     found, reasons = chosen(["--dataset", str(photos)])
     assert list(found) == ["pretrained", "scratch"] and found["scratch"].dataset == str(photos)
-    assert any("cached at their own size, 16 pixels" in reason for reason in reasons)
+    assert any("cached at 16, the images' own size" in reason for reason in reasons)
     assert not any("Frozen phase" in reason or "Fine-tuning" in reason for reason in reasons), "the pair has its own"
 
 
