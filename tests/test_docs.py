@@ -162,8 +162,7 @@ def test_every_folder_has_a_row():
 
 def test_every_file_of_a_run_directory_has_a_row():
     run_dir = RunDir(Path("run"))
-    names = {name for name, value in vars(RunDir).items() if isinstance(value, property)} - {"is_finished", "lock"}
-    paths = [getattr(run_dir, name) for name in names]
+    paths = [path for name, path in vars(run_dir).items() if name not in ("path", "lock")]
     for split in ("val", "test"):
         paths += [
             method(split, tta) for method in (run_dir.predictions, run_dir.evaluation_of) for tta in (False, True)

@@ -50,11 +50,7 @@ def train(
 
 
 def load_run(path: str | Path) -> "FinishedRun":
-    """Opens the directory of a finished run.
-
-    Raises:
-        UserError: there is no finished run in `path`.
-    """
+    """Opens the directory of a finished run; UserError if there is none in `path`."""
     from transfer_learning.experiments.finished_run import FinishedRun
     from transfer_learning.storage.run_directory import evaluated_run_dir
 

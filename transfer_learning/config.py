@@ -262,10 +262,8 @@ class RunConfig:
 
     @staticmethod
     def from_json(text: str, source: str = "the config") -> "RunConfig":
-        """Reads what `to_json` of this or an earlier version wrote; a missing field takes its default.
-
-        Raises:
-            UserError: no JSON, an unknown field, or a value of another type; named with `source`.
+        """Reads what `to_json` of this or an earlier version wrote; a missing field takes its default. A UserError that
+        begins with `source` if it is no JSON, or has an unknown field or a value of another type.
         """
         return with_values(RunConfig(), values_from_json(text, source))
 

@@ -71,11 +71,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
-    """The run to continue, its config, and no new reasons.
-
-    Raises:
-        UserError: a flag asks for another config than the run's; the fields that differ are named.
-    """
+    """The run to continue, its config, and no new reasons; UserError names the fields for which a flag asks otherwise."""
     if flags.run_dir:
         raise UserError("--resume already names the run directory; leave --run-dir out.")
     run_dir = existing_run_dir(flags.resume)

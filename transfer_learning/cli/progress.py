@@ -16,13 +16,11 @@ LINE_SECONDS = 30  # between two lines of `count_progress` where there is no ter
 
 
 class EpochProgress:
-    """Shows the epochs of a run and measures their speed.
+    """Shows the epochs of a run and measures their speed: a bar on a terminal; elsewhere (a file, a notebook) only
+    lines.
 
-    On a terminal a bar moves during an epoch; elsewhere (a file, a notebook) there are only lines.
-
-    Args:
-        trained: called at the beginning of each epoch with 0 and None, and after train steps with the number of their
-            images and the last learning rate.
+    `trained` is called at the beginning of each epoch with 0 and None, and after train steps with the number of their
+    images and the last learning rate.
     """
 
     def __init__(self, trained: Callable[[int, float | None], None] = lambda num_images, learning_rate: None):

@@ -36,10 +36,8 @@ class Corrections(NamedTuple):
 
 
 def read_corrections(path: str | Path) -> Corrections:
-    """Reads a table of corrections, as `prepare` or a spreadsheet writes it.
-
-    Raises:
-        UserError: the file is missing, has other columns, names an id twice, or has an unknown action.
+    """Reads a table of corrections, as `prepare` or a spreadsheet writes it; UserError if it is missing, has other
+    columns, names an id twice, or has an unknown action.
     """
     path = Path(path)
     actions: dict[str, str] = {}
@@ -78,10 +76,8 @@ def read_corrections(path: str | Path) -> Corrections:
 
 
 def apply_corrections(dataset: Dataset, corrections: Corrections) -> tuple[Dataset, dict[str, str]]:
-    """Returns the dataset with the new labels, and the reason by the id of each image to drop.
-
-    Raises:
-        UserError: an image to drop or relabel is not in the dataset, or a new label is not one of its classes.
+    """Returns the dataset with the new labels, and the reason by the id of each image to drop; UserError for an image
+    that is not in the dataset, or a new label that is not one of its classes.
     """
     path, labels = corrections.path, corrections.labels
     old = {example.id: example.label for example in dataset.examples}

@@ -33,10 +33,8 @@ class FilePart(NamedTuple):
     length: int
 
     def read_bytes(self) -> bytes:
-        """Reads the bytes without a memory map, whose pages would count as memory of this process.
-
-        Raises:
-            OSError: the file is missing, or ends too early.
+        """Reads the bytes without a memory map, whose pages would count as memory of this process; OSError if the file
+        is missing or ends too early.
         """
         with open(self.file, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), self.length, self.offset)

@@ -57,11 +57,8 @@ class Examples:
 def examples_of_split(
     manifest: pd.DataFrame, split: str, class_names: tuple[str, ...], inputs: Rows, rows: np.ndarray
 ) -> Examples:
-    """The examples of the manifest in `split`, in its order.
-
-    Args:
-        inputs: uint8 images (records, size, size, 3).
-        rows: int64 (rows of the manifest,), the row of each in `inputs`.
+    """The examples of the manifest in `split`, in its order: `rows`, int64 (rows of the manifest,), are rows of
+    `inputs`, uint8 images (records, size, size, 3).
     """
     positions = np.flatnonzero(manifest["split"] == split)
     number = {name: index for index, name in enumerate(class_names)}

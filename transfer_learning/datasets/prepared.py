@@ -60,10 +60,8 @@ class PreparedDataset:
 
 
 def load_prepared(config: RunConfig) -> PreparedDataset:
-    """Loads, decodes (what is not cached) and splits the dataset of `config`.
-
-    Raises:
-        UserError: there is no such dataset, or no classifier can be trained on it.
+    """Loads, decodes (what is not cached) and splits the dataset of `config`; UserError if there is no such dataset, or
+    no classifier can be trained on it.
     """
     return prepare_dataset(load_dataset(config.dataset, config.data_dir), config)
 

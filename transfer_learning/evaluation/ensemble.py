@@ -54,10 +54,8 @@ def check_same_examples(examples: Mapping[str, pd.DataFrame], class_names: Mappi
 
 
 def aligned(tables: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
-    """Returns tables of predictions with rows and classes in the order of the first one.
-
-    Raises:
-        UserError: their images, labels or classes differ; the first difference is named.
+    """Tables of predictions with rows and classes in the order of the first one; UserError names the first difference
+    in images, labels or classes.
     """
     check_same_examples(
         {name: table[["id", "label"]] for name, table in tables.items()},
@@ -68,10 +66,8 @@ def aligned(tables: Mapping[str, pd.DataFrame]) -> list[pd.DataFrame]:
 
 
 def average(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Averages probabilities in float64; returns a table of predictions in the order of the first one.
-
-    Raises:
-        UserError: images, labels or classes of the tables differ, or a probability is NaN or infinite.
+    """Averages probabilities in float64; returns a table of predictions in the order of the first one. UserError if
+    images, labels or classes differ, or a probability is NaN or infinite.
     """
     rows = aligned(tables)
     total = np.zeros(predictions.probabilities(rows[0]).shape)

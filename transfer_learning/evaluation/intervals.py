@@ -48,13 +48,10 @@ def resampled_interval(
 
 
 def difference_interval(differences: np.ndarray) -> list[float]:
-    """Returns the 95 % bootstrap interval ``[low, high]`` of a mean difference.
+    """The 95 % bootstrap interval ``[low, high]`` of a mean difference, of one number per image, -1 to 1, shape (n,).
 
     If all images have the same difference, the bootstrap has no spread. Then the upper end of Wilson's interval for 0
     of n bounds the share of images with another difference, which is assumed to be -1 or 1.
-
-    Args:
-        differences: one number per image, -1 to 1, shape (n,).
     """
     low, high = map(float, resampled_interval(differences, np.mean, widest=(-1.0, 1.0)))
     if low == high:
@@ -66,10 +63,7 @@ def difference_interval(differences: np.ndarray) -> list[float]:
 def f1_interval(num_right: int, num_wrong: int) -> list[float]:
     """Returns the 95 % interval ``[low, high]`` of an F1 (Lam et al., 2023, arXiv:2309.14621).
 
-    F1 = 2 s / (1 + s), where s is the share of true positives among these, false positives and false negatives.
-
-    Args:
-        num_right: true positives.
-        num_wrong: false positives and false negatives.
+    F1 = 2 s / (1 + s), where s is the share of true positives (`num_right`) among these, false positives and false
+    negatives (`num_wrong`).
     """
     return [2 * share / (1 + share) for share in wilson_interval(num_right, num_right + num_wrong)]

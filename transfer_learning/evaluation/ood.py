@@ -12,11 +12,7 @@ def uniform_noise(num_images: int, size: int) -> np.ndarray:
 
 
 def scrambled(images: np.ndarray) -> np.ndarray:
-    """Shuffles the pixels of each image, so that only the colours remain.
-
-    Args:
-        images: uint8 (n, size, size, 3), as is the result.
-    """
+    """Shuffles the pixels of each image, so that only the colours remain; uint8 (n, size, size, 3) as the result."""
     pixels = images.reshape(len(images), -1, 3)
     order = np.random.default_rng(SEED).random(pixels.shape[:2]).argsort(axis=1)
     return np.take_along_axis(pixels, order[:, :, None], axis=1).reshape(images.shape)

@@ -105,11 +105,7 @@ def write(predictions: pd.DataFrame, path: Path) -> None:
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Reads a file of `write`: the same texts, bit-identical float32.
-
-    Raises:
-        UserError: there is no such file, or it is not a table of predictions.
-    """
+    """Reads a file of `write`: the same texts, bit-identical float32; UserError if it is missing or no such table."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             columns = next(csv.reader(file), [])

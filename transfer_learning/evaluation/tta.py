@@ -56,10 +56,8 @@ KINDS = ("flip", "crops")
 
 
 def transforms_of(kinds: Sequence[str]) -> tuple[Transform, ...]:
-    """Returns the identity; with "crops" also centre and corners; with "flip" each of these mirrored as well.
-
-    Raises:
-        UserError: a kind is unknown.
+    """Returns the identity; with "crops" also centre and corners; with "flip" each of these mirrored as well. UserError
+    for an unknown kind.
     """
     for kind in kinds:
         if kind not in KINDS:

@@ -22,11 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_for_audit(config: RunConfig) -> tuple[Dataset, PreparedDataset]:
-    """Loads and prepares the dataset; unreadable images are skipped, and classes may lack training images.
-
-    Raises:
-        UserError: there is no such dataset.
-    """
+    """Loads and prepares the dataset; unreadable images are skipped, and classes may lack training images."""
     started = time.monotonic()
     dataset = load_dataset(config.dataset, config.data_dir)
     data = prepare_dataset(dataset, replace(config, skip_unreadable=True), allow_empty_classes=True)
@@ -39,10 +35,8 @@ def prepare_for_audit(config: RunConfig) -> tuple[Dataset, PreparedDataset]:
 
 
 def audit_dataset(dataset: Dataset, data: PreparedDataset, config: RunConfig, compute_features: bool) -> Audit:
-    """Finds everything that `audit.kinds` lists.
-
-    Args:
-        compute_features: whether to compute the features of all images; else those in the cache are used.
+    """Finds everything that `audit.kinds` lists, by the features of all images or, unless they are to be computed,
+    those in the cache.
     """
     features = computed_features(config, data) if compute_features else cached_features(config, data)
     return audit(dataset, data, _of_used_images(features, data) if features else None)
@@ -84,9 +78,7 @@ def cached_features(config: RunConfig, data: PreparedDataset) -> Features | None
 
 def computed_features(config: RunConfig, data: PreparedDataset) -> Features:
     """Computes and caches the features of all readable images; a run with this config finds them in the cache.
-
-    Raises:
-        UserError: the backbone has random weights, or there is no space for the features.
+    UserError if the backbone has random weights, or there is no space.
     """
     with quiet_start():  # imports TensorFlow
         from transfer_learning.machine.devices import set_up_devices

@@ -62,11 +62,8 @@ def evaluate_tta(run: FinishedRun, split: str, transforms: Sequence[Transform]) 
 def evaluate_ensemble(
     runs: Sequence[FinishedRun], split: str, transforms: Sequence[Transform], run_dir: RunDir
 ) -> dict[str, Any]:
-    """Averages the probabilities of several runs, compared with the run that is best on validation images.
-
-    Args:
-        transforms: test-time augmentation; the plain image is one of them.
-        run_dir: a new directory for the results.
+    """Averages the probabilities of several runs, compared with the run that is best on validation images; one of
+    `transforms` is the plain image, and `run_dir` a new directory for the results.
     """
     check_same_images(runs, [split])
     warn_of_mirrors(runs, transforms)

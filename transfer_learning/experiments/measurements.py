@@ -133,10 +133,6 @@ def versions_of(python: str, packages: Sequence[str]) -> dict[str, str]:
     return json.loads(subprocess.check_output([python, "-c", program, *packages], text=True))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Markdown
-
-
 def heading(document: Mapping[str, Any]) -> str:
     """Hardware, versions and command of the last session, as a list."""
     session, machine = document["sessions"][-1], document["machine"]

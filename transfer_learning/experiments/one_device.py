@@ -48,10 +48,8 @@ def main() -> None:
 
 
 def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
-    """Returns rates, memory and the largest batch size of a recipe's network; its weights are random.
-
-    Args:
-        seconds: length of the measurement of a rate, in `WINDOWS` windows.
+    """Returns rates, each measured for `seconds` in `WINDOWS` windows, memory and the largest batch size of a recipe's
+    network, whose weights are random.
     """
     config = RECIPES[dataset]()
     devices = set_up_devices(config.precision, config.seed)

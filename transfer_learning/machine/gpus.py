@@ -43,12 +43,8 @@ class Gpu:
     handle: Any  # NVML's
 
     def sample(self) -> dict[str, Any]:
-        """Returns the current value of each of FIGURES; None for what it does not report.
-
-        ``percent`` is the share of time in which a kernel ran; ``throttled_by`` is the result of that function.
-
-        Raises:
-            pynvml.NVMLError: the GPU is lost or the driver fails.
+        """The current value of each of FIGURES, None where the GPU reports none; NVMLError if it is lost or the driver
+        fails. ``percent`` is the share of time in which a kernel ran.
         """
         use = answer(pynvml.nvmlDeviceGetUtilizationRates, self.handle)
         memory = answer(pynvml.nvmlDeviceGetMemoryInfo, self.handle)

@@ -56,12 +56,7 @@ SUSTAINED = 3  # consecutive throttled samples
 
 
 def pause(elapsed: float, cost: float) -> float:
-    """Seconds until the next sample.
-
-    Args:
-        elapsed: seconds since the first sample.
-        cost: processor seconds of the last sample.
-    """
+    """Seconds until the next sample: `elapsed` since the first one, `cost` in processor seconds of the last one."""
     return max(min(max(elapsed / SAMPLES_PER_TENFOLD, SHORTEST), LONGEST), cost / LARGEST_SHARE)
 
 
@@ -325,10 +320,8 @@ class Monitor:
 
 
 def read_hardware(path: Path) -> pd.DataFrame:
-    """Reads the file of a Monitor without incomplete rows; an empty table if the file is missing.
-
-    Returns:
-        The columns of the file and COLUMNS: `time` as UTC timestamps, texts as str, all others as float64.
+    """Reads the file of a Monitor without incomplete rows; an empty table if the file is missing. Columns: those of the
+    file and COLUMNS; `time` as UTC timestamps, texts as str, all others as float64.
     """
     header, rows = _whole_rows(path)
     table = pd.DataFrame(rows, columns=header, dtype=str).reindex(columns=list(dict.fromkeys([*COLUMNS, *header])))

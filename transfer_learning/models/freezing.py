@@ -30,13 +30,11 @@ class Cut:
 
 
 def find_cut(classifier: Classifier) -> Cut | None:
-    """Returns the highest cut with no trainable layer below it.
+    """Returns the highest cut with no trainable layer below it; None if no layer there has weights, or BatchNorm learns
+    its statistics.
 
     With a frozen backbone it is after the pooling: the activations are the features, and the head is above. In a
     residual network it is between two blocks, because a shortcut bypasses any tensor inside a block.
-
-    Returns:
-        None if no layer below the trainable ones has weights, or if BatchNorm learns its statistics.
     """
     if not classifier.pretrained:
         return None

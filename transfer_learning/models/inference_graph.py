@@ -29,12 +29,10 @@ class InferenceFunction:
 
 
 def inference_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the function that `network` computes with its present weights; later changes of them do not matter.
+    """Returns the function that `network` computes with its present weights, from float32 (batch_size, ...) to float32;
+    later changes of the weights do not matter.
 
     TensorFlow preprocesses constants once, and fuses bias, activation and shortcut with the convolution before them.
-
-    Returns:
-        A function of float32 (batch_size, ...) to float32, whatever the precision in between.
     """
     folded = fold_batch_norm(network)
     values = [(variable, variable.numpy()) for variable in folded.variables]

@@ -17,12 +17,8 @@ class Step(NamedTuple):
 
 
 def mean_weights(candidates: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """Averages weights in float64 and returns them in the dtypes of the first network.
-
+    """Averages weights in float64, in the dtypes of the first network; ValueError if they differ in number or shape.
     The moving statistics of BatchNorm are averaged too, as published; with a pretrained backbone they are all equal.
-
-    Raises:
-        ValueError: there are no networks, or their weights differ in number or shape.
     """
     total: list[np.ndarray] | None = None
     dtypes, count = [], 0

@@ -43,11 +43,7 @@ class Written(NamedTuple):
 
 
 def new_audit_dir(path: str | None, dataset: str) -> Path:
-    """Returns `path`, or for None a new ``runs/audit-photos-20260131-120000``.
-
-    Raises:
-        UserError: `path` is a file, or a directory that is not empty.
-    """
+    """Returns `path`, which must be new or empty, or for None a new ``runs/audit-photos-20260131-120000``."""
     if path is None:
         name = Path(dataset.rstrip("/").replace(":", "-")).stem
         folder = Path("runs") / f"audit-{name}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -71,11 +67,8 @@ def write_audit(
     command: Sequence[str],
     corrections: Corrections | None = None,
 ) -> Written:
-    """Writes the page and both tables into `folder`.
-
-    Args:
-        command: the command that trains on the dataset, without corrections.
-        corrections: those that `data` has applied; the new table starts with them and does not list their images again.
+    """Writes the page and both tables into `folder`. `command` trains on the dataset without corrections; those that
+    `data` has applied begin the new table, which does not list their images again.
     """
     written = Written(folder / PAGE, folder / TABLE, folder / CORRECTIONS)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,8 @@ NUM_NAMED = 50  # images in a list
 
 
 def write_paired(comparison: Mapping[str, Any], results: Path, path: Path) -> None:
-    """Writes the report of a paired comparison to `path`.
-
-    Args:
-        comparison: the result of `ensembles.compare_pair`.
-        results: the JSON file that holds it.
+    """Writes the report of a paired comparison, the result of `ensembles.compare_pair`, which is in the JSON file
+    `results`.
     """
     sentence = ensemble.describe(comparison, "A", "B")
     content = {**comparison, "sentence": sentence, "num_named": NUM_NAMED, "results": results.name}

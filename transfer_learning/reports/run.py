@@ -23,22 +23,16 @@ NUM_WORST = 10
 
 
 def write_report(run_dir: RunDir) -> Path:
-    """Writes `report.html` from the other files of a run directory, atomically, and returns its path.
-
-    The same files give the same bytes. The page names files that are missing but not essential.
-
-    Raises:
-        UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
+    """Writes `report.html` from the other files of a run directory, atomically, and returns its path; the same files
+    give the same bytes. UserError as `page_content`.
     """
     write_page("run.html", page_content(run_dir), run_dir.report)
     return run_dir.report
 
 
 def page_content(run_dir: RunDir) -> dict[str, Any]:
-    """Returns everything that the template shows, as plain values.
-
-    Raises:
-        UserError: the run has no `evaluation.json` yet, or an essential file is damaged.
+    """Everything that the template shows, as plain values; the page names missing files that are not essential.
+    UserError if there is no `evaluation.json`, or an essential file is damaged.
     """
     config = read_json(run_dir.config)
     if not isinstance(config, dict) or "dataset" not in config:

@@ -97,9 +97,7 @@ class ArrayCache:
         """Returns the positions of the keys in `rows`, int64 (len(keys),); -1 where a record is missing.
 
         Every record is read and checked. A damaged one counts as missing and loses its key; a log line counts them.
-
-        Raises:
-            OSError: the index cannot be read.
+        OSError if the index cannot be read.
         """
         positions, damaged = np.full(len(keys), -1, np.int64), {}
         with ThreadPoolExecutor(max(4, usable_cores())) as threads:  # reading and zlib release Python's lock
@@ -163,8 +161,6 @@ class ArrayCache:
     def spill_to_memory(self, reason: str) -> None:
         """From now on nothing is written, as if the disk refused; for a cache that has reached its limit."""
         self._refused = self._refused or OSError(errno.ENOSPC, reason, str(self.folder))
-
-    # -----------------------------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
         self._refused = None

@@ -63,15 +63,10 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class Cache:
-    """The cache of all runs: a folder, and the most that it may hold.
+    """The cache of all runs: a folder, and the most that it may hold."""
 
-    Attributes:
-        folder: created when the first entry is opened.
-        limit_gb: in 10^9 bytes; what does not fit is held in memory.
-    """
-
-    folder: Path
-    limit_gb: float = RunConfig.cache_gb
+    folder: Path  # created when the first entry is opened
+    limit_gb: float = RunConfig.cache_gb  # 10^9 bytes; what does not fit is held in memory
 
     @classmethod
     def of(cls, config: RunConfig) -> "Cache":
@@ -91,10 +86,8 @@ class Cache:
         return cached_fraction(self.entry_folder(spec), spec.shape, spec.dtype, keys)
 
     def reserve(self, arrays: ArrayCache, num_bytes: int) -> bool:
-        """Makes room for `num_bytes` more in an opened entry; where the limit forbids it, `arrays` go to memory.
-
-        Returns:
-            Whether they fit on disk.
+        """Makes room for `num_bytes` more in an opened entry, and returns whether they fit on disk; where the limit
+        forbids it, `arrays` go to memory.
         """
         fits = self.make_room(num_bytes)
         if not fits:
@@ -129,10 +122,8 @@ class Cache:
         return total + num_bytes <= limit_bytes
 
     def entries(self) -> list[CacheEntry]:
-        """All entries by name, with damaged ones and those of other versions; [] where the folder is missing.
-
-        Raises:
-            OSError: the folder cannot be read.
+        """All entries by name, with damaged ones and those of other versions; [] where the folder is missing. OSError
+        if it cannot be read.
         """
         if not self.folder.exists():
             return []

@@ -31,21 +31,15 @@ ERRNO = {  # of SQLite's errors; EIO for others
 
 @dataclass(frozen=True)
 class EntrySpec:
-    """Names a cache entry and says what its records are.
+    """Names a cache entry and says what its records are."""
 
-    Attributes:
-        kind: PIXELS, FEATURES or ACTIVATIONS; the folder below the cache.
-        name: folder below that; everything that decides the values must be in it, as in a hash.
-        shape: of each array; None: records are `bytes` of any length.
-        dtype: of each array; "" where `shape` is None.
-        facts: metadata for listing and finding entries, as {"backbone": "resnet18", "image_size": 160}.
-    """
-
-    kind: str
-    name: str
-    shape: tuple[int, ...] | None
-    dtype: str = ""
-    facts: Mapping[str, str | int] = field(default_factory=dict)
+    kind: str  # PIXELS, FEATURES or ACTIVATIONS; the folder below the cache
+    name: str  # folder below that; everything that decides the values must be in it, as in a hash
+    shape: tuple[int, ...] | None  # of each array; None: records are `bytes` of any length
+    dtype: str = ""  # of each array; "" where `shape` is None
+    facts: Mapping[str, str | int] = field(
+        default_factory=dict
+    )  # metadata, as {"backbone": "resnet18", "image_size": 160}
 
     @property
     def record_bytes(self) -> int:
@@ -182,10 +176,6 @@ def os_errors(folder: Path) -> Iterator[None]:
         if not hasattr(error, "sqlite_errorcode"):  # a mistake in this package, such as a use after `close`
             raise
         raise OSError(ERRNO.get(error.sqlite_errorcode & 0xFF, errno.EIO), str(error), str(folder)) from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Looking at an index that may be in use, damaged or missing; nothing is created, changed or logged
 
 
 def cached_fraction(folder: Path, shape: Sequence[int] | None, dtype, keys: Sequence[str]) -> float:

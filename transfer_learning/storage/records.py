@@ -35,11 +35,7 @@ class RecordsFile:
         return os.fstat(self._descriptor).st_size
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fills the buffer.
-
-        Raises:
-            OSError: the bytes cannot be read, or the file ends before.
-        """
+        """Fills the buffer; OSError if the bytes cannot be read, or the file ends before."""
         while buffer:
             num_read = os.preadv(self._descriptor, [buffer], offset)
             if not num_read:
@@ -115,11 +111,8 @@ class CachedRows:
         return len(self), *self._record_shape
 
     def __getitem__(self, positions: int | np.ndarray) -> np.ndarray:
-        """Returns a new array (k, ...) for integers (k,); (...) for one integer.
-
-        Raises:
-            IndexError: a position is not one that `positions` or `add` returned, such as -1 for a missing record.
-            OSError: a record cannot be read.
+        """Returns a new array (k, ...) for integers (k,); (...) for one integer. IndexError for a position that
+        `positions` or `add` did not return, such as -1 for a missing record; OSError if a record cannot be read.
         """
         if isinstance(positions, int | np.integer):
             return self[np.array([positions], np.int64)][0]

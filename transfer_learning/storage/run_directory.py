@@ -22,92 +22,27 @@ class RunDir:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-
-    @property
-    def config(self) -> Path:
-        """Every field of the RunConfig."""
-        return self.path / "config.json"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, device, git commit, dataset fingerprint, one entry per session."""
-        return self.path / "environment.json"
-
-    @property
-    def notes(self) -> Path:
-        """Automatic choices with their reasons, and warnings."""
-        return self.path / "notes.json"
-
-    @property
-    def log(self) -> Path:
-        """All messages of all sessions, with time and level."""
-        return self.path / "log.txt"
-
-    @property
-    def stages(self) -> Path:
-        """The stages of the run: estimated and actual time and disk space."""
-        return self.path / "foresight.json"
-
-    @property
-    def manifest(self) -> Path:
-        """One row per example: id, file, sha256, label, split, width, height, problem."""
-        return self.path / "manifest.csv"
-
-    @property
-    def ignored(self) -> Path:
-        """One row per file of the dataset's folder that is not an example: file, reason."""
-        return self.path / "ignored.csv"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last two training states, for `--resume`."""
-        return self.path / "checkpoint"
-
-    @property
-    def history(self) -> Path:
-        """One row per epoch: loss, accuracy, learning rate; the same bits however often the run was stopped."""
-        return self.path / "history.csv"
-
-    @property
-    def timings(self) -> Path:
-        """One row per epoch: seconds and images per second, which differ from run to run."""
-        return self.path / "timings.csv"
-
-    @property
-    def hardware(self) -> Path:
-        """One row per sample: usage of processors, memory, disks and GPUs, images per second, learning rate."""
-        return self.path / "hardware.csv"
-
-    @property
-    def model(self) -> Path:
-        """The trained model: images in, probabilities out."""
-        return self.path / "model.keras"
-
-    @property
-    def evaluation(self) -> Path:
-        """The metrics on the evaluation split."""
-        return self.path / "evaluation.json"
-
-    @property
-    def classification_report(self) -> Path:
-        return self.path / "classification_report.txt"
-
-    @property
-    def figures(self) -> Path:
-        return self.path / "figures"
-
-    @property
-    def report(self) -> Path:
-        """The report; written last, so a run with a report is finished."""
-        return self.path / "report.html"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def csv_log(self) -> Path:
-        return self.path / "csv_log.csv"
+        self.config = self.path / "config.json"  # every field of the RunConfig
+        self.environment = self.path / "environment.json"  # versions, device, git commit, dataset fingerprint, sessions
+        self.notes = self.path / "notes.json"  # automatic choices with their reasons, and warnings
+        self.log = self.path / "log.txt"  # all messages of all sessions, with time and level
+        self.stages = self.path / "foresight.json"  # the stages of the run: estimated and actual time and disk space
+        self.manifest = (
+            self.path / "manifest.csv"
+        )  # one row per example: its file, hash, label, split, size and problem
+        self.ignored = self.path / "ignored.csv"  # one row per other file of the dataset's folder, with the reason
+        self.checkpoint = self.path / "checkpoint"  # the last two training states, for `--resume`
+        self.history = self.path / "history.csv"  # one row per epoch; the same bits however often the run was stopped
+        self.timings = self.path / "timings.csv"  # one row per epoch: seconds and images per second
+        self.hardware = self.path / "hardware.csv"  # one row per sample: usage of processors, memory, disks and GPUs
+        self.model = self.path / "model.keras"  # the trained model: images in, probabilities out
+        self.evaluation = self.path / "evaluation.json"  # the metrics on the evaluation split
+        self.classification_report = self.path / "classification_report.txt"
+        self.figures = self.path / "figures"
+        self.report = self.path / "report.html"  # the report; written last, so a run with a report is finished
+        self.tensorboard = self.path / "tensorboard"
+        self.csv_log = self.path / "csv_log.csv"
+        self.lock = self.path / ".lock"
 
     def predictions(self, split: str, tta: bool = False) -> Path:
         """One row per image: id, label, predicted class, confidence, probabilities; with or without augmentation."""
@@ -126,19 +61,11 @@ class RunDir:
         return self.path / f"comparison_{split}.html"
 
     @property
-    def lock(self) -> Path:
-        return self.path / ".lock"
-
-    @property
     def is_finished(self) -> bool:
         return self.report.exists()
 
     def read_config(self) -> RunConfig:
-        """The config of the run.
-
-        Raises:
-            UserError: the file is damaged or holds invalid values.
-        """
+        """The config of the run; UserError if the file is damaged or holds invalid values."""
         values = values_from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
         if "dataset" not in values:
             raise UserError(
@@ -150,13 +77,11 @@ class RunDir:
 
     @contextmanager
     def begun(self, config: RunConfig) -> Iterator[None]:
-        """Locks the run for this process and writes its config before anything else, so that it can be resumed.
+        """Locks the run for this process and writes its config before anything else, so that it can be resumed;
+        UserError if the directory holds a finished run or one with another config, or another process has it.
 
         A new run that ends with a UserError before its first checkpoint is deleted, because resuming it would only
-        repeat the error.
-
-        Raises:
-            UserError: the directory holds a finished run, a run with another config, or one that another process has.
+        repeat it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self.locked():  # first: another process may just have started or finished this run
@@ -183,11 +108,7 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the run for this process; the lock ends with the process, however it ends.
-
-        Raises:
-            UserError: another process holds the lock.
-        """
+        """Locks the run for this process, however that ends; UserError if another process holds the lock."""
         # No links: the run directory may be a stranger's, and the target of a link would be emptied.
         with open(os.open(self.lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as lock:
             try:
@@ -203,11 +124,7 @@ class RunDir:
 
 
 def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
-    """The directory for a new run: `path`, or ``runs/NAME-TIME``.
-
-    Raises:
-        UserError: `path` holds a finished run, an unfinished one, or other files.
-    """
+    """The directory for a new run: `path`, which must hold no run or other files, or ``runs/NAME-TIME``."""
     if path is None:
         path = Path("runs") / f"{name.replace(':', '_')}-{datetime.now():%Y%m%d-%H%M%S}"  # of keras:NAME
         if path.exists():  # two runs in one second
@@ -230,11 +147,8 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
 
 
 def existing_run_dir(path: str | os.PathLike) -> RunDir:
-    """Opens the directory of a run.
-
-    Raises:
-        UserError: there is no such directory, it holds no `config.json`, or a link in it leads out of it: what is read
-            and written there may have been chosen by a stranger.
+    """Opens the directory of a run; UserError if it is none, or a link leads out of it: what is read and written there
+    may have been chosen by a stranger.
     """
     run_dir = RunDir(Path(path))
     if not run_dir.path.is_dir():
@@ -253,11 +167,7 @@ def existing_run_dir(path: str | os.PathLike) -> RunDir:
 
 
 def evaluated_run_dir(path: str | os.PathLike) -> RunDir:
-    """Opens the directory of a finished run.
-
-    Raises:
-        UserError: as `existing_run_dir`, or the run has no evaluation yet.
-    """
+    """Opens the directory of a finished run; UserError as `existing_run_dir`, or if it has no evaluation yet."""
     run_dir = existing_run_dir(path)
     if not run_dir.evaluation.exists():
         raise UserError(f"The run {path} is unfinished; continue it with run --resume {path}, then try again.")

@@ -49,10 +49,8 @@ class Writer:
             self._thread.shutdown()
 
     def save(self, arrays: Arrays, state: dict) -> None:
-        """Starts to save `arrays`, which must not change any more; returns once the checkpoint before it is on disk.
-
-        Raises:
-            OSError: the one before could not be written.
+        """Starts to save `arrays`, which must not change any more; returns once the checkpoint before it is on disk, or
+        raises its OSError.
         """
         self.wait()
         self._writing = self._thread.submit(save, self._folder, arrays, state)
@@ -105,12 +103,8 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
 
 
 def load(folder: Path) -> tuple[Arrays, dict] | None:
-    """Returns the newest complete checkpoint as (arrays, state), or None if none was ever written.
-
-    A damaged one is logged, renamed to NAME.damaged, and the one before it is used.
-
-    Raises:
-        UserError: there were checkpoints, and every one is damaged.
+    """The newest complete checkpoint as (arrays, state), or None if none was ever written. A damaged one is logged,
+    renamed to NAME.damaged, and the one before it is used; UserError if every one is damaged.
     """
     numbered = _numbered(folder)
     for path in reversed(numbered):

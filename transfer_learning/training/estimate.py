@@ -117,10 +117,8 @@ class RunEstimate:
 def estimate_run(
     config: RunConfig, dataset: Dataset, classifier: Classifier, cuts: Mapping[str, Cut | None], runtime: dict[str, str]
 ) -> tuple[list[Stage], bool]:
-    """Measures decoding and forward passes on a few images, and logs the estimate.
-
-    Returns:
-        The stages with their estimates, and whether the fine-tune phase shall cache the activations at its cut.
+    """Measures decoding and forward passes on a few images, logs the estimate, and returns the stages and whether the
+    fine-tune phase shall cache the activations at its cut.
     """
     cache = Cache.of(config)
     sample = sample_dataset(dataset, config.stored_size, config.resize, cache, config.decoded_gb)
@@ -182,10 +180,8 @@ def estimate_stages(
 ) -> list[Stage]:
     """Returns the stages of a run in their order.
 
-    Args:
-        forward_rate: images per second through the whole frozen network.
-        costs: of each phase that caches activations; the others compute everything in every epoch.
-        lower_rate: images per second through the frozen layers of a fine-tune phase that does not cache activations.
+    Rates are images per second, `forward_rate` through the whole frozen network, `lower_rate` through the frozen layers
+    of a fine-tune phase that does not cache activations; `costs` are of the phases that do.
     """
     num_missing = sample.missing_fraction * sum(sizes)
     stages = [Stage("decode", num_missing / sample.images_per_second, int(num_missing * sample.record_bytes))]
@@ -240,10 +236,8 @@ class MeasuredRates:
         self._path = path
 
     def of(self, name: str, cut: Cut, anew: bool) -> float:
-        """Images per second through the layers below the cut; measured if `anew`, or if no earlier run did.
-
-        Args:
-            name: of the cache entry, a hash of network, weights and runtime.
+        """Images per second through the layers below the cut, by the name of its cache entry (a hash of network,
+        weights and runtime); measured if `anew`, or if no earlier run did.
         """
         known = {}
         with suppress(OSError, UserError):

@@ -29,12 +29,10 @@ def add_timing(path: Path, row: dict) -> None:
 def phase_results(
     history: list[dict], timings: Path, monitor: str, seconds_of_phases: Mapping[str, float | None]
 ) -> dict[str, dict]:
-    """Returns for each trained phase its number of epochs, the metrics of its best epoch, and times in seconds.
+    """For each trained phase its number of epochs, the metrics of its best epoch, and times in seconds.
 
-    Args:
-        timings: the file that `add_timing` wrote; the last row of an epoch that was repeated counts.
-        seconds_of_phases: total time of each phase; what its epochs did not take are ``preparation_seconds`` (computing
-            cached activations, compiling).
+    In `timings`, which `add_timing` wrote, the last row of a repeated epoch counts. What the epochs did not take of
+    `seconds_of_phases` are ``preparation_seconds`` (computing cached activations, compiling).
     """
     seconds = pd.read_csv(timings).drop_duplicates("epoch", keep="last") if timings.exists() else None
     results = {}

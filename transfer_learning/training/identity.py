@@ -25,10 +25,8 @@ class Identity:
         return dataclasses.asdict(self) | {"config": json.loads(self.config.to_json())}
 
     def check(self, values: dict, run_dir: RunDir) -> None:
-        """Compares with the `to_values` of a checkpoint in `run_dir`; logs changes of the runtime.
-
-        Raises:
-            UserError: the checkpoint belongs to another config, dataset or network.
+        """Compares with the `to_values` of a checkpoint in `run_dir`; logs changes of the runtime. UserError if it
+        belongs to another config, dataset or network.
         """
         values = renamed(values, {"surroundings": "runtime"})
         config = RunConfig.from_json(json.dumps(values["config"]), f"the config inside {run_dir.checkpoint}")

@@ -18,10 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 def find_cuts(config: RunConfig, classifier: Classifier) -> dict[str, Cut | None]:
-    """Returns the cut of each phase with epochs, see `cut_of_phase`.
-
-    Raises:
-        UserError: augmented copies are asked for in a phase without frozen layers below the trained ones.
+    """Returns the cut of each phase with epochs, see `cut_of_phase`; UserError if augmented copies are asked for in a
+    phase without frozen layers below the trained ones.
     """
     cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
     for name, cut in cuts.items():

@@ -31,11 +31,8 @@ COPY_SEED = 0  # not the run's seed, so that runs with other seeds find the same
 
 
 def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, str]) -> EntrySpec:
-    """Returns the cache entry of the activations at the cut.
-
-    Args:
-        pixel_key: see `CachedImages`.
-        runtime: versions, device and flags, which the last bits depend on.
+    """The cache entry of the activations at the cut: `pixel_key` as in `CachedImages`; `runtime`, versions, device and
+    flags, which the last bits depend on.
     """
     key = json.dumps([runtime, pixel_key, keras.mixed_precision.dtype_policy().name])
     return activations_entry(cut.below, key, config.backbone, config.image_size)
@@ -50,13 +47,11 @@ def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[
 def make_phase_inputs(
     cut: Cut, settings: Phase, is_cached: bool, config: RunConfig, data: PreparedDataset, runtime: dict[str, str]
 ) -> tuple[Examples, Examples]:
-    """Returns training and validation examples whose inputs are the activations at the cut.
+    """Returns training and validation examples whose inputs are the activations at the cut, computed once (`is_cached`)
+    or whenever they are read, with the same bits.
 
     Augmented copies depend on the content of an image only, so that another run finds them in the cache, whatever its
     seed, labels and other images.
-
-    Args:
-        is_cached: whether activations are computed once, or whenever they are read; the bits are the same.
     """
     train, val = data.split("train"), data.split("val")
     train_names = copy_names(data.hashes("train").tolist(), settings, config.flip)

@@ -6,11 +6,8 @@ from transfer_learning.config import Phase
 
 
 def learning_rate(phase: Phase, step: int, steps_per_epoch: int, plateau_scale: float = 1.0) -> float:
-    """Returns the learning rate of one train step.
-
-    Args:
-        step: 0 or more, counted from the start of the phase.
-        plateau_scale: product of the factors of schedule "plateau" so far.
+    """The learning rate of a train step, counted from 0 in its phase; `plateau_scale` is the product of the factors of
+    plateau so far.
     """
     rate = SCHEDULES[phase.schedule](phase, step, steps_per_epoch)
     return rate if step < round(phase.warmup_epochs * steps_per_epoch) else rate * plateau_scale

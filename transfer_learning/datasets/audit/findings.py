@@ -72,20 +72,15 @@ class Features(NamedTuple):
 class Audit:
     """All files and findings.
 
-    Attributes:
-        files: one row per file. id; what: used, skipped or ignored; reason; label; split; width, height; num_bytes;
-            remarks of the decoder; duplicates, near_duplicates: number of the group of equal or nearly equal images, -1
-            for none; suggestion and probability of another label; quality: probability of the given label, 0 to 1;
-            findings.
-        findings: one row per finding. position: of the row of `files`; kind: a key of KINDS; detail.
-        num_on_disk: number of files on disk; None for a dataset that is not a folder.
-        notes: sentences about the methods.
+    `files` has one row per file: id; what: used, skipped or ignored; reason; label; split; width, height; num_bytes;
+    remarks of the decoder; duplicates, near_duplicates: number of the group of equal or nearly equal images, -1 for none;
+    suggestion and probability of another label; quality: probability of the given label, 0 to 1; findings.
     """
 
     files: pd.DataFrame
-    findings: pd.DataFrame
-    num_on_disk: int | None
-    notes: tuple[str, ...]
+    findings: pd.DataFrame  # one row per finding; position: of the row of `files`; kind: a key of KINDS; detail
+    num_on_disk: int | None  # number of files; None for a dataset that is not a folder
+    notes: tuple[str, ...]  # sentences about the methods
 
     def of_kind(self, kind: str) -> pd.DataFrame:
         """The rows of `files` with a finding of this kind, with its detail."""
@@ -110,11 +105,8 @@ class Audit:
 
 
 def audit(dataset: Dataset, data: PreparedDataset, features: Features | None = None) -> Audit:
-    """Finds everything that KINDS lists.
-
-    Args:
-        data: `dataset` after `prepare_dataset`.
-        features: of all or some of the images; None: no label issues and outliers are looked for.
+    """Finds everything that KINDS lists in a dataset and `data`, what `prepare_dataset` made of it. Without features no
+    label issues and outliers are looked for.
     """
     files = _files(dataset, data)
     notes: list[str] = []
@@ -180,10 +172,6 @@ def _num_bytes(source: Source) -> int:
         return 0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Names
-
-
 def folded(name: str) -> str:
     """A name without case, accents and letter width."""
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
@@ -225,10 +213,6 @@ def _links(dataset: Dataset, folder: Path) -> Iterator[Finding]:
                 place = os.path.realpath(place)
             if os.path.commonpath([root, place]) != root:
                 yield position, "link outside the folder", place
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
 
 
 def _skipped_and_ignored(dataset: Dataset, data: PreparedDataset, files: pd.DataFrame) -> Iterator[Finding]:
@@ -285,10 +269,6 @@ def _remark_findings(remarks: str, suffix: str | None) -> Iterator[tuple[str, st
     for word in words:
         if word.startswith("turned-"):
             yield "EXIF rotation", f"orientation {word.removeprefix('turned-')}"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Pictures
 
 
 def _content_findings(

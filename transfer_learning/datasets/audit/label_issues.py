@@ -24,16 +24,12 @@ class LabelIssues(NamedTuple):
 
 
 def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> LabelIssues:
-    """Finds labels that are probably wrong, by confident learning.
+    """Finds labels (int, from 0 on) that are probably wrong by features float32 (n, width), with confident learning.
 
     Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021, as cleanlab
     implements it (`find_label_issues` with `filter_by="both"`), on cross-validated probabilities of a logistic
-    regression. Near-duplicates share a fold, since they would support each other's wrong label.
-
-    Args:
-        features: float32 (n, width).
-        labels: int (n,), from 0 on.
-        groups: int (n,), near-duplicates have the same number; -1 for none.
+    regression. Near-duplicates, which share a number in `groups` (-1: none), share a fold, since they would support
+    each other's wrong label.
     """
     with needs_extra("audit"):
         from cleanlab.filter import find_label_issues

@@ -47,10 +47,8 @@ def perceptual_hashes(pixels: Any, rows: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def correlations(pixels: Any, rows: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Returns the correlation, -1 to 1, of the grey images at 32 x 32 pixels of each pair, float32 (pairs,).
-
-    Args:
-        pairs: int64 (pairs, 2), positions in `rows`.
+    """The correlation, -1 to 1, of the grey images at 32 x 32 pixels of each pair, float32 (pairs,); `pairs` are
+    positions in `rows`, int64 (pairs, 2).
     """
     members, places = np.unique(pairs, return_inverse=True)
     pictures = np.empty((len(members), SIDE * SIDE), np.float16)
@@ -94,11 +92,8 @@ def near_by_hash(hashes: np.ndarray, most_bits: int) -> np.ndarray:
 
 
 def near_by_features(features: np.ndarray, least_similarity: float) -> np.ndarray:
-    """Returns the pairs of similar features, int64 (pairs, 2).
-
-    Args:
-        features: float32 (n, width), of length 1 each, see `directions`.
-        least_similarity: smallest cosine of a pair.
+    """Returns the pairs with at least this cosine, int64 (pairs, 2); features float32 (n, width) of length 1, see
+    `directions`.
     """
     pairs = [np.empty((0, 2), np.int64)]
     for part, others in _blocks(np.arange(len(features))):

@@ -51,14 +51,11 @@ class Form(NamedTuple):
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads ``data_dir/cifar10``: the binary or the python version, packed or unpacked, or PNG files in
-    ``train/CLASS`` and ``test/CLASS``; where none is there, the python version is downloaded to it.
+    """Reads ``data_dir/cifar10``: the binary or the python version, packed or unpacked, or PNG files in ``train/CLASS``
+    and ``test/CLASS``; where none is there, the python version is downloaded to it.
 
     Archives are not unpacked. Both versions give the same examples; PNG files have other hashes, and so another
-    validation split.
-
-    Raises:
-        UserError: a file is damaged, or the download fails.
+    validation split. UserError if a file is damaged, or the download fails.
     """
     root = data_dir / "cifar10"
     for form in FORMS:

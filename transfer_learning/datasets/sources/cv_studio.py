@@ -132,11 +132,7 @@ def _annotated_images(place: str, data_dir: Path) -> tuple[list[AnnotatedImage],
 
 
 def _annotations(path: Path) -> tuple[set[str], dict[str, list[dict[str, Any]]]]:
-    """The labels that the project lists, or all that it uses, and the annotations by the name of the image.
-
-    Raises:
-        UserError: there is no such file, or it holds something else.
-    """
+    """The labels that the project lists, or all that it uses, and the annotations by the name of the image."""
     try:
         project = json.loads(path.read_bytes())
         json.dumps(project, ensure_ascii=False).encode()  # lone surrogates could not be written

@@ -138,9 +138,6 @@ NEUTRAL_WORDS = ("Tea", "Soap", "Matches", "Cocoa", "Candles", "Salt")
 SKIN = ((236, 190, 160), (214, 160, 124), (170, 116, 84), (116, 76, 54))
 
 
-# ----------------------------------------------------------------------------------------------------- small things
-
-
 def _rng(*key: int) -> np.random.Generator:
     """Returns the generator of `key`, the same on every machine."""
     return np.random.default_rng(key)
@@ -197,9 +194,6 @@ def _write_small_print(
             dash = int(rng.integers(6, 22))
             draw.line((x, y, min(x + dash, end), y), fill, max(1, pitch // 4))
             x += dash + 4
-
-
-# ----------------------------------------------------------------------------------------------------------- sprites
 
 
 def _pill(
@@ -469,9 +463,6 @@ def _note(rng: np.random.Generator) -> Image.Image:
     return note.convert("RGBA")
 
 
-# ------------------------------------------------------------------------------------------------------------- scene
-
-
 def _background(rng: np.random.Generator, size: int) -> Image.Image:
     """Draws a table top as RGB: wood, cloth, tiles, paper, stone or something out of focus."""
     side = size  # drawn at 1 / 1.42 of its scale: turned by any angle it still fills the picture
@@ -651,9 +642,6 @@ def draw(class_name: str, number: int, size: int = 256) -> Image.Image:
     if rng.random() < DIFFICULTY.cover_share:
         _cover(picture, rng, light_angle, light)
     return _photograph(picture, rng)
-
-
-# --------------------------------------------------------------------------------------------------------------- disk
 
 
 def _save(folder: Path, class_name: str, number: int) -> None:

@@ -33,10 +33,8 @@ MD5 = {  # as published with the dataset
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads the four IDX files from ``data_dir/fashion_mnist``, Debian's package or Keras' folder, or downloads them.
-
-    Raises:
-        UserError: a file is damaged, or there are none and the download fails.
+    """Reads the four IDX files from ``data_dir/fashion_mnist``, Debian's package or Keras' folder, or downloads them;
+    UserError if a file is damaged or the download fails.
     """
     own = data_dir / "fashion_mnist"
     folders = [
@@ -54,10 +52,8 @@ def load(data_dir: Path) -> Dataset:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Returns the uint8 array of a gzipped IDX file, with the shape of its header.
-
-    Raises:
-        UserError: the file has another format, or is truncated.
+    """The uint8 array of a gzipped IDX file, with the shape of its header; UserError if it has another format or is
+    truncated.
     """
     try:
         with gzip.open(path) as file:

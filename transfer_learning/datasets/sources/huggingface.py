@@ -48,10 +48,7 @@ def read(place: str, data_dir: Path) -> Dataset:
 
     Ignored, each with a reason: splits other than train, validation and test, if there are several splits; and rows
     without an image or a label (-1 on the hub, as in the test split of ImageNet). A ClassLabel gives the order of
-    classes.
-
-    Raises:
-        UserError: the dataset is missing, private or unreachable; or its image and label columns are ambiguous.
+    classes. UserError if the dataset is missing, private or unreachable, or its columns are ambiguous.
     """
     name, options = _parsed(place)
     tables = _load(name, options.get("config"))

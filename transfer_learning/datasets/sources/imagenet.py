@@ -36,14 +36,12 @@ UNPACKING = (
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads ``data_dir/imagenet`` (class folders, or saved by Hugging Face Datasets), else Hugging Face's dataset.
+    """Reads ``data_dir/imagenet`` (class folders, or saved by Hugging Face Datasets), else Hugging Face's dataset;
+    UserError if there is neither, or the layout is unknown.
 
     The official validation images become the split `test`; the split `val` is drawn from the training images. Classes
     are in the order of their WordNet ids, as for all published weights, and named by the id and the first word of its
     description; from Hugging Face, by all words.
-
-    Raises:
-        UserError: there is neither, or the layout is none of the known ones.
     """
     root = data_dir / "imagenet"
     if huggingface.is_saved(root):

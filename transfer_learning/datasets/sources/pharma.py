@@ -30,10 +30,8 @@ CLASS_NAMES = (
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads ``data_dir/pharma`` if it exists, else downloads it with kagglehub (into its own cache).
-
-    Raises:
-        UserError: the download fails, or the folder does not have the ten classes.
+    """Reads ``data_dir/pharma`` if it exists, else downloads it with kagglehub (into its own cache); UserError if the
+    download fails, or the folder does not have the ten classes.
     """
     root = data_dir / "pharma"
     dataset = folder.read(root if root.is_dir() else _download(root))

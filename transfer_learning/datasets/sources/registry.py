@@ -60,10 +60,8 @@ SCHEMES = {
 
 
 def load_dataset(name: str, data_dir: str | Path) -> Dataset:
-    """Loads a dataset by its known name, by the path of a folder, archive or table, or by ``SCHEME:PLACE``.
-
-    Raises:
-        UserError: no such name or path, or fewer than two classes.
+    """Loads a dataset by its known name, by the path of a folder, archive or table, or by ``SCHEME:PLACE``; UserError
+    if there is no such name or path, or it has fewer than two classes.
     """
     scheme, place = scheme_of(name)
     if name in DATASETS:

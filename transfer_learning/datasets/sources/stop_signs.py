@@ -9,11 +9,7 @@ from transfer_learning.errors import UserError
 
 
 def load(data_dir: Path) -> Dataset:
-    """Reads the project in ``data_dir/stop_signs`` as `cv_studio.read` does.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Reads the project in ``data_dir/stop_signs`` as `cv_studio.read` does; UserError if it is missing or damaged."""
     root = data_dir / "stop_signs"
     if not (root / cv_studio.ANNOTATIONS).is_file():
         raise UserError(

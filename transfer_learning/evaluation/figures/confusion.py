@@ -16,15 +16,12 @@ CORRECT = LinearSegmentedColormap.from_list("correct", ["#f1f6fa", "#a9cbe2"])  
 
 
 def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str], normalised: bool) -> Figure:
-    """Draws true classes (rows) against predicted classes (columns).
+    """Draws true classes (rows) against predicted classes (columns) by counts (n, n), or as percentages of each true
+    class.
 
     Errors and the diagonal have colour scales of their own, so that a few errors among many correct predictions are
-    visible. Up to 30 classes the cells hold numbers; from about 180 classes on not every class is labelled.
-
-    Args:
-        matrix: counts, integers, shape (n, n).
-        class_names: n names, by position.
-        normalised: show each row as percentages of its true class; the row of a class without images is grey.
+    visible; the percentages of a class without images are grey. Up to 30 classes the cells hold numbers; from about 180
+    classes on not every class is labelled.
     """
     counts = np.asarray(matrix, dtype=np.int64)
     num_classes = len(class_names)

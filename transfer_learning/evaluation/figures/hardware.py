@@ -32,11 +32,8 @@ LARGEST_SPAN = 1e4  # of a logarithmic axis: the highest value divided by the lo
 def hardware(table: pd.DataFrame) -> Figure:
     """Draws images per second, learning rate, and the usage of processors, memory, disks and GPUs over time.
 
-    The time between two sessions is left out. Many samples are binned: the mean is a line, the range is shaded. A
-    quantity without a measurement has no line, and a panel without lines is left out.
-
-    Args:
-        table: one row or more, as `monitor.read_hardware` returns it.
+    The table is that of `monitor.read_hardware`, one row or more. The time between two sessions is left out. Many
+    samples are binned: the mean is a line, the range is shaded. A panel without measurements is left out.
     """
     seconds, resumed = _running_time(table)
     unit, name = next(

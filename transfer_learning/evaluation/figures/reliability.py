@@ -12,10 +12,8 @@ from transfer_learning.evaluation.figures.style import BLUE, GREY, clean_axes, s
 
 
 def reliability(calibration: Mapping[str, Any]) -> Figure:
-    """Draws accuracy against confidence, before and after temperature scaling, above the number of images in each bin.
-
-    Args:
-        calibration: the result of `calibration.measure`; one panel is drawn if its temperature is 1.
+    """Draws accuracy against confidence, before and after temperature scaling, above the number of images in each bin:
+    one panel of the result of `calibration.measure` if its temperature is 1.
     """
     panels = [("uncalibrated", calibration["uncorrected"])]
     if calibration["temperature"] != 1:

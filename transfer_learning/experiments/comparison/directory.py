@@ -69,35 +69,12 @@ class ComparisonDir:
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-
-    @property
-    def plan(self) -> Path:
-        """Variants with their configs, seeds, learning rates to try."""
-        return self.path / "plan.json"
-
-    @property
-    def diverged(self) -> Path:
-        """The runs of the learning-rate search that diverged, each with its error message."""
-        return self.path / "diverged.json"
-
-    @property
-    def results(self) -> Path:
-        """Every number of the comparison."""
-        return self.path / "comparison.json"
-
-    @property
-    def table(self) -> Path:
-        """One row per run."""
-        return self.path / "comparison.csv"
-
-    @property
-    def figure(self) -> Path:
-        """Learning curves of all variants."""
-        return self.path / "learning_curves.png"
-
-    @property
-    def page(self) -> Path:
-        return self.path / "compare.html"
+        self.plan = self.path / "plan.json"  # variants with their configs, seeds, learning rates to try
+        self.diverged = self.path / "diverged.json"  # runs of the learning-rate search, each with its error message
+        self.results = self.path / "comparison.json"  # every number of the comparison
+        self.table = self.path / "comparison.csv"  # one row per run
+        self.figure = self.path / "learning_curves.png"  # learning curves of all variants
+        self.page = self.path / "compare.html"
 
     def run(self, variant: str, seed: int, learning_rate: float | None = None) -> RunDir:
         """The run of one variant with one seed, and with a learning rate if one is searched."""
@@ -131,10 +108,8 @@ class ComparisonDir:
 
 
 def new_comparison(plan: Plan, path: str | None) -> ComparisonDir:
-    """The directory for this plan, which may hold a stopped comparison of the same plan.
-
-    Raises:
-        UserError: the directory holds another comparison or something else, or the plan cannot be carried out.
+    """The directory for this plan, which may hold a stopped comparison of it; UserError if it holds another one or
+    something else, or the plan cannot be carried out.
     """
     _check(plan)
     directory = ComparisonDir(path or plan.default_path())

@@ -82,16 +82,9 @@ def result_lines(results: Mapping[str, Any]) -> list[str]:
     return [*results["conclusions"], *results["remarks"], TIME_NOTE]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# From the files of the runs
-
-
 def variant_runs(run_dirs: Sequence[RunDir], search_dirs: Sequence[RunDir]) -> list[statistics.Run]:
-    """Reads the runs of one variant.
-
-    Args:
-        run_dirs: one per seed.
-        search_dirs: one per learning rate that was tried; the first may have filled the cache for the others.
+    """Reads the runs of one variant: one per seed, and one per learning rate that was tried; the first of those may
+    have filled the cache for the others.
     """
     by_path = {run_dir.path: run_dir for run_dir in (*run_dirs, *search_dirs)}
     finished = [run_dir for run_dir in by_path.values() if run_dir.is_finished]
@@ -126,11 +119,7 @@ def gather_results(
     run_dirs: Mapping[str, Sequence[RunDir]],
     runs: Mapping[str, Sequence[statistics.Run]],
 ) -> dict[str, Any]:
-    """Returns every number of the comparison, ready for JSON.
-
-    Raises:
-        UserError: the runs were made on different images.
-    """
+    """Returns every number of the comparison, ready for JSON; UserError if the runs were made on different images."""
     all_dirs = [run_dir for of_variant in run_dirs.values() for run_dir in of_variant]
     evaluations = {run_dir.path.name: read_json(run_dir.evaluation) for run_dir in all_dirs}
     environments = {run_dir.path.name: read_json(run_dir.environment) for run_dir in all_dirs}
@@ -190,10 +179,6 @@ def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str
         for environment in environments
     ]
     return {name: ", ".join(dict.fromkeys(str(row[name]) for row in rows)) for name in rows[0]}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# In words
 
 
 def conclusion(pair: Mapping[str, Any], results: Mapping[str, Any]) -> str:

@@ -38,12 +38,8 @@ class Search:
 
 
 def run_comparison(plan: Plan, directory: ComparisonDir) -> dict[str, Any]:
-    """Carries out the plan from wherever it stopped, and returns the content of comparison.json.
-
-    Raises:
-        Diverged: a variant diverged at every learning rate, or at the only one.
-        UserError: the error of a run.
-        Stopped: a signal ended the comparison, after saving.
+    """Carries out the plan from wherever it stopped, and returns the content of comparison.json. Diverged if a variant
+    diverged at every learning rate, Stopped if a signal ended it (after saving), or the UserError of a run.
     """
     directory.path.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, directory.locked():
@@ -128,11 +124,8 @@ def train(run_dir: RunDir, config: RunConfig, title: str, stop: StopRequest) -> 
 def run_child(run_dir: RunDir, stop: StopRequest) -> None:
     """Starts or continues a run in a child process, shows what it prints, and waits for its end.
 
-    The child has a session of its own, so that Ctrl-C reaches it once, from here, and it can save.
-
-    Raises:
-        Diverged, UserError: as in the child.
-        Stopped: a signal ended it, after saving.
+    The child has a session of its own, so that Ctrl-C reaches it once, from here, and it can save. Diverged and
+    UserError as in the child; Stopped if a signal ended it, after saving.
     """
     command = [sys.executable, "-m", "transfer_learning.run", "--resume", str(run_dir.path)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -28,16 +28,11 @@ class Run(NamedTuple):
     predictions: pd.DataFrame  # of the evaluation split, as `predictions.table` returns it
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Time
-
-
 def with_seconds(history: pd.DataFrame, timings: pd.DataFrame, preparation: Mapping[str, float]) -> pd.DataFrame:
     """The history with a column ``seconds``: the training time at the end of each epoch.
 
-    Args:
-        timings: the last row of an epoch counts; an epoch without a row counts 0.
-        preparation: seconds by phase that belong to no epoch: computing the features of frozen layers, and compiling.
+    Of `timings` the last row of an epoch counts. `preparation` is in seconds by phase: computing cached features, and
+    compiling.
     """
     took = timings.drop_duplicates("epoch", keep="last").set_index("epoch")["seconds"]
     seconds = history["epoch"].map(took).fillna(0.0)
@@ -72,10 +67,6 @@ def reached(history: pd.DataFrame, accuracy: float) -> tuple[int, float] | None:
     return None if rows.empty else (int(rows["epoch"].iloc[0]), float(rows["seconds"].iloc[0]))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The search for a learning rate
-
-
 def best_value(history: pd.DataFrame, monitor: str) -> float:
     """The best finite value of `monitor` in the last phase of a history; NaN if there is none."""
     values = history.loc[history["phase"] == history["phase"].iloc[-1], monitor]
@@ -101,10 +92,6 @@ def best_rate(histories: Mapping[float, pd.DataFrame], monitor: str) -> float:
     return min(found, key=lambda rate: (found[rate], rate))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Accuracy
-
-
 def mean_accuracy_interval(share: float, num_images: int) -> tuple[float, float]:
     """The 95 % interval (Wilson, 1927) of the mean accuracy of one or more runs on `num_images` images.
 
@@ -121,13 +108,10 @@ def mean_accuracy_interval(share: float, num_images: int) -> tuple[float, float]
 def sign_flip_p(differences: np.ndarray) -> float:
     """Exact two-sided p-value of Fisher's randomisation test for pairs (The Design of Experiments, 1935, section 21).
 
-    Under the null hypothesis the sign of each image's difference is random; the p-value is the fraction of all sign
-    assignments whose sum is at least as far from zero as the observed one. With one run per variant it is McNemar's
-    exact test (Psychometrika 12, 1947). With several runs the signs are assigned per image, since runs that are
-    evaluated on the same images are not independent.
-
-    Args:
-        differences: int (n,), per image the number of correct predictions of one variant minus that of the other.
+    Under the null hypothesis the sign of each image's difference, int (n,), is random; the p-value is the fraction of
+    all sign assignments whose sum is at least as far from zero as the observed one. With one run per variant it is
+    McNemar's exact test (Psychometrika 12, 1947). With several runs a difference is between their numbers of correct
+    predictions, since runs that are evaluated on the same images are not independent.
     """
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     probabilities = np.ones(1)  # of every sum, from the lowest to the highest
@@ -175,10 +159,6 @@ def pairs(variants: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         result["p_value"] = min(1.0, len(combinations) * result["p_value"])
         results.append({"first": first, "second": second, **result})
     return results
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One variant
 
 
 def summary(runs: Sequence[Run], targets: Sequence[float]) -> dict[str, Any]:
