@@ -236,7 +236,11 @@ def test_predict_names_an_unreadable_image_and_goes_on_only_when_asked(finished,
     assert "bad.png cannot be predicted" in capsys.readouterr().err
     assert run_main(predict.main, [str(finished[0].path), str(good), str(bad), "--skip-unreadable"]) == 0
     captured = capsys.readouterr()
-    assert captured.out.count("\n") == 2 and "skipped 1" in captured.err
+    assert captured.out.count("\n") == 2
+    assert "Predicted 1 images, skipped 1 (1 not an image)." in captured.err
+    (tmp_path / "note.txt").touch()
+    assert run_main(predict.main, [str(finished[0].path), str(good), str(tmp_path), "--skip-unreadable"]) == 0
+    assert "(1 not an image); 1 other file ignored: 1 not named like an image (.txt)." in capsys.readouterr().err
 
 
 def test_a_finished_run_is_not_run_again(finished, capsys):

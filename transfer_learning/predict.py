@@ -3,17 +3,18 @@
 import argparse
 import csv
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from transfer_learning.cli.console import messages_on_stderr
 from transfer_learning.cli.flags import EarlierName
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
 from transfer_learning.errors import UserError
-from transfer_learning.experiments.prediction import image_files, predict_files
+from transfer_learning.experiments.prediction import find_images, predict_images
 from transfer_learning.storage.run_directory import evaluated_run_dir
 
+IMAGES = "image files, folders searched for them, and what `run` takes: archives, tables, known datasets"
 REJECTED = "unknown"  # in place of a class
 
 
@@ -27,7 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses the flags."""
     parser = Parser("predict", description=__doc__)
     parser.add_argument("run_dir", metavar="RUN_DIR", help="a directory that `run` made")
-    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help="image files, or folders searched for them")
+    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help=IMAGES)
     parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
     reject = f"print {REJECTED} instead of a class if the confidence is below the rejection threshold (see the report)"
     parser.add_argument("--reject", action="store_true", help=reject)
@@ -37,7 +38,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _predict(flags: argparse.Namespace) -> None:
     run_dir = evaluated_run_dir(flags.run_dir)
-    files = [file for path in flags.images for file in image_files(Path(path))]
+    config = run_dir.read_config()
+    found = find_images(flags.images, config.data_dir)
 
     with quiet_start():
         from transfer_learning.experiments.finished_run import FinishedRun
@@ -59,18 +61,22 @@ def _predict(flags: argparse.Namespace) -> None:
         sys.stdout.reconfigure(errors="surrogateescape")
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(("file", "class", "confidence"))
-    num_skipped = 0
-    for file, probabilities, problem in predict_files(classifier, run.config, files):
+    skipped: Counter[str] = Counter()  # by the kind of the problem
+    for file, probabilities, problem, kind in predict_images(classifier, config, found.images):
         if probabilities is not None:
             confidence = probabilities.max()
             name = REJECTED if confidence < threshold else classifier.class_names[probabilities.argmax()]
             writer.writerow((file, name, f"{confidence:.9g}"))
         elif flags.skip_unreadable:
-            num_skipped += 1
+            skipped[kind] += 1
             print(printable(f"Skipped {file}: {problem}."), file=sys.stderr)
         else:
             raise UserError(f"{file} cannot be predicted: {problem}; leave it out, or pass --skip-unreadable.")
-    print(f"Predicted {len(files) - num_skipped:,} images, skipped {num_skipped:,}.", file=sys.stderr)
+    num_skipped = sum(skipped.values())
+    kinds = f" ({', '.join(f'{count:,} {kind}' for kind, count in skipped.most_common())})" if skipped else ""
+    ignored = f"; {found.describe_ignored()}" if found.ignored else ""
+    predicted = f"Predicted {len(found.images) - num_skipped:,} images, skipped {num_skipped:,}{kinds}{ignored}."
+    print(printable(predicted), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
-from transfer_learning.experiments.prediction import image_files, predict_files
+from transfer_learning.experiments.prediction import find_images, predict_images
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import Classifier, load_model
 from transfer_learning.storage.files import read_json
@@ -116,7 +116,8 @@ class FinishedRun:
         """Predicts image files.
 
         Args:
-            paths: images, or folders that are searched for images; one or several.
+            paths: one or several images, folders that are searched for images, archives, or tables; files that are
+                no images are counted in the log.
             skip_unreadable: log and skip what cannot be read.
 
         Returns:
@@ -127,13 +128,15 @@ class FinishedRun:
             UserError: a path is missing, a folder has no images, or an image cannot be read.
         """
         paths = [paths] if isinstance(paths, str | os.PathLike) else paths
-        files = [file for path in paths for file in image_files(Path(path))]
+        found = find_images(paths, self.config.data_dir)
+        if found.ignored:
+            logger.info(f"{found.describe_ignored()}.")
         classifier, rows = self.classifier(), []
-        for file, predicted, problem in predict_files(classifier, self.config, files):
+        for file, predicted, problem, _ in predict_images(classifier, self.config, found.images):
             if predicted is not None:
                 confidence = float(predicted.max())
                 name = classifier.class_names[predicted.argmax()]
-                rows.append((str(file), name, confidence, confidence < classifier.rejection_threshold))
+                rows.append((file, name, confidence, confidence < classifier.rejection_threshold))
             elif skip_unreadable:
                 logger.warning(f"Skipped {file}: {problem}.")
             else:

@@ -74,10 +74,19 @@ def is_archive(path: Path) -> bool:
 
 
 def read(path: Path, data_dir: Path) -> Dataset:
-    """Unpacks the archive into ``data_dir/archives``, unless it is there, and reads it with `folder.read`.
+    """Unpacks the archive and reads it with `folder.read`.
 
     Raises:
-        UserError: it is damaged, unsafe or encrypted, does not fit on the disk, or has no class folders.
+        UserError: as `unpacked`, or it has no class folders.
+    """
+    return replace(folder.read(unpacked(path, data_dir)), name=str(path))
+
+
+def unpacked(path: Path, data_dir: Path) -> Path:
+    """Unpacks the archive into a folder in ``data_dir/archives``, unless it is there; returns the folder.
+
+    Raises:
+        UserError: it is damaged, unsafe or encrypted, or does not fit on the disk.
     """
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -92,8 +101,7 @@ def read(path: Path, data_dir: Path) -> Dataset:
             except OSError:
                 if not place.is_dir():  # else another process was first
                     raise
-    dataset = folder.read(place)
-    return replace(dataset, name=str(path))
+    return place
 
 
 def _unpack(path: Path, target: Path) -> None:

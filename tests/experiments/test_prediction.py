@@ -1,0 +1,58 @@
+"""What `predict` finds at the places that it is given: every file is an image, or is counted with a reason."""
+
+import shutil
+
+import pytest
+from PIL import Image
+
+from transfer_learning.errors import UserError
+from transfer_learning.experiments.prediction import find_images
+
+
+@pytest.fixture
+def mixed(here):
+    """Two images, and files that are none, in a folder."""
+    for name in ("mixed/a.png", "mixed/below/b.jpg"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(here / name)
+    for name in ("IMG_1.HEIC", "IMG_2.heic", "notes.txt", ".DS_Store"):
+        (here / "mixed" / name).write_bytes(b"no image")
+    return here / "mixed"
+
+
+def names(found):
+    return [image.name for image in found.images]
+
+
+def test_a_folder_counts_the_files_that_are_no_images_by_reason(mixed):
+    found = find_images(["mixed"], "data")
+    assert names(found) == ["mixed/a.png", "mixed/below/b.jpg"]
+    text = found.describe_ignored()
+    assert text.startswith("4 other files ignored: 2 unsupported image format (.heic)")
+    assert "1 not named like an image (.txt)" in text and "1 hidden" in text
+
+
+def test_an_archive_a_table_and_a_known_dataset_are_taken_as_by_run(mixed, here):
+    shutil.make_archive("photos", "zip", here, "mixed")
+    (here / "table.csv").write_text("path,label\nmixed/a.png,one\nmixed/below/b.jpg,two\n")
+    assert names(find_images(["photos.zip"], "data")) == ["photos.zip/mixed/a.png", "photos.zip/mixed/below/b.jpg"]
+    assert names(find_images(["table.csv"], "data")) == ["mixed/a.png", "mixed/below/b.jpg"]
+    assert len(find_images(["digits", mixed / "a.png"], "data").images) == 1798
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("missing", "There is no image and no folder missing"),
+        ("only", "only holds no images (2 other files ignored: 2 unsupported image format (.heic)"),
+        ("empty", "empty holds no images; give"),
+    ],
+)
+def test_a_place_without_images_says_what_is_there(place, words, mixed, here):
+    (here / "empty").mkdir()
+    (here / "only").mkdir()
+    for name in ("IMG_1.HEIC", "IMG_2.heic"):
+        (mixed / name).rename(here / "only" / name)
+    with pytest.raises(UserError) as caught:
+        find_images([mixed, place], "data")
+    assert words in str(caught.value)
