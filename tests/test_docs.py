@@ -14,6 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
@@ -288,6 +289,52 @@ def test_blocks_run(block, workspace):
 def test_all_python_blocks_run():
     assert all(block.runs for block in blocks() if block.language == "python" and block.page != "CONTRIBUTING.md")
     assert len(RUNNING) > 8
+
+
+# The worked examples of CONTRIBUTING.md: code and row are evaluated in the module that they are for.
+EXAMPLES = {
+    "Add a backbone": "models.backbones",
+    "Add an augmentation": "datasets.augmentation",
+    "Add a schedule": "training.schedules",
+    "Add a figure": "evaluation.figures.table",
+}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """For each of EXAMPLES the row that its last block adds."""
+    found = {}
+    for heading, module in EXAMPLES.items():
+        section = PAGES["CONTRIBUTING.md"].split(f"## {heading}\n")[1].split("\n## ")[0]
+        *functions, row = re.findall(r"^```\w*\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+        names = dict(vars(importlib.import_module(f"transfer_learning.{module}")))
+        exec("".join(functions), names)
+        found[heading] = eval("{" + row + "}" if row.lstrip().startswith('"') else f"[{row}]", names)
+    return found
+
+
+def test_example_of_a_backbone_is_the_network_of_keras(examples):
+    (row,) = examples["Add a backbone"]
+    assert (row.name, row.builder) == ("efficientnet_b0", "keras.applications:EfficientNetB0")
+
+
+def test_example_of_an_augmentation_erases_a_rectangle(examples):
+    augmentation = examples["Add an augmentation"]["erasing"]
+    generator = np.random.default_rng(0)
+    parameters = augmentation.draw(lambda count: generator.uniform(-1, 1, (8, count)), True, 16)
+    erased = np.asarray(augmentation.apply(np.zeros((8, 16, 16, 3), np.float32), parameters.astype(np.float32)))
+    assert erased.shape == (8, 16, 16, 3) and set(np.unique(erased)) == {0, 127.5}
+    assert np.all(erased.any(axis=(1, 2, 3)) & ~erased.all(axis=(1, 2, 3)))
+
+
+def test_example_of_a_schedule_lowers_the_rate_after_each_third(examples):
+    schedule = examples["Add a schedule"]["thirds"]
+    rates = [schedule(Phase(epochs=3, learning_rate=1.0), step, 4) for step in range(12)]
+    assert rates == pytest.approx([1.0] * 4 + [0.1] * 4 + [0.01] * 4)
+
+
+def test_example_of_a_figure_is_in_a_section_of_the_report(examples):
+    assert f'("{examples["Add a figure"]["class_f1"].section}",' in (PACKAGE / "reports/run.html").read_text()
 
 
 # Links, length and words
