@@ -30,7 +30,7 @@ fast: setup
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(FAST)
 
 test: setup
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --ignore tests/test_docs.py
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_docs.py
 
 test-long: setup
 	$(VENV)/bin/python -m pytest -q -m long

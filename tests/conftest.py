@@ -12,6 +12,21 @@ import transfer_learning  # noqa: F401  (sets Keras' backend ahead of every impo
 from tests.support.photos import SIZE, draw_photos  # noqa: E402
 from transfer_learning.config import Phase, RunConfig  # noqa: E402
 
+# `make test` begins with these: a long file that came last would leave a core idle.
+LONGEST_FILES = (
+    "test_kills.py",
+    "test_resume.py",
+    "test_backbones.py",
+    "test_loop.py",
+    "test_compare.py",
+    "test_run.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(autouse=True)
 def the_precision_of_before():
@@ -56,7 +71,17 @@ def weights_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_config(photos, weights_file, tmp_path_factory):
+def coarse_figures():
+    """Figures of runs have a tenth of their pixels, whose compression takes longer than training on the photos."""
+    from transfer_learning.evaluation.figures import style
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DOTS_PER_INCH", 50)
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_config(photos, weights_file, coarse_figures, tmp_path_factory):
     """Both phases on the photos, a second or two in all."""
     return RunConfig(
         dataset=str(photos),
@@ -70,3 +95,13 @@ def small_config(photos, weights_file, tmp_path_factory):
         frozen=Phase(epochs=2, learning_rate=1e-2),
         fine_tune=Phase(epochs=2, learning_rate=1e-3, unfreeze="block4", augmentation="light"),
     )
+
+
+@pytest.fixture(scope="module")
+def without_figures():
+    """Runs draw no figures, which take about a third of the time of a run on the photos."""
+    from transfer_learning.experiments import train
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "draw_figures", lambda *_: None)
+        yield

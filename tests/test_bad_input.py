@@ -347,18 +347,22 @@ def test_where_neither_disk_nor_memory_has_room_it_says_how_much_is_needed_and_w
         assert words in line
 
 
+@pytest.fixture(scope="module")
+def with_cache(small_config, tmp_path_factory):
+    return train.run_experiment(small_config, RunDir(tmp_path_factory.mktemp("runs") / "cached"))
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_refuses_the_cache_alone_does_not_end_the_run(number, monkeypatch, small_config, here):
+def test_a_disk_that_refuses_the_cache_alone_does_not_end_the_run(number, monkeypatch, small_config, with_cache, here):
     def fail(*arguments):
         raise OSError(number, "It cannot be")
 
-    expected = train.run_experiment(small_config, RunDir(here / "cached"))
     monkeypatch.setattr(ArrayCache, "_add_on_disk", fail)
     config = dataclasses.replace(small_config, cache_dir=str(here / "cache"))
     messages = log_messages()
     evaluation = train.run_experiment(config, RunDir(here / "in memory"))
     output = "\n".join(messages)
-    assert evaluation["weights_sha256"] == expected["weights_sha256"]
+    assert evaluation["weights_sha256"] == with_cache["weights_sha256"]
     assert output.count("It cannot be") == 2 and output.count("holds them in memory instead") == 2  # pixels, features
 
 

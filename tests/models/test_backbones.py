@@ -28,7 +28,14 @@ SMALLEST_OF_EACH_FAMILY = {  # without those of the table
     for name, (family, *_) in sorted(APPLICATIONS.items(), key=lambda item: -item[1].million_parameters)
     if family not in {APPLICATIONS[BACKBONES[row].title].family for row in KERAS_ROWS}
 }
-SLOW = ("keras:InceptionResNetV2", "keras:EfficientNetV2M", "keras:NASNetMobile")  # 15 to 20 s each
+SLOW = (  # 10 to 20 s each
+    "keras:InceptionResNetV2",
+    "keras:EfficientNetV2M",
+    "keras:EfficientNetV2S",
+    "keras:NASNetMobile",
+    "keras:InceptionV3",
+    "keras:DenseNet121",
+)
 QUICK = [name for name in SMALLEST_OF_EACH_FAMILY.values() if name not in SLOW]
 OTHERS = [f"keras:{name}" for name in APPLICATIONS if f"keras:{name}" not in QUICK]
 

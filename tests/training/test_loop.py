@@ -19,6 +19,8 @@ from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint, loop, phases
 
+pytestmark = pytest.mark.usefixtures("without_figures")
+
 
 @pytest.fixture(scope="module")
 def config(small_config):
@@ -30,6 +32,13 @@ def config(small_config):
         frozen=Phase(epochs=1, learning_rate=1e-2),
         fine_tune=Phase(epochs=2, learning_rate=1e-3, unfreeze="block4", augmentation="light"),
     )
+
+
+@pytest.fixture(scope="module")
+def unbroken(config, without_figures, tmp_path_factory):
+    """A run with which nothing went wrong: its directory and its evaluation."""
+    run_dir = RunDir(tmp_path_factory.mktemp("runs") / "unbroken")
+    return run_dir, run_experiment(config, run_dir)
 
 
 def steps_per_epoch(run_dir):
@@ -109,9 +118,8 @@ def short_of_memory(monkeypatch, most, after_calls=0):
 
 
 @pytest.mark.parametrize(("most", "parts"), [(4, 2), (3, 4), (1, 8)])
-def test_when_memory_runs_out_a_batch_is_computed_in_parts(most, parts, config, tmp_path, monkeypatch, capsys):
-    run_dir, limited = RunDir(tmp_path / "run"), tmp_path / "limited"
-    run_experiment(config, run_dir)
+def test_when_memory_runs_out_a_batch_is_computed_in_parts(most, parts, config, unbroken, tmp_path, monkeypatch):
+    (run_dir, _), limited = unbroken, tmp_path / "limited"
     with monkeypatch.context() as patch:
         short_of_memory(patch, most, after_calls=steps_per_epoch(run_dir) + 2)
         evaluation = run_experiment(config, RunDir(limited))
@@ -174,10 +182,9 @@ def test_too_little_memory_outside_of_training_is_a_user_error(name, error, conf
 
 @pytest.mark.parametrize("failing", [1, 8, 21])
 def test_a_full_disk_ends_the_run_with_one_sentence_and_it_resumes_to_the_bit(
-    failing, config, tmp_path, monkeypatch, capsys
+    failing, config, unbroken, tmp_path, monkeypatch, capsys
 ):
-    unbroken, run_dir = RunDir(tmp_path / "unbroken"), RunDir(tmp_path / "run")
-    expected = run_experiment(config, unbroken)["weights_sha256"]
+    (unbroken_dir, expected), run_dir = unbroken, RunDir(tmp_path / "run")
     original, calls = checkpoint.sync_to_disk, 0
 
     def full(path):
@@ -195,5 +202,5 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_it_resumes_to_the_bit(
         assert run_main(begin, []) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: The disk is full (") and line.endswith("continue the run with --resume.")
-    assert run_experiment(config, run_dir)["weights_sha256"] == expected
-    assert run_dir.history.read_bytes() == unbroken.history.read_bytes()
+    assert run_experiment(config, run_dir)["weights_sha256"] == expected["weights_sha256"]
+    assert run_dir.history.read_bytes() == unbroken_dir.history.read_bytes()

@@ -132,22 +132,26 @@ def unbroken(config, data, tmp_path_factory):
     return session(config, data, RunDir(tmp_path_factory.mktemp("unbroken")))
 
 
-def test_stopped_after_every_step(config, data, unbroken, tmp_path):
-    run_dir, num_sessions = RunDir(tmp_path / "stopped"), 1
-    while (result := session(config, data, run_dir, StopAfter(1))) is None:
-        num_sessions += 1
+# After every third of four steps, thus at every place of an epoch in each phase; or after each.
+@pytest.mark.parametrize("steps", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_stopped_after_every_few_steps(steps, config, data, unbroken, tmp_path):
+    run_dir, places = RunDir(tmp_path / "stopped"), []
+    while (result := session(config, data, run_dir, StopAfter(steps))) is None:
+        state = checkpoint.load(run_dir.checkpoint)[1]["state"]
+        places.append((state["phase"], state["step"]))
     assert result == unbroken
-    assert num_sessions > steps_per_epoch(config, data) * len(unbroken["phases"])
+    assert len(places) >= steps_per_epoch(config, data) * len(unbroken["phases"]) // steps - 1
+    assert {step for phase, step in places if phase == 1} == set(range(1, steps_per_epoch(config, data) + 1))
     assert set(unbroken["phases"]) == {"frozen", "fine_tune"}
 
 
 def test_stopped_in_validation(config, data, unbroken, tmp_path):
-    num_steps = steps_per_epoch(config, data)
-    for epochs in (1, config.frozen.epochs, config.frozen.epochs + 2):
-        run_dir = RunDir(tmp_path / str(epochs))
+    """One run, stopped in the first and the last validation of the frozen phase, and in the second of fine-tuning."""
+    run_dir, num_steps = RunDir(tmp_path / "run"), steps_per_epoch(config, data)
+    for epochs in (1, config.frozen.epochs - 1, 2):  # since the stop before
         assert session(config, data, run_dir, StopAfter(epochs * num_steps, in_validation=True)) is None
         assert checkpoint.load(run_dir.checkpoint)[1]["state"]["step"] == num_steps
-        assert session(config, data, run_dir) == unbroken
+    assert session(config, data, run_dir) == unbroken
 
 
 # Every group of arrays and every field of the state: a new one is tested without a word here.

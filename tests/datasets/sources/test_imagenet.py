@@ -296,7 +296,7 @@ def test_the_recipe_runs_end_to_end_on_a_small_part(tmp_path, weights_file, caps
     from transfer_learning import run
 
     root = tmp_path / "data" / "imagenet"
-    lay_train(root, num_images=200)
+    lay_train(root, num_images=60)
     lay_flat_val(root)
     lay_devkit(root)
     run_dir = tmp_path / "run"
@@ -314,9 +314,9 @@ def test_the_recipe_runs_end_to_end_on_a_small_part(tmp_path, weights_file, caps
         "--input-size",
         "20",
         "--fine-tune.epochs",
-        "3",
+        "2",
         "--fine-tune.warmup-epochs",
-        "0.9",
+        "0.6",
         "--cache-dir",
         str(tmp_path / "cache"),
         "--run-dir",
