@@ -94,6 +94,23 @@ def run(arguments, expected=0):
     return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory):
+    """Calls a module of a process that has TensorFlow imported, and returns its output."""
+    output = tmp_path_factory.mktemp("forked") / "output.txt"
+    server = command(harness=("-m", "tests.support.fork_server"))
+    with subprocess.Popen(server, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+
+        def call(module, *arguments, expected=0):
+            print(json.dumps([str(output), module, *map(str, arguments)]), file=process.stdin, flush=True)
+            code = int(process.stdout.readline())
+            assert code == expected, (code, output.read_text()[-6000:])
+            return output.read_text()
+
+        yield call
+        process.stdin.close()
+
+
 def results(run_dir):
     evaluation = json.loads((run_dir / "evaluation.json").read_text())
     files = ("history.csv", "predictions/val.csv", "predictions/test.csv")
@@ -107,14 +124,12 @@ def unbroken(small_config, tmp_path_factory):
     return results(run_dir)
 
 
-def test_killed_again_and_again(small_config, unbroken, tmp_path):
+def test_killed_again_and_again(small_config, unbroken, forked, tmp_path):
     run_dir = tmp_path / "killed"
     begin = [*flags(small_config), "--run-dir", run_dir, "--cache-dir", tmp_path / "cache"]
     for target, when, count in KILLS:
         arguments = ["--resume", run_dir] if (run_dir / "config.json").exists() else begin
-        output = run(
-            command(target, when, count, *arguments, harness=("-m", "tests.support.kill_at")), expected=-signal.SIGKILL
-        )
+        output = forked("tests.support.kill_at", target, when, count, *arguments, expected=-signal.SIGKILL)
         assert "Run directory" in output
     run(command("--resume", run_dir))
     assert results(run_dir) == unbroken
@@ -122,7 +137,7 @@ def test_killed_again_and_again(small_config, unbroken, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, small_config, unbroken, tmp_path):
+def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, small_config, unbroken, forked, tmp_path):
     run_dir = tmp_path / "stopped"
     process = subprocess.Popen(
         command(*flags(small_config), "--run-dir", run_dir),
@@ -140,7 +155,7 @@ def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, sma
     assert process.returncode == code, output + errors
     line = re.search(r"python -m transfer_learning\.run (--resume .*)", output)
     assert line and "Traceback" not in output + errors
-    run(command(*line[1].split()))
+    forked("transfer_learning.run", *line[1].split())
     assert results(run_dir) == unbroken
 
 
@@ -150,13 +165,13 @@ def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, sma
     ids=["a train step", "a write during training"],
 )
 def test_a_signal_to_what_does_not_end_ends_the_process_and_is_resumed_to_the_bit(
-    target, count, small_config, unbroken, tmp_path
+    target, count, small_config, unbroken, forked, tmp_path
 ):
     arguments = [target, "hanging", count, *flags(small_config), "--run-dir", tmp_path / "run"]
-    output = run(command(*arguments, harness=("-m", "tests.support.kill_at")), expected=143)
+    output = forked("tests.support.kill_at", *arguments, expected=143)
     line = re.search(r"Stopped by SIGTERM before .*python\S* -m transfer_learning\.run (--resume .*)", output)
     assert line and "Traceback" not in output, output
-    output = run(command(*line[1].split()))
+    output = forked("transfer_learning.run", *line[1].split())
     assert "Continuing after epoch" in output
     assert results(tmp_path / "run") == unbroken
 
