@@ -1,14 +1,29 @@
 """The command `benchmark`: the devices of this machine."""
 
+import contextlib
+import importlib
+import io
 import json
 
 import pytest
 
 from transfer_learning import benchmark
 from transfer_learning.cli.parser import run_main
+from transfer_learning.experiments import device_benchmark
+from transfer_learning.recipes.known import RECIPES
 
 
-def test_the_processor_is_measured_and_the_table_printed(tmp_path, capsys):
+def in_this_process(python, module, arguments, environment):
+    """What `run_child` returns, without importing TensorFlow anew."""
+    assert environment in ({}, {"CUDA_VISIBLE_DEVICES": "-1"})
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
+        patch.setattr("sys.argv", [module, *arguments])
+        importlib.import_module(module).main()
+    return json.loads(output.getvalue().splitlines()[-1]) | {"gpus": []}
+
+
+def assert_is_measured(tmp_path, capsys):
     out = tmp_path / "devices.json"
     given = ["--devices", "--dataset", "digits", "--seconds", "1", "--out", str(out)]
     assert run_main(benchmark.main, given) == 0
@@ -18,6 +33,17 @@ def test_the_processor_is_measured_and_the_table_printed(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| CPU: " in printed and ("sees no GPU" in printed or "| GPU 0: " in printed)
     assert (tmp_path / "devices.md").read_text().strip() in printed
+
+
+def test_the_processor_is_measured_and_the_table_printed(small_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RECIPES, "digits", lambda: small_config)
+    monkeypatch.setattr(device_benchmark, "run_child", in_this_process)
+    assert_is_measured(tmp_path, capsys)
+
+
+@pytest.mark.long
+def test_the_processor_is_measured_in_a_process_of_its_own(tmp_path, capsys):
+    assert_is_measured(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
