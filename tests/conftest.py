@@ -72,11 +72,11 @@ def weights_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def coarse_figures():
-    """Figures of runs have a tenth of their pixels, whose compression takes longer than training on the photos."""
+    """Figures of runs have a sixth of their pixels, whose compression takes longer than training on the photos."""
     from transfer_learning.evaluation.figures import style
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "DOTS_PER_INCH", 50)
+        patch.setattr(style, "DOTS_PER_INCH", 60)
         yield
 
 
