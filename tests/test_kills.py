@@ -136,7 +136,10 @@ def test_killed_again_and_again(small_config, unbroken, forked, tmp_path):
     assert not [path for path in run_dir.rglob("*") if "partial" in path.name], "a kill's leavings stay for ever"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.long)],
+)
 def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, small_config, unbroken, forked, tmp_path):
     run_dir = tmp_path / "stopped"
     process = subprocess.Popen(

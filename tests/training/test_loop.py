@@ -46,7 +46,9 @@ def steps_per_epoch(run_dir):
 
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
-@pytest.mark.parametrize(("phase", "step"), [("frozen", 1), ("fine_tune", 0), ("fine_tune", 6)])
+@pytest.mark.parametrize(
+    ("phase", "step"), [("frozen", 1), pytest.param("fine_tune", 0, marks=pytest.mark.long), ("fine_tune", 6)]
+)
 def test_a_nan_loss_stops_the_run_and_no_checkpoint_has_it(phase, step, seconds, config, tmp_path, monkeypatch):
     """The learning rate of one step is NaN, so its weights are, and the loss of the next step."""
     config = dataclasses.replace(config, checkpoint_seconds=seconds)
@@ -117,7 +119,7 @@ def short_of_memory(monkeypatch, most, after_calls=0):
     monkeypatch.setattr(phases, "make_train_step", make_train_step)
 
 
-@pytest.mark.parametrize(("most", "parts"), [(4, 2), (3, 4), (1, 8)])
+@pytest.mark.parametrize(("most", "parts"), [(4, 2), pytest.param(3, 4, marks=pytest.mark.long), (1, 8)])
 def test_when_memory_runs_out_a_batch_is_computed_in_parts(most, parts, config, unbroken, tmp_path, monkeypatch):
     (run_dir, _), limited = unbroken, tmp_path / "limited"
     with monkeypatch.context() as patch:
@@ -180,7 +182,7 @@ def test_too_little_memory_outside_of_training_is_a_user_error(name, error, conf
         run_experiment(brief, RunDir(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("failing", [1, 8, 21])
+@pytest.mark.parametrize("failing", [1, pytest.param(8, marks=pytest.mark.long), 21])
 def test_a_full_disk_ends_the_run_with_one_sentence_and_it_resumes_to_the_bit(
     failing, config, unbroken, tmp_path, monkeypatch, capsys
 ):
