@@ -19,7 +19,7 @@ from tests.support.html import Page
 from tests.support.photos import SIZE, draw_photos
 from transfer_learning import compare
 from transfer_learning.cli.console import console
-from transfer_learning.cli.parser import run_main
+from transfer_learning.cli.parser import command_line, run_main
 from transfer_learning.config import with_values
 from transfer_learning.datasets.sources.cifar10 import CLASS_NAMES
 from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
@@ -113,7 +113,7 @@ def results(directory):
 def test_a_stopped_comparison_continues_and_trains_nothing_twice(finished, tmp_path, monkeypatch):
     directory, started, codes, printed = finished
     assert codes == [ExitCode.TERMINATED, ExitCode.INTERRUPTED, ExitCode.DONE]
-    line = f"continue the comparison with: transfer-learning compare --resume {directory.path}"
+    line = f"continue the comparison with: {command_line('compare', '--resume', str(directory.path))}"
     assert f"Stopped by SIGTERM; {line}" in printed and f"Stopped by SIGINT; {line}" in printed
     # Alternating, and the stopped run a second time
     assert started == ["warm-seed0", "cold-seed0", "cold-seed1", "cold-seed1", "warm-seed1"]
@@ -270,7 +270,7 @@ def test_the_error_of_a_run_ends_the_comparison_with_the_command_to_continue(
     assert run_main(compare.main, arguments(small_config, tmp_path / "a")) == 2
     error = capsys.readouterr().err
     assert "error: The memory is not enough. Finished runs are kept" in error
-    assert f"transfer-learning compare --resume {tmp_path / 'a'}" in error
+    assert command_line("compare", "--resume", str(tmp_path / "a")) in error
     assert len(calls) == 2 and (tmp_path / "a" / "plan.json").exists()
 
 

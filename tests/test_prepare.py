@@ -90,10 +90,10 @@ def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prep
 )
 def test_what_run_would_choose_is_prepared_so_that_it_decodes_nothing(flags, prepared, photos, monkeypatch):
     code, output, _ = prepared("--dataset", photos, *flags)
-    command = shlex.split(output.splitlines()[-1].removeprefix("Train with: "))
-    assert code == 0 and command[:3] == [sys.executable, "-m", "transfer_learning.run"]
+    program, _, flags = output.splitlines()[-1].removeprefix("Train with: ").partition(" run ")
+    assert code == 0 and program in ("transfer-learning", f"{sys.executable} -m transfer_learning")
     monkeypatch.setattr(DecodeWorkers, "decode", lambda *arguments: pytest.fail("an image is decoded again"))
-    config, _ = resolve_config(run.parse(command[3:]))
+    config, _ = resolve_config(run.parse(shlex.split(flags)))
     data = load_prepared(config)
     assert (data.images.rows >= 0).all() and len(data.manifest) == 42
     splits = cells(output)["(all)"][:3]
@@ -262,7 +262,7 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     second = rows_of("second/corrections.csv").set_index("id")["action"]
     assert second.to_dict() == actions.to_dict(), "what was decided stands, and nothing is asked again"
     assert "to review" not in output
-    config, _ = resolve_config(run.parse(command[3:]))
+    config, _ = resolve_config(run.parse(command[command.index("run") + 1 :]))
     rows = load_prepared(config).manifest.set_index("id")
     assert rows.at["circle/soft.jpg", "label"] == "cross" and rows.at["circle/soft.jpg", "split"] != ""
     assert rows.at["cross/linked/out.png", "split"] == ""

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from transfer_learning.cli.console import console, print_line
 from transfer_learning.cli.flags import EarlierName, add_config_flags, given_values
-from transfer_learning.cli.parser import Parser, run_main
+from transfer_learning.cli.parser import Parser, command_line, run_main
 from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan, existing_comparison, new_comparison
 from transfer_learning.experiments.comparison.report import overview_table, result_lines
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     words = sys.argv[1:] if arguments is None else arguments
     directory, plan = open_comparison(flags, shlex.join(["transfer-learning", "compare", *words]))
     print_line(f"Comparison directory: {directory.path}")
-    command = f"transfer-learning compare --resume {shlex.quote(str(directory.path))}"
+    command = command_line("compare", "--resume", str(directory.path))
     try:
         results = run_comparison(plan, directory)
     except Stopped as stopped:

@@ -1,6 +1,5 @@
 """Load, decode, split and audit a dataset, so that `run` can start at once."""
 
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from rich.text import Text
 from transfer_learning.cli.console import console, print_line
 from transfer_learning.cli.flags import add_config_flags, as_flags, given_values
 from transfer_learning.cli.formatting import printable
-from transfer_learning.cli.parser import Parser, run_main
+from transfer_learning.cli.parser import PROGRAM, Parser, command_line, run_main
 from transfer_learning.datasets.audit.findings import Audit
 from transfer_learning.datasets.audit.kinds import KINDS
 from transfer_learning.datasets.corrections import read_corrections
@@ -35,7 +34,7 @@ Nothing is written into the folder of your images, and no image is changed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = Parser("prepare", description=__doc__, epilog=EPILOG)
+    parser = Parser("prepare", usage=f"{PROGRAM} prepare DATASET [options]", description=__doc__, epilog=EPILOG)
     parser.add_argument("place", metavar="DATASET", nargs="?", help="as --dataset")
     parser.add_argument("--out", metavar="DIR", help="directory of the audit (default: a new one in runs/)")
     parser.add_argument(
@@ -54,13 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = new_audit_dir(flags.out, config.dataset)
     corrections = read_corrections(config.corrections) if config.corrections else None
     values = given_values(flags) | {"dataset": flags.dataset}
-    command = [sys.executable, "-m", "transfer_learning.run"]
 
     dataset, data = prepare_for_audit(config)
     print_dataset(data)
     audit = audit_dataset(dataset, data, config, flags.features)
     without = as_flags({name: value for name, value in values.items() if name != "corrections"})
-    written = write_audit(audit, dataset, data, config, folder, [*command, *without], corrections)
+    written = write_audit(audit, dataset, data, config, folder, without, corrections)
     print_findings(audit)
     if config.resize == "crop":
         print_line(describe_crop(audit))
@@ -69,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images = "1 image" if written.num_to_review == 1 else f"{written.num_to_review:,} images"
         print_line(f"{images} to review: edit {written.corrections}, and pass it to --corrections.")
     refuse_unusable(data, config)
-    print_line(f"Train with: {shlex.join([*command, *as_flags(values)])}")
+    print_line(f"Train with: {command_line('run', *as_flags(values))}")
 
 
 def print_dataset(data: PreparedDataset) -> None:

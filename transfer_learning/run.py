@@ -3,14 +3,13 @@
 import argparse
 import logging
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from transfer_learning.cli.console import early_messages, log_file, logged_to
 from transfer_learning.cli.flags import add_config_flags, given_values
-from transfer_learning.cli.parser import Parser, quiet_start, run_main
+from transfer_learning.cli.parser import Parser, command_line, quiet_start, run_main
 from transfer_learning.config import RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.recipes.known import RECIPES
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         config, reasons = resolve_config(flags)
         run_dir = new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
     logger.info(f"Run directory: {run_dir.path}")
-    continuing = f"{shlex.quote(sys.executable)} -m transfer_learning.run --resume {shlex.quote(str(run_dir.path))}"
+    continuing = command_line("run", "--resume", str(run_dir.path))
 
     def end_at_once(signal_number: int) -> None:
         stopped = Stopped(signal_number)

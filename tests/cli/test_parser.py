@@ -10,7 +10,7 @@ import pytest
 from tests.support import ROOT
 from transfer_learning import predict, run
 from transfer_learning.cli.console import set_up_logging
-from transfer_learning.cli.parser import Parser, run_main
+from transfer_learning.cli.parser import Parser, command_line, run_main
 from transfer_learning.errors import ExitCode, UserError
 
 
@@ -141,3 +141,11 @@ def test_help_and_mistakes_are_answered_without_importing_tensorflow():
 def test_predict_needs_a_run_and_images(arguments, capsys):
     assert run_main(predict.main, arguments) == 2
     assert "the following arguments are required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("found", "program"), [("bin", "transfer-learning"), ("other", None), (None, None)])
+def test_command_to_paste_names_the_program_only_where_the_shell_finds_it(found, program, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr("shutil.which", lambda _: str(tmp_path / found / "transfer-learning") if found else None)
+    expected = program or f"{tmp_path}/bin/python -m transfer_learning"
+    assert command_line("predict", "my run") == f"{expected} predict 'my run'"

@@ -4,12 +4,14 @@ import argparse
 import errno
 import logging
 import os
+import shlex
 import shutil
 import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from transfer_learning.cli.console import set_up_logging
@@ -58,6 +60,16 @@ def run_main(
         return ExitCode.INTERRUPTED
     print(f"error: {printable(' '.join(problem.splitlines()))}", file=sys.stderr)
     return code
+
+
+def command_line(*words: str) -> str:
+    """A command to paste into the shell: the program's name where the shell finds the one of this Python."""
+    found = shutil.which(PROGRAM)
+    if found and Path(found).parent == Path(sys.executable).parent:
+        program = [PROGRAM]
+    else:
+        program = [sys.executable, "-m", "transfer_learning"]
+    return shlex.join([*program, *words])
 
 
 @contextmanager

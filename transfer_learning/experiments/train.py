@@ -1,7 +1,6 @@
 """A run from top to bottom: devices, dataset, classifier, estimate, training, evaluation, report."""
 
 import logging
-import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ import pandas as pd
 import tensorflow as tf
 
 from transfer_learning.cli.console import log_file, logged_to
+from transfer_learning.cli.parser import command_line
 from transfer_learning.config import PHASES, RunConfig
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
@@ -126,7 +126,7 @@ def run_experiment(
             logger.info(describe_phase(name, result))
         logger.info(metrics.describe(evaluation))
         logger.info(f"Report: {run_dir.report}")
-        logger.info(f"Next: transfer-learning predict {shlex.quote(str(run_dir.path))} IMAGE")
+        logger.info(f"Next: {command_line('predict', str(run_dir.path), 'IMAGE')}")
     return evaluation
 
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import itertools
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from transfer_learning.cli.parser import command_line
 from transfer_learning.config import RESIZES, RunConfig
 from transfer_learning.datasets.audit.findings import COLOURS, Audit
 from transfer_learning.datasets.audit.kinds import KINDS
@@ -64,10 +64,10 @@ def write_audit(
     data: PreparedDataset,
     config: RunConfig,
     folder: Path,
-    command: Sequence[str],
+    flags: Sequence[str],
     corrections: Corrections | None = None,
 ) -> Written:
-    """Writes the page and both tables into `folder`. `command` trains on the dataset without corrections; those that
+    """Writes the page and both tables into `folder`. `flags` of `run` name the dataset without corrections; those that
     `data` has applied begin the new table, which does not list their images again.
     """
     written = Written(folder / PAGE, folder / TABLE, folder / CORRECTIONS)
@@ -80,8 +80,8 @@ def write_audit(
     rows = pd.concat([_reviewed_rows(corrections, audit), to_review.assign(action="keep")], ignore_index=True)
     write_text(written.corrections, rows[list(COLUMNS)].to_csv(index=False, lineterminator="\n", float_format="%.3f"))
     content = page_content(audit, dataset, data, config, to_review)
-    corrected = [*command, "--corrections", str(written.corrections)]
-    write_page(PAGE, content | {"command": shlex.join(command), "corrected": shlex.join(corrected)}, written.page)
+    corrected = command_line("run", *flags, "--corrections", str(written.corrections))
+    write_page(PAGE, content | {"command": command_line("run", *flags), "corrected": corrected}, written.page)
     return written._replace(num_to_review=len(to_review))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from transfer_learning.cli.parser import command_line
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions, rejection
 from transfer_learning.evaluation.figures.table import FIGURES, MAX_CLASSES
@@ -42,7 +43,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
     if not run_dir.evaluation.exists():
         raise UserError(
             f"{run_dir.path} has no {run_dir.evaluation.name}, so its run is not finished; continue it with "
-            f"transfer-learning run --resume {shlex.quote(str(run_dir.path))}"
+            f"{command_line('run', '--resume', str(run_dir.path))}"
         )
     evaluation = read_json(run_dir.evaluation)
     try:
