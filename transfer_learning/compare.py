@@ -19,7 +19,7 @@ from transfer_learning.cli.flags import EarlierName, add_config_flags, given_val
 from transfer_learning.cli.parser import Parser, command_line, run_main
 from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan, existing_comparison, new_comparison
-from transfer_learning.experiments.comparison.report import overview_table, result_lines
+from transfer_learning.experiments.comparison.report import TIME_NOTE, overview_table
 from transfer_learning.experiments.comparison.run import run_comparison
 from transfer_learning.experiments.comparison.variants import choose_variants
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         raise UserError(f"{error} Finished runs are kept; continue with: {command}") from None
     print_line()
     console.print(overview_table(results))
-    print_line("\n".join(["", *result_lines(results), f"Report: {directory.page}"]))
+    print_line("\n".join(["", *results["conclusions"], *results["remarks"], TIME_NOTE, f"Report: {directory.page}"]))
     return ExitCode.DONE
 
 

@@ -1,6 +1,7 @@
 """95 % confidence intervals, by SciPy."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, bootstrap
@@ -33,18 +34,10 @@ def resampled_interval(
     if len(values) < 2:
         low, high = (np.full(np.shape(statistic(values, axis=-1)), end) for end in widest)
         return low, high
-    result = bootstrap(
-        (values,),
-        statistic,
-        n_resamples=NUM_RESAMPLES,
-        batch=max(1, MAX_NUMBERS // len(values)),
-        vectorized=True,
-        axis=-1,
-        confidence_level=0.95,
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    )
-    return result.confidence_interval.low, result.confidence_interval.high
+    kind: dict[str, Any] = dict(confidence_level=0.95, method="percentile", vectorized=True, axis=-1)
+    amount: dict[str, Any] = dict(n_resamples=NUM_RESAMPLES, batch=max(1, MAX_NUMBERS // len(values)))
+    interval = bootstrap((values,), statistic, rng=np.random.default_rng(SEED), **amount, **kind).confidence_interval
+    return interval.low, interval.high
 
 
 def difference_interval(differences: np.ndarray) -> list[float]:

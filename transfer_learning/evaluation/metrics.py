@@ -63,21 +63,13 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
         among_5 = round(_sum_over_parts(num_among_5, true, scores))
         result |= {"top_5_accuracy": among_5 / len(true), "top_5_interval": wilson_interval(among_5, len(true))}
     columns = precision_recall_fscore_support(true, predicted, labels=every, zero_division=0)
-    result["per_class"] = {
-        name: {
-            "precision": float(precision) if position in present else None,
-            "recall": float(recall) if position in present else None,
-            "f1": float(f1) if position in present else None,
-            "support": int(support),
-            **intervals,
-        }
-        for position, (name, precision, recall, f1, support, intervals) in enumerate(
-            zip(class_names, *columns, _class_intervals(matrix, resampled["f1"]), strict=True)
-        )
-    }
-    result["class_names"] = list(class_names)
-    result["confusion_matrix"] = matrix.tolist()
-    return result
+    per_class = {}
+    rows = zip(class_names, *columns, _class_intervals(matrix, resampled["f1"]), strict=True)
+    for position, (name, *values, support, intervals) in enumerate(rows):
+        known = [float(value) if position in present else None for value in values]
+        row = dict(zip(("precision", "recall", "f1"), known, strict=True))
+        per_class[name] = row | {"support": int(support), **intervals}
+    return result | {"per_class": per_class, "class_names": list(class_names), "confusion_matrix": matrix.tolist()}
 
 
 def resampled_intervals(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, list]:
@@ -114,16 +106,13 @@ def resampled_intervals(true: np.ndarray, predicted: np.ndarray, num_classes: in
 def _class_intervals(matrix: np.ndarray, resampled_f1: list[list[float]]) -> list[dict[str, list[float] | None]]:
     """Returns the intervals of precision, recall and F1 of each class, None where the metric is undefined."""
     right, support, predicted = np.diag(matrix).tolist(), matrix.sum(axis=1).tolist(), matrix.sum(axis=0).tolist()
-    rows = []
+    rows: list[dict[str, list[float] | None]] = []
     for num_correct, num_true, num_predicted, f1 in zip(right, support, predicted, resampled_f1, strict=True):
-        num_wrong = num_true + num_predicted - 2 * num_correct
-        rows.append(
-            {
-                "precision_interval": wilson_interval(num_correct, num_predicted) if num_predicted else None,
-                "recall_interval": wilson_interval(num_correct, num_true) if num_true else None,
-                "f1_interval": _or_else(f1, f1_interval(num_correct, num_wrong)) if num_true + num_predicted else None,
-            }
-        )
+        precision = wilson_interval(num_correct, num_predicted) if num_predicted else None
+        recall = wilson_interval(num_correct, num_true) if num_true else None
+        num_all = num_true + num_predicted
+        of_f1 = _or_else(f1, f1_interval(num_correct, num_all - 2 * num_correct)) if num_all else None
+        rows.append({"precision_interval": precision, "recall_interval": recall, "f1_interval": of_f1})
     return rows
 
 
@@ -143,9 +132,8 @@ def classification_report(predictions: pd.DataFrame, class_names: Sequence[str])
     """
     true, predicted = _positions(predictions, class_names)
     present = _present(true, predicted)
-    text = text_report(
-        true, predicted, labels=present, target_names=[class_names[i] for i in present], digits=4, zero_division=0
-    )
+    names = [class_names[position] for position in present]
+    text = text_report(true, predicted, labels=present, target_names=names, digits=4, zero_division=0)
     absent = [name for position, name in enumerate(class_names) if position not in present]
     return text + (f"\nNo example and no prediction of: {', '.join(absent)}\n" if absent else "")
 

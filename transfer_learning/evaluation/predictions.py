@@ -69,14 +69,10 @@ def table(
     if np.any(probabilities < 0) or np.any(np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) > 1e-2):
         raise ValueError("Each row of probabilities must be 0 or more and have sum 1; were these logits?")
     predicted = probabilities.argmax(axis=1)  # the first of equals
-    first = pd.DataFrame(
-        {
-            "id": np.array([str(id) for id in ids], dtype=object),
-            "label": names[labels],
-            "predicted": names[predicted],
-            "confidence": probabilities[np.arange(len(ids)), predicted],
-        }
-    ).astype(dict.fromkeys(FIRST_COLUMNS[:3], object))
+    confidence = probabilities[np.arange(len(ids)), predicted]
+    values = np.array([str(id) for id in ids], dtype=object), names[labels], names[predicted], confidence
+    first = pd.DataFrame(dict(zip(FIRST_COLUMNS, values, strict=True)))
+    first = first.astype(dict.fromkeys(FIRST_COLUMNS[:3], object))
     by_class = pd.DataFrame(probabilities, columns=pd.Index([_column(name) for name in names], dtype=object))
     return pd.concat([first, by_class], axis=1)
 

@@ -57,16 +57,10 @@ def measure(rejection_threshold: float, table: pd.DataFrame, others: Mapping[str
             "interval": wilson_interval(num_rejected, len(values)),
             "auroc": float(roc_auc_score(is_of_class, np.concatenate([confidence, values]))),
         }
-    return {
-        "threshold": rejection_threshold,
-        "accepted_fraction": ACCEPTED_FRACTION,
-        "num_examples": len(table),
-        "num_right": int(is_correct.sum()),
-        "num_wrong": int((~is_correct).sum()),
-        "num_right_rejected": int((is_correct & is_rejected).sum()),
-        "num_wrong_rejected": int((~is_correct & is_rejected).sum()),
-        "others": kinds,
-    }
+    counts = {"num_right": is_correct, "num_wrong": ~is_correct}
+    counts |= {"num_right_rejected": is_correct & is_rejected, "num_wrong_rejected": ~is_correct & is_rejected}
+    result = {"threshold": rejection_threshold, "accepted_fraction": ACCEPTED_FRACTION, "num_examples": len(table)}
+    return result | {name: int(chosen.sum()) for name, chosen in counts.items()} | {"others": kinds}
 
 
 def read(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -7,33 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer_learning.experiments.measurements import (
-    MeasurementFailed,
-    left_out_lines,
-    markdown_table,
-    number,
-    run_child,
-)
+from transfer_learning.experiments import measurements
+from transfer_learning.experiments.measurements import left_out_lines, markdown_table, number
 from transfer_learning.storage.files import write_json
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "transfer_learning.experiments.one_device"
-COLUMNS = (
-    "device",
-    "precision",
-    "extraction, images/s",
-    "training, images/s",
-    "epoch, s",
-    "largest batch",
-    "peak memory, MB",
-)
+COLUMNS = "device; precision; extraction, images/s; training, images/s; epoch, s; largest batch; peak memory, MB"
 
 
 def measure_devices(document: dict[str, Any], path: Path) -> None:
     """Measures every device that is not in the document yet, and writes the document to `path` after each."""
     settings = document["settings"]
-    gpus = run_child(sys.executable, PROGRAM, ["list"], {})["gpus"]
+    gpus = measurements.run_child(sys.executable, PROGRAM, ["list"], {})["gpus"]
     if not gpus:
         logger.info("TensorFlow sees no GPU on this machine; only the processor is measured.")
     devices = {"CPU": "-1"} | {f"GPU {index}": name for index, name in enumerate(visible_gpus(len(gpus)))}
@@ -43,8 +30,8 @@ def measure_devices(document: dict[str, Any], path: Path) -> None:
         logger.info(f"Measuring {name} ...")
         try:
             arguments = ["measure", "--dataset", settings["dataset"], "--seconds", str(settings["seconds"])]
-            figures = run_child(sys.executable, PROGRAM, arguments, {"CUDA_VISIBLE_DEVICES": visible})
-        except MeasurementFailed as failed:
+            figures = measurements.run_child(sys.executable, PROGRAM, arguments, {"CUDA_VISIBLE_DEVICES": visible})
+        except measurements.MeasurementFailed as failed:
             document["left_out"][name] = str(failed)
             logger.warning(f"{name} is left out: {failed}")
             continue
@@ -64,19 +51,11 @@ def device_table(document: Mapping[str, Any]) -> str:
     measured = document["measurements"]
     if not measured:
         return "\n\n".join(["Nothing was measured.", *left_out_lines(document)])
-    rows = [COLUMNS]
+    rows = [COLUMNS.split("; ")]
     for name, figures in measured.items():
-        rows.append(
-            (
-                f"{name}: {figures['name']}",
-                figures["precision"],
-                _spread(figures["extraction"]),
-                _spread(figures["training"]),
-                f"{figures['epoch_seconds']:.1f}",
-                figures["largest_batch_in_words"],
-                f"{figures['device_peak_mb']:,.0f} ({figures['memory']})",
-            )
-        )
+        row = [f"{name}: {figures['name']}", figures["precision"]]
+        row += [_spread(figures["extraction"]), _spread(figures["training"]), f"{figures['epoch_seconds']:.1f}"]
+        rows.append([*row, figures["largest_batch_text"], f"{figures['device_peak_mb']:,.0f} ({figures['memory']})"])
     one = next(iter(measured.values()))
     recipe = document["settings"]["dataset"]
     notes = [

@@ -93,7 +93,7 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
         "device_peak_mb": peak / 1e6,
         "memory": "GPU memory" if devices.num_gpus else "resident memory",
         "largest_batch": largest,
-        "largest_batch_in_words": describe,
+        "largest_batch_text": describe,
         "how_largest_batch": how,
     }
 

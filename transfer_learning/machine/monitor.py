@@ -30,21 +30,10 @@ SAMPLES_PER_TENFOLD = 100  # the interval grows with the run, so that the file o
 LARGEST_SHARE = 0.002  # of one core's time, for sampling
 JOIN_SECONDS = 10  # a driver that hangs must not keep a finished run from ending
 
-COLUMNS = (
-    "time",
-    "session",
-    "stage",
-    "images_per_second",
-    "learning_rate",
-    "cpu_percent",
-    "process_cpu_percent",
-    "memory_total_mb",
-    "memory_available_mb",
-    "process_memory_mb",
-    "disk_read_mb_per_second",
-    "disk_write_mb_per_second",
-    "run_disk_free_gb",
-    "cache_disk_free_gb",
+COLUMNS = tuple(
+    "time session stage images_per_second learning_rate cpu_percent process_cpu_percent memory_total_mb "
+    "memory_available_mb process_memory_mb disk_read_mb_per_second disk_write_mb_per_second run_disk_free_gb "
+    "cache_disk_free_gb".split()
 )
 TEXTS = ("time", "stage", "throttled_by")
 
@@ -224,22 +213,18 @@ class Monitor:
             with suppress(psutil.Error):  # it has just ended
                 seconds += sum(child.cpu_times()[:4])
         used = self._grown("used", seconds)
+        own_share = None if not elapsed or used is None else used / elapsed / (psutil.cpu_count() or 1)
         return {
             "cpu_percent": None if not total or idle is None else 100 * max(0.0, 1 - idle / total),
-            "process_cpu_percent": None
-            if not elapsed or used is None
-            else 100 * used / elapsed / (psutil.cpu_count() or 1),
+            "process_cpu_percent": None if own_share is None else 100 * own_share,
         }
 
     def _memory(self, elapsed: float | None) -> dict[str, float]:
         self._total_memory = total = self._total_memory or resources.total_bytes()  # which takes time to read
         available = resources.available_bytes()
-        self._warn(
-            "memory",
-            available < LOW_MEMORY * total,
-            f"Memory is low: {size(available)} of {size(total)} available. End other programs, or start a new run with more "
-            "--gradient-accumulation-steps.",
-        )
+        left = f"{size(available)} of {size(total)} available"
+        advice = "End other programs, or start a new run with more --gradient-accumulation-steps."
+        self._warn("memory", available < LOW_MEMORY * total, f"Memory is low: {left}. {advice}")
         return {
             "memory_total_mb": total / 1e6,
             "memory_available_mb": available / 1e6,
@@ -255,11 +240,8 @@ class Monitor:
         for name, path in self._disks.items():
             place = existing_part(path)
             free = psutil.disk_usage(str(place)).free
-            self._warn(
-                f"disk {os.stat(place).st_dev}",
-                free < LOW_DISK,
-                f"The disk of {path} is almost full: {size(free)} free. Make room for the next checkpoint.",
-            )
+            problem = f"The disk of {path} is almost full: {size(free)} free. Make room for the next checkpoint."
+            self._warn(f"disk {os.stat(place).st_dev}", free < LOW_DISK, problem)
             row[f"{name}_disk_free_gb"] = free / 1e9
         return row
 
@@ -277,19 +259,14 @@ class Monitor:
         ):
             is_throttled = reason in (now["throttled_by"] or "")
             self._warn(f"{title} {reason}", is_throttled, f"{title} is throttled{at} {cause}.", SUSTAINED)
-        if gpu.slowdown_celsius is not None and now["celsius"] is not None:
-            self._warn(
-                f"{title} temperature",
-                now["celsius"] >= gpu.slowdown_celsius - NEAR_SLOWDOWN,
-                f"{title} is at {now['celsius']} °C and throttles at {gpu.slowdown_celsius} °C; cool it better.",
-            )
+        heat, limit = now["celsius"], gpu.slowdown_celsius
         used, total = now["memory_used_mb"], now["memory_total_mb"]
+        if limit is not None and heat is not None:
+            problem = f"{title} is at {heat} °C and throttles at {limit} °C; cool it better."
+            self._warn(f"{title} temperature", heat >= limit - NEAR_SLOWDOWN, problem)
         if total:
-            self._warn(
-                f"{title} memory",
-                used > FULL_GPU * total,
-                f"{title} uses {size(1e6 * used)} of {size(1e6 * total)} memory.",
-            )
+            problem = f"{title} uses {size(1e6 * used)} of {size(1e6 * total)} memory."
+            self._warn(f"{title} memory", used > FULL_GPU * total, problem)
         return {f"gpu{gpu.index}_{figure}": value for figure, value in now.items()}
 
     def _continue_file(self) -> None:
@@ -357,8 +334,7 @@ def describe(table: pd.DataFrame) -> list[str]:
     def sentence(title: str, *parts: str) -> str:
         return f"{title}: {', '.join(filter(None, parts)) or 'unknown'}."
 
-    num_sessions = table["session"].nunique()
-    sessions = f", {num_sessions} sessions" if num_sessions > 1 else ""
+    sessions = f", {count} sessions" if (count := table["session"].nunique()) > 1 else ""
     own = known(" ({:.0f} % by this run)", mean(table["process_cpu_percent"]))
     memory_left = table["memory_available_mb"].min(), table["memory_total_mb"].max()
     sentences = [

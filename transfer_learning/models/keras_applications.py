@@ -83,15 +83,8 @@ _EFFICIENTNET_V2_M_L = _EFFICIENTNET_V2_S._replace(stages=_EFFICIENTNET.stages)
 _CONVNEXT = Family(
     "Liu et al., 2022, arXiv:2201.03545",
     "imagenet_standard",
-    (
-        "stem",
-        "stage_0",
-        "downsampling_block_0",
-        "stage_1",
-        "downsampling_block_1",
-        "stage_2",
-        "downsampling_block_2",
-        "stage_3",
+    tuple(
+        "stem stage_0 downsampling_block_0 stage_1 downsampling_block_1 stage_2 downsampling_block_2 stage_3".split()
     ),
     "convnext_{}_notop.h5",
     f"{_STORAGE}/convnext",

@@ -47,9 +47,7 @@ def new_audit_dir(path: str | None, dataset: str) -> Path:
     if path is None:
         name = Path(dataset.rstrip("/").replace(":", "-")).stem
         folder = Path("runs") / f"audit-{name}-{datetime.now():%Y%m%d-%H%M%S}"
-        names = (
-            folder if number == 1 else folder.with_name(f"{folder.name}-{number}") for number in itertools.count(1)
-        )
+        names = itertools.chain([folder], (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2)))
         return next(folder for folder in names if not folder.exists())
     folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -74,11 +72,12 @@ def write_audit(
     folder.mkdir(parents=True, exist_ok=True)
     table = audit.files.drop(columns=["quality"]).rename(columns={"num_bytes": "bytes"})
     write_text(written.table, table.to_csv(index=False, lineterminator="\n", float_format="%.3f"))
-    to_review = audit.to_review()
-    if corrections:
-        to_review = to_review[~to_review["id"].isin(corrections.actions.keys())]
-    rows = pd.concat([_reviewed_rows(corrections, audit), to_review.assign(action="keep")], ignore_index=True)
-    write_text(written.corrections, rows[list(COLUMNS)].to_csv(index=False, lineterminator="\n", float_format="%.3f"))
+    actions, to_review = corrections.actions if corrections else {}, audit.to_review()
+    to_review = to_review[~to_review["id"].isin(actions.keys())]
+    before = audit.files[audit.files["id"].isin(actions.keys())]
+    before = before.assign(why="reviewed before", action=before["id"].map(actions))
+    rows = pd.concat([before, to_review.assign(action="keep")], ignore_index=True)[list(COLUMNS)]
+    write_text(written.corrections, rows.to_csv(index=False, lineterminator="\n", float_format="%.3f"))
     content = page_content(audit, dataset, data, config, to_review)
     corrected = command_line("run", *flags, "--corrections", str(written.corrections))
     write_page(PAGE, content | {"command": command_line("run", *flags), "corrected": corrected}, written.page)
@@ -130,7 +129,7 @@ def page_content(
         "num_named": NUM_NAMED,
         "counts": counts_by_class(data.manifest, data.class_names),
         "unseen_classes": unseen_class_counts(data.manifest),
-        "formats": _formats(files),
+        "formats": list(files.loc[files["remarks"] != "", "remarks"].str.split().str[0].value_counts().items()),
         "colours": _colours(files),
         "ignored": sorted(((len(ids), reason, ids.iloc[0]) for reason, ids in ignored), reverse=True),
         "seen": _seen(files, dataset, data, config),
@@ -138,12 +137,7 @@ def page_content(
         "image_size": config.image_size,
         "stored_size": config.stored_size,
         "resize": config.resize,
-        "likely": [
-            pictures.card(
-                row, f"{row.label} → {row.suggestion}", f"{row.probability:.0%}, given label {row.quality:.0%}"
-            )
-            for row in likely.head(NUM_PICTURES).itertuples()
-        ],
+        "likely": [pictures.suggestion(row) for row in likely.head(NUM_PICTURES).itertuples()],
         "num_likely": len(likely),
         "num_to_review": len(to_review),
         "duplicates": list(_groups(audit, pictures, "duplicates")),
@@ -165,6 +159,10 @@ class Pictures:
     def card(self, row, title: str, text: str) -> dict[str, str]:
         return {"picture": self.of(row.Index), "title": title, "text": text, "id": row.id}
 
+    def suggestion(self, row) -> dict[str, str]:
+        confidence = f"{row.probability:.0%}, given label {row.quality:.0%}"
+        return self.card(row, f"{row.label} → {row.suggestion}", confidence)
+
     def of(self, position: int) -> str:
         """``data:image/jpeg;base64,...``; "" for an image that cannot be decoded."""
         row = self._data.images.rows[position]
@@ -183,14 +181,6 @@ def as_text(pixels: np.ndarray, side: int = THUMBNAIL) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def _reviewed_rows(corrections: Corrections | None, audit: Audit) -> pd.DataFrame:
-    if corrections is None:
-        return pd.DataFrame(columns=list(COLUMNS))
-    actions = corrections.actions
-    rows = audit.files[audit.files["id"].isin(actions.keys())]
-    return rows.assign(why="reviewed before", action=rows["id"].map(actions))[list(COLUMNS)]
-
-
 def _named_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
     return [
         {"id": row.id, "where": ", ".join(filter(None, (row.label, row.split or row.what))), "detail": row.detail}
@@ -198,17 +188,11 @@ def _named_rows(rows: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _formats(files: pd.DataFrame) -> list[tuple[str, int]]:
-    remarks = files.loc[files["remarks"] != "", "remarks"]
-    return list(remarks.str.split().str[0].value_counts().items())
-
-
 def _colours(files: pd.DataFrame) -> list[tuple[str, int, str]]:
     """Mode, count and conversion to RGB."""
     words = files.loc[files["remarks"] != "", "remarks"].str.split()
-    modes = words.map(
-        lambda words: " ".join([words[1], *(word for word in words if word in ("16-bit", "transparent"))])
-    )
+    shown = ("16-bit", "transparent")
+    modes = words.map(lambda words: " ".join([words[1], *(word for word in words if word in shown)]))
     rows = []
     for mode, count in modes.value_counts().items():
         kinds = ["16 bits" if "16-bit" in mode else COLOURS.get(mode.split()[0], "other colours")]
@@ -223,23 +207,14 @@ def _resizes(files: pd.DataFrame, config: RunConfig) -> list[dict[str, Any]]:
     if lost.empty:
         return []
     stretch = 1 / (1 - lost)
-    worst = files.loc[lost.idxmax(), "id"] if lost.max() > lost.min() else ""
+    worst_id = files.loc[lost.idxmax(), "id"] if lost.max() > lost.min() else ""
     of = {
         "crop": ("of the pixels are discarded", f"{lost.median():.1%}", f"{lost.max():.1%}"),
         "squash": ("change of the aspect ratio (factor)", f"{stretch.median():.2f}", f"{stretch.max():.2f}"),
         "pad": ("of the input is black bars", f"{lost.median():.1%}", f"{lost.max():.1%}"),
     }
-    return [
-        {
-            "resize": name,
-            "is_chosen": name == config.resize,
-            "what": of[name][0],
-            "median": of[name][1],
-            "worst": of[name][2],
-            "worst_id": worst,
-        }
-        for name in RESIZES
-    ]
+    names = ("resize", "is_chosen", "worst_id", "what", "median", "worst")
+    return [dict(zip(names, (name, name == config.resize, worst_id, *of[name]), strict=True)) for name in RESIZES]
 
 
 def _shares_lost(files: pd.DataFrame) -> pd.Series:
@@ -250,12 +225,9 @@ def _shares_lost(files: pd.DataFrame) -> pd.Series:
 
 def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: RunConfig) -> list[dict[str, Any]]:
     """Some images with their crop, and at the model's input; the most elongated first."""
-    lost = _shares_lost(files)
+    lost, side = _shares_lost(files), 2 * THUMBNAIL
     order = lost.sort_values(ascending=False, kind="stable").index.to_numpy()
-    chosen = (
-        order[np.unique(np.linspace(0, len(order) - 1, min(NUM_SEEN, len(order))).astype(int))] if len(order) else []
-    )
-    side = 2 * THUMBNAIL
+    chosen = order[np.unique(np.linspace(0, max(0, len(order) - 1), min(NUM_SEEN, len(order))).astype(int))]
     with DecodeWorkers(side, "pad") as workers, ThreadPoolExecutor(usable_cores()) as threads:
 
         def original(position: int) -> np.ndarray | None:
@@ -269,11 +241,11 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
         if pixels is None:  # deleted meanwhile, or too thin for this size
             continue
         row = files.loc[position]
-        width, height = (
-            round(side * value / max(row["width"], row["height"])) for value in (row["width"], row["height"])
-        )
+        full = row[["width", "height"]]
+        width, height = (round(side * value / full.max()) for value in full)
         left, top = (side - width) // 2, (side - height) // 2
-        share = min(row["width"], row["height"]) / row[["width", "height"]]
+        across, down = (100 * full.min() / full).astype(float)
+        frame = {"left": 50 - across / 2, "top": 50 - down / 2, "width": across, "height": down}
         network = Image.fromarray(data.images.pixels[data.images.rows[[position]]][0])
         network = network.resize((config.image_size,) * 2, Image.Resampling.BILINEAR)
         seen.append(
@@ -282,14 +254,7 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
                 "size": f"{row['width']} x {row['height']}",
                 "original": as_text(pixels[top : top + height, left : left + width], side),
                 "network": as_text(np.asarray(network), side),
-                "frame": {
-                    "left": 50 * (1 - share["width"]),
-                    "top": 50 * (1 - share["height"]),
-                    "width": 100 * share["width"],
-                    "height": 100 * share["height"],
-                }
-                if config.resize == "crop"
-                else None,
+                "frame": frame if config.resize == "crop" else None,
                 "lost": f"{lost[position]:.1%}",
             }
         )
@@ -302,15 +267,9 @@ def _groups(audit: Audit, pictures: Pictures, column: str) -> Iterator[dict[str,
     groups = [group for _, group in files.groupby(column)]
     groups.sort(key=lambda group: (not _crossed(group)["labels"], not _crossed(group)["splits"], -len(group)))
     for group in groups[:NUM_GROUPS]:
-        yield {
-            **_crossed(group),
-            "count": len(group),
-            "cards": [
-                pictures.card(row, row.label, row.split or f"skipped: {row.reason}")
-                for row in group.head(NUM_OF_GROUP).itertuples()
-            ],
-            "num_groups": len(groups),
-        }
+        rows = group.head(NUM_OF_GROUP).itertuples()
+        cards = [pictures.card(row, row.label, row.split or f"skipped: {row.reason}") for row in rows]
+        yield {**_crossed(group), "count": len(group), "cards": cards, "num_groups": len(groups)}
 
 
 def _crossed(group: pd.DataFrame) -> Mapping[str, bool]:

@@ -94,12 +94,8 @@ class CachedRows:
     def __init__(
         self, file: RecordsFile | None, num_on_disk: int, in_memory: list, shape: tuple[int, ...], dtype: np.dtype
     ):
-        self._file, self._num_on_disk, self._in_memory, self._num_in_memory = (
-            file,
-            num_on_disk,
-            in_memory,
-            len(in_memory),
-        )
+        self._file, self._num_on_disk = file, num_on_disk
+        self._in_memory, self._num_in_memory = in_memory, len(in_memory)
         self._record_shape, self.dtype = shape, dtype
         self._record_bytes = int(np.prod(shape)) * dtype.itemsize
 
@@ -127,9 +123,8 @@ class CachedRows:
                     arrays[index] = self._in_memory[first - IN_MEMORY + index - start]
             else:
                 assert self._file is not None
-                self._file.read_into(
-                    buffer[start * self._record_bytes : stop * self._record_bytes], first * self._record_bytes
-                )
+                part = slice(start * self._record_bytes, stop * self._record_bytes)
+                self._file.read_into(buffer[part], first * self._record_bytes)
         return arrays
 
 

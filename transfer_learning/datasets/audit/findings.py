@@ -11,17 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from transfer_learning.datasets.audit import near_duplicates as near
 from transfer_learning.datasets.audit.kinds import ELONGATED, ENLARGED, KINDS, LARGE_BYTES, LARGE_PIXELS, REVIEWED
 from transfer_learning.datasets.audit.label_issues import distances_to_class, find_label_issues, outliers
-from transfer_learning.datasets.audit.near_duplicates import (
-    FLAT,
-    correlations,
-    directions,
-    groups_of,
-    near_by_features,
-    near_by_hash,
-    perceptual_hashes,
-)
 from transfer_learning.datasets.dataset import DROPPED, Dataset, Source
 from transfer_learning.datasets.decoding.decode import IMAGE_SUFFIXES
 from transfer_learning.datasets.prepared import PreparedDataset
@@ -37,25 +29,12 @@ MIN_SIMILARITY = 0.92  # cosine of the directions of the features
 MAX_COMPARED = 100_000  # images whose features are compared with each other: the time is quadratic
 
 # Modes of Pillow: the finding for each, "" for none.
-COLOURS = {
-    "CMYK": "CMYK",
-    "P": "palette",
-    "PA": "palette",
-    "L": "grey",
-    "1": "grey",
-    "LA": "grey",
-    "RGB": "",
-    "RGBA": "",
-}
-FORMATS = {  # suffixes by format
-    "JPEG": (".jpg", ".jpeg", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jfif"),
-    "PNG": (".png",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "WEBP": (".webp",),
-    "TIFF": (".tif", ".tiff"),
-}
+COLOURS = {"CMYK": "CMYK", "RGB": "", "RGBA": ""} | dict.fromkeys(("P", "PA"), "palette")
+COLOURS |= dict.fromkeys(("L", "LA", "1"), "grey")
+FORMATS: dict[str, tuple[str, ...]] = {
+    name: (f".{name.lower()}",) for name in ("PNG", "BMP", "GIF", "WEBP")
+}  # suffixes
+FORMATS |= {"TIFF": (".tif", ".tiff"), **dict.fromkeys(("JPEG", "MPO"), (".jpg", ".jpeg", ".jfif"))}
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 Finding = tuple[int, str, str]  # position of the file in `Audit.files`, kind, detail
 
@@ -96,9 +75,8 @@ class Audit:
     def to_review(self) -> pd.DataFrame:
         """Images for a person to review, the least probable labels first: id, label, suggestion, probability, why."""
         found = self.findings[self.findings["kind"].isin(REVIEWED)]
-        why = (found["kind"] + found["detail"].map(lambda detail: f": {detail}" if detail else "")).groupby(
-            found["position"]
-        )
+        details = found["detail"].map(lambda detail: f": {detail}" if detail else "")
+        why = (found["kind"] + details).groupby(found["position"])
         rows = self.files.loc[list(why.groups)].assign(why=why.agg("; ".join))
         rows = rows[rows["what"] == "used"]
         return rows.sort_values(["quality", "id"], kind="stable")[["id", "label", "suggestion", "probability", "why"]]
@@ -154,9 +132,8 @@ def _files(dataset: Dataset, data: PreparedDataset) -> pd.DataFrame:
             "remarks": facts["remarks"],
         }
     )
-    ignored = pd.DataFrame(data.ignored, columns=["id", "reason"]).assign(
-        what="ignored", label="", split="", width=0, height=0, num_bytes=0, remarks=""
-    )
+    ignored = pd.DataFrame(data.ignored, columns=["id", "reason"])
+    ignored = ignored.assign(what="ignored", label="", split="", width=0, height=0, num_bytes=0, remarks="")
     files = pd.concat([files, ignored], ignore_index=True)
     return files.assign(duplicates=-1, near_duplicates=-1, suggestion="", probability=np.nan, quality=1.0)
 
@@ -185,10 +162,9 @@ def _name_findings(dataset: Dataset, files: pd.DataFrame) -> Iterator[Finding]:
         names = " and ".join(dataset.class_names[number] for number in alike)
         yield from ((position, "similar class names", names) for position in positions.tolist())
     ids = files["id"].tolist()
-    for alike in _alike(ids):
-        yield from (
-            (position, "similar file names", ids[alike[0] if position != alike[0] else alike[1]]) for position in alike
-        )
+    for first, *others in _alike(ids):
+        yield first, "similar file names", ids[others[0]]
+        yield from ((position, "similar file names", ids[first]) for position in others)
     if dataset.folder:
         yield from _links(dataset, dataset.folder)
 
@@ -281,15 +257,15 @@ def _content_findings(
 
     used = np.flatnonzero(files["what"] == "used")
     one_each = used[~digests.iloc[used].duplicated().to_numpy()]  # one of each set of equal images
-    hashes, contrasts = perceptual_hashes(data.images.pixels, data.images.rows[one_each])
-    has_pattern = contrasts >= FLAT
+    hashes, contrasts = near.perceptual_hashes(data.images.pixels, data.images.rows[one_each])
+    has_pattern = contrasts >= near.FLAT
     flat = set(digests.iloc[one_each[~has_pattern]])
     yield from ((position, "single colour", "") for position in used.tolist() if digests.iloc[position] in flat)
 
     compared = one_each[has_pattern]
-    near = near_by_hash(hashes[has_pattern], MAX_BITS)
-    near = near[correlations(data.images.pixels, data.images.rows[compared], near) >= MIN_CORRELATION]
-    pairs = {"perceptual hash": compared[near]}
+    close = near.near_by_hash(hashes[has_pattern], MAX_BITS)
+    close = close[near.correlations(data.images.pixels, data.images.rows[compared], close) >= MIN_CORRELATION]
+    pairs = {"perceptual hash": compared[close]}
     notes.append(
         f"Near-duplicates by perceptual hash: among {len(compared):,} different images, hashes that differ in at most "
         f"{MAX_BITS} of 64 bits and a correlation of the grey images of at least {MIN_CORRELATION:g}."
@@ -303,9 +279,9 @@ def _content_findings(
         notes.append(f"Features: {features.about}.")
         is_compared = np.isin(features.examples, one_each)
         examples, values = features.examples[is_compared], features.values[is_compared]
-        towards = directions(values)
+        towards = near.directions(values)
         if len(examples) <= MAX_COMPARED:
-            pairs["features"] = examples[near_by_features(towards, MIN_SIMILARITY)]
+            pairs["features"] = examples[near.near_by_features(towards, MIN_SIMILARITY)]
             notes.append(
                 f"Near-duplicates by features: among {len(examples):,} different images, a cosine of the centered "
                 f"features of at least {MIN_SIMILARITY:g}."
@@ -335,7 +311,7 @@ def _duplicates(files: pd.DataFrame, digests: pd.Series, readable: np.ndarray) -
 def _near_duplicates(
     files: pd.DataFrame, digests: pd.Series, used: np.ndarray, pairs: Mapping[str, np.ndarray]
 ) -> Iterator[Finding]:
-    of_first = pd.Series(groups_of(np.concatenate(list(pairs.values())), len(digests)))
+    of_first = pd.Series(near.groups_of(np.concatenate(list(pairs.values())), len(digests)))
     numbers = of_first.iloc[used].groupby(digests.iloc[used].to_numpy()).transform("max").to_numpy()  # equal ones alike
     files.loc[used, "near_duplicates"] = numbers
     pictures, labels, splits = (pd.factorize(column)[0] for column in (digests, files["label"], files["split"]))

@@ -1,15 +1,6 @@
 """The kinds of findings of an audit, and what each means for a run."""
 
-from transfer_learning.datasets.dataset import (
-    DROPPED,
-    DUPLICATE_IN_OTHER_SPLIT,
-    EMPTY_FILE,
-    GROUP_IN_OTHER_SPLIT,
-    NOT_AN_IMAGE,
-    TOO_MANY_PIXELS,
-    TRUNCATED_FILE,
-    UNREADABLE_FILE,
-)
+from transfer_learning.datasets import dataset
 
 ENLARGED = 4  # an image counts as too small if it is enlarged more than so many times
 LARGE_PIXELS, LARGE_BYTES = 50e6, 50e6
@@ -22,22 +13,21 @@ KINDS = {
     "duplicate with another label": "the same picture has two labels; review it in corrections.csv",
     "near-duplicate with another label": "nearly the same picture has another label; review it in corrections.csv",
     "near-duplicate in another split": "nearly the same picture is in another split; drop one, or use --group-by",
-    DUPLICATE_IN_OTHER_SPLIT: "the same picture is in val or test, so it is skipped here",
-    GROUP_IN_OTHER_SPLIT: "images of the same group are in val or test, so it is skipped here",
-    EMPTY_FILE: "the file has no content",
-    TRUNCATED_FILE: "the file ends too early, as after an interrupted download",
-    NOT_AN_IMAGE: "the name is that of an image, the content is of no supported format",
-    TOO_MANY_PIXELS: "not decoded, because it could fill the memory",
-    UNREADABLE_FILE: "missing, not permitted, damaged, or fatal to the decoder",
-    DROPPED: "left out, as --corrections says",
+    dataset.DUPLICATE_IN_OTHER_SPLIT: "the same picture is in val or test, so it is skipped here",
+    dataset.GROUP_IN_OTHER_SPLIT: "images of the same group are in val or test, so it is skipped here",
+    dataset.EMPTY_FILE: "the file has no content",
+    dataset.TRUNCATED_FILE: "the file ends too early, as after an interrupted download",
+    dataset.NOT_AN_IMAGE: "the name is that of an image, the content is of no supported format",
+    dataset.TOO_MANY_PIXELS: "not decoded, because it could fill the memory",
+    dataset.UNREADABLE_FILE: "missing, not permitted, damaged, or fatal to the decoder",
+    dataset.DROPPED: "left out, as --corrections says",
     "outlier": "far from all other images of its class; review it in corrections.csv",
     "single colour": "the image shows nothing; review it in corrections.csv",
     "duplicate": "the same picture several times in one class and split; each copy is used",
     "near-duplicate": "nearly the same picture several times in one class and split; each copy is used",
     "elongated": f"more than {ELONGATED:g} times as long as wide, so little of it is left in a square",
     "too small": f"enlarged more than {ENLARGED} times",
-    "too large": f"more than {LARGE_PIXELS / 1e6:g} million pixels or {LARGE_BYTES / 1e6:g} MB, which is slow to "
-    "decode",
+    "too large": f"more than {LARGE_PIXELS / 1e6:g} million pixels or {LARGE_BYTES / 1e6:g} MB: slow to decode",
     "wrong suffix": "decoded by its content; other programs may go by the suffix",
     "image without image suffix": "ignored because of its name; rename it to use it",
     "unsupported format": "ignored; convert it to JPEG or PNG to use it",
@@ -53,10 +43,6 @@ KINDS = {
     "other colours": "converted to RGB by Pillow",
 }
 REVIEWED = (  # kinds that `prepare` lists in corrections.csv
-    "label issue",
-    "duplicate with another label",
-    "near-duplicate with another label",
-    "near-duplicate in another split",
-    "outlier",
-    "single colour",
-)
+    "label issue; duplicate with another label; near-duplicate with another label; near-duplicate in another split; "
+    "outlier; single colour"
+).split("; ")

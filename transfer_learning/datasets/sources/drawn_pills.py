@@ -15,11 +15,12 @@ import math
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
@@ -37,110 +38,78 @@ NUM_IMAGES_PER_CLASS = 120
 VERSION_FILE = ".drawn_pills_version"
 
 Colour = tuple[int, ...]  # RGB, 0..255
+Rng = np.random.Generator
+Value = TypeVar("Value")
+
+# How hard the dataset is; shares are probabilities per image.
+NUM_EDITIONS = 5  # of each form of a product: layout, colours, wear
+EDITION_COLOUR_CHANGE = 0.05  # relative change of each colour channel from one edition to another
+LOOSE_PILLS_SHARE = 0.16  # of photographs that show nothing but loose pills
+IMPRINT_SHARE = 0.75  # of loose pills whose imprint, if they have one, lies upwards
+BACK_SHARE = 0.25  # of cartons that show the side without the name
+DISTRACTORS_MAX = 2
+BORROWED_COLOUR_SHARE = 0.4  # of the colours of backgrounds and distractors: taken from some product
+COVER_SHARE = 0.3  # something lies or reaches over the products
+OUT_OF_FRAME = 0.10  # how far the centre of an item may leave the middle of the picture, at most
+PACK_LENGTH, PILL_LENGTH = (0.52, 0.90), (0.22, 0.40)  # of the side of the picture
+PERSPECTIVE = 0.10  # displacement of a corner, relative to the length of the item
+COLOUR_CAST = 0.10  # relative gain of a channel
+EXPOSURE = (0.78, 1.20)
+BLUR_MAX = 1.1  # pixels at 256
+NOISE_MAX = 13.0  # grey levels
+JPEG_QUALITY = (45, 92)
+
+WHITE = (246, 246, 242)
+PACKS = {"carton": 4, "blister": 4, "foil": 2, "pill": 2}
 
 
-@dataclass(frozen=True)
-class Difficulty:
-    """How hard the dataset is; shares are probabilities per image."""
-
-    num_editions: int = 5  # of each form of a product: layout, colours, wear
-    edition_colour_change: float = 0.05  # relative change of each colour channel from one edition to another
-    loose_pills_share: float = 0.16  # of photographs that show nothing but loose pills
-    imprint_share: float = 0.75  # of loose pills whose imprint, if they have one, lies upwards
-    back_share: float = 0.25  # of cartons that show the side without the name
-    distractors_max: int = 2
-    borrowed_colour_share: float = 0.4  # of the colours of backgrounds and distractors: taken from some product
-    cover_share: float = 0.3  # something lies or reaches over the products
-    out_of_frame: float = 0.10  # how far the centre of an item may leave the middle of the picture, at most
-    pack_length: tuple[float, float] = (0.52, 0.90)  # of the side of the picture
-    pill_length: tuple[float, float] = (0.22, 0.40)
-    perspective: float = 0.10  # displacement of a corner, relative to the length of the item
-    colour_cast: float = 0.10  # relative gain of a channel
-    exposure: tuple[float, float] = (0.78, 1.20)
-    blur_max: float = 1.1  # pixels at 256
-    noise_max: float = 13.0  # grey levels
-    jpeg_quality: tuple[int, int] = (45, 92)
+def _rgb(text: str) -> tuple[Colour, ...]:
+    return tuple(tuple(bytes.fromhex(word)) for word in text.split())
 
 
-DIFFICULTY = Difficulty()
-
-
-@dataclass(frozen=True)
-class Product:
+class Product(NamedTuple):
     """One row of the table: how a product looks in each of its forms."""
 
     pill: str  # a key of PILL_WIDTHS
     pill_colours: tuple[Colour, ...]  # one, or two halves
     imprint: str
     pack_colours: tuple[Colour, ...]  # ground, house colour, accent
-    pattern: str  # of the print: band, diagonal, wave, chevron, corner
-    forms: dict[str, int]  # form -> how often, relative to the others
-    bottle_colours: tuple[Colour, Colour] = ((240, 240, 238), (250, 250, 250))  # body, cap
+    pattern: str  # of the print, a key of PRINT_SPACE
+    forms: dict[str, int] = PACKS  # form -> how often, relative to the others
+    bottle_colours: tuple[Colour, ...] = _rgb("f0f0ee fafafa")  # body, cap
 
 
-WHITE, CREAM = (246, 246, 242), (246, 236, 208)
-PACKS = {"carton": 4, "blister": 4, "foil": 2, "pill": 2}
-
+MOUTHWASH = {"bottle": 7, "carton": 3, "pill": 1}, _rgb("34aa80 eef2f0")
+ZINC = {"bottle": 3, "carton": 3, "blister": 2, "pill": 3}, _rgb("ce802c fafaf8")
+OIL = {"bottle": 4, "carton": 2, "pill": 4}, _rgb("be7024 f5cd46")
 PRODUCTS = {
-    "Alaxan": Product(
-        "capsule", ((198, 40, 44), CREAM), "AX", (WHITE, (205, 32, 40), (250, 190, 40)), "diagonal", PACKS
-    ),
-    "Bactidol": Product(
-        "round",
-        ((176, 222, 190),),
-        "",
-        (WHITE, (20, 140, 96), (30, 90, 160)),
-        "wave",
-        {"bottle": 7, "carton": 3, "pill": 1},
-        ((52, 170, 128), (238, 242, 240)),
-    ),
-    "Bioflu": Product("caplet", ((234, 118, 50),), "BF", (WHITE, (238, 110, 30), (40, 80, 160)), "band", PACKS),
-    "Biogesic": Product("round", (WHITE,), "BG", ((252, 214, 60), (24, 70, 160), WHITE), "band", PACKS),
-    "DayZinc": Product(
-        "capsule",
-        ((240, 150, 50), CREAM),
-        "DZ",
-        ((250, 200, 80), (232, 110, 30), WHITE),
-        "corner",
-        {"bottle": 3, "carton": 3, "blister": 2, "pill": 3},
-        ((206, 128, 44), (250, 250, 248)),
-    ),
-    "Decolgen": Product("caplet", ((246, 196, 84),), "DC", (WHITE, (244, 150, 36), (24, 130, 84)), "chevron", PACKS),
-    "Fish Oil": Product(
-        "softgel",
-        ((232, 160, 44),),
-        "",
-        ((250, 206, 92), (24, 84, 150), (236, 140, 30)),
-        "wave",
-        {"bottle": 4, "carton": 2, "pill": 4},
-        ((190, 112, 36), (245, 205, 70)),
-    ),
-    "Kremil S": Product("oval", ((226, 240, 226),), "KS", (WHITE, (26, 140, 90), (40, 100, 190)), "diagonal", PACKS),
-    "Medicol": Product(
-        "softgel", ((44, 122, 176),), "M", ((250, 220, 70), (20, 84, 170), (220, 50, 50)), "corner", PACKS
-    ),
-    "Neozep": Product("round", ((250, 240, 206),), "N", (WHITE, (212, 40, 44), (252, 200, 50)), "chevron", PACKS),
+    "Alaxan": Product("capsule", _rgb("c6282c f6ecd0"), "AX", _rgb("f6f6f2 cd2028 fabe28"), "diagonal"),
+    "Bactidol": Product("round", _rgb("b0debe"), "", _rgb("f6f6f2 148c60 1e5aa0"), "wave", *MOUTHWASH),
+    "Bioflu": Product("caplet", _rgb("ea7632"), "BF", _rgb("f6f6f2 ee6e1e 2850a0"), "band"),
+    "Biogesic": Product("round", _rgb("f6f6f2"), "BG", _rgb("fcd63c 1846a0 f6f6f2"), "band"),
+    "DayZinc": Product("capsule", _rgb("f09632 f6ecd0"), "DZ", _rgb("fac850 e86e1e f6f6f2"), "corner", *ZINC),
+    "Decolgen": Product("caplet", _rgb("f6c454"), "DC", _rgb("f6f6f2 f49624 188254"), "chevron"),
+    "Fish Oil": Product("softgel", _rgb("e8a02c"), "", _rgb("face5c 185496 ec8c1e"), "wave", *OIL),
+    "Kremil S": Product("oval", _rgb("e2f0e2"), "KS", _rgb("f6f6f2 1a8c5a 2864be"), "diagonal"),
+    "Medicol": Product("softgel", _rgb("2c7ab0"), "M", _rgb("fadc46 1454aa dc3232"), "corner"),
+    "Neozep": Product("round", _rgb("faf0ce"), "N", _rgb("f6f6f2 d4282c fcc832"), "chevron"),
 }
 CLASS_NAMES: tuple[str, ...] = tuple(PRODUCTS)
+FORMS = ("carton", "blister", "foil", "bottle", "pill")
+LIGHTS = tuple(np.array([math.cos(a), math.sin(a)], np.float32) for a in np.arange(8) * math.pi / 4)
 
-# Width of a pill relative to its length.
-PILL_WIDTHS = {"round": 1.0, "oval": 0.76, "caplet": 0.44, "capsule": 0.36, "softgel": 0.58}
+PILL_WIDTHS = {"round": 1.0, "oval": 0.76, "caplet": 0.44, "capsule": 0.36, "softgel": 0.58}  # relative to the length
 # What a pattern leaves free for the name, between the left and the right end of a pack.
-PRINT_SPACE = {
-    "band": (0.05, 0.95),
-    "diagonal": (0.04, 0.62),
-    "wave": (0.05, 0.95),
-    "chevron": (0.30, 0.96),
-    "corner": (0.04, 0.66),
-}
+PRINT_SPACE = dict(
+    band=(0.05, 0.95), diagonal=(0.04, 0.62), wave=(0.05, 0.95), chevron=(0.3, 0.96), corner=(0.04, 0.66)
+)
 TABLETS = ("round", "oval", "caplet")
 NEUTRAL_WORDS = ("Tea", "Soap", "Matches", "Cocoa", "Candles", "Salt")
-SKIN = ((236, 190, 160), (214, 160, 124), (170, 116, 84), (116, 76, 54))
+SKIN = _rgb("ecbea0 d6a07c aa7454 744c36")
 
 
-def _rng(*key: int) -> np.random.Generator:
-    """Returns the generator of `key`, the same on every machine."""
-    return np.random.default_rng(key)
+def _pick(rng: Rng, options: Sequence[Value]) -> Value:
+    return options[int(rng.integers(0, len(options)))]
 
 
 def _mixed(a: Colour, b: Colour, share: float) -> Colour:
@@ -148,22 +117,22 @@ def _mixed(a: Colour, b: Colour, share: float) -> Colour:
     return tuple(round(p + (q - p) * share) for p, q in zip(a, b, strict=True))
 
 
-def _changed(colour: Colour, rng: np.random.Generator) -> Colour:
+def _changed(colour: Colour, rng: Rng) -> Colour:
     """Returns `colour` as another edition prints it."""
-    gains = 1 + DIFFICULTY.edition_colour_change * rng.uniform(-1, 1, 3)
+    gains = 1 + EDITION_COLOUR_CHANGE * rng.uniform(-1, 1, 3)
     return tuple(int(c) for c in np.clip(np.array(colour) * gains, 0, 255))
 
 
-def _random_colour(rng: np.random.Generator) -> Colour:
+def _random_colour(rng: Rng) -> Colour:
     """Returns any colour or, as often as DIFFICULTY says, one that some product is printed in."""
-    if rng.random() < DIFFICULTY.borrowed_colour_share:
-        product = PRODUCTS[CLASS_NAMES[int(rng.integers(0, len(CLASS_NAMES)))]]
+    if rng.random() < BORROWED_COLOUR_SHARE:
+        product = PRODUCTS[_pick(rng, CLASS_NAMES)]
         return _changed((*product.pack_colours, *product.pill_colours)[int(rng.integers(0, 4))], rng)
     hue, strength, value = rng.random(), 0.8 * rng.random() ** 1.5, rng.uniform(0.3, 0.97)
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, strength, value))
 
 
-def _smooth_noise(rng: np.random.Generator, cells: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
+def _smooth_noise(rng: Rng, cells: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
     """Returns float32 of `shape` (height, width) in about 0..1: random values on a grid of `cells`, interpolated."""
     values = Image.fromarray(rng.random(cells, dtype=np.float32))
     return np.asarray(values.resize(shape[::-1], Image.Resampling.BICUBIC))
@@ -177,15 +146,13 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _write_text(draw: ImageDraw.ImageDraw, box: tuple, text: str, fill: Colour | int, bold: bool = True) -> None:
     """Writes one line of `text` in the middle of `box` (left, top, right, bottom), as large as fits."""
     left, top, right, bottom = box
-    stroke = 1 if bold else 0
     width = draw.textlength(text, _font(100)) / 100 + 0.02
     size = max(6, int(min((right - left - 4) / width, (bottom - top) * 0.95)))
-    draw.text(((left + right) / 2, (top + bottom) / 2), text, fill, _font(size), "mm", stroke_width=stroke * size // 24)
+    stroke = size // 24 if bold else 0
+    draw.text(((left + right) / 2, (top + bottom) / 2), text, fill, _font(size), "mm", stroke_width=stroke)
 
 
-def _write_small_print(
-    draw: ImageDraw.ImageDraw, box: tuple, rng: np.random.Generator, fill: Colour, pitch: int
-) -> None:
+def _write_small_print(draw: ImageDraw.ImageDraw, box: tuple, rng: Rng, fill: Colour, pitch: int) -> None:
     """Fills `box` with lines of dashes, as illegible text."""
     left, top, right, bottom = (int(v) for v in box)
     for y in range(top, bottom - 2, pitch):
@@ -245,9 +212,7 @@ def _pill(
     return Image.fromarray(pixels.astype(np.uint8), "RGBA")
 
 
-def _face(
-    name: str, product: Product, size: tuple[int, int], rng: np.random.Generator, back: bool, inset: float = 0.0
-) -> Image.Image:
+def _face(name: str, product: Product, size: tuple[int, int], rng: Rng, back: bool, inset: float = 0.0) -> Image.Image:
     """Draws one printed side of a pack as RGB of `size` (width, height), writing `inset` (relative) from its ends."""
     width, height = size
     ground, house, accent = (_changed(c, rng) for c in product.pack_colours)
@@ -299,17 +264,17 @@ def _face(
     return face
 
 
-def _carton(name: str, product: Product, rng: np.random.Generator, light: np.ndarray) -> Image.Image:
+def _carton(name: str, product: Product, rng: Rng, light: np.ndarray) -> Image.Image:
     """Draws a folding box from above and a little from one side: the front and, below it, a darker flank."""
     width, height, depth = 288, int(rng.integers(120, 190)), int(rng.integers(14, 40))
-    back = rng.random() < DIFFICULTY.back_share
+    back = rng.random() < BACK_SHARE
     pack = Image.new("RGB", (width, height + depth))
     pack.paste(_face(name, product, (width, height), rng, back), (0, 0))
     if not back and rng.random() < 0.6:  # what is inside, printed on the front
         length = 36 if product.pill in ("round", "oval") else 58
         pill = _pill(product.pill, length, product.pill_colours, "", light).rotate(25, expand=True)
         pack.paste(pill, (int(width * 0.76), int(height * 0.60)), pill)
-    flank = Image.new("RGB", (width, depth), _changed(product.pack_colours[int(rng.integers(0, 2))], rng))
+    flank = Image.new("RGB", (width, depth), _changed(_pick(rng, product.pack_colours[:2]), rng))
     _write_text(ImageDraw.Draw(flank), (10, 2, width * 0.5, depth - 2), name, (90, 90, 100), bold=False)
     pack.paste(Image.eval(flank, lambda v: int(v * 0.62)), (0, height))
     sheen = np.linspace(1.04, 0.90, width, dtype=np.float32)[None, :, None]
@@ -317,23 +282,17 @@ def _carton(name: str, product: Product, rng: np.random.Generator, light: np.nda
     return Image.fromarray(pixels).convert("RGBA")
 
 
-def _foil(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Draws crumpled, embossed aluminium as RGB of `size`."""
-    width, height = size
-    y, x = np.mgrid[:height, :width]
-    grey = 176 + 60 * _smooth_noise(rng, (5, 7), (height, width)) + 7 * (((x + y) % 6 < 2) ^ ((x - y) % 6 < 2))
-    return Image.fromarray(np.clip(grey[..., None] + (-4, 0, 4), 0, 255).astype(np.uint8))
-
-
-def _blister(name: str, product: Product, rng: np.random.Generator, light: np.ndarray, foil: bool) -> Image.Image:
+def _blister(name: str, product: Product, rng: Rng, light: np.ndarray, foil: bool) -> Image.Image:
     """Draws a strip of pills behind clear plastic or, with `foil`, its printed back."""
-    columns, rows = ((5, 2), (4, 2), (6, 2), (4, 1), (5, 1))[int(rng.integers(0, 5))]
+    columns, rows = _pick(rng, ((5, 2), (4, 2), (6, 2), (4, 1), (5, 1)))
     cell = 288 // columns
     tall = max(PILL_WIDTHS[product.pill], 0.5)
     size = (columns * cell, int(rows * cell * (tall + 0.22)) + 26)
     ground, house, accent = (_changed(c, rng) for c in product.pack_colours)
     ink = house if sum(house) < 560 else accent
-    strip = _foil(rng, size)
+    y, x = np.mgrid[: size[1], : size[0]]  # crumpled, embossed aluminium
+    grey = 176 + 60 * _smooth_noise(rng, (5, 7), size[::-1]) + 7 * (((x + y) % 6 < 2) ^ ((x - y) % 6 < 2))
+    strip = Image.fromarray(np.clip(grey[..., None] + (-4, 0, 4), 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(strip)
     if foil:
         draw.rectangle((0, 0, size[0], 16), house)
@@ -386,7 +345,7 @@ def _blister(name: str, product: Product, rng: np.random.Generator, light: np.nd
     return strip
 
 
-def _bottle(name: str, product: Product, rng: np.random.Generator, light: np.ndarray) -> Image.Image:
+def _bottle(name: str, product: Product, rng: Rng, light: np.ndarray) -> Image.Image:
     """Draws an upright bottle with a cap and a label, shaded as a cylinder."""
     height = 288
     wide = 60 if product.pill == "round" else 72  # half the width: mouthwash is slim, jars are stout
@@ -402,7 +361,7 @@ def _bottle(name: str, product: Product, rng: np.random.Generator, light: np.nda
     colour[y < shoulder + rng.uniform(-20, 24)] = _mixed(body, WHITE, 0.35)  # empty above the filling
     colour[y < cap_end] = cap
     top, bottom = int(shoulder + 14), height - int(rng.integers(18, 40))
-    face = _face(name, product, (wide * 3, bottom - top), rng, rng.random() < DIFFICULTY.back_share / 2, 0.09)
+    face = _face(name, product, (wide * 3, bottom - top), rng, rng.random() < BACK_SHARE / 2, 0.09)
     around = np.clip(np.arcsin(np.clip(x[0] / wide, -1, 1)) / np.pi + 0.5, 0, 1)  # a label runs around the cylinder
     colour[top:bottom] = np.asarray(face)[:, (around * (wide * 3 - 1)).astype(int)]
     across = np.clip(x / half, -1, 1)
@@ -414,48 +373,44 @@ def _bottle(name: str, product: Product, rng: np.random.Generator, light: np.nda
     return Image.fromarray(np.dstack([np.clip(colour, 0, 255), alpha * 255]).astype(np.uint8), "RGBA")
 
 
-FORMS = ("carton", "blister", "foil", "bottle", "pill")
-LIGHTS = tuple(np.array([math.cos(a), math.sin(a)], np.float32) for a in np.arange(8) * math.pi / 4)
-
-
 @lru_cache(maxsize=192)  # a class needs fewer; 192 are about 30 MB
 def _sprite(name: str, form: str, edition: int, lamp: int) -> Image.Image:
     """Returns one form of a product as RGBA, its longer side about 290 pixels (a pill: 120)."""
     lamp -= lamp % {"pill": 1, "blister": 2}.get(form, 4)  # the flat forms hardly show where the lamp is
     product, light = PRODUCTS[name], LIGHTS[lamp]
-    rng = _rng(1, CLASS_NAMES.index(name), FORMS.index(form), edition)
+    rng = np.random.default_rng((1, CLASS_NAMES.index(name), FORMS.index(form), edition))
     if form == "carton":
         return _carton(name, product, rng, light)
     if form == "bottle":
         return _bottle(name, product, rng, light)
     if form == "pill":
-        imprint = product.imprint if rng.random() < DIFFICULTY.imprint_share else ""  # it may lie on its face
+        imprint = product.imprint if rng.random() < IMPRINT_SHARE else ""  # it may lie on its face
         return _pill(product.pill, 120, tuple(_changed(c, rng) for c in product.pill_colours), imprint, light)
     return _blister(name, product, rng, light, foil=form == "foil")
 
 
-def _distractor(rng: np.random.Generator, light: np.ndarray) -> tuple[Image.Image, float]:
+def _distractor(rng: Rng, light: np.ndarray) -> tuple[Image.Image, float]:
     """Draws an object of no class (another carton, a coin, a pen, a sweet or a note); returns it and its usual length."""
     kind = rng.integers(0, 5)
     colours = tuple(_random_colour(rng) for _ in range(3))
     if kind == 0:
-        pattern = tuple(PRINT_SPACE)[int(rng.integers(0, 5))]
+        pattern = _pick(rng, tuple(PRINT_SPACE))
         other = Product("round", colours[:1], "", colours, pattern, {})
-        word = NEUTRAL_WORDS[int(rng.integers(0, len(NEUTRAL_WORDS)))]
+        word = _pick(rng, NEUTRAL_WORDS)
         return _carton(word, other, rng, light), rng.uniform(0.3, 0.5)
     if kind == 1:
-        metal = ((196, 160, 92), (176, 178, 182), (172, 112, 76))[int(rng.integers(0, 3))]
+        metal = _pick(rng, ((196, 160, 92), (176, 178, 182), (172, 112, 76)))
         return _pill("round", 90, (metal,), str(rng.integers(1, 10)), light), rng.uniform(0.12, 0.2)
     if kind == 2:
         pen = _pill("capsule", 280, colours[:2], "", light)
         return pen.resize((280, 34)), rng.uniform(0.5, 0.9)
     if kind == 3:
-        shape = ("round", "caplet", "softgel")[int(rng.integers(0, 3))]
+        shape = _pick(rng, ("round", "caplet", "softgel"))
         return _pill(shape, 90, colours[:1], "", light), rng.uniform(0.10, 0.22)
     return _note(rng), rng.uniform(0.35, 0.6)
 
 
-def _note(rng: np.random.Generator) -> Image.Image:
+def _note(rng: Rng) -> Image.Image:
     """Draws a slip of paper with writing on it as RGBA."""
     size = (220, int(rng.integers(130, 220)))
     note = Image.new("RGB", size, _mixed(WHITE, _random_colour(rng), 0.25))
@@ -463,7 +418,7 @@ def _note(rng: np.random.Generator) -> Image.Image:
     return note.convert("RGBA")
 
 
-def _background(rng: np.random.Generator, size: int) -> Image.Image:
+def _background(rng: Rng, size: int) -> Image.Image:
     """Draws a table top as RGB: wood, cloth, tiles, paper, stone or something out of focus."""
     side = size  # drawn at 1 / 1.42 of its scale: turned by any angle it still fills the picture
     y = np.arange(side, dtype=np.float32)[:, None] * (1.42 / size)
@@ -511,7 +466,7 @@ def _place(
     centre: np.ndarray,
     length: float,
     angle: float,
-    rng: np.random.Generator,
+    rng: Rng,
     light: np.ndarray,
     lift: float = 0.03,
 ) -> None:
@@ -530,7 +485,7 @@ def _place(
     corners = (source - (width / 2, height / 2)) * scale
     corners[:, 0] += corners[:, 1] * rng.uniform(-0.12, 0.12)
     slimness = min(width, height) / max(width, height)
-    corners += length * slimness * DIFFICULTY.perspective * rng.uniform(-0.5, 0.5, (4, 2))
+    corners += length * slimness * PERSPECTIVE * rng.uniform(-0.5, 0.5, (4, 2))
     cos, sin = math.cos(angle), math.sin(angle)
     corners = corners @ np.array([(cos, sin), (-sin, cos)]) + centre
     reach = lift * length
@@ -540,7 +495,10 @@ def _place(
     if (end - origin < 4).any():
         return
     width, height = (int(v) for v in end - origin)
-    numbers = _perspective(corners - origin, source)
+    rows = []  # of the equations for the eight numbers with which Pillow maps the corners back to those of the source
+    for (x, y), (u, v) in zip(corners - origin, source, strict=True):
+        rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
+    numbers = np.linalg.solve(np.array(rows), source.reshape(8)).tolist()
     patch = sprite.transform((width, height), Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BILINEAR)
     left, top = (int(v) for v in origin)
     alpha = patch.getchannel("A")
@@ -549,20 +507,12 @@ def _place(
     picture.paste(patch, (left, top), alpha)
 
 
-def _perspective(corners: np.ndarray, source: np.ndarray) -> list[float]:
-    """Returns the eight numbers with which Pillow maps the four `corners` (4, 2) back to those of the `source`."""
-    rows = []
-    for (x, y), (u, v) in zip(corners, source, strict=True):
-        rows += [(x, y, 1, 0, 0, 0, -u * x, -u * y), (0, 0, 0, x, y, 1, -v * x, -v * y)]
-    return np.linalg.solve(np.array(rows), source.reshape(8)).tolist()
-
-
 def _lamp(light_angle: float, angle: float) -> int:
     """Returns the index in LIGHTS of the lamp as a sprite turned by `angle` sees it."""
     return round((light_angle - angle) / (math.pi / 4)) % 8
 
 
-def _cover(picture: Image.Image, rng: np.random.Generator, light_angle: float, light: np.ndarray) -> None:
+def _cover(picture: Image.Image, rng: Rng, light_angle: float, light: np.ndarray) -> None:
     """Lets fingers or a slip of paper reach in over an edge of the picture."""
     size = picture.width
     side = rng.uniform(0, 2 * math.pi)
@@ -572,7 +522,7 @@ def _cover(picture: Image.Image, rng: np.random.Generator, light_angle: float, l
         centre, length = size * (0.5 + 0.56 * outward), size * rng.uniform(0.4, 0.7)
         _place(picture, _note(rng), centre, length, rng.uniform(0, 2 * math.pi), rng, light, 0.05)
         return
-    skin = SKIN[int(rng.integers(0, len(SKIN)))]
+    skin = _pick(rng, SKIN)
     thick, depth, offset = rng.uniform(0.09, 0.14), rng.uniform(0.16, 0.32), rng.uniform(-0.2, 0.2)
     length = thick / PILL_WIDTHS["capsule"] * 1.5
     for finger in range(int(rng.integers(1, 5))):
@@ -586,10 +536,10 @@ def _cover(picture: Image.Image, rng: np.random.Generator, light_angle: float, l
         _place(picture, sprite, centre, size * length, angle, rng, light, 0.05)
 
 
-def _photograph(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _photograph(picture: Image.Image, rng: Rng) -> Image.Image:
     """Passes the scene through light that is uneven and coloured, and a lens and a sensor that are not the best."""
     size = picture.width
-    blur = DIFFICULTY.blur_max * rng.random() ** 2 * size / 256
+    blur = BLUR_MAX * rng.random() ** 2 * size / 256
     picture = picture.filter(ImageFilter.GaussianBlur(blur)) if blur > 0.25 else picture
     x = np.linspace(-1, 1, size, dtype=np.float32)
     y = x[:, None]
@@ -599,9 +549,9 @@ def _photograph(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         turn, start = rng.uniform(0, 2 * math.pi), np.float32(rng.uniform(0.0, 0.7))
         edge = np.clip((np.float32(math.cos(turn)) * x + np.float32(math.sin(turn)) * y - start) * 6, 0, 1)
         light *= 1 - np.float32(rng.uniform(0.25, 0.55)) * edge
-    cast = rng.uniform(*DIFFICULTY.exposure) * (1 + DIFFICULTY.colour_cast * rng.uniform(-1, 1, 3))
+    cast = rng.uniform(*EXPOSURE) * (1 + COLOUR_CAST * rng.uniform(-1, 1, 3))
     pixels = np.asarray(picture) * (light[..., None] * cast.astype(np.float32))
-    strength = DIFFICULTY.noise_max * rng.random() ** 2
+    strength = NOISE_MAX * rng.random() ** 2
     pixels += rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(strength)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
@@ -611,43 +561,43 @@ def draw(class_name: str, number: int, size: int = 256) -> Image.Image:
     if class_name not in PRODUCTS:
         raise ValueError(f"No class is called {class_name!r}. Known: {', '.join(CLASS_NAMES)}.")
     product = PRODUCTS[class_name]
-    rng = _rng(0, CLASS_NAMES.index(class_name), number)
+    rng = np.random.default_rng((0, CLASS_NAMES.index(class_name), number))
     picture = _background(rng, size)
     light_angle = rng.uniform(0, 2 * math.pi)
     light = np.array([math.cos(light_angle), math.sin(light_angle)])
-    for _ in range(rng.integers(0, DIFFICULTY.distractors_max + 1)):
+    for _ in range(rng.integers(0, DISTRACTORS_MAX + 1)):
         angle = rng.uniform(0, 2 * math.pi)
         thing, length = _distractor(rng, LIGHTS[_lamp(light_angle, angle)])
         _place(picture, thing, size * rng.uniform(0.0, 1.0, 2), size * length, angle, rng, light)
 
     num_items = int(rng.integers(1, 7))
-    only_pills = rng.random() < DIFFICULTY.loose_pills_share * min(1, product.forms["pill"] / 2)
+    only_pills = rng.random() < LOOSE_PILLS_SHARE * min(1, product.forms["pill"] / 2)
     weights = np.array(list(product.forms.values())) / sum(product.forms.values())
     drawn = rng.choice(list(product.forms), num_items, p=weights).tolist()
     zoom, crowded = rng.random(), 1.1 - 0.07 * num_items  # many items are seen from further away
-    spread = 0.32 + DIFFICULTY.out_of_frame / 2 if num_items > 1 else 0.24
+    spread = 0.32 + OUT_OF_FRAME / 2 if num_items > 1 else 0.24
     centres = np.empty((0, 2))
     for form in ["pill"] * num_items if only_pills else sorted(drawn, key=FORMS.index):  # pills lie on packs, not under
         tries = 0.5 + spread * rng.uniform(-1, 1, (6, 2))
         gaps = np.hypot(*(tries[:, None] - centres[None]).transpose(2, 0, 1)).min(1, initial=9.0)
         centres = np.vstack([centres, tries[gaps.argmax()]])
-        small, large = DIFFICULTY.pill_length if form == "pill" else DIFFICULTY.pack_length
+        small, large = PILL_LENGTH if form == "pill" else PACK_LENGTH
         length = (small + (large - small) * zoom) * crowded * rng.uniform(0.92, 1.08) * (1.3 if only_pills else 1.0)
         if form == "pill" and product.pill in ("round", "oval"):
             length *= 0.72  # a short tablet weighs as much as a long one
         angle = rng.uniform(0, 2 * math.pi) if rng.random() < 0.6 else rng.normal(0, 0.25)
-        edition = int(rng.integers(0, DIFFICULTY.num_editions))
+        edition = int(rng.integers(0, NUM_EDITIONS))
         sprite = _sprite(class_name, form, edition, _lamp(light_angle, angle))
         _place(picture, sprite, centres[-1] * size, length * size, angle, rng, light)
-    if rng.random() < DIFFICULTY.cover_share:
+    if rng.random() < COVER_SHARE:
         _cover(picture, rng, light_angle, light)
     return _photograph(picture, rng)
 
 
 def _save(folder: Path, class_name: str, number: int) -> None:
     """Writes one photograph as JPEG, as good or bad as its camera."""
-    low, high = DIFFICULTY.jpeg_quality
-    quality = int(_rng(2, CLASS_NAMES.index(class_name), number).integers(low, high + 1))
+    rng = np.random.default_rng((2, CLASS_NAMES.index(class_name), number))
+    quality = int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1))
     draw(class_name, number).save(folder / class_name / f"{class_name}_{number:04d}.jpg", quality=quality)
 
 

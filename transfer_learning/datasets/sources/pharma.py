@@ -9,24 +9,13 @@ from pathlib import Path
 
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.sources import folder
+from transfer_learning.datasets.sources.drawn_pills import CLASS_NAMES
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.storage.download import not_downloaded
 
 logger = logging.getLogger(__name__)
 
 KAGGLE_NAME = "vencerlanz09/pharmaceutical-drugs-and-vitamins-synthetic-images"
-CLASS_NAMES = (
-    "Alaxan",
-    "Bactidol",
-    "Bioflu",
-    "Biogesic",
-    "DayZinc",
-    "Decolgen",
-    "Fish Oil",
-    "Kremil S",
-    "Medicol",
-    "Neozep",
-)
 
 
 def load(data_dir: Path) -> Dataset:

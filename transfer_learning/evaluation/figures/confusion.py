@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import seaborn
@@ -9,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from transfer_learning.evaluation.figures.style import VERMILION, readable, style
+from transfer_learning.evaluation.figures.style import VERMILION, readable, settings
 
 ERRORS = LinearSegmentedColormap.from_list("errors", ["#ffffff", "#f6c9ad", VERMILION, "#6b2400"])
 CORRECT = LinearSegmentedColormap.from_list("correct", ["#f1f6fa", "#a9cbe2"])  # pale, so that errors stand out
@@ -35,7 +36,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
     side = min(max(cell * num_classes, 3.2), 25.0)  # inches; 3750 pixels
     name_size = 10 if num_classes <= 12 else 8.5 if annotated else 7.5
     margin = 0.6 + longest * name_size * 0.0085  # the width of the longest name
-    with style():
+    with settings():
         figure = Figure(figsize=(side + margin + 1.5, side + margin + 0.5), layout="constrained")
         axes = figure.subplots()
         diagonal = np.eye(num_classes, dtype=bool)
@@ -43,39 +44,20 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
         axes.set_facecolor("#e4e4e4")
         for mask, colours, shown in ((~diagonal, CORRECT, "correct"), (diagonal, ERRORS, "errors")):
             highest = np.max(values[~mask])
-            seaborn.heatmap(
-                values,
-                mask=mask | (absent & normalised),
-                ax=axes,
-                cmap=colours,
-                vmin=0,
-                vmax=max(highest, 1),
-                square=True,
-                linewidths=0.5 if annotated else 0,
-                linecolor="#dddddd",
-                xticklabels=False,
-                yticklabels=False,
-                cbar_kws={
-                    "label": f"{shown}, {'% of the true class' if normalised else 'images'}",
-                    "shrink": 0.6,
-                    "aspect": 25,
-                    "pad": 0.03,
-                    "ticks": MaxNLocator(5, integer=True),
-                },
+            hidden, title = (
+                mask | (absent & normalised),
+                f"{shown}, {'% of the true class' if normalised else 'images'}",
             )
+            bar = dict(label=title, shrink=0.6, aspect=25, pad=0.03, ticks=MaxNLocator(5, integer=True))
+            look = dict(cmap=colours, vmin=0, vmax=max(highest, 1), xticklabels=False, yticklabels=False, square=True)
+            lines = dict(linewidths=0.5 if annotated else 0, linecolor="#dddddd")
+            seaborn.heatmap(values, mask=hidden, ax=axes, cbar_kws=bar, **look, **lines)
         if annotated:
-            number_size = 10 if num_classes <= 12 else 7
+            centred: Any = dict(ha="center", va="center", fontsize=10 if num_classes <= 12 else 7)
             for row, column in zip(*np.nonzero(counts), strict=True):
                 dark = row != column and values[row, column] > 0.65 * max(np.max(values[~diagonal]), 1)
-                axes.text(
-                    column + 0.5,
-                    row + 0.5,
-                    _cell_text(values[row, column], normalised),
-                    ha="center",
-                    va="center",
-                    fontsize=number_size,
-                    color="white" if dark else "black",
-                )
+                text = _cell_text(values[row, column], normalised)
+                axes.text(column + 0.5, row + 0.5, text, color="white" if dark else "black", **centred)
         else:
             axes.set_xticks(np.arange(num_classes + 1), minor=True)
             axes.set_yticks(np.arange(num_classes + 1), minor=True)

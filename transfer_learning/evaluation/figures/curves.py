@@ -8,20 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from transfer_learning.evaluation.figures.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    VERMILION,
-    clean_axes,
-    finite,
-    readable,
-    scale_by_span,
-    style,
-)
+from transfer_learning.evaluation.figures import style
+from transfer_learning.evaluation.figures.style import clean_axes, finite, readable, scale_by_span
 
-VARIANTS = (BLUE, VERMILION, GREEN, ORANGE, "#CC79A7", "#56B4E9")  # colours of the variants of a comparison
+VARIANTS = (style.BLUE, style.VERMILION, style.GREEN, style.ORANGE, "#CC79A7", "#56B4E9")  # colours in a comparison
 MARKERS = "osD^vP"  # which distinguish the variants without colours
 
 
@@ -43,29 +33,21 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
     history = history.reset_index(drop=True)
     epochs = history["epoch"].to_numpy()
     starts = {phase: int(rows["epoch"].iloc[0]) for phase, rows in history.groupby("phase", sort=False)}
-    with style():
+    with style.settings():
         figure = Figure(figsize=(8, 8.2), layout="constrained")
         panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
         marker = "o" if len(history) <= 40 else None
         for axes, quantity in zip(panels[:2], ("loss", "accuracy"), strict=True):
             train = finite(history[quantity])
             val = finite(history[f"val_{quantity}"])
-            _plot_by_phase(axes, history, train, color=BLUE, linestyle="--", marker=marker, label="train")
+            _plot_by_phase(axes, history, train, color=style.BLUE, linestyle="--", marker=marker, label="train")
             if val.notna().any():
-                _plot_by_phase(axes, history, val, color=ORANGE, marker=marker, label="val")
+                _plot_by_phase(axes, history, val, color=style.ORANGE, marker=marker, label="val")
             best = (val if val.notna().any() else train)[history["epoch"].isin((best_epochs or {}).values())]
             if best.notna().any():
-                axes.plot(
-                    history["epoch"][best.index],
-                    best,
-                    color=VERMILION,
-                    linestyle="none",
-                    marker="o",
-                    markersize=10,
-                    markerfacecolor="none",
-                    markeredgewidth=1.8,
-                    label="best epoch of the phase",
-                )
+                ring = dict(marker="o", markersize=10, markerfacecolor="none", markeredgewidth=1.8, linestyle="none")
+                places = history["epoch"][best.index]
+                axes.plot(places, best, color=style.VERMILION, label="best epoch of the phase", **ring)
             axes.set_ylabel(quantity)
         panels[1].yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         panels[0].legend(loc="lower right", bbox_to_anchor=(1, 1.09), ncols=3, frameon=False, borderaxespad=0)
@@ -76,19 +58,13 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
         clean_axes(*panels)
         for axes in panels:
             if "fine_tune" in starts:
-                axes.axvspan(starts["fine_tune"] - 0.5, epochs[-1] + 0.5, color=BLUE, alpha=0.06, linewidth=0)
+                axes.axvspan(starts["fine_tune"] - 0.5, epochs[-1] + 0.5, color=style.BLUE, alpha=0.06, linewidth=0)
             for start in list(starts.values())[1:]:
-                axes.axvline(start - 0.5, color=GREY, linestyle=":", linewidth=1.4)
+                axes.axvline(start - 0.5, color=style.GREY, linestyle=":", linewidth=1.4)
         for (phase, start), end in zip(starts.items(), [*list(starts.values())[1:], epochs[-1] + 1], strict=True):
-            panels[0].text(
-                (start + end - 1) / 2,
-                1.02,
-                f"{phase.replace('_', '-')} phase",
-                ha="center",
-                va="bottom",
-                color="#444444",
-                transform=panels[0].get_xaxis_transform(),
-            )
+            title, above = f"{phase.replace('_', '-')} phase", panels[0].get_xaxis_transform()
+            look = dict(ha="center", va="bottom", color="#444444")
+            panels[0].text((start + end - 1) / 2, 1.02, title, transform=above, **look)
         panels[2].set_xlabel("epoch")
         panels[2].set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
         panels[2].xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
@@ -110,7 +86,7 @@ def comparison(curves: Mapping[str, pd.DataFrame], target_accuracies: Sequence[f
         ("accuracy", "epoch", "training accuracy", "epoch"),
     )
     names = readable(list(curves))
-    with style():
+    with style.settings():
         figure = Figure(figsize=(10, 7.4), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
         panels = figure.subplots(2, 2)
         panels[0, 0].sharey(panels[0, 1])
@@ -120,21 +96,14 @@ def comparison(curves: Mapping[str, pd.DataFrame], target_accuracies: Sequence[f
                 colour = VARIANTS[number % len(VARIANTS)]
                 mean, low, high = (finite(table[f"{quantity}{end}"]) for end in ("", "_low", "_high"))
                 axes.fill_between(table[across], low, high, color=colour, alpha=0.18, linewidth=0)
-                axes.plot(
-                    table[across],
-                    mean,
-                    color=colour,
-                    marker=MARKERS[number % len(MARKERS)],
-                    markersize=3.5,
-                    markevery=max(1, len(table) // 20),
-                    label=name,
-                )
+                marks = dict(marker=MARKERS[number % len(MARKERS)], markersize=3.5, markevery=max(1, len(table) // 20))
+                axes.plot(table[across], mean, color=colour, label=name, **marks)
             axes.set(ylabel=title, xlabel=below)
             if quantity.endswith("accuracy"):
                 axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
             if quantity == "val_accuracy":
                 for accuracy in target_accuracies:
-                    axes.axhline(accuracy, color=GREY, linestyle=":", linewidth=1.2, zorder=0)
+                    axes.axhline(accuracy, color=style.GREY, linestyle=":", linewidth=1.2, zorder=0)
             if across == "epoch":
                 axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
             else:

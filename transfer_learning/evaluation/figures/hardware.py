@@ -11,19 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from transfer_learning.evaluation.figures.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    VERMILION,
-    finite,
-    scale_by_span,
-    style,
-)
+from transfer_learning.evaluation.figures import style
+from transfer_learning.evaluation.figures.style import finite, scale_by_span
 from transfer_learning.machine.monitor import gpu_numbers
 
-OF_GPUS = (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#8C5A2B", "#222222", "#B3A000", "#6A51A3")
+OF_GPUS = (style.ORANGE, style.GREEN, "#CC79A7", "#56B4E9", "#8C5A2B", "#222222", "#B3A000", "#6A51A3")
 OF_STAGES = {"decode": "#efefef", "frozen": "#fdf1dc", "fine_tune": "#e6f0f8", "evaluate": "#e3f3ec"}
 MAX_POINTS = 300  # of a line over time
 LARGEST_SPAN = 1e4  # of a logarithmic axis: the highest value divided by the lowest one shown
@@ -36,47 +28,34 @@ def hardware(table: pd.DataFrame) -> Figure:
     samples are binned: the mean is a line, the range is shaded. A panel without measurements is left out.
     """
     seconds, resumed = _running_time(table)
-    unit, name = next(
-        (unit, name)
-        for most, unit, name in ((180, 1, "seconds"), (3 * 3600, 60, "minutes"), (np.inf, 3600, "hours"))
-        if seconds.max() <= most
-    )
+    units = (180, 1, "seconds"), (3 * 3600, 60, "minutes"), (np.inf, 3600, "hours")
+    unit, name = next((unit, name) for most, unit, name in units if seconds.max() <= most)
     time = seconds / unit
     gpus = {number: OF_GPUS[place % len(OF_GPUS)] for place, number in enumerate(gpu_numbers(table))}
 
     def of_gpus(values: Callable[[str], pd.Series]) -> list[tuple[str, str, pd.Series]]:
         return [(f"GPU {number}", colour, values(f"gpu{number}_")) for number, colour in gpus.items()]
 
-    total = table["memory_total_mb"]
+    use = [("CPU, all programs", style.GREY, table["cpu_percent"])]
+    use += [("CPU, this run", style.BLUE, table["process_cpu_percent"])]
+    use += of_gpus(lambda gpu: table[f"{gpu}percent"])
+    memory = [("all programs", style.GREY, 100 * (1 - table["memory_available_mb"] / table["memory_total_mb"]))]
+    memory += [("this run", style.BLUE, 100 * table["process_memory_mb"] / table["memory_total_mb"])]
+    memory += of_gpus(lambda gpu: 100 * table[f"{gpu}memory_used_mb"] / table[f"{gpu}memory_total_mb"])
+    disk = [("read", style.BLUE, table["disk_read_mb_per_second"])]
+    disk += [("written", style.ORANGE, table["disk_write_mb_per_second"])]
     panels = [
-        ("images/s", [("", BLUE, table["images_per_second"])]),
+        ("images/s", [("", style.BLUE, table["images_per_second"])]),
         ("learning rate", [("", "#333333", table["learning_rate"])]),
-        (
-            "utilisation",
-            [
-                ("CPU, all programs", GREY, table["cpu_percent"]),
-                ("CPU, this run", BLUE, table["process_cpu_percent"]),
-                *of_gpus(lambda gpu: table[f"{gpu}percent"]),
-            ],
-        ),
-        (
-            "memory in use",
-            [
-                ("all programs", GREY, 100 * (1 - table["memory_available_mb"] / total)),
-                ("this run", BLUE, 100 * table["process_memory_mb"] / total),
-                *of_gpus(lambda gpu: 100 * table[f"{gpu}memory_used_mb"] / table[f"{gpu}memory_total_mb"]),
-            ],
-        ),
-        (
-            "disk, MB/s",
-            [("read", BLUE, table["disk_read_mb_per_second"]), ("written", ORANGE, table["disk_write_mb_per_second"])],
-        ),
+        ("utilisation", use),
+        ("memory in use", memory),
+        ("disk, MB/s", disk),
         ("GPU, °C", of_gpus(lambda gpu: table[f"{gpu}celsius"])),
         ("GPU, W", of_gpus(lambda gpu: table[f"{gpu}watts"])),
         ("GPU clock, MHz", of_gpus(lambda gpu: table[f"{gpu}sm_mhz"])),
     ]
     panels = [(title, lines) for title, lines in panels if any(finite(values).notna().any() for *_, values in lines)]
-    with style():
+    with style.settings():
         figure = Figure(figsize=(9.5, 0.7 + 1.35 * max(1, len(panels))), layout="constrained")
         drawn = figure.subplots(max(1, len(panels)), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (title, lines) in zip(drawn, panels, strict=False):  # nothing measured: one empty panel
@@ -97,43 +76,28 @@ def hardware(table: pd.DataFrame) -> Figure:
             if title == "GPU clock, MHz":
                 for number in gpus:
                     throttled = ~table[f"gpu{number}_throttled_by"].isin(["", "none"])
-                    axes.plot(
-                        time[throttled],
-                        table[f"gpu{number}_sm_mhz"][throttled],
-                        color=VERMILION,
-                        linestyle="none",
-                        marker=".",
-                        markersize=4,
-                        label="throttled" if number == max(gpus) else "_throttled",
-                    )
+                    clock, label = table[f"gpu{number}_sm_mhz"], "throttled" if number == max(gpus) else "_throttled"
+                    dots = dict(color=style.VERMILION, linestyle="none", marker=".", markersize=4)
+                    axes.plot(time[throttled], clock[throttled], label=label, **dots)
             if lines[0][0]:
-                axes.legend(
-                    loc="upper left",
-                    bbox_to_anchor=(1.005, 1.08),
-                    frameon=False,
-                    fontsize=8,
-                    labelspacing=0.25,
-                    ncols=1 + (len(lines) > 6),
-                )
+                look = dict(frameon=False, fontsize=8, labelspacing=0.25, ncols=1 + (len(lines) > 6))
+                axes.legend(loc="upper left", bbox_to_anchor=(1.005, 1.08), **look)
         stages = _stages(table, time)
         for axes in drawn:
             for stage, start, end in stages:
                 axes.axvspan(start, end, color=OF_STAGES[stage], linewidth=0, zorder=0)
             for place in resumed:
-                axes.axvline(place / unit, color=GREY, linestyle=":", linewidth=1.4)
+                axes.axvline(place / unit, color=style.GREY, linestyle=":", linewidth=1.4)
             axes.grid(color="#dddddd", linewidth=0.6)
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
         drawn[-1].set_xlabel(f"time, {name}")
         drawn[-1].set_xlim(0, max(time.max(), 1e-9))
         present = {stage for stage, *_ in stages}
-        marks: list[Artist] = [
-            Patch(color=colour, label=stage.replace("_", "-"))
-            for stage, colour in OF_STAGES.items()
-            if stage in present
-        ]
+        colours = {stage: colour for stage, colour in OF_STAGES.items() if stage in present}
+        marks: list[Artist] = [Patch(color=colour, label=name.replace("_", "-")) for name, colour in colours.items()]
         if resumed:
-            marks.append(Line2D([], [], color=GREY, linestyle=":", label="stopped and resumed"))
+            marks.append(Line2D([], [], color=style.GREY, linestyle=":", label="stopped and resumed"))
         if marks:
             figure.legend(handles=marks, loc="outside upper left", ncols=len(marks), frameon=False, fontsize=9)
     return figure

@@ -11,8 +11,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from transfer_learning.evaluation import predictions
-from transfer_learning.evaluation.figures.style import GREEN, VERMILION, readable, shortened, style
+from transfer_learning.evaluation.figures.style import GREEN, VERMILION, readable, settings, shortened
 
+Arrays = Sequence[np.ndarray] | np.ndarray
 # By whether the prediction is correct: the mark before the caption, the colour of the frame, that of the caption.
 MARKS = {True: ("✓ ", GREEN, "#00543d"), False: ("✗ ", VERMILION, "#8f3a00"), None: ("", "#bbbbbb", "#222222")}
 
@@ -39,10 +40,7 @@ def beside_grad_cam(image: np.ndarray, importance: np.ndarray) -> np.ndarray:
 
 
 def image_grid(
-    images: Sequence[np.ndarray] | np.ndarray,
-    captions: Sequence[str],
-    correct: Sequence[bool] | np.ndarray | None = None,
-    wide: int = 1,
+    images: Arrays, captions: Sequence[str], correct: Sequence[bool] | np.ndarray | None = None, wide: int = 1
 ) -> Figure:
     """Draws images in rows: correct predictions with a green frame and ✓, errors with a red frame and ✗.
 
@@ -64,15 +62,12 @@ def image_grid(
     num_columns = min(5 // wide, len(images))
     num_rows = math.ceil(len(images) / num_columns)
     num_lines = max(text.count("\n") + 1 for text in captions)
-    with style():
+    with settings():
         width, height = 2.1 * wide, 1.95 + 0.16 * num_lines
-        figure = Figure(
-            figsize=(width * num_columns, height * num_rows), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
-        )
+        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
+        figure = Figure(figsize=(width * num_columns, height * num_rows), layout=layout)
         grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
-        for axes, image, text, right in zip(
-            grid, images, captions, marks, strict=False
-        ):  # the last row may have empty places
+        for axes, image, text, right in zip(grid, images, captions, marks, strict=False):  # the last row may be shorter
             axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 128 else "antialiased")
             axes.set(xticks=[], yticks=[])
             mark, frame, colour = MARKS[right]

@@ -1,14 +1,12 @@
 """The results of a comparison whose runs are finished: numbers, table, figure and page, from the files of the runs."""
 
-import csv
-import io
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from transfer_learning.cli import formatting
@@ -49,14 +47,11 @@ def write_results(
     Raises:
         UserError: a file of a run is missing or damaged, or the runs were made on different images.
     """
-    run_dirs = {
-        name: [directory.run(name, seed, plan.searched_rate(config)) for seed in plan.seeds]
-        for name, config in variants.items()
-    }
-    search_dirs = {
-        name: [directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates] for name in variants
-    }
-    runs = {name: variant_runs(run_dirs[name], search_dirs[name]) for name in variants}
+    run_dirs, runs = {}, {}
+    for name, config in variants.items():
+        run_dirs[name] = [directory.run(name, seed, plan.searched_rate(config)) for seed in plan.seeds]
+        searched = [directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates]
+        runs[name] = variant_runs(run_dirs[name], searched)
     results = gather_results(plan, variants, tried, run_dirs, runs)
     write_json(directory.results, results)
     write_text(directory.table, table_of_runs(results))
@@ -69,17 +64,10 @@ def write_results(
 def overview_table(results: Mapping[str, Any]) -> Table:
     """The comparison as a table for the terminal: one row per quantity, one column per variant."""
     header, *rows = overview(results)
-    table = Table(box=None, pad_edge=False)
-    for name in header:
-        table.add_column(name, overflow="fold")
+    table = Table(*(Column(name, overflow="fold") for name in header), box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table
-
-
-def result_lines(results: Mapping[str, Any]) -> list[str]:
-    """The sentences below the table: the conclusion of each pair, remarks, and what the times include."""
-    return [*results["conclusions"], *results["remarks"], TIME_NOTE]
 
 
 def variant_runs(run_dirs: Sequence[RunDir], search_dirs: Sequence[RunDir]) -> list[statistics.Run]:
@@ -167,17 +155,12 @@ def phases(config: RunConfig) -> list[str]:
 
 def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Device, threads, precision, data and versions of the runs; several values where they differ."""
-    rows = [
-        {
-            "device": environment["device"]["name"],
-            "threads": environment["device"]["threads"],
-            "precision": environment["device"]["precision"],
-            "dataset fingerprint": environment["dataset"]["fingerprint"][:16],
-            "git commit": environment["git_commit"],
-            **environment["versions"],
-        }
-        for environment in environments
-    ]
+    rows = []
+    for environment in environments:
+        device, dataset = environment["device"], environment["dataset"]["fingerprint"][:16]
+        row = {"device": device["name"], "threads": device["threads"], "precision": device["precision"]}
+        row |= {"dataset fingerprint": dataset, "git commit": environment["git_commit"]}
+        rows.append(row | environment["versions"])
     return {name: ", ".join(dict.fromkeys(str(row[name]) for row in rows)) for name in rows[0]}
 
 
@@ -206,14 +189,10 @@ def remarks(plan: Plan, tried: Mapping[str, Any], results: Mapping[str, Any]) ->
     found = []
     for name, rows in tried.items():
         chosen = next(row["learning_rate"] for row in rows if row["is_chosen"])
-        for is_end, which, beyond in (
-            (chosen == max(plan.learning_rates), "highest", "higher"),
-            (chosen == min(plan.learning_rates), "lowest", "lower"),
-        ):
-            if len(rows) > 1 and is_end:
-                found.append(
-                    f"The best learning rate of {name}, {chosen:g}, is the {which} one tried; try {beyond} ones, too."
-                )
+        for end, which, beyond in ((max, "highest", "higher"), (min, "lowest", "lower")):
+            if len(rows) > 1 and chosen == end(plan.learning_rates):
+                extreme = f"{chosen:g}, is the {which} one tried; try {beyond} ones, too."
+                found.append(f"The best learning rate of {name}, {extreme}")
     if not has_validation(results):
         found.append(
             "The dataset has no validation images, so there are no validation curves and times to an accuracy."
@@ -239,10 +218,8 @@ def overview(results: Mapping[str, Any]) -> list[list[str]]:
         rows.append([title, *(cell(variant) for variant in variants.values())])
 
     add("backbone", lambda variant: variant["backbone"])
-    add(
-        "initial weights",
-        lambda variant: {"none": "random", "imagenet": "ImageNet"}.get(variant["weights"], variant["weights"]),
-    )
+    weights = {"none": "random", "imagenet": "ImageNet"}
+    add("initial weights", lambda variant: weights.get(variant["weights"], variant["weights"]))
     add("learning rate", lambda variant: by_phase(variant["learning_rates"], lambda rate: f"{rate:g}"))
     of = f"n = {results['num_images']:,}{over_seeds(results)}"
     add(f"{results['split']} accuracy, {of}", lambda variant: percent(variant["accuracy"]))
@@ -308,11 +285,7 @@ def table_of_runs(results: Mapping[str, Any]) -> str:
                 seconds = place["seconds"]
                 row[f"seconds_to_{place['accuracy']:g}"] = None if seconds is None else round(seconds, 3)
             rows.append(row | {"directory": run["directory"]})
-    file = io.StringIO()
-    writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue()
+    return pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def page_content(

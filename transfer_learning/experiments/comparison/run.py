@@ -76,25 +76,17 @@ def search_learning_rates(plan: Plan, directory: ComparisonDir, stop: StopReques
             diverged[run_dir.path.name] = str(error)
             write_json(directory.diverged, diverged)
 
-    variants, tried = {}, {}
+    variants: dict[str, RunConfig] = {}
+    tried: dict[str, list[dict[str, Any]]] = {}
     for name, config in plan.variants.items():
-        run_dirs = {rate: directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates}
-        histories = {
-            rate: read_table(run_dir.history) for rate, run_dir in run_dirs.items() if run_dir.path.name not in diverged
-        }
+        runs = {rate: directory.run(name, plan.first_seed, rate) for rate in plan.learning_rates}
+        histories = {rate: read_table(run.history) for rate, run in runs.items() if run.path.name not in diverged}
         best_rate = statistics.best_rate(histories, config.monitor)
-        variants[name] = with_learning_rate(config, best_rate)
-        tried[name] = [
-            {
-                "learning_rate": rate,
-                "best": statistics.best_value(histories[rate], config.monitor) if rate in histories else None,
-                "monitor": config.monitor,
-                "is_chosen": rate == best_rate,
-                "problem": diverged.get(run_dir.path.name, ""),
-                "run": run_dir.path.name,
-            }
-            for rate, run_dir in run_dirs.items()
-        ]
+        variants[name], tried[name] = with_learning_rate(config, best_rate), []
+        for rate, run in runs.items():
+            best = statistics.best_value(histories[rate], config.monitor) if rate in histories else None
+            row = {"learning_rate": rate, "best": best, "monitor": config.monitor, "is_chosen": rate == best_rate}
+            tried[name].append(row | {"problem": diverged.get(run.path.name, ""), "run": run.path.name})
         logger.info(f"\n{name}: learning rate {best_rate:g} has the best {config.monitor}.")
     return Search(variants, tried)
 
@@ -109,9 +101,8 @@ def alternating(rounds: Sequence[Value], names: Sequence[str]) -> Iterator[tuple
 def train(run_dir: RunDir, config: RunConfig, title: str, stop: StopRequest) -> None:
     """Trains one run to its end, from wherever it stopped; errors as those of `run_child`."""
     if run_dir.config.exists() and (fields := difference(run_dir.read_config(), config)):
-        raise UserError(
-            f"{run_dir.path} was started with another config ({named(fields)}); delete it to train it again."
-        )
+        other = f"was started with another config ({named(fields)})"
+        raise UserError(f"{run_dir.path} {other}; delete it to train it again.")
     if run_dir.is_finished:
         logger.info(f"\n{title}: trained before.")
         return
@@ -131,15 +122,8 @@ def run_child(run_dir: RunDir, stop: StopRequest) -> None:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     errors: list[str] = []
     with stop.deferred():
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": path},
-        )
+        streams: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+        process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": path}, **streams)
         reader = threading.Thread(target=_pass_on, args=(process.stderr, errors), daemon=True)
         reader.start()
         is_signalled = False

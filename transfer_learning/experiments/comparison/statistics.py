@@ -53,11 +53,7 @@ def curves(histories: Sequence[pd.DataFrame]) -> pd.DataFrame:
     by_epoch = pd.concat(histories).groupby("epoch")
     table = pd.DataFrame({"num_runs": by_epoch.size(), "seconds": by_epoch["seconds"].median()})
     for name in QUANTITIES:
-        table[name], table[f"{name}_low"], table[f"{name}_high"] = (
-            by_epoch[name].mean(),
-            by_epoch[name].min(),
-            by_epoch[name].max(),
-        )
+        table[[name, f"{name}_low", f"{name}_high"]] = by_epoch[name].agg(["mean", "min", "max"]).to_numpy()
     return table.reset_index()
 
 
@@ -180,6 +176,14 @@ def summary(runs: Sequence[Run], targets: Sequence[float]) -> dict[str, Any]:
     times = pd.concat([run.timings.drop_duplicates("epoch", keep="last") for run in runs])
     by_phase = times.groupby("phase", sort=False)[["seconds", "images_per_second"]].median()
     by_run = [[reached(run.history, accuracy) for accuracy in targets] for run in runs]
+    by_target = [_over_runs([found[place] for found in by_run]) for place in range(len(targets))]
+    rows = []
+    for run, rate, best, found in zip(runs, rates, highest, by_run, strict=True):
+        row = {"directory": run.name, "seed": run.seed, "accuracy": float(rate), "best_val_accuracy": _or_none(best)}
+        places = [dict(zip(("epoch", "seconds"), place or (None, None), strict=True)) for place in found]
+        row |= {"epochs": len(run.history), "seconds": float(run.history["seconds"].iloc[-1])}
+        rows.append(row | {"reached": [{"accuracy": a, **place} for a, place in zip(targets, places, strict=True)]})
+    mean_curves = curves([run.history for run in runs]).to_dict("records")
     return {
         "num_runs": len(runs),
         "num_images": num_images,
@@ -188,30 +192,11 @@ def summary(runs: Sequence[Run], targets: Sequence[float]) -> dict[str, Any]:
         "accuracy_range": [float(rates.min()), float(rates.max())],
         "best_val_accuracy": _or_none(np.median(highest)),
         "best_val_accuracy_range": [_or_none(min(highest)), _or_none(max(highest))],
-        "reached": [
-            {"accuracy": value, **_over_runs([found[place] for found in by_run])} for place, value in enumerate(targets)
-        ],
+        "reached": [{"accuracy": value, **found} for value, found in zip(targets, by_target, strict=True)],
         "epoch_seconds": by_phase["seconds"].to_dict(),
         "images_per_second": by_phase["images_per_second"].to_dict(),
-        "curves": [
-            {name: _or_none(value) for name, value in row.items()}
-            for row in curves([run.history for run in runs]).to_dict("records")
-        ],
-        "runs": [
-            {
-                "directory": run.name,
-                "seed": run.seed,
-                "accuracy": float(rate),
-                "best_val_accuracy": _or_none(best),
-                "epochs": len(run.history),
-                "seconds": float(run.history["seconds"].iloc[-1]),
-                "reached": [
-                    {"accuracy": value, "epoch": epoch, "seconds": seconds}
-                    for value, (epoch, seconds) in zip(targets, [place or (None, None) for place in found], strict=True)
-                ],
-            }
-            for run, rate, best, found in zip(runs, rates, highest, by_run, strict=True)
-        ],
+        "curves": [{name: _or_none(value) for name, value in row.items()} for row in mean_curves],
+        "runs": rows,
     }
 
 

@@ -17,15 +17,7 @@ from transfer_learning.recipes.variants import VARIANTS, pretrained_or_scratch
 
 # Must be equal in all variants, so that all train and are evaluated on the same images.
 DATA_FIELDS = (
-    "dataset",
-    "data_dir",
-    "val_fraction",
-    "test_fraction",
-    "group_by",
-    "corrections",
-    "unseen_classes",
-    "skip_unreadable",
-    "seed",
+    "dataset data_dir val_fraction test_fraction group_by corrections unseen_classes skip_unreadable seed".split()
 )
 
 
@@ -69,17 +61,13 @@ def _suitable_variants(values: dict[str, Any]) -> tuple[dict[str, RunConfig], li
     recipe, reason_of, values = recipe_for(values)
     make_variants = VARIANTS.get(scheme_of(values["dataset"])[0] or values["dataset"], pretrained_or_scratch)
     variants = make_variants(recipe)
-    unchanged = [
-        name
-        for name, value in flat(recipe).items()
-        if all(flat(variant)[name] == value for variant in variants.values())
-    ]
-    reasons = [reason for name, reason in reason_of.items() if name in unchanged and name not in values]
-    from_scratch = {name: value for name, value in values.items() if name != "weights"}
-    variants = {
-        name: with_values(variant, from_scratch if variant.weights == "none" else values)
-        for name, variant in variants.items()
+    changed = {
+        name for variant in variants.values() for name, value in flat(variant).items() if value != flat(recipe)[name]
     }
+    reasons = [reason for name, reason in reason_of.items() if name not in changed and name not in values]
+    for name, variant in variants.items():
+        own = {key: value for key, value in values.items() if variant.weights != "none" or key != "weights"}
+        variants[name] = with_values(variant, own)
     return variants, reasons
 
 
@@ -88,9 +76,8 @@ def _named_variants(texts: list[str], values: dict[str, Any]) -> tuple[dict[str,
     for text in texts:
         found = re.fullmatch(r"(\w[\w.-]*)=(.*)", text, re.DOTALL)
         if not found:
-            raise UserError(
-                f"--config {text} has no name; give NAME=FILE.json or NAME='FLAGS', NAME of letters, digits, - and _."
-            )
+            form = "NAME=FILE.json or NAME='FLAGS', NAME of letters, digits, - and _"
+            raise UserError(f"--config {text} has no name; give {form}.")
         name, what = found.groups()
         if name in variants:
             raise UserError(f"--config {name} is given twice; give each variant its own name.")
@@ -110,15 +97,12 @@ def _values_of_flags(text: str) -> dict[str, Any]:
 
 
 def _values_of_file(path: Path) -> dict[str, Any]:
-    """The config fields in a JSON file, by the names that `config.with_values` takes."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; --config takes NAME=FILE.json or NAME='FLAGS'.") from None
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); give the config.json of a run, or some of its fields."
-        ) from None
+        raise UserError(f"{path} cannot be read ({error}); give the config.json of a run, or parts of it.") from None
     return values_from_json(text, str(path))
 
 
@@ -130,9 +114,8 @@ def _check_fairness(variants: dict[str, RunConfig]) -> None:
         )
     for (name, config), (other_name, other) in itertools.combinations(variants.items(), 2):
         for field in DATA_FIELDS:
-            one, two = (
-                "empty" if variant == "" else variant for variant in (getattr(config, field), getattr(other, field))
-            )
+            values = getattr(config, field), getattr(other, field)
+            one, two = ("empty" if value == "" else value for value in values)
             if one != two:
                 raise UserError(
                     f"The {field} of {name} is {one} and of {other_name} {two}, but must be the same; give "
