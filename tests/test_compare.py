@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from tests.support.html import Page
 from tests.support.photos import SIZE, draw_photos
 from transfer_learning import compare
-from transfer_learning.cli.console import console
+from transfer_learning.cli.console import UNPRINTED, console, set_up_logging
 from transfer_learning.cli.parser import command_line, run_main
 from transfer_learning.config import with_values
 from transfer_learning.datasets.sources.cifar10 import CLASS_NAMES
@@ -505,6 +506,27 @@ def test_the_error_message_of_a_real_child_is_raised_and_not_printed(tmp_path, c
     with StopRequest() as stop, pytest.raises(UserError, match="names no dataset, so it is not the config of a run"):
         comparison_run.run_child(run_dir, stop)
     assert "is not a config" not in capfd.readouterr().err
+
+
+def test_children_are_quiet_as_their_parent_and_print_the_device_once(tmp_path, monkeypatch):
+    started = []
+
+    class Done:
+        returncode, poll = 0, lambda self: 0
+
+        def __init__(self, command, env, **options):
+            self.stderr = io.StringIO()
+            started.append(("--quiet" in command, UNPRINTED in env))
+
+    monkeypatch.setattr(comparison_run.subprocess, "Popen", Done)
+    for name, level in (("first", logging.INFO), ("second", logging.INFO), ("third", logging.WARNING)):
+        run_dir = RunDir(tmp_path / name)
+        run_dir.path.mkdir()
+        set_up_logging(level)
+        comparison_run.run_child(run_dir, StopRequest())
+        run_dir.log.touch()
+    set_up_logging()
+    assert started == [(False, False), (False, True), (True, True)]
 
 
 def test_ctrl_c_reaches_the_child_which_saves_before_it_ends(small_config, tmp_path, capfd):

@@ -40,15 +40,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("benchmark", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("--devices", action="store_true", required=True, help="measure the processor and each GPU")
     parser.add_argument("--dataset", default="drawn_pills", metavar="NAME", help="recipe (default: drawn_pills)")
+    seconds, out = "length of the measurement of a rate (default: 20)", Path("runs/benchmark-devices.json")
+    parser.add_argument("--seconds", type=int, default=20, metavar="N", help=seconds)
     parser.add_argument(
-        "--seconds", type=int, default=20, metavar="N", help="length of the measurement of a rate (default: 20)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/benchmark-devices.json"),
-        metavar="FILE",
-        help="JSON with every figure (default: runs/benchmark-devices.json)",
+        "--out", type=Path, default=out, metavar="FILE", help=f"JSON with every figure (default: {out})"
     )
     flags = parser.parse_args(arguments)
     if flags.dataset not in RECIPES:

@@ -17,9 +17,8 @@ from transfer_learning.storage.cache import Cache, CacheEntry
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("cache", description=__doc__)
-    parser.add_argument(
-        "--cache-dir", default=RunConfig.cache_dir, metavar="FOLDER", help=f"(default: {RunConfig.cache_dir})"
-    )
+    default = RunConfig.cache_dir
+    parser.add_argument("--cache-dir", default=default, metavar="FOLDER", help=f"(default: {default})")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--clear", metavar="WHAT", help="delete all, a kind such as pixels or features, or one entry")
     choice.add_argument("--keep-gb", type=float, metavar="N", help="delete the least recently used until N GB are left")
@@ -51,14 +50,9 @@ def table(entries: Sequence[CacheEntry]) -> Table:
     result.add_column("last used", no_wrap=True)
     result.add_column("in use", no_wrap=True)
     for entry in entries:
-        result.add_row(
-            Text(printable(entry.name)),
-            Text(printable(entry.contents)),
-            f"{entry.num_records:,}",
-            size(entry.num_bytes),
-            f"{entry.last_used:%Y-%m-%d %H:%M}",
-            "yes" if entry.in_use else "no",
-        )
+        names = Text(printable(entry.name)), Text(printable(entry.contents))
+        use = f"{entry.last_used:%Y-%m-%d %H:%M}", "yes" if entry.in_use else "no"
+        result.add_row(*names, f"{entry.num_records:,}", size(entry.num_bytes), *use)
     return result
 
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from transfer_learning.cli.console import console, print_line
 from transfer_learning.cli.flags import EarlierName, add_config_flags, given_values
 from transfer_learning.cli.parser import Parser, command_line, run_main
+from transfer_learning.config import flag_name
 from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan, existing_comparison, new_comparison
 from transfer_learning.experiments.comparison.report import TIME_NOTE, overview_table
@@ -38,12 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     flags = parse(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     directory, plan = open_comparison(flags, shlex.join(["transfer-learning", "compare", *words]))
-    print_line(f"Comparison directory: {directory.path}")
+    logger.info(f"Comparison directory: {directory.path}")
     command = command_line("compare", "--resume", str(directory.path))
     try:
         results = run_comparison(plan, directory)
     except Stopped as stopped:
-        print_line(f"Stopped by {stopped}; continue the comparison with: {command}")
+        logger.warning(f"Stopped by {stopped}; continue the comparison with: {command}")
         return stopped.exit_code
     except Diverged as error:
         raise Diverged(f"{error} The plan in {directory.path} cannot be finished; start a new comparison.") from None
@@ -59,12 +60,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     usage = "transfer-learning compare (--dataset DATASET | --resume DIR) [--config NAME=WHAT] [options]"
     parser = Parser("compare", usage=usage, description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument_group("comparison").add_argument
-    add(
-        "--config",
-        action="append",
-        metavar="NAME=WHAT",
-        help="a variant: a JSON file of config fields, or quoted flags",
-    )
+    what = "a variant: a JSON file of config fields, or quoted flags"
+    add("--config", action="append", metavar="NAME=WHAT", help=what)
     add("--seeds", type=int, metavar="N", help=f"runs of each variant, with seeds from --seed on ({Plan.num_seeds})")
     add("--epochs", type=int, metavar="N", help="epochs of each variant, both phases together")
     rates = "such as 1e-4,1e-3,1e-2: each variant goes on with the one that is best on validation images (last phase)"
@@ -81,14 +78,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         value = getattr(flags, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; give 1 or more.")
-    for rate in flags.learning_rates or ():
-        if not 0 < rate < float("inf"):
-            raise UserError(f"--learning-rates has {rate:g}; give positive numbers such as 1e-4,1e-3,1e-2.")
-    for accuracy in flags.target_accuracies or ():
-        if not 0 < accuracy <= 1:
-            raise UserError(
-                f"--target-accuracies has {accuracy:g}; give numbers above 0 and up to 1 such as 0.5,0.8,0.9."
-            )
+    rates, shares = "positive numbers such as 1e-4,1e-3,1e-2", "numbers above 0 and up to 1 such as 0.5,0.8,0.9"
+    for name, most, expected in (("learning_rates", sys.float_info.max, rates), ("target_accuracies", 1, shares)):
+        for value in getattr(flags, name) or ():
+            if not 0 < value <= most:
+                raise UserError(f"--{flag_name(name)} has {value:g}; give {expected}.")
     return flags
 
 
@@ -104,9 +98,7 @@ def open_comparison(flags: argparse.Namespace, command: str = "") -> tuple[Compa
     values = given_values(flags)
     if flags.resume:
         if flags.config or flags.epochs or flags.learning_rates or flags.run_dir or values:
-            raise UserError(
-                "--resume keeps the variants; give no other flags with it but --seeds and --target-accuracies."
-            )
+            raise UserError("--resume keeps the variants; give no flags with it but --seeds and --target-accuracies.")
         directory = existing_comparison(flags.resume)
         return directory, dataclasses.replace(directory.read_plan(), **changes)
     variants, reasons = choose_variants(values, flags.config or [], flags.epochs)

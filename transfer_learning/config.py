@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_type_hints
 
 from transfer_learning.errors import UserError, did_you_mean
@@ -92,20 +93,8 @@ class Phase:
     )
 
 
-def data(default: Any, help: str, **options: Any) -> Any:
-    return option(default, help, group="data", **options)
-
-
-def model(default: Any, help: str, **options: Any) -> Any:
-    return option(default, help, group="model", **options)
-
-
-def training(default: Any, help: str, **options: Any) -> Any:
-    return option(default, help, group="training", **options)
-
-
-def output(default: Any, help: str, **options: Any) -> Any:
-    return option(default, help, group="files and machine", **options)
+data, model, training = (partial(option, group=group) for group in ("data", "model", "training"))
+output = partial(option, group="files and machine", changes_result=False)
 
 
 @dataclass(frozen=True)
@@ -170,18 +159,12 @@ class RunConfig:
         "", "classes, as owl,fox, that are not trained and only test the rejection rule", was="held_out"
     )
     skip_unreadable: bool = data(False, "skip and count images that cannot be read")
-    tensorboard: bool = output(False, "write TensorBoard event files", changes_result=False)
-    csv_log: bool = output(False, "write the file of Keras' CSVLogger beside history.csv", changes_result=False)
-    checkpoint_seconds: float = output(
-        60.0, "longest time between two checkpoints; 0: every train step", low=0, changes_result=False
-    )
-    data_dir: str = output("data", "folder of the named datasets", changes_result=False)
-    cache_dir: str = output(
-        "data/cache", "folder of decoded images and features, shared by all runs", changes_result=False
-    )
-    cache_gb: float = output(
-        100.0, "size limit of the cache in GB; least recently used entries are deleted", low=0, changes_result=False
-    )
+    tensorboard: bool = output(False, "write TensorBoard event files")
+    csv_log: bool = output(False, "write the file of Keras' CSVLogger beside history.csv")
+    checkpoint_seconds: float = output(60.0, "longest time between two checkpoints; 0: every train step", low=0)
+    data_dir: str = output("data", "folder of the named datasets")
+    cache_dir: str = output("data/cache", "folder of decoded images and features, shared by all runs")
+    cache_gb: float = output(100.0, "size limit of the cache in GB; least recently used entries are deleted", low=0)
     frozen: Phase = Phase(epochs=10)
     fine_tune: Phase = Phase(learning_rate=1e-5, unfreeze="all")
 
@@ -211,6 +194,11 @@ class RunConfig:
             if self.phase(name).epochs:  # the other settings of a skipped phase are not used
                 _check_values(f"{name}.", self.phase(name))
                 _check_phase(flag_name(name), self.phase(name))
+        try:
+            re.compile(self.group_by)
+        except re.error:
+            advice = "give such as '([^/]*)_' for the text before _"
+            raise UserError(f"--group-by {self.group_by} is not a regular expression; {advice}.") from None
         for holds, sentence in (
             (
                 self.batch_size % self.gradient_accumulation_steps == 0,
@@ -222,11 +210,6 @@ class RunConfig:
                 self.val_fraction + self.test_fraction < 1,
                 f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave no training "
                 "images; give fractions whose sum is below 1.",
-            ),
-            (
-                _is_expression(self.group_by),
-                f"--group-by {self.group_by} is not a regular expression; give such as '([^/]*)_' for the text "
-                "before _.",
             ),
             (
                 self.frozen.epochs + self.fine_tune.epochs > 0,
@@ -313,12 +296,9 @@ def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
 def flat(config: RunConfig) -> dict[str, Any]:
     """All values by the names that `with_values` takes, in the order of the fields."""
     values: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if isinstance(value, Phase):
-            values |= {f"{item.name}.{name}": inner for name, inner in dataclasses.asdict(value).items()}
-        else:
-            values[item.name] = value
+    for name, value in vars(config).items():
+        is_phase = isinstance(value, Phase)
+        values |= {f"{name}.{inner}": item for inner, item in vars(value).items()} if is_phase else {name: value}
     return values
 
 
@@ -376,14 +356,6 @@ def _check_values(prefix: str, values: RunConfig | Phase) -> None:
             bounds["low"] <= value <= bounds["high"] and bounds["above"] < value < bounds["below"]
         ):
             raise UserError(f"--{flag} {value} is out of range; give {range_of(item) or 'a finite number'}.")
-
-
-def _is_expression(text: str) -> bool:
-    try:
-        re.compile(text)
-    except re.error:
-        return False
-    return True
 
 
 def _check_phase(flag: str, phase: Phase) -> None:

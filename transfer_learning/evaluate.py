@@ -1,7 +1,6 @@
 """Evaluate finished runs again, alone or together."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from transfer_learning.cli.console import console
+from transfer_learning.cli.console import console, is_quiet
 from transfer_learning.cli.flags import EarlierName
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
@@ -90,7 +89,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def show(table: Table) -> None:
     """Prints a table unless --quiet was given."""
-    if logging.getLogger("transfer_learning").isEnabledFor(logging.INFO):
+    if not is_quiet():
         console.print(table)
 
 

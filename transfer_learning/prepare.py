@@ -37,12 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("prepare", usage=f"{PROGRAM} prepare DATASET [options]", description=__doc__, epilog=EPILOG)
     parser.add_argument("place", metavar="DATASET", nargs="?", help="as --dataset")
     parser.add_argument("--out", metavar="DIR", help="directory of the audit (default: a new one in runs/)")
-    parser.add_argument(
-        "--features",
-        action="store_true",
-        help="compute and cache the backbone's features of all images, to find label issues and outliers "
-        "(default: use cached features)",
-    )
+    features = "compute and cache the backbone's features of all images, to find label issues and outliers"
+    parser.add_argument("--features", action="store_true", help=f"{features} (default: use cached features)")
     add_config_flags(parser)
     flags = parser.parse_args(arguments)
     if flags.place is not None:

@@ -16,6 +16,7 @@ from transfer_learning.errors import UserError
 
 PACKAGE = "transfer_learning"
 WIDTH = 120  # of tables in files and pipes
+UNPRINTED = "TRANSFER_LEARNING_UNPRINTED"  # environment variable: a logger whose messages only go to the log
 Handler = TypeVar("Handler", bound=logging.Handler)
 FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -60,10 +61,18 @@ def set_up_logging(level: int = logging.INFO) -> None:
     console_handler = _handler_of(ConsoleHandler)
     if console_handler is None:
         console_handler = ConsoleHandler()
+        unprinted = os.environ.get(UNPRINTED)
+        console_handler.addFilter(lambda record: record.name != unprinted or record.levelno >= logging.WARNING)
         logger.addHandler(console_handler)
     console_handler.setLevel(level)
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
+
+
+def is_quiet() -> bool:
+    """Whether only warnings and errors are printed, as with --quiet."""
+    handler = _handler_of(ConsoleHandler)
+    return handler is not None and handler.level > logging.INFO
 
 
 @contextmanager

@@ -70,14 +70,8 @@ class EpochProgress:
 
 def count_progress(title: str) -> Callable[[int, int], None]:
     """Returns a function of (done, total) that shows a bar on a terminal, and a line now and then elsewhere."""
-    bar = Progress(
-        TextColumn(title),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    columns = TextColumn(title), BarColumn(20), MofNCompleteColumn()
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task, shown = bar.add_task(title, total=None), time.monotonic()
 
     def show(done: int, total: int) -> None:

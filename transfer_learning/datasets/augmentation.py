@@ -7,8 +7,7 @@ pixels are interpolated once.
 * "light" and "strong" rotate, zoom, shift, flip and change brightness and contrast, within `STRENGTHS`.
 * "rotation" flips and rotates by up to 5 degrees, as CV Studio's own transform does.
 * "padded_crop" flips and shifts by whole pixels, up to an eighth of the side (4 of CIFAR's 32), in black (He, Zhang,
-Ren
-  and Sun, "Deep Residual Learning", 2016, section 4.2).
+  Ren and Sun, "Deep Residual Learning", 2016, section 4.2).
 * "resized_crop" flips and enlarges a random part (Szegedy et al., "Going Deeper with Convolutions", 2015), drawn as by
   torchvision's RandomResizedCrop.
 """
@@ -105,21 +104,10 @@ def _draw_turn(spread: dict[str, float], uniform: Uniform, flip: bool, size: int
     x = middle + size * spread["shift"] * shift_x
     y = middle + size * spread["shift"] * shift_y
     zero = np.zeros_like(angle)
-    return np.stack(
-        [
-            sign * cosine,
-            -sine,
-            x - sign * cosine * middle + sine * middle,
-            sign * sine,
-            cosine,
-            y - sign * sine * middle - cosine * middle,
-            zero,
-            zero,
-            255 * spread["brightness"] * brightness,
-            1 + spread["contrast"] * contrast,
-        ],
-        axis=1,
-    )
+    to_x = sign * cosine, -sine, x - sign * cosine * middle + sine * middle
+    to_y = sign * sine, cosine, y - sign * sine * middle - cosine * middle
+    colours = 255 * spread["brightness"] * brightness, 1 + spread["contrast"] * contrast
+    return np.stack([*to_x, *to_y, zero, zero, *colours], axis=1)
 
 
 def _draw_padded_crop(uniform: Uniform, flip: bool, size: int) -> np.ndarray:

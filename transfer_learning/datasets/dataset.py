@@ -72,9 +72,17 @@ def with_class_names(
     name: str, examples: Sequence[Example], ignored: Sequence[tuple[str, str]] = (), folder: Path | None = None
 ) -> Dataset:
     """A dataset whose class names are the sorted labels of its examples."""
-    return Dataset(
-        name, tuple(sorted({example.label for example in examples})), tuple(examples), tuple(ignored), folder
-    )
+    class_names = tuple(sorted({example.label for example in examples}))
+    return Dataset(name, class_names, tuple(examples), tuple(ignored), folder)
+
+
+def check_class_names(dataset: Dataset, expected: tuple[str, ...], of: str, advice: str) -> None:
+    """Raises UserError for a folder that does not hold the classes of the published dataset `of`."""
+    if dataset.class_names != expected:
+        raise UserError(
+            f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; those of {of} were expected "
+            f"({', '.join(expected)}), so {advice}."
+        )
 
 
 def split_off_unseen(dataset: Dataset, names: str) -> Dataset:
@@ -99,7 +107,6 @@ def split_off_unseen(dataset: Dataset, names: str) -> Dataset:
             f"--unseen-classes {names} leaves {len(left)} of the {len(dataset.class_names)} classes of "
             f"{dataset.name}; a classifier needs at least two, so name fewer."
         )
-    examples = (
-        example._replace(split=UNSEEN) if example.label in unseen_classes else example for example in dataset.examples
-    )
-    return replace(dataset, class_names=left, examples=tuple(examples))
+    splits = dict.fromkeys(unseen_classes, UNSEEN)
+    examples = tuple(one._replace(split=splits.get(one.label, one.split)) for one in dataset.examples)
+    return replace(dataset, class_names=left, examples=examples)

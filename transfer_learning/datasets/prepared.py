@@ -73,15 +73,8 @@ def prepare_dataset(dataset: Dataset, config: RunConfig, allow_empty_classes: bo
         dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections))
     dataset = split_off_unseen(dataset, config.unseen_classes)  # by the corrected labels
     images = cached_images(dataset, config.stored_size, config.resize, Cache.of(config), config.decoded_gb)
-    manifest = make_manifest(
-        dataset,
-        images.facts,
-        config.val_fraction,
-        config.test_fraction,
-        config.skip_unreadable,
-        config.group_by,
-        dropped,
-    )
+    fractions = config.val_fraction, config.test_fraction
+    manifest = make_manifest(dataset, images.facts, *fractions, config.skip_unreadable, config.group_by, dropped)
     if not allow_empty_classes:
         check_classes(manifest, dataset.class_names)
     return PreparedDataset(dataset.class_names, dataset.ignored, images, manifest)

@@ -74,16 +74,11 @@ def evaluate_ensemble(
         plain[run], tables[run] = of_transforms["plain"], ensemble.average(of_transforms)
     table = ensemble.average({run.name: tables[run] for run in runs})
     gain = ensemble.paired_difference(plain[best], table)
-    members = [
-        {
-            "run_dir": run.name,
-            "weights_sha256": run.evaluation["weights_sha256"],
-            "accuracy": float(ensemble.is_correct(tables[run]).mean()),
-            "val_accuracy": run.val_accuracy,
-            "seconds": sum(seconds[run].values()),
-        }
-        for run in runs
-    ]
+    members = []
+    for run in runs:
+        accuracy = float(ensemble.is_correct(tables[run]).mean())
+        member = {"run_dir": run.name, "weights_sha256": run.evaluation["weights_sha256"], "accuracy": accuracy}
+        members.append(member | {"val_accuracy": run.val_accuracy, "seconds": sum(seconds[run].values())})
     evaluation = {
         "split": split,
         **metrics.evaluate(table, predictions.class_names(table)),
@@ -96,7 +91,6 @@ def evaluate_ensemble(
     why = "the first given" if best.val_accuracy is None else "best validation accuracy"
     logger.info(ensemble.describe(gain, f"{best.name} ({why})", "The ensemble"))
     _log_cost(evaluation, len(runs) * len(transforms), f"{best.name} alone")
-    run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
         _write(evaluation, table, run_dir)
     return evaluation
@@ -127,7 +121,6 @@ def compare_pair(
     }
     logger.info(f"A: {first.name}\nB: {second.name}")
     logger.info(ensemble.describe(difference, "A", "B"))
-    run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
         write_json(run_dir.comparison_of(split), comparison)
         write_paired(comparison, run_dir.comparison_of(split), run_dir.comparison_page_of(split))
@@ -171,10 +164,9 @@ def check_same_images(runs: Sequence[FinishedRun], splits: Sequence[str]) -> Non
 
 def by_validation(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Sorts runs by validation accuracy, best first; keeps the order given if one has no validation images."""
-    accuracies = {run.name: run.val_accuracy for run in runs}
-    if None in accuracies.values():
+    if any(run.val_accuracy is None for run in runs):
         return list(runs)
-    return sorted(runs, key=lambda run: -(accuracies[run.name] or 0.0))
+    return sorted(runs, key=lambda run: -(run.val_accuracy or 0.0))
 
 
 def _log_cost(evaluation: dict[str, Any], num_passes: int, before: str) -> None:

@@ -67,13 +67,9 @@ def describe_machine() -> dict[str, Any]:
         pairs = (line.split(":", 1) for line in lines if ":" in line)
         values = {key.strip(): value.strip() for key, value in pairs}
         name, flags = values.get("model name", name), values.get("flags", "")
-    return {
-        "processor": name,
-        "cores": usable_cores(),
-        "memory_gb": round(total_bytes() / 1e9),
-        # TensorFlow's own rule where TF_ENABLE_ONEDNN_OPTS is not set
-        "onednn_by_itself": "avx512_vnni" in flags.split(),
-    }
+    onednn = "avx512_vnni" in flags.split()  # TensorFlow's own rule where TF_ENABLE_ONEDNN_OPTS is not set
+    memory_gb = round(total_bytes() / 1e9)
+    return {"processor": name, "cores": usable_cores(), "memory_gb": memory_gb, "onednn_by_itself": onednn}
 
 
 def run_child(
@@ -112,11 +108,8 @@ def run_child(
             figures = json.loads(lines[-1])
         except (IndexError, ValueError):
             raise MeasurementFailed("it printed no figures") from None
-    return figures | {
-        "wall_seconds": wall,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mb": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6,
-    }
+    peak_mb = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return figures | {"wall_seconds": wall, "cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mb": peak_mb}
 
 
 def _lines_of(file: IO[bytes]) -> list[str]:
@@ -139,13 +132,10 @@ def heading(document: Mapping[str, Any]) -> str:
     installed = ", ".join(f"{name} {version}" for name, version in session["versions"].items())
     sizes = ", ".join(f"{name.replace('_', '-')} {value}" for name, value in document["settings"].items())
     by_itself = "on" if machine["onednn_by_itself"] else "off"
-    return "\n".join(
-        [
-            f"* Hardware: {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB of memory. "
-            f"TensorFlow's own setting of oneDNN here is {by_itself}; this package turns it on everywhere.",
-            f"* Versions: {installed}",
-            f"* Command: `{session['command']}`, {session['started'][:10]} ({sizes})",
-        ]
+    return (
+        f"* Hardware: {machine['processor']}, {machine['cores']} cores, {machine['memory_gb']} GB of memory. "
+        f"TensorFlow's own setting of oneDNN here is {by_itself}; this package turns it on everywhere.\n"
+        f"* Versions: {installed}\n* Command: `{session['command']}`, {session['started'][:10]} ({sizes})"
     )
 
 

@@ -63,7 +63,7 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
     extraction = rate(lambda: len(compute(tf.constant(images)).numpy()), window)
 
     # Training as in the training loop: order, augmentation and train steps
-    opened = unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
+    unfrozen = unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
     examples = random_examples(8 * config.batch_size, size)
     active = start_phase("fine_tune", config, classifier, examples, examples)
     batches = endless_batches(active, config)
@@ -77,25 +77,24 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
 
     peak = peak_bytes(devices.num_gpus)
     largest, describe, how = largest_batch(config, classifier, devices.num_gpus)
-    return {
-        "name": devices.name,
-        "precision": devices.precision,
-        "threads": devices.threads,
-        "what": f"{config.backbone} at {config.image_size} pixels, training {opened}, batch {config.batch_size}",
-        "windows": WINDOWS,
-        "window_seconds": window,
-        "extraction": extraction,
-        "training": training,
-        "validation_images_per_second": validation,
-        "num_train": num_train,
-        "num_val": num_val,
-        "epoch_seconds": num_train / training["median"] + num_val / validation,
-        "device_peak_mb": peak / 1e6,
-        "memory": "GPU memory" if devices.num_gpus else "resident memory",
-        "largest_batch": largest,
-        "largest_batch_text": describe,
-        "how_largest_batch": how,
-    }
+    what = f"{config.backbone} at {config.image_size} pixels, training {unfrozen}, batch {config.batch_size}"
+    device = {"name": devices.name, "precision": devices.precision, "threads": devices.threads, "what": what}
+    rates = {"windows": WINDOWS, "window_seconds": window, "extraction": extraction, "training": training}
+    return (
+        device
+        | rates
+        | {
+            "validation_images_per_second": validation,
+            "num_train": num_train,
+            "num_val": num_val,
+            "epoch_seconds": num_train / training["median"] + num_val / validation,
+            "device_peak_mb": peak / 1e6,
+            "memory": "GPU memory" if devices.num_gpus else "resident memory",
+            "largest_batch": largest,
+            "largest_batch_text": describe,
+            "how_largest_batch": how,
+        }
+    )
 
 
 def rate(step: Callable[[], int], window: float) -> dict[str, float]:
@@ -173,9 +172,8 @@ def random_examples(number: int, size: int) -> Examples:
 def endless_batches(active: ActivePhase, config: RunConfig) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
     """The training batches of epoch 0, 1, 2, ..."""
     for epoch in itertools.count():
-        yield from training_batches(
-            active.train, config.batch_size, config.seed, epoch, augmentation=active.augmentation, flip=config.flip
-        )
+        look: dict[str, Any] = {"augmentation": active.augmentation, "flip": config.flip}
+        yield from training_batches(active.train, config.batch_size, config.seed, epoch, **look)
 
 
 if __name__ == "__main__":

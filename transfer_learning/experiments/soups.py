@@ -52,23 +52,16 @@ def make_soup(runs: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]:
     weights, steps = soup.greedy_soup(*_candidates(ordered, data))
     classifier = best.classifier()
     classifier.model.set_weights(weights)
-    members = [
-        {
-            "run_dir": run.name,
-            "weights_sha256": run.evaluation["weights_sha256"],
-            "val_accuracy": run.val_accuracy,
-            "soup_val_accuracy": step.accuracy,
-            "is_taken": step.is_taken,
-        }
-        for run, step in zip(ordered, steps, strict=True)
-    ]
+    members = []
+    for run, step in zip(ordered, steps, strict=True):
+        member = {"run_dir": run.name, "weights_sha256": run.evaluation["weights_sha256"]}
+        member |= {"val_accuracy": run.val_accuracy, "soup_val_accuracy": step.accuracy, "is_taken": step.is_taken}
+        members.append(member)
 
-    run_dir.path.mkdir(parents=True, exist_ok=True)
     with run_dir.locked():
         classifier, results = calibrate_and_evaluate(classifier, data, run_dir)
-        gain = ensemble.paired_difference(
-            predictions.read(best.run_dir.predictions(split)), predictions.read(run_dir.predictions(split))
-        )
+        before, after = (predictions.read(directory.predictions(split)) for directory in (best.run_dir, run_dir))
+        gain = ensemble.paired_difference(before, after)
         evaluation = results[split] | {
             "weights_sha256": classifier.weights_digest(),
             "num_parameters": classifier.model.count_params(),

@@ -20,15 +20,7 @@ from transfer_learning.machine.resources import usable_cores
 logger = logging.getLogger(__name__)
 
 # Prefixes of environment variables that change the arithmetic of TensorFlow's libraries
-ARITHMETIC_FLAGS = (
-    "TF_SET_ONEDNN_",
-    "ONEDNN_",
-    "DNNL_",
-    "NVIDIA_TF32_OVERRIDE",
-    "XLA_FLAGS",
-    "TF_XLA_FLAGS",
-    "TF_CUDNN_",
-)
+ARITHMETIC_FLAGS = tuple("TF_SET_ONEDNN_ ONEDNN_ DNNL_ NVIDIA_TF32_OVERRIDE XLA_FLAGS TF_XLA_FLAGS TF_CUDNN_".split())
 TENSOR_CORES = (7, 0)  # NVIDIA compute capability from which float16 products run on tensor cores
 
 
@@ -64,7 +56,12 @@ def set_up_devices(precision: str, seed: int, begun_with: Mapping[str, Any] = Ma
                 f"GPU memory growth cannot be enabled ({error}); call this before anything else uses TensorFlow, in a "
                 "notebook after a restart of the kernel."
             ) from None
-    threads = _set_threads(begun_with.get("threads") or _default_threads())
+    default = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or usable_cores())
+    threads = begun_with.get("threads") or default
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError:  # TensorFlow is already in use, as in a notebook
+        threads = tf.config.threading.get_intra_op_parallelism_threads() or default
     name = _log_gpus(gpus) if gpus else _log_processor(threads)
     if "precision" in begun_with:
         policy, reason = begun_with["precision"], "as in the earlier session"
@@ -76,18 +73,6 @@ def set_up_devices(precision: str, seed: int, begun_with: Mapping[str, Any] = Ma
     tf.config.experimental.enable_op_determinism()
     logger.info(f"Precision {policy} ({reason}); seed {seed}, deterministic operations.")
     return Devices(name, len(gpus), policy, threads, _fingerprint(name, len(gpus), threads))
-
-
-def _default_threads() -> int:
-    return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or usable_cores())
-
-
-def _set_threads(threads: int) -> int:
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        return threads
-    except RuntimeError:  # TensorFlow is already in use, as in a notebook
-        return tf.config.threading.get_intra_op_parallelism_threads() or _default_threads()
 
 
 def _log_gpus(gpus: list) -> str:
@@ -150,22 +135,16 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """Returns the commit of the checkout that this package runs from, with "+changes" if files differ, or ""."""
-    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        options: dict[str, Any] = dict(cwd=Path(__file__).parent, stderr=subprocess.PIPE, text=True, timeout=10)
+        return subprocess.check_output(["git", *arguments], **options).strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "."],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
-    return commit + ("+changes" if changed else "")
 
 
 def _fingerprint(name: str, num_gpus: int, threads: int) -> dict[str, str]:

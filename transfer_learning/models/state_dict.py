@@ -35,18 +35,8 @@ ORDERED_DICT, TENSOR = "collections.OrderedDict", "torch._utils._rebuild_tensor_
 # Files that torchvision published in 2016 contain parameters instead of tensors.
 PARAMETER = "torch._utils._rebuild_parameter"
 
-STORAGE_TYPES = {
-    "torch.DoubleStorage": "<f8",
-    "torch.FloatStorage": "<f4",
-    "torch.HalfStorage": "<f2",
-    "torch.LongStorage": "<i8",
-    "torch.IntStorage": "<i4",
-    "torch.ShortStorage": "<i2",
-    "torch.CharStorage": "<i1",
-    "torch.ByteStorage": "<u1",
-    "torch.BoolStorage": "|b1",
-}
-
+_TYPES = "Double <f8, Float <f4, Half <f2, Long <i8, Int <i4, Short <i2, Char <i1, Byte <u1, Bool |b1".split(", ")
+STORAGE_TYPES = {f"torch.{name}Storage": dtype for name, dtype in map(str.split, _TYPES)}
 SAFETENSORS_TYPES = frozenset("F64 F32 F16 I64 I32 I16 I8 U8 BOOL".split())  # as STORAGE_TYPES
 
 OLD_FORMAT_MAGIC = 0x1950A86A20F9469CFC6C

@@ -19,6 +19,9 @@ from transfer_learning.storage.notes import as_note
 from transfer_learning.storage.run_directory import RunDir
 
 PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
+# Fields of evaluation.json; those that are optional are not in every version's.
+REQUIRED = ("split", "accuracy", "accuracy_interval", "num_examples", "macro_f1")
+OPTIONAL = "macro_f1_interval top_5_accuracy top_5_interval log_loss weights_sha256 soup calibration".split()
 NUM_NAMED = 50  # files or errors in a table
 NUM_WORST = 10
 
@@ -50,22 +53,11 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         matrix = np.array(evaluation["confusion_matrix"], dtype=np.int64)
         per_class = evaluation["per_class"]
         class_names = [str(name) for name in evaluation.get("class_names", per_class)]
-        content = {
+        content = {name: evaluation[name] for name in REQUIRED} | {name: evaluation.get(name) for name in OPTIONAL}
+        content |= {
             "dataset": str(config["dataset"]),
             "backbone": str(config.get("backbone", "")),
-            "split": evaluation["split"],
-            "accuracy": evaluation["accuracy"],
-            "accuracy_interval": evaluation["accuracy_interval"],
-            "num_examples": evaluation["num_examples"],
-            "macro_f1": evaluation["macro_f1"],
-            "macro_f1_interval": evaluation.get("macro_f1_interval"),
-            "top_5_accuracy": evaluation.get("top_5_accuracy"),
-            "top_5_interval": evaluation.get("top_5_interval"),
-            "log_loss": evaluation.get("log_loss"),
-            "weights_sha256": evaluation.get("weights_sha256"),
             "phases": [(title, evaluation.get(name)) for name, title in PHASES.items()],
-            "soup": evaluation.get("soup"),
-            "calibration": evaluation.get("calibration"),
             "rejection": rejection.read(evaluation),
             "per_class": [(place, name, per_class[name]) for place, name in enumerate(class_names)],
             "confused": most_confused(matrix, class_names),
@@ -76,15 +68,15 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
             f"{run_dir.evaluation} is not what `run` writes (at {error}); restore it, or evaluate the run again."
         ) from None
     notes = [as_note(note) for note in read_json(run_dir.notes)] if run_dir.notes.exists() else None
-    hardware = monitor.read_hardware(run_dir.hardware)
-    manifest = _read_csv(run_dir.manifest)
+    hardware, text_report = monitor.read_hardware(run_dir.hardware), run_dir.classification_report
+    manifest, history = _read_csv(run_dir.manifest), _read_csv(run_dir.history)
     has_splits = manifest is not None and {"label", "split"} <= set(manifest.columns)
     return content | {
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
         "num_named": NUM_NAMED,
         "max_classes": MAX_CLASSES,
-        "history": _history(run_dir),
+        "history": [] if history is None else history.map(_shortened).to_dict("records"),
         "stages": read_json(run_dir.stages).get("stages") if run_dir.stages.exists() else None,
         "figures": _figures(run_dir.figures),
         "errors": _most_confident_errors(run_dir.predictions(content["split"])),
@@ -97,9 +89,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "warnings": [note["text"] for note in notes or () if note["level"] == "warning"],
         "config": flat(config),
         "environment": _environment(run_dir.environment),
-        "classification_report": run_dir.classification_report.read_text(encoding="utf-8", errors="replace")
-        if run_dir.classification_report.exists()
-        else None,
+        "classification_report": text_report.read_text("utf-8", "replace") if text_report.exists() else None,
         "run_path": shlex.quote(str(run_dir.path)),
     }
 
@@ -108,16 +98,12 @@ def most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[dict[s
     """The off-diagonal cells, highest count first: true and predicted class, count, share of the true class (0..1)."""
     errors = matrix * ~np.eye(len(matrix), dtype=bool)
     order = np.argsort(-errors, axis=None, kind="stable")[: NUM_WORST if len(matrix) <= MAX_CLASSES else NUM_NAMED]
-    return [
-        {
-            "true": class_names[row],
-            "predicted": class_names[column],
-            "count": int(errors[row, column]),
-            "share": errors[row, column] / matrix[row].sum(),
-        }
-        for row, column in zip(*np.unravel_index(order, matrix.shape), strict=True)
-        if errors[row, column]
-    ]
+    rows = []
+    for row, column in zip(*np.unravel_index(order, matrix.shape), strict=True):
+        if count := int(errors[row, column]):
+            names = {"true": class_names[row], "predicted": class_names[column]}
+            rows.append(names | {"count": count, "share": count / matrix[row].sum()})
+    return rows
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -149,27 +135,15 @@ def _read_csv(path: Path) -> pd.DataFrame | None:
         raise UserError(f"{path} is no table ({error}), so it is damaged; restore it, or run again.") from None
 
 
-def _history(run_dir: RunDir) -> list[dict[str, str]]:
-    history = _read_csv(run_dir.history)
-    if history is None:
-        return []
-    shortened = history.map(lambda text: number(float(text)) if "." in text else text)
-    return shortened.to_dict("records")
+def _shortened(text: str) -> str:
+    return number(float(text)) if "." in text else text
 
 
 def _figures(folder: Path) -> list[dict[str, Any]]:
     """Returns the figures, without optional ones that the run has not drawn; ``picture`` is None if it is damaged."""
-    return [
-        {
-            "name": name,
-            "section": row.section,
-            "title": row.title,
-            "caption": row.caption,
-            "picture": embedded(folder / f"{name}.png", row.is_photo),
-        }
-        for name, row in FIGURES.items()
-        if not row.optional or (folder / f"{name}.png").exists()
-    ]
+    shown = {name: row for name, row in FIGURES.items() if not row.optional or (folder / f"{name}.png").exists()}
+    pictures = {name: embedded(folder / f"{name}.png", row.is_photo) for name, row in shown.items()}
+    return [{"name": name, "picture": pictures[name], **row._asdict()} for name, row in shown.items()]
 
 
 def _most_confident_errors(path: Path) -> list[dict[str, Any]] | None:

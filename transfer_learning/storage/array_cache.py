@@ -7,10 +7,11 @@ index row is committed, so a kill leaves at most bytes that nobody refers to.
 
 import errno
 import logging
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ KEYS_AT_ONCE, RECORDS_AT_ONCE, BYTES_AT_ONCE = 4096, 64, 1 << 20  # per query, p
 DISK_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
-class ArrayCache:
+class ArrayCache(AbstractContextManager):
     """One cache entry: arrays of one shape and dtype, or `bytes`; a context manager, safe for several processes.
 
     Where the disk refuses (full, quota, no permission, read-only), records are held in the memory of this process
@@ -67,9 +68,6 @@ class ArrayCache:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> "ArrayCache":
-        return self
 
     def __exit__(self, *error) -> None:
         self.close()
@@ -171,7 +169,7 @@ class ArrayCache:
                 raise
             self._file, self._refused = RecordsFile(self.folder / RECORDS, read_only=True), error
         self._index = Index(self.folder / INDEX, read_only=self._refused is not None)
-        layout, num_bytes = self._index.layout(), self._file.size()
+        layout, num_bytes = self._index.layout(), os.fstat(self._file.descriptor).st_size
         if layout == layout_text(self.shape, self.dtype):
             return
         if layout == "" and not num_bytes:
@@ -215,7 +213,7 @@ class ArrayCache:
         assert self._index is not None and self._file is not None
         numbers = []
         with self._index.transaction("IMMEDIATE"):
-            end = self._file.size()
+            end = os.fstat(self._file.descriptor).st_size
             try:
                 for key, array, note in zip(keys, arrays, notes, strict=True):
                     row = self._index.row(key)
@@ -223,10 +221,10 @@ class ArrayCache:
                         self._index.forget(row.number, key)
                         row = None
                     numbers.append(row.number if row else self._append(key, array, note))
-                self._file.sync()
+                os.fsync(self._file.descriptor)
             except BaseException:
                 with suppress(OSError):  # nobody refers to what was written
-                    self._file.truncate(end)
+                    os.ftruncate(self._file.descriptor, end)
                 raise
         return np.array(numbers, np.int64) - 1
 

@@ -139,9 +139,8 @@ class Index:
 
     def places(self) -> np.ndarray:
         """Offset and length of all records, int64 (n, 2); 0, 0 for damaged rows."""
-        select = (
-            "SELECT number, offset, length FROM records WHERE typeof(offset) = 'integer' AND typeof(length) = 'integer'"
-        )
+        are_whole = "typeof(offset) = 'integer' AND typeof(length) = 'integer'"
+        select = f"SELECT number, offset, length FROM records WHERE {are_whole}"
         with self.transaction("DEFERRED"):
             places = np.zeros((self.count(), 2), np.int64)
             rows = np.array(self.execute(select).fetchall(), np.int64).reshape(-1, 3)
@@ -180,10 +179,9 @@ def os_errors(folder: Path) -> Iterator[None]:
 
 def cached_fraction(folder: Path, shape: Sequence[int] | None, dtype, keys: Sequence[str]) -> float:
     """Share of `keys`, 0 to 1, that the entry in `folder` holds, by its index alone."""
+    queries = "PRAGMA user_version", "SELECT layout FROM entry"
     with suppress(sqlite3.Error, TypeError), _open_existing(folder) as index:  # missing or damaged
-        version, layout = (
-            index.execute(of).fetchone()[0] for of in ("PRAGMA user_version", "SELECT layout FROM entry")
-        )
+        version, layout = (index.execute(query).fetchone()[0] for query in queries)
         if (version, layout) == (VERSION, layout_text(shape, dtype)):
             select = "SELECT COUNT(*) FROM records WHERE key = ?"
             return sum(index.execute(select, (key,)).fetchone()[0] for key in keys) / max(1, len(keys))
@@ -198,19 +196,15 @@ def read_spec(folder: Path) -> tuple[EntrySpec | None, str, int]:
                 return None, "of another version", 0
             select = "SELECT layout, facts, (SELECT COUNT(key) FROM records) FROM entry"
             layout, facts, num_records = index.execute(select).fetchone()
-        shape, dtype = _parse_layout(layout)
+        shape, dtype = None, ""
+        if layout != "bytes":
+            text, _, dtypes = layout.rpartition(") ")
+            shape, dtype = ast.literal_eval(f"{text})"), dtypes.split()[1]
         return EntrySpec(folder.parent.name, folder.name, shape, dtype, dict(json.loads(facts))), "", num_records
     except sqlite3.OperationalError as error:
         return None, f"cannot be read ({error})", 0
     except (sqlite3.DatabaseError, TypeError, ValueError, SyntaxError, IndexError):
         return None, "damaged", 0
-
-
-def _parse_layout(text: str) -> tuple[tuple[int, ...] | None, str]:
-    if text == "bytes":
-        return None, ""
-    shape, _, dtypes = text.rpartition(") ")
-    return ast.literal_eval(f"{shape})"), dtypes.split()[1]
 
 
 def _open_existing(folder: Path) -> closing[sqlite3.Connection]:

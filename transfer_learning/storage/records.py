@@ -24,20 +24,16 @@ class RecordsFile:
 
     def __init__(self, path: Path, read_only: bool):
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
-        self._descriptor = os.open(path, flags, 0o666)
-        weakref.finalize(self, os.close, self._descriptor)
-        lock_shared(self._descriptor)
+        self.descriptor = os.open(path, flags, 0o666)
+        weakref.finalize(self, os.close, self.descriptor)
+        lock_shared(self.descriptor)
         with suppress(OSError):  # of another user
-            os.utime(self._descriptor)  # the time of last use
-
-    def size(self) -> int:
-        """In bytes."""
-        return os.fstat(self._descriptor).st_size
+            os.utime(self.descriptor)  # the time of last use
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fills the buffer; OSError if the bytes cannot be read, or the file ends before."""
         while buffer:
-            num_read = os.preadv(self._descriptor, [buffer], offset)
+            num_read = os.preadv(self.descriptor, [buffer], offset)
             if not num_read:
                 raise OSError(errno.EIO, f"a cached record at byte {offset:,} was cut off while in use")
             buffer, offset = buffer[num_read:], offset + num_read
@@ -45,15 +41,8 @@ class RecordsFile:
     def write(self, data: bytes, offset: int) -> None:
         rest = memoryview(data)
         while rest:
-            written = os.pwrite(self._descriptor, rest, offset)
+            written = os.pwrite(self.descriptor, rest, offset)
             rest, offset = rest[written:], offset + written
-
-    def sync(self) -> None:
-        """Returns when everything written has reached the disk."""
-        os.fsync(self._descriptor)
-
-    def truncate(self, num_bytes: int) -> None:
-        os.ftruncate(self._descriptor, num_bytes)
 
     def crc32(self, offset: int, length: int, start: int, buffer: memoryview) -> int:
         """Continues the checksum `start` over bytes of the file, read in parts of the size of `buffer`."""

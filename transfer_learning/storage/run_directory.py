@@ -83,7 +83,6 @@ class RunDir:
         A new run that ends with a UserError before its first checkpoint is deleted, because resuming it would only
         repeat it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         with self.locked():  # first: another process may just have started or finished this run
             if self.is_finished:
                 raise UserError(f"{self.path} holds a finished run (see {self.report}); choose another directory.")
@@ -109,6 +108,7 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Locks the run for this process, however that ends; UserError if another process holds the lock."""
+        self.path.mkdir(parents=True, exist_ok=True)
         # No links: the run directory may be a stranger's, and the target of a link would be emptied.
         with open(os.open(self.lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as lock:
             try:

@@ -15,6 +15,7 @@ import os
 import shutil
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,13 @@ ARRAYS, STATE, MANIFEST = "arrays.npz", "state.json", "manifest.json"
 Arrays = dict[str, list[np.ndarray]]
 
 
-class Writer:
+class Writer(AbstractContextManager):
     """Saves checkpoints in a thread, one after the other; a context manager that exits when the last one is on disk."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future | None = None
-
-    def __enter__(self) -> "Writer":
-        return self
 
     def __exit__(self, *error) -> None:
         try:
@@ -79,11 +77,7 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     shutil.rmtree(partial, ignore_errors=True)  # of a session that was killed here
     try:
         partial.mkdir()
-        named: dict[str, Any] = {
-            f"{group}/{index}": array
-            for group, group_arrays in arrays.items()
-            for index, array in enumerate(group_arrays)
-        }
+        named: dict[str, Any] = {f"{group}/{i}": array for group in arrays for i, array in enumerate(arrays[group])}
         np.savez(partial / ARRAYS, **named)
         (partial / STATE).write_text(json.dumps({**state, "groups": {key: len(arrays[key]) for key in arrays}}))
         manifest = {name: _size_and_hash(partial / name) for name in (ARRAYS, STATE)}

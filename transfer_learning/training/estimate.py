@@ -139,9 +139,8 @@ def estimate_run(
     lower_rate, caches_activations = np.inf, False
     if "fine_tune" in costs:
         lower_rate = costs["fine_tune"].images_per_second
-        caches_activations = caching_pays(
-            config.fine_tune, sizes, forward_rate, costs["fine_tune"], cache.free_bytes(), cache.limit_gb * 1e9
-        )
+        free, limit = cache.free_bytes(), cache.limit_gb * 1e9
+        caches_activations = caching_pays(config.fine_tune, sizes, forward_rate, costs["fine_tune"], free, limit)
         if not caches_activations:
             del costs["fine_tune"]
     stages = estimate_stages(config, sizes, sample, forward_rate, costs, lower_rate)
@@ -240,10 +239,8 @@ class MeasuredRates:
         weights and runtime); measured if `anew`, or if no earlier run did.
         """
         known = {}
-        with suppress(OSError, UserError):
-            known = read_json(self._path)
-        if not isinstance(known, dict):
-            known = {}
+        with suppress(OSError, UserError, TypeError, ValueError):  # TypeError, ValueError: no object
+            known = dict(read_json(self._path))
         if anew or not isinstance(known.get(name), float) or not known[name] > 0:
             known[name] = measure_rate(cut.below_fn, cut.below.input_shape[1:])
             with suppress(OSError):  # the cache may be read-only

@@ -42,14 +42,9 @@ def phase_results(
         for row in rows:
             if state.is_better(row[monitor], monitor):
                 state.best_value, best = row[monitor], row
-        results[name] = {
-            "epochs": len(rows),
-            "best_epoch": best["epoch"],
-            **{
-                key: best[key] if math.isfinite(best[key]) else None
-                for key in ("loss", "accuracy", "val_loss", "val_accuracy")
-            },
-        }
+        results[name] = {"epochs": len(rows), "best_epoch": best["epoch"]}
+        for key in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            results[name][key] = best[key] if math.isfinite(best[key]) else None
         if seconds is not None:
             of_phase = seconds[seconds["phase"] == name]
             total = float(of_phase["seconds"].sum())
@@ -67,12 +62,9 @@ def fine_tuned_worse(results: Mapping[str, dict], monitor: str) -> str:
     """Returns a warning if the best fine-tuned epoch is worse than the best frozen one, else ""."""
     before, after = (results[name][monitor] if name in results else None for name in PHASES)
     # Metrics on training images are not comparable: the phases may augment them differently.
-    if (
-        not monitor.startswith("val")
-        or before is None
-        or after is None
-        or not TrainingState(best_value=after).is_better(before, monitor)
-    ):
+    if not monitor.startswith("val") or before is None or after is None:
+        return ""
+    if not TrainingState(best_value=after).is_better(before, monitor):
         return ""
     return (
         f"Fine-tuning made {monitor} worse: {after:.4f} at best, against {before:.4f} in the frozen phase; try a lower "

@@ -44,12 +44,8 @@ class Identity:
                 f"{config.backbone} ({config.weights} weights, seed {config.seed}) has other initial weights than when "
                 f"{run_dir.path} was started; restore the weights file or the version, or start a new run."
             )
-        before = values["runtime"]
-        changed = [
-            f"{name} was {before.get(name)}, is {value}"
-            for name, value in self.runtime.items()
-            if before.get(name) != value
-        ]
+        before = {name: values["runtime"].get(name) for name in self.runtime}
+        changed = [f"{name} was {before[name]}, is {now}" for name, now in self.runtime.items() if before[name] != now]
         if changed:
             logger.warning(
                 f"The runtime has changed ({'; '.join(changed)}), so the last bits of the result may differ."

@@ -53,14 +53,8 @@ def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
     folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # folds without a class, whose probability is 0 there
-        probabilities = cross_val_predict(
-            LogisticRegression(max_iter=1000),
-            components,
-            targets,
-            groups=groups[rated],
-            cv=folds,
-            method="predict_proba",
-        )
+        options = {"groups": groups[rated], "cv": folds, "method": "predict_proba"}
+        probabilities = cross_val_predict(LogisticRegression(max_iter=1000), components, targets, **options)
         found.is_issue[rated] = find_label_issues(targets, probabilities, filter_by="both", n_jobs=1)
     found.suggestion[rated] = classes[probabilities.argmax(axis=1)]
     found.probability[rated] = probabilities.max(axis=1)

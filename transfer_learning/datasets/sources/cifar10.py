@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.datasets.dataset import Dataset, Example, check_class_names
 from transfer_learning.datasets.sources import folder
 from transfer_learning.datasets.sources.archive import entries
 from transfer_learning.errors import UserError
@@ -27,18 +27,9 @@ PIXEL_BYTES = 3 * SIDE * SIDE  # per image: all of red, then green, then blue, r
 MAX_BYTES = 10**8  # of a batch in an archive; the real ones have 31 MB
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # of that file, as in Keras
-DAMAGE = (
-    OSError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    OverflowError,
-    MemoryError,
-    zlib.error,
-    tarfile.TarError,
-)
+# Of a damaged file; an ArithmeticError for numbers that are too large.
+DAMAGE = (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError)
+DAMAGE_OF_ARCHIVES = (*DAMAGE, zlib.error, tarfile.TarError)
 
 
 class Form(NamedTuple):
@@ -63,7 +54,9 @@ def load(data_dir: Path) -> Dataset:
             if source.exists():
                 return _dataset(form, source)
     if (root / "train").is_dir() and (root / "test").is_dir():
-        return _of_folders(root)
+        dataset = folder.read(root)
+        check_class_names(dataset, CLASS_NAMES, "CIFAR-10", "rename them, or pass the folder to --dataset")
+        return replace(dataset, name="cifar10")
     by_hand = "put its images there as train/CLASS/*.png and test/CLASS/*.png; --dataset digits needs no download"
     return _dataset(PYTHON, download(URL, root / PYTHON.archive, SHA256, by_hand))
 
@@ -96,7 +89,7 @@ FORMS = (Form("cifar-10-binary.tar.gz", "cifar-10-batches-bin", ".bin", read_bin
 def _dataset(form: Form, source: Path) -> Dataset:
     batches = {}
     try:
-        for name, content in _members(source, form) if source.is_file() else _files(source, form):
+        for name, content in _members(source, form):
             try:
                 pixels, labels = form.read(content)
                 if not 0 < len(pixels) == len(labels) or (labels >= len(CLASS_NAMES)).any():
@@ -108,7 +101,7 @@ def _dataset(form: Form, source: Path) -> Dataset:
         for name in (*BATCHES["train"], *BATCHES["test"]):
             if name not in batches:
                 raise ValueError(f"{name}{form.suffix} is missing")
-    except DAMAGE as error:
+    except DAMAGE_OF_ARCHIVES as error:
         raise UserError(
             f"{source} is damaged ({str(error) or type(error).__name__}); replace it from "
             "www.cs.toronto.edu/~kriz/cifar.html, or delete it to download it."
@@ -123,27 +116,15 @@ def _dataset(form: Form, source: Path) -> Dataset:
     return Dataset("cifar10", CLASS_NAMES, tuple(examples))
 
 
-def _files(source: Path, form: Form) -> Iterator[tuple[str, bytes]]:
-    for name in (*BATCHES["train"], *BATCHES["test"]):
-        yield name, (source / f"{name}{form.suffix}").read_bytes()
-
-
 def _members(source: Path, form: Form) -> Iterator[tuple[str, bytes]]:
-    """Reads the batches of an archive; other members are not read, and nothing is written."""
+    """Reads the batches of a folder or an archive, no other members; nothing is written."""
     names = {f"{form.folder}/{name}{form.suffix}": name for name in (*BATCHES["train"], *BATCHES["test"])}
+    if source.is_dir():
+        yield from ((name, (source.parent / place).read_bytes()) for place, name in names.items())
+        return
     with entries(source) as found:
         for entry in found:
             if name := names.get(entry.name):
                 if entry.problem or entry.num_bytes > MAX_BYTES:
                     raise ValueError(f"{entry.name} is no batch")
                 yield name, entry.open().read()
-
-
-def _of_folders(root: Path) -> Dataset:
-    dataset = folder.read(root)
-    if dataset.class_names != CLASS_NAMES:
-        raise UserError(
-            f"{root} has the classes {', '.join(dataset.class_names) or 'none'}; those of CIFAR-10 were expected in "
-            f"its folders train and test ({', '.join(CLASS_NAMES)}), so rename them, or pass the folder to --dataset."
-        )
-    return replace(dataset, name="cifar10")

@@ -139,9 +139,8 @@ def _annotations(path: Path) -> tuple[set[str], dict[str, list[dict[str, Any]]]]
         annotations = project["annotations"]
         used = {annotation["label"] for image in annotations.values() for annotation in image}
         labels = set(project.get("labels", used))
-        if isinstance(project.get("labels"), str) or not all(
-            isinstance(label, str) and label for label in used | labels
-        ):
+        are_texts = all(isinstance(label, str) and label for label in used | labels)
+        if isinstance(project.get("labels"), str) or not are_texts:
             raise TypeError("labels that are not strings")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise UserError(
@@ -202,6 +201,5 @@ def _pixels(annotation: dict[str, Any], width: int, height: int) -> tuple[int, i
         sides = [side * length for side, length in zip(sides, (width, height) * 2, strict=True)]
     left, right = (round(min(max(side, 0), width)) for side in sorted(sides[::2]))
     top, bottom = (round(min(max(side, 0), height)) for side in sorted(sides[1::2]))
-    return (
-        (left, top, right, bottom) if left < right and top < bottom else "has a box that covers no pixel of the image"
-    )
+    is_empty = left >= right or top >= bottom
+    return "has a box that covers no pixel of the image" if is_empty else (left, top, right, bottom)

@@ -16,11 +16,6 @@ def load(data_dir: Path) -> Dataset:
 
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    return Dataset(
-        "digits",
-        tuple(str(digit) for digit in range(10)),
-        tuple(
-            Example(f"digits/{number:04d}", str(label), "", image)
-            for number, (image, label) in enumerate(zip(pixels, digits.target, strict=True))
-        ),
-    )
+    numbered = enumerate(zip(pixels, digits.target, strict=True))
+    examples = tuple(Example(f"digits/{number:04d}", str(label), "", image) for number, (image, label) in numbered)
+    return Dataset("digits", tuple("0123456789"), examples)

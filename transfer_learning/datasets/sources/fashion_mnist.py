@@ -20,10 +20,6 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package d
 MAX_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
 KERAS_FOLDER = Path("~/.keras/datasets/fashion-mnist").expanduser()  # where Keras puts its downloads
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
-FILES = {
-    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
-    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
-}
 MD5 = {  # as published with the dataset
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
     "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
@@ -37,18 +33,15 @@ def load(data_dir: Path) -> Dataset:
     UserError if a file is damaged or the download fails.
     """
     own = data_dir / "fashion_mnist"
-    folders = [
-        folder for folder in (own, DEBIAN_FOLDER, KERAS_FOLDER) if all((folder / name).is_file() for name in MD5)
-    ]
-    if not folders:
+    places = own, DEBIAN_FOLDER, KERAS_FOLDER
+    folder = next((folder for folder in places if all((folder / name).is_file() for name in MD5)), own)
+    if folder == own:
         otherwise = "install Debian's package dataset-fashion-mnist; --dataset digits needs no download"
         for name, md5 in MD5.items():
             if not (own / name).is_file():
                 download(f"{URL}/{name}", own / name, md5, otherwise)
-    folder = folders[0] if folders else own
-    return _dataset(
-        {split: (read_idx(folder / images), read_idx(folder / labels)) for split, (images, labels) in FILES.items()}
-    )
+    train_images, train_labels, test_images, test_labels = (read_idx(folder / name) for name in MD5)
+    return _dataset({"train": (train_images, train_labels), "test": (test_images, test_labels)})
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ taken from them, so no image is in memory before it is decoded.
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +27,10 @@ if TYPE_CHECKING:
 
 OPTIONS = ("config", "image", "label")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "category", "target")  # of a column that is not a ClassLabel
-LABEL_TYPES = (
-    "string",
-    "large_string",
-    "bool",
-    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-)
-NETWORK_ERRORS = (
-    "ConnectError",
-    "ConnectTimeout",
-    "ReadTimeout",
-    "ProxyError",
-    "OfflineModeIsEnabled",
-    "LocalEntryNotFoundError",
+LABEL_TYPES = "string large_string bool int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+NETWORK_ERRORS = set(
+    "ConnectionError TimeoutError ConnectError ConnectTimeout ReadTimeout ProxyError OfflineModeIsEnabled "
+    "LocalEntryNotFoundError".split()
 )
 
 
@@ -53,13 +44,8 @@ def read(place: str, data_dir: Path) -> Dataset:
     name, options = _parsed(place)
     tables = _load(name, options.get("config"))
     features = next(iter(tables.values())).features
-    image, label = (
-        _image_column(place, features, options.get("image")),
-        _label_column(place, features, options.get("label")),
-    )
-    split_of = (
-        {split: SPLIT_FOLDERS.get(split.lower()) for split in tables} if len(tables) > 1 else dict.fromkeys(tables, "")
-    )
+    image, label = _columns(place, features, options)
+    split_of = {split: SPLIT_FOLDERS.get(split.lower()) if len(tables) > 1 else "" for split in tables}
     if "train" not in split_of.values() and len(tables) > 1:
         raise UserError(
             f"hf:{place} has the splits {', '.join(tables)}, and none is train; save it with such a split by "
@@ -142,7 +128,7 @@ def _explained(name: str, error: Exception) -> UserError:
             f"There is no folder {name}, and no such dataset on the hub, or it is private ({short}); correct the "
             f"name as on huggingface.co/datasets, or log in with `hf auth login`; {otherwise}."
         )
-    if kinds & {"ConnectionError", "TimeoutError", *NETWORK_ERRORS}:
+    if kinds & NETWORK_ERRORS:
         return UserError(
             f"hf:{name} is not a folder, and huggingface.co cannot be reached ({short}); on a machine with network, "
             f"save it by datasets.load_dataset({name!r}).save_to_disk(FOLDER), copy it here and pass hf:FOLDER; "
@@ -158,35 +144,23 @@ def _explained(name: str, error: Exception) -> UserError:
     return UserError(f"hf:{name} cannot be read ({short}); a dataset of images was expected; {otherwise}.")
 
 
-def _image_column(place: str, features: Mapping[str, Any], wanted: str | None) -> str:
+def _columns(place: str, features: Mapping[str, Any], options: Mapping[str, str]) -> tuple[str, str]:
+    """The columns of images and labels."""
     import datasets
 
-    columns = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    return _chosen(place, "image", columns, ("image", "img"), features, wanted, columns)
-
-
-def _label_column(place: str, features: Mapping[str, Any], wanted: str | None) -> str:
-    import datasets
-
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     plain = [name for name, feature in features.items() if getattr(feature, "dtype", "") in LABEL_TYPES]
     likely = classes or [name for name in plain if name in LABEL_NAMES]
-    return _chosen(
-        place, "label", likely, ("label", "labels"), features, wanted, list(dict.fromkeys([*classes, *plain]))
+    columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+    image = _chosen(place, columns, "image", images, images, options.get("image"))
+    return image, _chosen(
+        place, columns, "label", likely, list(dict.fromkeys([*classes, *plain])), options.get("label")
     )
 
 
-def _chosen(
-    place: str,
-    what: str,
-    likely: list[str],
-    usual: Iterable[str],
-    features: Mapping[str, Any],
-    wanted: str | None,
-    possible: list[str],
-) -> str:
+def _chosen(place: str, columns: str, what: str, likely: list[str], possible: list[str], wanted: str | None) -> str:
     """The requested column, else the only likely one, else the likely one with a usual name."""
-    columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
     if wanted:
         if wanted not in possible:
             raise UserError(
@@ -196,7 +170,7 @@ def _chosen(
         return wanted
     if len(likely) == 1:
         return likely[0]
-    if found := [name for name in usual if name in likely]:
+    if found := [name for name in ("image", "img", "label", "labels") if name in likely]:
         return found[0]
     if not possible:
         raise UserError(

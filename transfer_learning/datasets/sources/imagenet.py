@@ -94,15 +94,10 @@ def _read(root: Path) -> Dataset:
             else:
                 examples.append(Example(path.relative_to(top).as_posix(), name_of[wnid], split, path))
 
-    def folder_name(path: Path) -> str:
-        return path.parent.name
-
-    take(train, "train", folder_name)
-    if any(entry.is_dir() for entry in val.iterdir()):
-        take(val, "test", folder_name)
-    else:
-        labels = _validation_labels(root)
-        take(val, "test", lambda path: labels.get(path.stem, ""))
+    take(train, "train", lambda path: path.parent.name)
+    has_folders = any(entry.is_dir() for entry in val.iterdir())
+    labels = {} if has_folders else _validation_labels(root)
+    take(val, "test", lambda path: path.parent.name if has_folders else labels.get(path.stem, ""))
     return with_class_names(str(root), examples, ignored, top)
 
 
@@ -154,9 +149,8 @@ def _synsets(path: Path) -> list[tuple[int, str, str]]:
         rows = loadmat(path, squeeze_me=True)["synsets"]
         return [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in rows]
     except Exception as error:  # a damaged file may raise nearly anything
-        raise UserError(
-            f"{path} is not the devkit's {SYNSETS} of 2012 ({str(error)[:100]}); fetch the devkit again."
-        ) from None
+        problem = f"is not the devkit's {SYNSETS} of 2012 ({str(error)[:100]})"
+        raise UserError(f"{path} {problem}; fetch the devkit again.") from None
 
 
 def _list(root: Path, name: str) -> Path | None:

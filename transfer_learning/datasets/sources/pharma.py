@@ -7,10 +7,10 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.dataset import Dataset, check_class_names
 from transfer_learning.datasets.sources import folder
 from transfer_learning.datasets.sources.drawn_pills import CLASS_NAMES
-from transfer_learning.errors import UserError, needs_extra
+from transfer_learning.errors import needs_extra
 from transfer_learning.storage.download import not_downloaded
 
 logger = logging.getLogger(__name__)
@@ -24,11 +24,8 @@ def load(data_dir: Path) -> Dataset:
     """
     root = data_dir / "pharma"
     dataset = folder.read(root if root.is_dir() else _download(root))
-    if dataset.class_names != CLASS_NAMES:
-        raise UserError(
-            f"{dataset.name} has the classes {', '.join(dataset.class_names) or 'none'}; those of the Kaggle dataset "
-            f"were expected ({', '.join(CLASS_NAMES)}), so unpack its archive there, or pass the folder to --dataset."
-        )
+    advice = "unpack its archive there, or pass the folder to --dataset"
+    check_class_names(dataset, CLASS_NAMES, "the Kaggle dataset", advice)
     return replace(dataset, name="pharma")
 
 

@@ -28,6 +28,7 @@ class Source(NamedTuple):
         return getattr(importlib.import_module(f"{__package__}.{module}"), function)(*arguments)
 
 
+RESEARCH = "non-commercial research"
 DATASETS = {
     "drawn_pills": Source(
         "drawn_pills:load", "1,200 images of 10 pharmaceutical products, 256 x 256", "drawn on first use", "MIT"
@@ -44,10 +45,7 @@ DATASETS = {
     ),
     "stop_signs": Source("stop_signs:load", "photos with and without a stop sign", "data/stop_signs: your own photos"),
     "imagenet": Source(
-        "imagenet:load",
-        "1,281,167 photos of 1,000 classes",
-        "data/imagenet, or Hugging Face with a login",
-        "non-commercial research",
+        "imagenet:load", "1,281,167 photos of 1,000 classes", "data/imagenet, or Hugging Face with a login", RESEARCH
     ),
 }
 SCHEMES = {
@@ -98,21 +96,15 @@ def check(dataset: Dataset) -> None:
             "dogs/2.jpg."
         )
     for example in dataset.examples:
-        if not _is_text(example.id + example.label):
+        try:
+            (example.id + example.label).encode()
+        except UnicodeEncodeError:  # bytes of a file name that Python could only carry along
             raise UserError(
                 f"The name of the image {ascii(example.id)} in {dataset.name} is not UTF-8, which tables and the "
                 "report need; rename it."
-            )
+            ) from None
     if len(dataset.class_names) < 2:
         raise UserError(
             f"{dataset.name} has only one class, {dataset.class_names[0]}; a classifier needs at least two, so add the "
             "images of another class."
         )
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes of a file name that Python could only carry along
-        return False
-    return True

@@ -55,9 +55,8 @@ def fetch(place: str, folder: Path, also: str) -> tuple[Path, list[tuple[str, st
         if not objects:
             raise UserError(f"{place} holds nothing; correct the name.")
         paths = {name: _inside(root, name, place) for name in objects}
-        ignored = {
-            name: reason for name, path in paths.items() if name != also and (reason := reason_to_ignore(path, root))
-        }
+        reasons = {name: reason_to_ignore(path, root) for name, path in paths.items() if name != also}
+        ignored = {name: reason for name, reason in reasons.items() if reason}
         _mirror(client, bucket, prefix, {name: objects[name] for name in objects if name not in ignored}, root, place)
         return root, [(name, f"not fetched from {place}: {reason}") for name, reason in ignored.items()]
     except ClientError as error:
@@ -82,11 +81,8 @@ def _list(client: Any, bucket: str, prefix: str) -> Objects:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     found = [item for page in pages for item in page.get("Contents", ())]
     # Web consoles mark a folder by an empty object whose key ends with a slash.
-    return {
-        item["Key"].removeprefix(prefix): (item["ETag"], item["Size"])
-        for item in found
-        if not item["Key"].endswith("/")
-    }
+    files = (item for item in found if not item["Key"].endswith("/"))
+    return {item["Key"].removeprefix(prefix): (item["ETag"], item["Size"]) for item in files}
 
 
 def _mirror(client: Any, bucket: str, prefix: str, objects: Objects, root: Path, place: str) -> None:
@@ -97,15 +93,14 @@ def _mirror(client: Any, bucket: str, prefix: str, objects: Objects, root: Path,
         index = {}
     for name in index.keys() - objects.keys():
         _inside(root, name, place).unlink(missing_ok=True)
+    sizes = {name: (root / name).stat().st_size for name in objects if (root / name).is_file()}
     present = {
-        name: entry for name, entry in objects.items() if index.get(name) == entry and _has(root / name, entry[1])
+        name: entry for name, entry in objects.items() if index.get(name) == entry and sizes.get(name) == entry[1]
     }
     missing = [name for name in objects if name not in present]
     if missing:
-        num_bytes = sum(objects[name][1] for name in missing)
-        logger.info(
-            f"Downloading {len(missing):,} of {len(objects):,} files from {place} ({size(num_bytes)}) to {root}."
-        )
+        num_bytes, count = sum(objects[name][1] for name in missing), f"{len(missing):,} of {len(objects):,}"
+        logger.info(f"Downloading {count} files from {place} ({size(num_bytes)}) to {root}.")
 
     def fetch_one(name: str) -> None:
         answer = client.get_object(Bucket=bucket, Key=prefix + name)
@@ -131,10 +126,6 @@ def _write(chunks: Iterable[bytes], path: Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _has(path: Path, num_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == num_bytes
 
 
 def _inside(folder: Path, name: str, place: str) -> Path:

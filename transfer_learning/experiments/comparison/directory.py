@@ -51,11 +51,8 @@ class Plan:
             found.append(f"the variants are {', '.join(self.variants)}, not {', '.join(other.variants)}")
         for name in (name for name in self.variants if name in other.variants):
             before, after = flat(self.variants[name]), flat(other.variants[name])
-            found += [
-                f"{field} of {name} is {before[field]}, not {after[field]}"
-                for field in before
-                if before[field] != after[field]
-            ]
+            changed = [field for field in before if before[field] != after[field]]
+            found += [f"{field} of {name} is {before[field]}, not {after[field]}" for field in changed]
         if self.learning_rates != other.learning_rates:
             rates = (",".join(f"{rate:g}" for rate in plan.learning_rates) or "none" for plan in (self, other))
             found.append("--learning-rates is {}, not {}".format(*rates))
@@ -89,21 +86,17 @@ class ComparisonDir:
         """Returns the plan; raises UserError if the file is missing or damaged."""
         try:
             values = renamed(read_json(self.plan), EARLIER_NAMES)
-            variants = {
-                name: RunConfig.from_json(json.dumps(config), f"the config of {name} in {self.plan}")
-                for name, config in values.pop("variants").items()
-            }
-            fields: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-            }
-            return Plan(variants, **fields)
+            fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+            for name, config in fields["variants"].items():
+                source = f"the config of {name} in {self.plan}"
+                fields["variants"][name] = RunConfig.from_json(json.dumps(config), source)
+            return Plan(**fields)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{self.plan} is not a plan that `compare` wrote ({error}); restore it, or start a new comparison."
             ) from None
 
     def write_plan(self, plan: Plan) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.plan, dataclasses.asdict(plan))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from transfer_learning.cli.console import UNPRINTED, is_quiet
 from transfer_learning.config import RunConfig, difference, named, with_values
 from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison import statistics
@@ -41,7 +42,6 @@ def run_comparison(plan: Plan, directory: ComparisonDir) -> dict[str, Any]:
     """Carries out the plan from wherever it stopped, and returns the content of comparison.json. Diverged if a variant
     diverged at every learning rate, Stopped if a signal ended it (after saving), or the UserError of a run.
     """
-    directory.path.mkdir(parents=True, exist_ok=True)
     with StopRequest() as stop, directory.locked():
         directory.write_plan(plan)
         search = search_learning_rates(plan, directory, stop)
@@ -119,11 +119,14 @@ def run_child(run_dir: RunDir, stop: StopRequest) -> None:
     UserError as in the child; Stopped if a signal ended it, after saving.
     """
     command = [sys.executable, "-m", "transfer_learning.run", "--resume", str(run_dir.path)]
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command += ["--quiet"] if is_quiet() else []
+    variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    if any(RunDir(folder).log.exists() for folder in run_dir.path.parent.iterdir()):
+        variables[UNPRINTED] = "transfer_learning.machine.devices"  # the device is that of the first run
     errors: list[str] = []
     with stop.deferred():
         streams: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
-        process = subprocess.Popen(command, start_new_session=True, env=os.environ | {"PYTHONPATH": path}, **streams)
+        process = subprocess.Popen(command, start_new_session=True, env=os.environ | variables, **streams)
         reader = threading.Thread(target=_pass_on, args=(process.stderr, errors), daemon=True)
         reader.start()
         is_signalled = False

@@ -35,6 +35,8 @@ def efficientnet_lite0(input_tensor: "keras.KerasTensor") -> "keras.Model":
         # them, and the output of a new network fades to 1e-12 through its sixteen depthwise layers.
         return initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
 
+    plain = dict(padding="same", use_bias=False)
+
     def normalize(x, name, activate=True):
         x = layers.BatchNormalization(epsilon=1e-3, name=f"{name}_bn")(x)
         return layers.ReLU(6.0, name=f"{name}_relu6")(x) if activate else x
@@ -43,13 +45,7 @@ def efficientnet_lite0(input_tensor: "keras.KerasTensor") -> "keras.Model":
         # At stride 2, "same" pads one pixel more at the bottom and on the right, as the PyTorch network did that the
         # weights come from.
         x = layers.Conv2D(
-            filters,
-            kernel,
-            stride,
-            padding="same",
-            use_bias=False,
-            kernel_initializer=kernel_initializer(),
-            name=f"{name}_conv",
+            filters, kernel, stride, kernel_initializer=kernel_initializer(), name=f"{name}_conv", **plain
         )(x)
         return normalize(x, name, activate)
 
@@ -60,14 +56,8 @@ def efficientnet_lite0(input_tensor: "keras.KerasTensor") -> "keras.Model":
             block_stride = stride if block == 1 else 1
             if expansion != 1:
                 x = convolve(x, expansion * x.shape[-1], 1, 1, f"{name}_expand")
-            x = layers.DepthwiseConv2D(
-                kernel,
-                block_stride,
-                padding="same",
-                use_bias=False,
-                depthwise_initializer=kernel_initializer(),
-                name=f"{name}_depthwise_conv",
-            )(x)
+            options = dict(depthwise_initializer=kernel_initializer(), name=f"{name}_depthwise_conv")
+            x = layers.DepthwiseConv2D(kernel, block_stride, **plain, **options)(x)
             x = normalize(x, f"{name}_depthwise")
             x = convolve(x, filters, 1, 1, f"{name}_project", activate=False)
             if block > 1:  # the first block of each stage changes the shape

@@ -42,15 +42,9 @@ def _resnet(network_name, input_tensor, convolutions, num_blocks):
     def convolve(x, filters, kernel, stride, name):
         if stride > 1 and kernel > 1:
             x = pad(x, kernel // 2, name)
-        x = layers.Conv2D(
-            filters,
-            kernel,
-            stride,
-            padding="valid" if stride > 1 else "same",
-            use_bias=False,
-            kernel_initializer=initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal"),
-            name=f"{name}_conv",
-        )(x)
+        values = initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")
+        options = dict(padding="valid" if stride > 1 else "same", use_bias=False, kernel_initializer=values)
+        x = layers.Conv2D(filters, kernel, stride, name=f"{name}_conv", **options)(x)
         return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
 
     x = convolve(input_tensor, 64, 7, 2, "conv1")

@@ -22,9 +22,8 @@ def small_cnn(input_tensor: "keras.KerasTensor") -> "keras.Model":
 
     x = input_tensor
     for block, num_filters in enumerate(NUM_FILTERS, start=1):
-        x = layers.Conv2D(
-            num_filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"block{block}_conv"
-        )(x)
+        options = dict(padding="same", use_bias=False, kernel_initializer="he_normal")
+        x = layers.Conv2D(num_filters, 3, name=f"block{block}_conv", **options)(x)
         # 0.9 instead of 0.99, so that the moving averages settle in the few hundred train steps of a small dataset.
         x = layers.BatchNormalization(momentum=0.9, name=f"block{block}_bn")(x)
         x = layers.ReLU(name=f"block{block}_relu")(x)
