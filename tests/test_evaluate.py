@@ -68,13 +68,13 @@ def test_the_temperature_is_part_of_the_model_and_of_every_prediction(runs, name
     network = load_model(run_dir.read_config(), run_dir.model)
     assert network.temperature == temperature != 1
     assert any("Confidences calibrated with temperature" in note["text"] for note in read_json(run_dir.notes))
-    judged = predictions.read(run_dir.predictions("test"))
-    pixels = np.stack([np.asarray(Image.open(photos / id)) for id in judged["id"]])
+    predicted = predictions.read(run_dir.predictions("test"))
+    pixels = np.stack([np.asarray(Image.open(photos / id)) for id in predicted["id"]])
     alone = keras.models.load_model(run_dir.model)  # no code of ours
-    assert np.asarray(alone(pixels.astype(np.float32))) == pytest.approx(predictions.probabilities(judged), abs=1e-6)
+    assert np.asarray(alone(pixels.astype(np.float32))) == pytest.approx(predictions.probabilities(predicted), abs=1e-6)
     assert run_main(predict.main, [str(run_dir.path), str(photos)]) == 0
     answers = pd.read_csv(io.StringIO(capsys.readouterr().out)).set_index("file")
-    for row in judged.itertuples():
+    for row in predicted.itertuples():
         assert np.float32(answers.loc[f"{photos}/{row.id}", "confidence"]) == row.confidence
 
 

@@ -101,7 +101,7 @@ def test_what_run_would_choose_is_prepared_so_that_it_decodes_nothing(flags, pre
 
 
 @pytest.mark.parametrize("num_broken", [1, 23])
-def test_unreadable_images_are_all_told_and_then_refused_as_run_would(num_broken, prepared, here):
+def test_unreadable_images_are_all_printed_and_then_refused_as_run_would(num_broken, prepared, here):
     photos = draw_photos(here / "photos")
     broken = [photos / "cross" / f"broken {number:02d}.png" for number in range(num_broken)]
     for path in broken:
@@ -138,7 +138,7 @@ def test_nothing_comes_to_lie_among_the_images(dataset, here, monkeypatch, capsy
     assert files_of(photos) == before
 
 
-def test_an_image_that_is_skipped_for_another_reason_is_told_and_not_refused(prepared, here):
+def test_an_image_that_is_skipped_for_another_reason_is_printed_and_not_refused(prepared, here):
     for seed, split in enumerate(("train", "test")):
         draw_photos(here / "photos" / split, num_per_class=4, seed=seed)
     train, test = (here / "photos" / split / "cross" / "000.png" for split in ("train", "test"))

@@ -87,7 +87,7 @@ def test_top_5_counts_the_five_most_probable():
     assert told.startswith("test accuracy 14.29% (") and "), top-5 71.43%, macro F1 " in told
 
 
-def test_top_5_is_not_told_of_five_classes():
+def test_top_5_is_absent_for_five_classes():
     result = metrics.evaluate(table_of([0, 1], [0, 1], list("abcde")), list("abcde"))
     assert "top_5_interval" not in result and "top-5" not in metrics.describe(result | {"split": "val"})
 

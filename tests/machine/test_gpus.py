@@ -154,7 +154,7 @@ def test_a_lost_gpu_raises(monkeypatch):
         (0xFFFF, "heat and power"),
     ],
 )
-def test_reasons_in_words(mask, expected):
+def test_reasons_are_described(mask, expected):
     assert gpus.throttled_by(mask) == expected
 
 

@@ -438,7 +438,7 @@ def test_tensorboard_shows_the_same_numbers(watched, machine, monkeypatch, tmp_p
     assert shown["images_per_second"] == [16] and shown["learning_rate"] == [0.25] and len(shown["gpu0_celsius"]) == 2
 
 
-def test_a_run_in_words(watched, machine, monkeypatch, tmp_path):
+def test_a_run_is_described(watched, machine, monkeypatch, tmp_path):
     gpu = GPU | {"reasons": 0}
     make_machine(monkeypatch, gpu)
     path = tmp_path / "hardware.csv"

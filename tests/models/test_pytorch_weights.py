@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from transfer_learning.errors import UserError
 from transfer_learning.models.pytorch_weights import PyTorchWeights, load_state_dict
 
-COUNTERPART = PyTorchWeights("tiny of nobody", {"stem": "conv1", "deep": "block.conv", "norm": "block.bn"}.get, "fc")
+TINY_WEIGHTS = PyTorchWeights("tiny of nobody", {"stem": "conv1", "deep": "block.conv", "norm": "block.bn"}.get, "fc")
 ADVICE = "give another file"
 RANDOM = np.random.default_rng(0)
 
@@ -44,7 +44,7 @@ def state():
 def load(model, state, tmp_path):
     def call():
         save_file(state, tmp_path / "state.safetensors")
-        load_state_dict(model, tmp_path / "state.safetensors", COUNTERPART, ADVICE)
+        load_state_dict(model, tmp_path / "state.safetensors", TINY_WEIGHTS, ADVICE)
 
     return call
 

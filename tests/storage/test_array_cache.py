@@ -562,7 +562,7 @@ def empty_table(entry):
         empty_table,
     ],
 )
-def test_damage_is_found_out_told_once_and_made_good(damage, entry):
+def test_damage_is_found_logged_once_and_made_good(damage, entry):
     left, sentence = damage(entry)
     here, said = found(entry)
     assert here == left and len(said) == 1
@@ -690,7 +690,7 @@ def test_records_that_cannot_be_written_in_a_folder_that_can_are_made_anew_where
         assert arrays.add(KEYS[:1], [ARRAYS[0].reshape(6)]) == [0], "on disk, not in memory"
 
 
-def test_what_cannot_be_written_is_told_with_the_space_it_needs():
+def test_what_cannot_be_written_is_an_error_with_the_space_it_needs():
     with pytest.raises(UserError, match=r"^The features need 2 MB in here, .*No space.*--cache-dir\.$"):
         with Cache(Path("here")).disk_full_as_user_error("features", 1_000_001):
             raise OSError(errno.ENOSPC, "No space left on device")

@@ -18,7 +18,7 @@ def history(*val_losses, phase="frozen", start=1):
     ]
 
 
-def test_the_average_time_of_an_epoch_is_told_apart_from_what_is_computed_once(tmp_path):
+def test_the_average_time_of_an_epoch_is_apart_from_what_is_computed_once(tmp_path):
     rows = [*history(3.0, 1.0, 2.0), *history(0.5, phase="fine_tune", start=4)]
     for epoch, (phase, seconds) in enumerate(
         [("frozen", 2.0), ("frozen", 1.0), ("frozen", 3.0), ("fine_tune", 9.0)], 1

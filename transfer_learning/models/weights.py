@@ -83,8 +83,8 @@ def check_hdf5(file: IO[bytes], file_size: int) -> tuple[int, int]:
     num_arrays, num_elements, num_bytes = 0, 0, 0
     seen: set[int] = set()
     try:
-        with h5py.File(file, "r") as opened:
-            groups = [opened]
+        with h5py.File(file, "r") as hdf5:
+            groups = [hdf5]
             while groups:
                 group = groups.pop()
                 for name in group:

@@ -194,7 +194,7 @@ def test_duplicates_say_where_the_others_are_and_those_in_a_higher_split_stay(tm
     for split in ("train", "test"):
         make_photos(photos / split, 3 if split == "train" else 0)
         for label, name in enumerate(CLASSES):
-            drawing(label, 50).save(photos / split / name / "judged.png")
+            drawing(label, 50).save(photos / split / name / "evaluated.png")
     shutil.copy(photos / "train" / "circle" / "0.png", photos / "train" / "circle" / "copy.png")
     shutil.copy(photos / "train" / "cross" / "1.png", photos / "train" / "stripes" / "copy.png")
     drawing(1, 2).save(photos / "test" / "cross" / "other file.bmp")  # the pixels of train/cross/2.png
@@ -206,7 +206,7 @@ def test_duplicates_say_where_the_others_are_and_those_in_a_higher_split_stay(tm
     assert result.of_kind("duplicate with another label").set_index("id").at["train/stripes/copy.png", "detail"] == (
         "train/cross/1.png (cross, train)"
     )
-    skipped = {"train/cross/2.png", *(f"train/{name}/judged.png" for name in CLASSES)}
+    skipped = {"train/cross/2.png", *(f"train/{name}/evaluated.png" for name in CLASSES)}
     assert set(table.index[table["what"] == "skipped"]) == skipped
     assert all(kinds_of(result, id) == {"duplicate in another split"} for id in skipped)
     assert table.at["train/cross/2.png", "reason"] == "the same picture, in another file, is in the split test"
@@ -283,7 +283,7 @@ def test_features_find_wrong_labels_outliers_and_near_duplicates(tmp_path):
     assert result.num_on_disk is None and any("features of a test" in note for note in result.notes)
 
 
-def test_features_of_some_images_judge_these_alone(tmp_path):
+def test_features_of_some_images_rate_these_alone(tmp_path):
     dataset, right = arrays()
     some = np.flatnonzero(np.arange(len(right)) % 2)
     all_of_them = features_of(right)

@@ -1,4 +1,4 @@
-"""Doubts out of features: wrong labels are found by images that they did not teach, outliers by their own class."""
+"""Label issues by features: wrong labels are found by images that they did not teach, outliers by their own class."""
 
 import numpy as np
 import pytest
@@ -24,11 +24,11 @@ def test_wrong_labels_are_found_with_the_right_one_and_right_ones_are_left_alone
     labels = right.copy()
     wrong = np.arange(3, 240, 24)
     labels[wrong] = (labels[wrong] + 1) % 4
-    doubts = find_label_issues(features, labels, alone(240))
-    found = set(np.flatnonzero(doubts.is_issue))
+    issues = find_label_issues(features, labels, alone(240))
+    found = set(np.flatnonzero(issues.is_issue))
     assert found <= set(wrong) and len(found) >= 0.8 * len(wrong)
-    assert (doubts.suggestion == right).mean() > 0.99 and (doubts.probability[wrong] > 0.6).all()
-    assert set(np.argsort(doubts.quality)[: len(wrong)]) == set(wrong) and doubts.too_small == []
+    assert (issues.suggestion == right).mean() > 0.99 and (issues.probability[wrong] > 0.6).all()
+    assert set(np.argsort(issues.quality)[: len(wrong)]) == set(wrong) and issues.too_small == []
 
 
 def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other():
@@ -40,17 +40,17 @@ def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other()
     assert (grouped.quality[80:] < 0.5 * apart.quality[80:]).all() and (grouped.suggestion[80:] == 0).all()
 
 
-def test_classes_of_too_few_images_are_not_judged():
+def test_classes_of_too_few_images_are_not_rated():
     features, labels = clusters(num_per_class=20, num_classes=3)
     few = np.concatenate([np.arange(40), np.arange(40, 40 + NUM_FOLDS - 1)])
-    doubts = find_label_issues(features[few], labels[few], alone(len(few)))
-    assert doubts.too_small == [2] and (doubts.suggestion[40:] == -1).all() and not doubts.is_issue[40:].any()
-    assert (doubts.suggestion[:40] >= 0).all()
+    issues = find_label_issues(features[few], labels[few], alone(len(few)))
+    assert issues.too_small == [2] and (issues.suggestion[40:] == -1).all() and not issues.is_issue[40:].any()
+    assert (issues.suggestion[:40] >= 0).all()
     one_class = find_label_issues(features[:20], labels[:20], alone(20))
     assert (one_class.suggestion == -1).all() and not one_class.is_issue.any()
 
 
-def test_the_same_images_give_the_same_doubts():
+def test_the_same_images_give_the_same_label_issues():
     features, labels = clusters(num_per_class=15, spread=2)
     first, second = (find_label_issues(features, labels, alone(60)) for _ in range(2))
     assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))

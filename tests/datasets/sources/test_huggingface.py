@@ -216,7 +216,7 @@ UNCLEAR = {
 
 
 @pytest.mark.parametrize(("columns", "option", "words"), UNCLEAR.values(), ids=UNCLEAR)
-def test_what_cannot_be_told_is_asked_with_the_columns_named(columns, option, words, tmp_path):
+def test_ambiguous_columns_are_named(columns, option, words, tmp_path):
     table(**columns).save_to_disk(tmp_path / "set")
     with pytest.raises(UserError) as caught:
         read(f"{tmp_path / 'set'}{option}", tmp_path)
@@ -361,7 +361,7 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize(("problem", "words"), PROBLEMS.values(), ids=PROBLEMS)
-def test_what_is_out_of_reach_is_told_in_a_sentence(problem, words, tmp_path, monkeypatch, capsys):
+def test_what_is_out_of_reach_is_one_sentence(problem, words, tmp_path, monkeypatch, capsys):
     from transfer_learning import run
 
     def load(name, config, keep_in_memory):

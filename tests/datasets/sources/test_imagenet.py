@@ -246,7 +246,7 @@ def test_what_cannot_be_used_is_named_with_the_way_out(lay, words, tmp_path):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_without_a_folder_it_comes_from_hugging_face_judged_by_the_official_validation_images(tmp_path, monkeypatch):
+def test_without_a_folder_it_comes_from_hugging_face_evaluated_on_the_official_validation_images(tmp_path, monkeypatch):
     asked = []
 
     def read(name, data_dir):
@@ -261,7 +261,7 @@ def test_without_a_folder_it_comes_from_hugging_face_judged_by_the_official_vali
     assert [example.split for example in dataset.examples] == ["train", "train", "test"]
 
 
-def test_a_folder_of_hugging_face_is_judged_likewise(tmp_path):
+def test_a_folder_of_hugging_face_is_evaluated_likewise(tmp_path):
     import datasets
 
     datasets.disable_progress_bars()
