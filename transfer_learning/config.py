@@ -332,7 +332,6 @@ def known_of(item: dataclasses.Field) -> tuple[str, ...]:
 
 
 def _names_in(place: str) -> tuple[str, ...]:
-    """The names in a table, ``"module:TABLE"`` below the package."""
     module, _, table = place.partition(":")
     return tuple(getattr(importlib.import_module(f"{__package__}.{module}"), table))
 

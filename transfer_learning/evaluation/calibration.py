@@ -80,7 +80,6 @@ def measure(table: pd.DataFrame, temperature: float) -> dict[str, Any]:
 
 
 def _binned(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    """Returns the expected calibration error and its bins."""
     values = [np.ones(len(correct)), np.clip(confidence, 0, 1), correct.astype(float)]
     (counts, confidences, num_correct), edges, _ = binned_statistic(values[1], values, "sum", NUM_BINS, range=(0, 1))
     bins = [

@@ -150,7 +150,6 @@ def _positions(predictions: pd.DataFrame, class_names: Sequence[str]) -> tuple[n
 
 
 def _present(true: np.ndarray, predicted: np.ndarray) -> list[int]:
-    """Returns the classes that have an example or a prediction."""
     return sorted({*true.tolist(), *predicted.tolist()})
 
 

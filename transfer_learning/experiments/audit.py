@@ -104,7 +104,6 @@ def computed_features(config: RunConfig, data: PreparedDataset) -> Features:
 
 
 def _of_used_images(features: Features, data: PreparedDataset) -> Features | None:
-    """The features without those of skipped images."""
     is_used = (data.manifest["split"].iloc[features.examples] != "").to_numpy()
     num_found, num_used = int(is_used.sum()), int((data.manifest["split"] != "").sum())
     if not num_found:

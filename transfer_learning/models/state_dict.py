@@ -44,7 +44,6 @@ OLD_FORMAT_PROTOCOL = 1001
 
 
 def _check_name(name: str) -> None:
-    """Raises ValueError for a name that no state dict contains."""
     if name in (ORDERED_DICT, TENSOR, PARAMETER, *STORAGE_TYPES):
         return
     if re.fullmatch(r"torch\.\w+Storage", name):
@@ -53,7 +52,6 @@ def _check_name(name: str) -> None:
 
 
 def _dictionary(value: Any) -> dict:
-    """Returns a pickled dict or OrderedDict; ValueError for anything else."""
     if isinstance(value, Call) and value.function == ORDERED_DICT:
         if value.arguments not in ((), ([],)):
             raise ValueError("it makes its dictionary out of a list, as Python 2 did")
@@ -64,7 +62,6 @@ def _dictionary(value: Any) -> dict:
 
 
 def _tensor(value: Any) -> _Tensor | None:
-    """Returns the pickled description of a tensor; None for anything else."""
     if isinstance(value, Call) and value.function == PARAMETER:
         value = value.arguments[0]
     if not isinstance(value, Call) or value.function != TENSOR:
@@ -137,7 +134,6 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _without_doubles(pairs: list[tuple]) -> dict:
-    """Returns a JSON object as a dict; ValueError for duplicate names."""
     if len(unique := dict(pairs)) < len(pairs):
         raise ValueError("it has several tensors of one name")
     return unique

@@ -202,7 +202,6 @@ def _colours(files: pd.DataFrame) -> list[tuple[str, int, str]]:
 
 
 def _resizes(files: pd.DataFrame, config: RunConfig) -> list[dict[str, Any]]:
-    """The effect of each --resize on these images."""
     lost = _shares_lost(files)
     if lost.empty:
         return []

@@ -70,13 +70,15 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
     notes = [as_note(note) for note in read_json(run_dir.notes)] if run_dir.notes.exists() else None
     hardware, text_report = monitor.read_hardware(run_dir.hardware), run_dir.classification_report
     manifest, history = _read_csv(run_dir.manifest), _read_csv(run_dir.history)
+    if history is not None:
+        history = history.map(lambda text: number(float(text)) if "." in text else text)
     has_splits = manifest is not None and {"label", "split"} <= set(manifest.columns)
     return content | {
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
         "num_named": NUM_NAMED,
         "max_classes": MAX_CLASSES,
-        "history": [] if history is None else history.map(_shortened).to_dict("records"),
+        "history": [] if history is None else history.to_dict("records"),
         "stages": read_json(run_dir.stages).get("stages") if run_dir.stages.exists() else None,
         "figures": _figures(run_dir.figures),
         "errors": _most_confident_errors(run_dir.predictions(content["split"])),
@@ -133,10 +135,6 @@ def _read_csv(path: Path) -> pd.DataFrame | None:
         return pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8", encoding_errors="surrogateescape")
     except ValueError as error:  # also pandas' own errors about CSV
         raise UserError(f"{path} is no table ({error}), so it is damaged; restore it, or run again.") from None
-
-
-def _shortened(text: str) -> str:
-    return number(float(text)) if "." in text else text
 
 
 def _figures(folder: Path) -> list[dict[str, Any]]:

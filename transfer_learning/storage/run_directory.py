@@ -123,6 +123,11 @@ class RunDir:
             yield
 
 
+def holds_no_files(path: Path) -> bool:
+    """Whether a folder holds hidden files at most, such as the lock of a command that was killed at its start."""
+    return path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())
+
+
 def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
     """The directory for a new run: `path`, which must hold no run or other files, or ``runs/NAME-TIME``."""
     if path is None:
@@ -140,8 +145,7 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
         raise UserError(
             f"--run-dir {path} holds an unfinished run; continue it with --resume {path}, or choose another directory."
         )
-    # Hidden files do not count: a run that is killed at its start leaves its lock.
-    if run_dir.path.is_dir() and any(not entry.name.startswith(".") for entry in run_dir.path.iterdir()):
+    if run_dir.path.is_dir() and not holds_no_files(run_dir.path):
         raise UserError(f"--run-dir {path} holds other files; choose a new or an empty directory.")
     return run_dir
 

@@ -126,7 +126,6 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _problem(path: Path) -> str:
-    """Returns what is wrong with a checkpoint, or ""."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name in (ARRAYS, STATE):

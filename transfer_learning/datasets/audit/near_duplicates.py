@@ -135,7 +135,9 @@ def _blocks(members: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def _grey_pictures(pixels: Any, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Yields slices of `rows` with their grey images, float32 (k, SIDE, SIDE)."""
     size = pixels.shape[1]
-    reduce = _reduction(size).astype(np.float32)
+    edges, pixel = np.linspace(0, size, SIDE + 1), np.arange(size)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    reduce = (np.maximum(overlap, 0) * (SIDE / size)).astype(np.float32)  # averages `size` pixels in a row to SIDE
     at_once = max(1, PIXELS_AT_ONCE // size**2)
     parts = [slice(start, min(start + at_once, len(rows))) for start in range(0, len(rows), at_once)]
     with ThreadPoolExecutor(1) as thread:  # reads one part ahead
@@ -145,11 +147,3 @@ def _grey_pictures(pixels: Any, rows: np.ndarray) -> Iterator[tuple[slice, np.nd
             coming += [thread.submit(lambda part: pixels[rows[part]], ahead) for ahead in parts[number : number + 1]]
             grey = images @ np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's "L"
             yield part, reduce @ grey @ reduce.T
-
-
-def _reduction(size: int) -> np.ndarray:
-    """The matrix (SIDE, size) that averages `size` pixels in a row to SIDE pixels."""
-    edges = np.linspace(0, size, SIDE + 1)
-    pixel = np.arange(size)
-    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return np.maximum(overlap, 0) * (SIDE / size)

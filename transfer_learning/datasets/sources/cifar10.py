@@ -77,7 +77,6 @@ def read_python(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_name(name: str) -> None:
-    """Raises ValueError for a global that is not needed to describe an array."""
     if name not in ("numpy.core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"):
         raise ValueError(f"it asks for {name}, which no batch needs")
 

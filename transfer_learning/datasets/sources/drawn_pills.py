@@ -118,13 +118,12 @@ def _mixed(a: Colour, b: Colour, share: float) -> Colour:
 
 
 def _changed(colour: Colour, rng: Rng) -> Colour:
-    """Returns `colour` as another edition prints it."""
     gains = 1 + EDITION_COLOUR_CHANGE * rng.uniform(-1, 1, 3)
     return tuple(int(c) for c in np.clip(np.array(colour) * gains, 0, 255))
 
 
 def _random_colour(rng: Rng) -> Colour:
-    """Returns any colour or, as often as DIFFICULTY says, one that some product is printed in."""
+    """Returns any colour or, as often as BORROWED_COLOUR_SHARE says, one that some product is printed in."""
     if rng.random() < BORROWED_COLOUR_SHARE:
         product = PRODUCTS[_pick(rng, CLASS_NAMES)]
         return _changed((*product.pack_colours, *product.pill_colours)[int(rng.integers(0, 4))], rng)
@@ -411,7 +410,6 @@ def _distractor(rng: Rng, light: np.ndarray) -> tuple[Image.Image, float]:
 
 
 def _note(rng: Rng) -> Image.Image:
-    """Draws a slip of paper with writing on it as RGBA."""
     size = (220, int(rng.integers(130, 220)))
     note = Image.new("RGB", size, _mixed(WHITE, _random_colour(rng), 0.25))
     _write_small_print(ImageDraw.Draw(note), (16, 18, 200, size[1] - 10), rng, (90, 90, 110), 14)

@@ -113,7 +113,6 @@ def _load(name: str, config: str | None) -> Mapping[str, "datasets.Dataset"]:
 
 
 def _explained(name: str, error: Exception) -> UserError:
-    """The UserError for an error of the library."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     reason = ": ".join(str(cause) or type(cause).__name__ for cause in (error, error.__cause__) if cause)
     short = textwrap.shorten(reason, 200, placeholder=" ...")
@@ -145,7 +144,6 @@ def _explained(name: str, error: Exception) -> UserError:
 
 
 def _columns(place: str, features: Mapping[str, Any], options: Mapping[str, str]) -> tuple[str, str]:
-    """The columns of images and labels."""
     import datasets
 
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]

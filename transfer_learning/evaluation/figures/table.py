@@ -39,6 +39,9 @@ class FigureInputs:
         """For each prediction whether it is correct, bool (n,)."""
         return (self.predictions["label"] == self.predictions["predicted"]).to_numpy()
 
+    def at_random(self, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).permutation(len(self.predictions))
+
     @property
     def confident_errors(self) -> np.ndarray:
         """Row numbers of the wrong predictions, the most confident first."""
@@ -79,10 +82,6 @@ def _confusion_matrix(inputs: FigureInputs, normalised: bool = False) -> Figure 
     return confusion_matrix(inputs.evaluation["confusion_matrix"], class_names, normalised)
 
 
-def _random_images(inputs: FigureInputs) -> Figure | None:
-    return _images(inputs, np.random.default_rng(inputs.seed).permutation(len(inputs.predictions))[:NUM_IMAGES])
-
-
 def _images(inputs: FigureInputs, rows: np.ndarray) -> Figure | None:
     if not len(rows):
         return None
@@ -90,7 +89,7 @@ def _images(inputs: FigureInputs, rows: np.ndarray) -> Figure | None:
 
 
 def _grad_cam(inputs: FigureInputs) -> Figure | None:
-    at_random = np.random.default_rng(0).permutation(len(inputs.predictions))
+    at_random = inputs.at_random(0)
     correct = at_random[inputs.correct[at_random]]
     rows = np.concatenate([correct[:NUM_GRAD_CAM], inputs.confident_errors[:NUM_GRAD_CAM]])
     class_numbers = {name: number for number, name in enumerate(inputs.evaluation["class_names"])}
@@ -132,7 +131,7 @@ FIGURES = {
         optional=False,
     ),
     "samples": FigureRow(
-        _random_images,
+        lambda inputs: _images(inputs, inputs.at_random(inputs.seed)[:NUM_IMAGES]),
         "random-predictions",
         "random images with predicted class, confidence and true class",
         "Images drawn at random, with predicted class and confidence, and the true class. ✓ correct, ✗ wrong.",

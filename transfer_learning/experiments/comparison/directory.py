@@ -13,7 +13,7 @@ from typing import Any
 from transfer_learning.config import RunConfig, flat, with_values
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import read_json, renamed, write_json
-from transfer_learning.storage.run_directory import RunDir
+from transfer_learning.storage.run_directory import RunDir, holds_no_files
 
 EARLIER_NAMES = {"sides": "variants", "reach": "target_accuracies"}  # of keys in plan.json
 
@@ -112,7 +112,7 @@ def new_comparison(plan: Plan, path: str | None) -> ComparisonDir:
                 f"{directory.path} holds another comparison ({'; '.join(found)}); restore the flags, or choose another "
                 "--run-dir."
             )
-    elif directory.path.exists() and not _is_empty(directory.path):
+    elif directory.path.exists() and not holds_no_files(directory.path):
         raise UserError(f"--run-dir {directory.path} is not empty; choose a new or an empty directory.")
     return directory
 
@@ -136,7 +136,6 @@ def with_learning_rate(config: RunConfig, rate: float) -> RunConfig:
 
 
 def _check(plan: Plan) -> None:
-    """Raises UserError for learning rates that cannot be searched."""
     for name, config in plan.variants.items():
         if plan.learning_rates and not config.monitor.startswith("val"):
             raise UserError(
@@ -145,8 +144,3 @@ def _check(plan: Plan) -> None:
             )
         for rate in plan.learning_rates:
             with_learning_rate(config, rate).check()
-
-
-def _is_empty(path: Path) -> bool:
-    """Whether a folder holds hidden files at most, such as the lock of a command that was killed at once."""
-    return path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir())
