@@ -26,6 +26,7 @@ MD5 = {  # as published with the dataset
     "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+FILES = {"train": tuple(MD5)[:2], "test": tuple(MD5)[2:]}
 
 
 def load(data_dir: Path) -> Dataset:
@@ -40,8 +41,8 @@ def load(data_dir: Path) -> Dataset:
         for name, md5 in MD5.items():
             if not (own / name).is_file():
                 download(f"{URL}/{name}", own / name, md5, otherwise)
-    train_images, train_labels, test_images, test_labels = (read_idx(folder / name) for name in MD5)
-    return _dataset({"train": (train_images, train_labels), "test": (test_images, test_labels)})
+    files = {split: (folder / images, folder / labels) for split, (images, labels) in FILES.items()}
+    return _dataset({split: (read_idx(images), read_idx(labels)) for split, (images, labels) in files.items()})
 
 
 def read_idx(path: Path) -> np.ndarray:
