@@ -28,9 +28,9 @@ class InferenceFunction:
         return self._graph
 
 
-def inference_graph(network: keras.Model, batch_size: int) -> Callable[[tf.Tensor], tf.Tensor]:
+def inference_graph(network: keras.Model, batch_size: int | None) -> Callable[[tf.Tensor], tf.Tensor]:
     """Returns the function that `network` computes with its present weights, from float32 (batch_size, ...) to float32;
-    later changes of the weights do not matter.
+    later changes of the weights do not matter. A `batch_size` of None is any, where the last bits may depend on it.
 
     TensorFlow preprocesses constants once, and fuses bias, activation and shortcut with the convolution before them.
     """

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart
 from transfer_learning.datasets.decoding.decode import Decoded, content_hash, decode, failed, read_file, to_jpeg
 
 SECONDS_PER_IMAGE = 60
 SECONDS_TO_START = 60
+MAX_PIXELS = 89_478_485  # Pillow's own limit
 MEMORY_PER_IMAGE = 4 << 30  # bytes of address space; 89 million pixels of 16 bits take half of it
 SLICES = 20  # per timeout: a pause by Ctrl-Z costs one slice and does not blame an image
 LENGTH = struct.Struct(">Q")  # before each frame
@@ -44,10 +46,19 @@ class DecodeWorkers:
         resize: how they become square, as `decode` takes it.
         as_jpeg: return the pixels encoded by `to_jpeg`.
         seconds: timeout per image, after which its process is killed.
+        max_pixels: of an image; one that has more is not decoded.
     """
 
-    def __init__(self, size: int, resize: str, as_jpeg: bool = False, seconds: float = SECONDS_PER_IMAGE):
+    def __init__(
+        self,
+        size: int,
+        resize: str,
+        as_jpeg: bool = False,
+        seconds: float = SECONDS_PER_IMAGE,
+        max_pixels: int = MAX_PIXELS,
+    ):
         self._size, self._resize, self._as_jpeg, self._seconds = size, resize, as_jpeg, seconds
+        self._max_pixels = max_pixels
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -68,8 +79,8 @@ class DecodeWorkers:
         for worker in self._idle:
             worker.close()
 
-    def decode(self, source: Path | FilePart) -> tuple[str, Decoded]:
-        """Reads an image once; returns the SHA-256 of its bytes and the result of `decode`.
+    def decode(self, source: Path | FilePart | bytes) -> tuple[str, Decoded]:
+        """Reads an image once, or takes its bytes; returns the SHA-256 of its bytes and the result of `decode`.
 
         Returns:
             The hash, "" for an unreadable file or one that crashed or timed out; and Decoded, with JPEG bytes as its
@@ -78,12 +89,16 @@ class DecodeWorkers:
         Raises:
             RuntimeError: the workers are closed, or a process does not even start.
         """
-        path, *part = source if isinstance(source, FilePart) else (source,)
-        request = json.dumps([os.path.abspath(path), *part]).encode()  # also for names that are not UTF-8
+        if isinstance(source, bytes):
+            frames = [b"null", source]
+        else:
+            path, *part = source if isinstance(source, FilePart) else (source,)
+            frames = [json.dumps([os.path.abspath(path), *part]).encode()]  # also for names that are not UTF-8
         while True:
             worker = self._take()
             try:
-                worker.send(request)
+                for frame in frames:
+                    worker.send(frame)
                 digest, width, height, problem, remarks, kind = json.loads(worker.receive(self._seconds))
                 content = worker.receive(self._seconds)
             except BrokenPipeError:  # it ended before it got the request: send it to another one
@@ -110,7 +125,8 @@ class DecodeWorkers:
         with self._lock:
             worker = self._idle.pop() if self._idle else None
         if worker is None:
-            worker = _Worker(self._size, self._resize, "jpeg" if self._as_jpeg else "pixels", self._seconds)
+            kind = "jpeg" if self._as_jpeg else "pixels"
+            worker = _Worker(self._size, self._resize, kind, self._seconds, self._max_pixels)
         with self._lock:
             if not self._is_closed:
                 self._busy.add(worker)
@@ -217,6 +233,7 @@ class _Worker:
 def main() -> None:
     """Answers requests until there are no more, or until the parent process is gone."""
     size, resize, kind, seconds = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
+    Image.MAX_IMAGE_PIXELS = int(sys.argv[5])
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     with suppress(OSError):  # out of memory, the kernel kills this process rather than the run
         Path("/proc/self/oom_score_adj").write_text("500")
@@ -226,8 +243,7 @@ def main() -> None:
     os.dup2(2, 1)  # a library's prints must not get between two frames
     _write(answers, b"ready")
     while len(length := requests.read(LENGTH.size)) == LENGTH.size:
-        path, *part = json.loads(requests.read(*LENGTH.unpack(length)))
-        asked = FilePart(Path(path), *part) if part else Path(path)
+        asked = _asked(requests, *LENGTH.unpack(length))
         # CPU time after which the kernel ends this process, also in a loop that holds Python's lock.
         signal.setitimer(signal.ITIMER_PROF, 2 * seconds)
         digest, image = _read_and_decode(asked, size, resize)
@@ -245,10 +261,19 @@ def _end_with_the_parent() -> None:
     os._exit(0)
 
 
-def _read_and_decode(asked: Path | FilePart, size: int, resize: str) -> tuple[str, Decoded]:
+def _asked(requests: BinaryIO, length: int) -> Path | FilePart | bytes:
+    """What the next request, whose first frame has this length, asks to decode."""
+    place = json.loads(requests.read(length))
+    if place is None:
+        return requests.read(*LENGTH.unpack(requests.read(LENGTH.size)))
+    path, *part = place
+    return FilePart(Path(path), *part) if part else Path(path)
+
+
+def _read_and_decode(asked: Path | FilePart | bytes, size: int, resize: str) -> tuple[str, Decoded]:
     """Reads the file once, so that hash and pixels are of the same bytes."""
     try:
-        content = read_file(asked)
+        content = asked if isinstance(asked, bytes) else read_file(asked)
     except (OSError, ValueError, MemoryError):
         return "", decode(asked, size, resize)  # for its problem
     return content_hash(content), decode(content, size, resize)

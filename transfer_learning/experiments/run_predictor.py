@@ -1,0 +1,74 @@
+"""The classifier of a finished run as what `serve` and `predict` use: batches of pixels in, probabilities out."""
+
+import io
+import logging
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from transfer_learning.errors import UserError
+from transfer_learning.evaluation import predictions
+from transfer_learning.evaluation.grad_cam import grad_cam
+from transfer_learning.experiments.finished_run import FinishedRun
+from transfer_learning.models.classifier import softmax
+from transfer_learning.models.inference_graph import inference_graph
+
+logger = logging.getLogger(__name__)
+
+REFERENCE_IMAGES = 256  # validation images whose features are computed when a server starts
+
+
+class RunPredictor:
+    """Predicts with a finished run; the methods are those of an export's `Predictor`, and more."""
+
+    def __init__(self, run: FinishedRun):
+        self._run, self._classifier = run, run.classifier()
+        self.name = run.run_dir.path.resolve().name
+        self.class_names = list(self._classifier.class_names)
+        self.image_size, self.resize = run.config.stored_size, run.config.resize
+        self.rejection_threshold = self._classifier.rejection_threshold
+        features = self._classifier.extractor(self._classifier.model.input)
+        both = keras.layers.Concatenate(dtype="float32")([self._classifier.head(features), features])
+        self._compute = inference_graph(keras.Model(self._classifier.model.input, both), None)
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns float32 (n, classes) of uint8 (n, size, size, 3)."""
+        return self.probabilities_and_features(images)[0]
+
+    def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns float32 (n, classes) and (n, width) of uint8 (n, size, size, 3)."""
+        both = self._compute(tf.constant(images, tf.float32)).numpy()
+        num_classes = len(self.class_names)
+        return softmax(both[:, :num_classes], self._classifier.temperature), both[:, num_classes:]
+
+    def grad_cam(self, image: np.ndarray, class_index: int) -> bytes:
+        """Returns a PNG of uint8 (size, size, 3) with the regions that support a class in colour."""
+        import matplotlib
+
+        (importance,) = grad_cam(self._classifier, image[None], np.array([class_index]))
+        size = image.shape[:2]
+        smooth = Image.fromarray(importance).resize(size[::-1], Image.Resampling.BILINEAR)
+        colours = matplotlib.colormaps["inferno"](np.asarray(smooth))[:, :, :3] * 255
+        stream = io.BytesIO()
+        Image.fromarray((0.5 * image + 0.5 * colours).astype(np.uint8)).save(stream, "PNG")
+        return stream.getvalue()
+
+    def validation_probabilities(self) -> np.ndarray | None:
+        """Returns float32 (m, classes) of the validation images, as recorded; None without any."""
+        try:
+            return predictions.probabilities(predictions.read(self._run.run_dir.predictions("val")))
+        except UserError:
+            return None
+
+    def validation_features(self) -> np.ndarray | None:
+        """Returns float32 (k, width) of REFERENCE_IMAGES validation images at most; None if they are not there."""
+        try:
+            examples = self._run.data("val").split("val")
+        except UserError as error:
+            logger.info(f"The distance of features is not observed: {error}")
+            return None
+        chosen = np.linspace(0, len(examples) - 1, min(REFERENCE_IMAGES, len(examples))).astype(int)
+        batches = np.array_split(examples.rows[chosen], -(-len(chosen) // 32))
+        return np.concatenate([self.probabilities_and_features(examples.inputs[rows])[1] for rows in batches])

@@ -1,0 +1,100 @@
+"""Serve a finished run or an export over HTTP, with a page to try it: ``transfer-learning serve RUN|EXPORT``.
+
+The server listens on this machine alone, unless an address and a token are given. It stores and logs no images.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from transfer_learning.cli.parser import Parser, quiet_start, run_main
+from transfer_learning.errors import UserError, needs_extra
+from transfer_learning.storage.run_directory import evaluated_run_dir
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  transfer-learning serve runs/mine
+  TL_TOKEN=$(openssl rand -hex 16) transfer-learning serve runs/mine --address 0.0.0.0"""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SHORTEST_TOKEN = 16  # characters
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = parse(arguments)
+    run_dir = evaluated_run_dir(flags.model)
+    with needs_extra("serve"):
+        from transfer_learning.serving.app import Service, make_app
+        from transfer_learning.serving.drift import Reference
+        from transfer_learning.serving.guard import Limits
+        from transfer_learning.serving.server import bound_socket, serve
+
+    listening = bound_socket(flags.address, flags.port)
+    logger.info("Loading the model.")
+    with quiet_start():
+        from transfer_learning.experiments.finished_run import FinishedRun
+        from transfer_learning.experiments.run_predictor import RunPredictor
+
+    predictor = RunPredictor(FinishedRun(run_dir))
+    reference = None
+    if flags.drift and (probabilities := predictor.validation_probabilities()) is not None:
+        reference = Reference(probabilities, predictor.validation_features())
+    limits = Limits(
+        body_bytes=int(flags.max_megabytes * 1e6),
+        all_bodies_bytes=int(10 * flags.max_megabytes * 1e6),
+        pixels=int(flags.max_megapixels * 1e6),
+        images=flags.max_waiting,
+        seconds=flags.seconds,
+    )
+    service = Service(predictor, limits, reference)
+    host = f"[{flags.address}]" if ":" in flags.address else flags.address
+    logger.info(f"Serving {predictor.name} at http://{host}:{listening.getsockname()[1]}/ (Ctrl-C ends it).")
+    serve(make_app(service, flags.token, [flags.address, *flags.host_name]), service, listening)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the flags.
+
+    Raises:
+        UserError: an address that others can reach has no token, or a value is out of range.
+    """
+    parser = Parser("serve", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("model", metavar="RUN|EXPORT", help="a directory that `run` made, or an exported file")
+    parser.add_argument("--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 chooses a free one (default: 8000)")
+    token = "what clients must send, from an address that others can reach; safer in the variable TL_TOKEN"
+    parser.add_argument("--token", default=os.environ.get("TL_TOKEN", ""), help=token)
+    names = "a name of this server that Host may hold, besides localhost and numeric addresses; may be repeated"
+    parser.add_argument("--host-name", action="append", default=[], metavar="NAME", help=names)
+    parser.add_argument("--max-megabytes", type=float, default=20, metavar="X", help="per request (default: 20)")
+    parser.add_argument("--max-megapixels", type=float, default=50, metavar="X", help="per image (default: 50)")
+    waiting = "images in work at the same time; more get 503 (default: 128)"
+    parser.add_argument("--max-waiting", type=int, default=128, metavar="N", help=waiting)
+    parser.add_argument("--seconds", type=float, default=30, metavar="X", help="time limit of a request (default: 30)")
+    drift = "compare what is served with the validation images; only counts are stored (default: yes)"
+    parser.add_argument("--drift", action=argparse.BooleanOptionalAction, default=True, help=drift)
+    flags = parser.parse_args(arguments)
+    if flags.address not in LOOPBACK and not flags.token:
+        raise UserError(
+            f"--address {flags.address} can be reached by others, which needs a token; give one with --token or in the "
+            "variable TL_TOKEN, or leave out --address."
+        )
+    if flags.token and (len(flags.token) < SHORTEST_TOKEN or not flags.token.isascii()):
+        raise UserError(
+            f"The token has {len(flags.token)} characters; give {SHORTEST_TOKEN} or more letters and digits, such as "
+            "those of openssl rand -hex 16."
+        )
+    for name, lowest in (("max_megabytes", 0.1), ("max_megapixels", 0.1), ("max_waiting", 1), ("seconds", 1)):
+        if not getattr(flags, name) >= lowest:
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(flags, name):g} is too small; give {lowest:g} or more."
+            )
+    if not 0 <= flags.port < 2**16:
+        raise UserError(f"--port {flags.port} is no port; give a number from 0 to 65535.")
+    return flags
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

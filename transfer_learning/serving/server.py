@@ -1,0 +1,90 @@
+"""The process: its socket, its signals and its end."""
+
+import asyncio
+import logging
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from transfer_learning.errors import UserError
+from transfer_learning.serving.app import Service
+
+SECONDS_NOT_READY = 2  # between SIGTERM and the end of the socket: what watches /ready sends nothing more by then
+SECONDS_TO_SEND_HEADERS = 10
+MAX_CONNECTIONS = 512
+
+
+def bound_socket(address: str, port: int) -> socket.socket:
+    """Takes a port, before anything slow happens.
+
+    Raises:
+        UserError: it is in use, or not allowed, or the address is not one of this machine.
+    """
+    try:
+        family, kind, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        taken = socket.socket(family, kind)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(place)
+        return taken
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"Port {port} of {address} cannot be opened ({reason}); end what uses it, or give another --port or --address."
+        ) from None
+
+
+def serve(app: FastAPI, service: Service, listening: socket.socket) -> None:
+    """Answers requests until SIGTERM or Ctrl-C, and then those that have begun."""
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    Server(config_of(app, service), service).run([listening])
+
+
+def config_of(app: FastAPI, service: Service) -> uvicorn.Config:
+    """Returns uvicorn's settings: without WebSockets, log of requests and name of the server."""
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=int(2 * service.limits.seconds),
+    )
+
+
+class Server(uvicorn.Server):
+    """Ends with exit code 0 after a signal; after SIGTERM it is not ready for a moment before it closes its socket."""
+
+    def __init__(self, config: uvicorn.Config, service: Service):
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for SIGTERM and SIGINT."""
+        is_first, self._service.is_ready = self._service.is_ready, False
+        if sig == signal.SIGTERM and is_first:
+            asyncio.get_running_loop().call_later(SECONDS_NOT_READY, self._end)
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        self.should_exit = True
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection whose first request does not arrive; uvicorn waits for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(SECONDS_TO_SEND_HEADERS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
