@@ -4,6 +4,8 @@
 # make fast       setup, then the tests that take less than two minutes together
 # make test       setup, then all tests but the long ones and those of the documentation, which make check runs
 # make test-long  the same tests many more times over: kills, damage, mutated images
+# make test-browser  the page of the server, in Chromium (Debian: chromium)
+# make test-serve RUN=RUN_DIR  10,000 hostile and 1,000 good requests, mixed, to a server of that run
 # make lock       requirements.lock from requirements.txt: every package with the hashes of its files
 # make audit      looks up known vulnerabilities of the locked packages, in a service on the internet
 
@@ -13,7 +15,7 @@ PYTHON ?=
 FAST := tests/cli tests/storage tests/machine tests/evaluation $(wildcard tests/datasets/test_*.py) \
   $(patsubst %,tests/test_%.py,config containers layers list loaders main requirements)
 
-.PHONY: setup demo check fast test test-long lock audit
+.PHONY: setup demo check fast test test-long test-browser test-serve lock audit
 
 setup: $(VENV)/installed
 
@@ -34,6 +36,12 @@ test: setup
 
 test-long: setup
 	$(VENV)/bin/python -m pytest -q -m long
+
+test-browser: setup
+	$(VENV)/bin/python -m pytest -q -m browser
+
+test-serve: setup
+	$(VENV)/bin/python -m tests.support.attack $(RUN)
 
 # For every platform and each Python that TensorFlow has wheels for; locked versions stay unless they have to change.
 lock: $(TOOLS)/installed

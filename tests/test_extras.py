@@ -13,6 +13,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from tests.support import ROOT
+from transfer_learning import serve
 from transfer_learning.datasets.audit.label_issues import find_label_issues
 from transfer_learning.datasets.sources import huggingface, pharma, s3
 from transfer_learning.errors import MissingExtra, needs_extra
@@ -42,10 +43,13 @@ def use_tensorboard(small_config, tmp_path):
         ("kagglehub", "kaggle", lambda config, folder: pharma.load(folder)),
         ("cleanlab.filter", "audit", lambda config, folder: find_label_issues(np.eye(4), np.arange(4), np.arange(4))),
         ("tensorboard", "tensorboard", use_tensorboard),
+        ("fastapi", "serve", lambda config, folder: serve.main([str(ROOT / "tests/old_runs/runs/finished_a")])),
     ],
 )
 def test_a_missing_extra_is_one_sentence_with_the_pip_command(module, extra, use, small_config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)  # as if it was not installed
+    for name in [name for name in sys.modules if name.startswith("transfer_learning.serving.")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MissingExtra) as caught:
         use(small_config, tmp_path)
     assert str(caught.value) == (
@@ -71,9 +75,12 @@ def test_every_pinned_version_is_in_the_range_of_the_project():
 
 
 def test_the_base_packages_are_enough_for_what_is_imported_at_once():
-    """Modules that only extras bring are imported inside functions."""
+    """Modules that only extras bring are imported inside functions; `serve` imports all of `serving` so."""
     optional = {"boto3", "botocore", "datasets", "pyarrow", "kagglehub", "cleanlab", "tensorboard", "huggingface_hub"}
+    optional |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
     for path in sorted((ROOT / "transfer_learning").rglob("*.py")):
+        if path.parent.name == "serving":
+            continue
         for line in path.read_text().splitlines():
             words = line.split()
             if line[:1] not in (" ", "#", "") and words[0] in ("import", "from"):

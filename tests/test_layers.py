@@ -18,7 +18,7 @@ LAYERS = (
     ("datasets", "models"),
     ("evaluation",),
     ("training", "recipes"),
-    ("reports",),
+    ("reports", "serving"),
     ("experiments",),
 )
 COMMANDS = len(LAYERS)

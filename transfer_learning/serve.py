@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images=flags.max_waiting,
         seconds=flags.seconds,
     )
-    service = Service(predictor, limits, reference)
-    host = f"[{flags.address}]" if ":" in flags.address else flags.address
-    logger.info(f"Serving {predictor.name} at http://{host}:{listening.getsockname()[1]}/ (Ctrl-C ends it).")
+    service = Service(predictor, run_dir.path.resolve().name, limits, reference)
     serve(make_app(service, flags.token, [flags.address, *flags.host_name]), service, listening)
 
 

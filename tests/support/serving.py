@@ -22,7 +22,7 @@ SIZE = 8
 class ColourPredictor:
     """Classes are the colour channels: the probability is the share of the channel."""
 
-    name, resize, image_size, rejection_threshold = "colours", "squash", SIZE, 0.4
+    resize, image_size, rejection_threshold = "squash", SIZE, 0.4
 
     def __init__(self, class_names=("red", "green", "blue")):
         self.class_names = list(class_names)
@@ -84,7 +84,7 @@ class Client:
 @contextmanager
 def served(predictor=None, limits=None, reference=None, token="", host_names=()):
     """Serves in a thread; yields a client."""
-    service = Service(predictor or ColourPredictor(), limits or Limits(), reference)
+    service = Service(predictor or ColourPredictor(), "colours", limits or Limits(), reference)
     listening = bound_socket("127.0.0.1", 0)
     server = uvicorn.Server(config_of(make_app(service, token, host_names), service))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))

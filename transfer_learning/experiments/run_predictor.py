@@ -25,8 +25,7 @@ class RunPredictor:
 
     def __init__(self, run: FinishedRun):
         self._run, self._classifier = run, run.classifier()
-        self.name = run.run_dir.path.resolve().name
-        self.class_names = list(self._classifier.class_names)
+        self.class_names = self._classifier.class_names
         self.image_size, self.resize = run.config.stored_size, run.config.resize
         self.rejection_threshold = self._classifier.rejection_threshold
         features = self._classifier.extractor(self._classifier.model.input)

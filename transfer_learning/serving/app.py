@@ -55,11 +55,13 @@ PREDICT_BODY = {
 class Predictor(Protocol):
     """What is served. A finished run also has ``grad_cam`` and ``probabilities_and_features``, an export need not."""
 
-    name: str
-    class_names: list[str]
     image_size: int
     resize: str
     rejection_threshold: float
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes by position."""
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Returns float32 (n, classes) of uint8 (n, size, size, 3)."""
@@ -74,10 +76,15 @@ class Answer(NamedTuple):
 
 
 class Service:
-    """A predictor with what all requests share: decoders, queue, counts."""
+    """A predictor with what all requests share: decoders, queue, counts.
 
-    def __init__(self, predictor: Predictor, limits: Limits, reference: Reference | None = None):
-        self.predictor, self.limits = predictor, limits
+    Args:
+        name: of the model, in the paths of the Open Inference Protocol.
+        reference: the validation images, to which drift is measured.
+    """
+
+    def __init__(self, predictor: Predictor, name: str, limits: Limits, reference: Reference | None = None):
+        self.predictor, self.name, self.limits = predictor, name, limits
         self.is_ready = False
         self.drift = Drift(reference) if reference is not None else None
         self.metrics = Metrics(predictor.class_names, self.drift)
@@ -179,7 +186,7 @@ def make_app(service: Service, token: str = "", host_names: Sequence[str] = ()) 
 
     # No /docs and /redoc: FastAPI's load scripts from another host.
     app = FastAPI(
-        title=f"{service.predictor.name} (transfer-learning)",
+        title=f"{service.name} (transfer-learning)",
         version=__version__,
         docs_url=None,
         redoc_url=None,
@@ -238,9 +245,9 @@ def _add_own_routes(app: FastAPI, service: Service) -> None:
         """Returns what is served, and drift since the start."""
         return answer(
             {
-                "name": predictor.name,
+                "name": service.name,
                 "version": __version__,
-                "class_names": class_names,
+                "class_names": list(class_names),
                 "image_size": predictor.image_size,
                 "rejection_threshold": predictor.rejection_threshold,
                 "has_grad_cam": hasattr(predictor, "grad_cam"),
@@ -270,8 +277,8 @@ def _add_inference_protocol(app: FastAPI, service: Service) -> None:
     model_path = "/v2/models/{model}"
 
     def check(model: str, version: str = v2.VERSION) -> None:
-        if (model, version) != (predictor.name, v2.VERSION):
-            raise Refused(404, f"There is no such model; this server has {predictor.name}, version {v2.VERSION}.")
+        if (model, version) != (service.name, v2.VERSION):
+            raise Refused(404, f"There is no such model; this server has {service.name}, version {v2.VERSION}.")
 
     @app.get("/v2")
     async def server_metadata() -> Response:

@@ -80,7 +80,7 @@ function add(files) {
     const picture = card.querySelector(".given");
     picture.src = URL.createObjectURL(file);
     picture.alt = file.name;
-    picture.onerror = () => picture.removeAttribute("src");
+    picture.onerror = () => (picture.hidden = true);
     card.querySelector("figcaption").textContent = file.name;
     card.querySelector("h3").textContent = "Waiting ...";
     card.classList.add("waiting");
@@ -146,9 +146,10 @@ function showBars(card, top) {
     const line = document.createElement("tr");
     const head = element("th", name || "(no name)");
     head.scope = "row";
-    const bar = document.createElement("meter");
-    bar.value = probability;
-    bar.setAttribute("aria-hidden", "true"); // the number beside it says the same
+    const bar = element("div", "");
+    bar.className = "bar";
+    bar.append(element("i", ""));
+    bar.firstChild.style.width = `${100 * probability}%`;
     const cell = document.createElement("td");
     const both = document.createElement("div");
     both.append(bar, element("span", percent(probability)));
@@ -170,6 +171,7 @@ async function whole(file, card, button) {
 
 async function toggle(card, button, caption, load) {
   const shown = card.querySelector(`figure[data-of="${button.classList[1]}"]`);
+  if (button.ariaBusy === "true") return;
   button.setAttribute("aria-expanded", String(!shown));
   if (shown) {
     shown.remove();
@@ -188,7 +190,8 @@ async function toggle(card, button, caption, load) {
 }
 
 async function guarded(card, button, action) {
-  button.disabled = true;
+  if (button.ariaBusy === "true") return;
+  button.ariaBusy = "true"; // not disabled, which would lose the focus of the keyboard
   try {
     await action();
   } catch (error) {
@@ -196,7 +199,7 @@ async function guarded(card, button, action) {
     say(error.message);
     card.querySelector(".verdict").textContent = error.message;
   }
-  button.disabled = false;
+  button.ariaBusy = "false";
 }
 
 at("choose").onclick = () => at("files").click();

@@ -13,6 +13,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from transfer_learning.errors import UserError
 from transfer_learning.serving.app import Service
 
+logger = logging.getLogger(__name__)
+
 SECONDS_NOT_READY = 2  # between SIGTERM and the end of the socket: what watches /ready sends nothing more by then
 SECONDS_TO_SEND_HEADERS = 10
 MAX_CONNECTIONS = 512
@@ -26,10 +28,14 @@ def bound_socket(address: str, port: int) -> socket.socket:
     """
     try:
         family, kind, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        taken = socket.socket(family, kind)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(place)
-        return taken
+        listening = socket.socket(family, kind)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(place)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
@@ -65,6 +71,14 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service):
         super().__init__(config)
         self._service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts the application, then opens the sockets and says where."""
+        await super().startup(sockets)
+        for listening in sockets or []:
+            host, port, *_ = listening.getsockname()
+            name = f"[{host}]" if ":" in host else host
+            logger.info(f"Serving {self._service.name} at http://{name}:{port}/ (Ctrl-C ends it).")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called for SIGTERM and SIGINT."""

@@ -1,0 +1,210 @@
+"""Hostile and good requests, mixed, against the real server: ``make test-serve``.
+
+    python -m tests.support.attack RUN_DIR [--hostile 10000] [--good 1000] [--clients 1,8,64]
+
+First the good requests alone, by different numbers of clients; then all of them mixed. Exit code 0 if no good request got
+a wrong answer, the server did not end, its memory at most doubled, and the 99th percentile of the good at most doubled.
+"""
+
+import argparse
+import base64
+import json
+import random
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+
+from tests.support import bad_images, mutated_images
+from tests.support.serving import Client, png
+
+GOOD_CLIENTS, HOSTILE_CLIENTS = 4, 8
+TOLERANCE = 1e-4  # of a probability; another batch shape changes the last bits
+
+
+def good_images(run_dir):
+    """(content, row of predictions/test.csv) of the test images."""
+    config = json.loads((run_dir / "config.json").read_text())
+    table = pd.read_csv(run_dir / "predictions" / "test.csv")
+    manifest = pd.read_csv(run_dir / "manifest.csv").set_index("id")
+    root = Path(config["dataset"])
+    return [
+        (Path(file if Path(file).is_absolute() else root / file).read_bytes(), row)
+        for file, (_, row) in zip(manifest.loc[table["id"], "file"], table.iterrows(), strict=True)
+    ]
+
+
+def is_right(answer, row):
+    return answer.status == 200 and all(
+        abs(top["probability"] - row[top["class"]]) < TOLERANCE for top in answer.json["top"]
+    )
+
+
+def hostile_requests(model, good, seed):
+    """Yields functions of a client, one hostile request each."""
+    rng, choose = np.random.default_rng(seed), random.Random(seed)
+    files = [kind.make for kind in bad_images.kinds().values() if isinstance(kind.make, bytes)]
+    files += [png(np.zeros((7000, 7200, 3), np.uint8)), b"x" * 10**6, bytes(10**7)]
+    mutations = [mutated_images.flipped, mutated_images.cut, mutated_images.edited, mutated_images.spliced]
+
+    def image(client):
+        return client.post("/predict", choose.choice(files)).status
+
+    def mutated(client):
+        content = bytearray(choose.choice(good)[0])
+        return client.post("/predict", bytes(choose.choice(mutations)(rng, content, [bytes(content)]))).status
+
+    def several(client):
+        texts = [base64.b64encode(choose.choice(files[:-3])).decode() for _ in range(choose.randint(0, 40))]
+        return client.post("/predict", {"images": texts}).status
+
+    def too_large(client):
+        return client.post("/predict", bytes(21 * 10**6)).status
+
+    def bad_json(client):
+        text = choose.choice([b"[" * 10**5, b'{"images": 1}', b"\xff", b'{"images": ["?"]}', b'{"inputs": [{}]}'])
+        path = choose.choice(["/predict", f"/v2/models/{model}/infer", "/grad-cam?class=x", "/v2/models/x/infer"])
+        return client.send("POST", path, text, {"Content-Type": "application/json"}).status
+
+    def bad_tensor(client):
+        tensor = {"name": "image_bytes", "datatype": "BYTES", "shape": [choose.choice([1, 2**40, -1])]}
+        text = json.dumps({"inputs": [tensor | {"parameters": {"binary_data_size": 8}}]}).encode()
+        body = text + struct.pack("<I", choose.choice([4, 2**32 - 1])) + b"abcd"
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        return client.send("POST", f"/v2/models/{model}/infer", body, headers).status
+
+    def stranger(client):
+        headers = choose.choice([{"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Host": ""}])
+        return client.send("POST", "/predict", choose.choice(good)[0], headers).status
+
+    def noise(client):
+        """Something else than HTTP, a request that ends in the middle, or one that nobody waits for."""
+        start = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
+        sent = choose.choice(
+            [
+                bytes(rng.integers(0, 256, 2000, np.uint8)),
+                start + b"Content-Length: 100000\r\n\r\nabc",
+                start + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+                start + b"X: " + b"a" * 10**5,
+                start + b"Content-Length: %d\r\n\r\n" % len(good[0][0]) + good[0][0],
+            ]
+        )
+        with socket.create_connection(("127.0.0.1", client.port), timeout=30) as connection:
+            connection.sendall(sent)
+        return "closed"
+
+    kinds = [image] * 6 + [mutated] * 6 + [several, bad_json, bad_json, bad_tensor, stranger, noise, noise]
+    for number in range(10**9):
+        yield too_large if number % 200 == 0 else choose.choice(kinds)
+
+
+def send_good(client, images, count, clients):
+    """Sends good requests; returns seconds of each, and how many answers were wrong and refused by 503."""
+    seconds, wrong, busy = [], 0, 0
+
+    def one(number):
+        content, row = images[number % len(images)]
+        begun = time.perf_counter()
+        answer = client.post("/predict", content)
+        return time.perf_counter() - begun, answer, row
+
+    with ThreadPoolExecutor(clients) as threads:
+        for taken, answer, row in threads.map(one, range(count)):
+            if answer.status == 503:
+                busy += 1
+                continue
+            seconds.append(taken)
+            wrong += not is_right(answer, row)
+    return np.array(seconds), wrong, busy
+
+
+def memory(process):
+    """Resident bytes of the server and of its decoders."""
+    total = 0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            total += one.memory_info().rss
+        except psutil.NoSuchProcess:
+            pass
+    return total
+
+
+def describe(seconds, wall):
+    p50, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
+    return f"{len(seconds) / wall:7.1f} requests/s, p50 {p50:6.1f} ms, p99 {p99:6.1f} ms"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--hostile", type=int, default=10_000)
+    parser.add_argument("--good", type=int, default=1_000)
+    parser.add_argument("--clients", default="1,8,64")
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args(arguments)
+    images = good_images(flags.run_dir)
+    command = [sys.executable, "-m", "transfer_learning", "serve", str(flags.run_dir), "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        address = next(line for line in iter(server.stdout.readline, "") if "http://" in line)
+        client = Client(int(re.search(r":(\d+)/", address)[1]))
+        process = psutil.Process(server.pid)
+        send_good(client, images, 100, 8)
+        for clients in map(int, filter(None, flags.clients.split(","))):
+            begun = time.perf_counter()
+            seconds, wrong, busy = send_good(client, images, min(flags.good, 100 + 20 * clients), clients)
+            print(f"{clients:3} clients: {describe(seconds, time.perf_counter() - begun)}, {wrong} wrong, {busy} busy")
+        begun = time.perf_counter()
+        alone, _, _ = send_good(client, images, flags.good, GOOD_CLIENTS)
+        print(f"{flags.good:,} good alone: {describe(alone, time.perf_counter() - begun)}")
+        idle, begun, statuses, peak = memory(process), time.perf_counter(), Counter(), 0
+        requests = hostile_requests(client.get("/model").json["name"], images, flags.seed)
+        kinds = [next(requests) for _ in range(flags.hostile)]
+
+        def attack(kind):
+            try:
+                return kind(client)
+            except (OSError, HTTPException) as error:
+                return type(error).__name__
+
+        with ThreadPoolExecutor(1) as good_thread, ThreadPoolExecutor(HOSTILE_CLIENTS) as threads:
+            good = good_thread.submit(send_good, client, images, flags.good, GOOD_CLIENTS)
+            for number, status in enumerate(threads.map(attack, kinds)):
+                statuses[status] += 1
+                if number % 50 == 0:
+                    peak = max(peak, memory(process))
+            mixed, wrong, busy = good.result()
+        took = time.perf_counter() - begun
+        time.sleep(2)
+        after, alive = memory(process), server.poll() is None and client.get("/ready").status == 200
+        server.send_signal(signal.SIGTERM)
+        code = server.wait(60)
+    finally:
+        server.kill()
+    p99 = [float(np.quantile(seconds, 0.99)) for seconds in (alone, mixed)]
+    print(f"{flags.hostile:,} hostile and {flags.good:,} good mixed: {describe(mixed, took)}, {took:.0f} s")
+    print(f"Answers to hostile requests: {dict(sorted(statuses.items(), key=str))}")
+    print(f"Wrong answers: {wrong}; 503: {busy}; alive: {alive}; exit code after SIGTERM: {code}")
+    print(f"Resident memory: idle {idle / 1e6:.0f} MB, peak {peak / 1e6:.0f} MB, after {after / 1e6:.0f} MB")
+    print(
+        f"p99 of good requests: alone {1000 * p99[0]:.0f} ms, mixed {1000 * p99[1]:.0f} ms, ratio {p99[1] / p99[0]:.2f}"
+    )
+    bad_statuses = [status for status in statuses if isinstance(status, int) and status >= 500 and status != 503]
+    held = not wrong and alive and code == 0 and not bad_statuses and peak <= 2 * idle and p99[1] <= 2 * p99[0]
+    print("All limits held." if held else "A limit was exceeded.")
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

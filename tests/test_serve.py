@@ -1,0 +1,131 @@
+"""The command `serve`: a real run in a process of its own, its end, and what it refuses."""
+
+import dataclasses
+import http.client
+import re
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support import ROOT
+from tests.support.serving import Answer, Client, served
+from transfer_learning import serve
+from transfer_learning.cli.parser import run_main
+from transfer_learning.config import Phase
+from transfer_learning.storage.run_directory import RunDir
+
+
+@pytest.fixture(scope="module")
+def run_dir(small_config, tmp_path_factory):
+    from transfer_learning.experiments.train import run_experiment
+
+    run_dir = RunDir(tmp_path_factory.mktemp("runs") / "small")
+    phase = dataclasses.replace(small_config.fine_tune, epochs=0)
+    run_experiment(dataclasses.replace(small_config, frozen=Phase(epochs=1), fine_tune=phase), run_dir)
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def test_images(run_dir, small_config):
+    """The contents of the test images, and the rows of predictions/test.csv."""
+    table = pd.read_csv(run_dir.predictions("test"))
+    return [(ROOT / small_config.dataset / name).read_bytes() for name in table["id"]], table
+
+
+def is_recorded(answer, row):
+    """Whether an answer is that of predictions/test.csv."""
+    found = {top["class"]: top["probability"] for top in answer.json["top"]}
+    return answer.json["class"] == row["predicted"] and all(
+        abs(probability - row[name]) < 1e-5 for name, probability in found.items()
+    )
+
+
+def test_a_run_is_served_with_the_recorded_probabilities_grad_cam_and_drift(run_dir, test_images):
+    from transfer_learning.experiments.finished_run import FinishedRun
+    from transfer_learning.experiments.run_predictor import RunPredictor
+    from transfer_learning.serving.drift import Reference
+
+    contents, table = test_images
+    predictor = RunPredictor(FinishedRun(run_dir))
+    reference = Reference(predictor.validation_probabilities(), predictor.validation_features())
+    assert len(reference.probabilities) == len(reference.features) == len(pd.read_csv(run_dir.predictions("val")))
+    with served(predictor, reference=reference) as client, ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda content: client.post("/predict", content), contents))
+        assert all(is_recorded(answer, row) for answer, (_, row) in zip(answers, table.iterrows(), strict=True))
+        assert client.get("/model").json["drift"]["features"]["images"] == len(contents)
+        heat = client.post(f"/grad-cam?class={predictor.class_names[0]}", contents[0])
+        assert heat.status == 200 and heat.body.startswith(b"\x89PNG")
+
+
+def test_sigterm_lets_requests_end_and_exits_with_0_and_nothing_is_written(run_dir, test_images, tmp_path):
+    (content, *_), table = test_images
+    command = [sys.executable, "-m", "transfer_learning", "serve", str(run_dir.path), "--port", "0", "--no-drift"]
+    before = {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
+        try:
+            address = next(line for line in iter(process.stdout.readline, "") if "http://" in line)
+            client = Client(int(re.search(r"http://127\.0\.0\.1:(\d+)/", address)[1]))
+            assert client.get("/ready").status == 200
+            begun = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+            begun.putrequest("POST", "/predict")
+            begun.putheader("Content-Length", str(len(content)))
+            begun.endheaders(content[:50])
+            assert client.get("/ready").status == 200
+            process.send_signal(signal.SIGTERM)
+            while client.get("/ready").status == 200:
+                pass
+            assert is_recorded(client.post("/predict", content), table.iloc[0])
+            with pytest.raises(ConnectionError):
+                while True:
+                    assert client.get("/ready").status == 503
+            begun.send(content[50:])
+            response = begun.getresponse()
+            assert is_recorded(Answer(response.status, {}, response.read()), table.iloc[0])
+            begun.close()
+            assert process.wait(60) == 0
+            assert not process.stderr.read() and not list(tmp_path.iterdir())
+        finally:
+            process.kill()
+    assert {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*")} == before
+
+
+UNFINISHED = str(ROOT / "tests/old_runs/runs/unfinished")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([UNFINISHED], "is unfinished; continue it with run --resume"),
+        (["nowhere"], "There is no run directory nowhere"),
+        (["RUN", "--address", "0.0.0.0"], "needs a token"),
+        (["RUN", "--address", "0.0.0.0", "--token", "short"], "has 5 characters; give 16 or more"),
+        (["RUN", "--port", "TAKEN"], "cannot be opened (Address already in use)"),
+        (["RUN", "--port", "70000"], "70000 is no port"),
+        (["RUN", "--address", "203.0.113.1", "--token", "0123456789abcdef"], "cannot be opened"),
+        (["RUN", "--max-waiting", "0"], "--max-waiting 0 is too small"),
+        (["RUN", "--seconds", "nan"], "--seconds nan is too small"),
+        (["RUN", "--max-megabytes", "many"], "invalid float value"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(arguments, words, capsys, monkeypatch):
+    monkeypatch.delenv("TL_TOKEN", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        known = {"RUN": str(ROOT / "tests/old_runs/runs/finished_a"), "TAKEN": str(taken.getsockname()[1])}
+        assert run_main(serve.main, [known.get(word, word) for word in arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert line.startswith("error: ") and words in line
+
+
+def test_the_token_comes_from_the_environment_too(monkeypatch):
+    monkeypatch.setenv("TL_TOKEN", "0123456789abcdef")
+    assert serve.parse(["RUN", "--address", "0.0.0.0"]).token == "0123456789abcdef"
+    assert np.isclose(serve.parse(["RUN"]).max_megapixels, 50)
