@@ -5,14 +5,19 @@ import dataclasses
 import io
 import json
 import re
+import shutil
+import sys
 import threading
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import transfer_learning as tl
 from tests.support.photos import SIZE, draw_photos
 from transfer_learning import evaluate, predict, run
 from transfer_learning.cli.parser import run_main
@@ -222,18 +227,22 @@ def test_predict_agrees_with_the_test_predictions_whatever_is_asked(finished, ph
     assert run_main(predict.main, [str(run_dir.path), str(photos)]) == 0
     captured = capsys.readouterr()
     rows = list(csv.DictReader(io.StringIO(captured.out)))
-    assert len(rows) == 42 and "Predicted 42 images, skipped 0" in captured.err
+    assert len(rows) == 42 and "Predicted 42 images, 0 unreadable." in captured.err
     by_id = {row["file"].removeprefix(f"{photos}/"): row for row in rows}
     for id, expected in table.iterrows():
         assert by_id[id]["class"] == expected["predicted"]
         assert np.float32(by_id[id]["confidence"]) == expected["confidence"]
 
 
-def test_predict_names_an_unreadable_image_and_goes_on_only_when_asked(finished, photos, tmp_path, capsys):
+def test_predict_gives_an_unreadable_image_a_row_with_a_reason_or_leaves_it_out(finished, photos, tmp_path, capsys):
     bad, good = tmp_path / "bad.png", photos / "circle" / "000.png"
     bad.write_bytes(b"no image")
-    assert run_main(predict.main, [str(finished[0].path), str(good), str(bad)]) == 2
-    assert "bad.png cannot be predicted" in capsys.readouterr().err
+    assert run_main(predict.main, [str(finished[0].path), str(good), str(bad)]) == 0
+    captured = capsys.readouterr()
+    first, second = csv.DictReader(io.StringIO(captured.out))
+    assert first["class"] and first["problem"] == "" and "cannot be decoded" in second["problem"]
+    assert (second["file"], second["class"], second["confidence"]) == (str(bad), "", "")
+    assert "Predicted 1 images, 1 unreadable (1 not an image)." in captured.err
     assert run_main(predict.main, [str(finished[0].path), str(good), str(bad), "--skip-unreadable"]) == 0
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 2
@@ -241,6 +250,50 @@ def test_predict_names_an_unreadable_image_and_goes_on_only_when_asked(finished,
     (tmp_path / "note.txt").touch()
     assert run_main(predict.main, [str(finished[0].path), str(good), str(tmp_path), "--skip-unreadable"]) == 0
     assert "(1 not an image); 1 other file ignored: 1 not named like an image (.txt)." in capsys.readouterr().err
+
+
+def test_predict_writes_classes_in_order_to_a_file_and_reads_names_from_standard_input(
+    finished, photos, tmp_path, capsys, monkeypatch
+):
+    run_dir, output = finished[0], tmp_path / "found.parquet"
+    names = [str(photos / "circle" / "000.png"), str(tmp_path / "missing.png")]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("\n".join(names).encode())))
+    arguments = ["-", f"{photos}/cr*/00[01].png", "--top-k", "9", "--output", str(output)]
+    assert run_main(predict.main, [str(run_dir.path), *arguments]) == 0
+    assert capsys.readouterr().out == ""
+    table = pd.read_parquet(output)
+    assert list(table["file"]) == [*names, *(f"{photos}/cross/00{number}.png" for number in (0, 1))]
+    assert table["problem"][1] == "there is no such file" and np.isnan(table["confidence"][1])
+    assert list(table.columns[-2:]) == ["class_3", "confidence_3"]
+    readable = table.drop(index=1)
+    columns = ["confidence", "confidence_2", "confidence_3"]
+    assert (readable[columns].sum(axis=1) - 1).abs().max() < 1e-6
+    assert readable["confidence"].ge(readable["confidence_2"]).all()
+    threshold = json.loads(run_dir.evaluation.read_text())["rejection"]["threshold"]
+    assert (readable["rejected"] == (readable["confidence"] < threshold)).all()
+
+
+def test_predict_tta_flip_is_that_of_evaluate(finished, photos, tmp_path, capsys):
+    copy = RunDir(tmp_path / "copy")
+    shutil.copytree(finished[0].path, copy.path)
+    assert run_main(evaluate.main, [str(copy.path), "--tta", "flip"]) == 0
+    expected = predictions.read(copy.predictions("test", tta=True)).set_index("id")
+    output = tmp_path / "found.jsonl"
+    arguments = [*(str(photos / id) for id in expected.index), "--tta", "flip", "--output", str(output)]
+    assert run_main(predict.main, [str(copy.path), *arguments]) == 0
+    found = pd.read_json(output, lines=True)
+    assert list(found["class"]) == list(expected["predicted"])
+    assert np.allclose(found["confidence"], expected["confidence"], atol=1e-6)
+
+
+def test_the_python_api_takes_paths_bytes_and_pixels(finished, photos, tmp_path):
+    path = photos / "circle" / "000.png"
+    with Image.open(path) as image:
+        pixels = np.asarray(image)
+    found = tl.load_run(finished[0].path).predict([path, path.read_bytes(), pixels, b"no image"])
+    assert list(found["file"]) == [str(path), "", "", ""] and len(set(found["confidence"][:3])) == 1
+    assert "cannot be decoded" in found["problem"][3] and found["class"][3] == ""
+    assert len(tl.load_run(finished[0].path).predict(pixels)) == 1
 
 
 def test_a_finished_run_is_not_run_again(finished, capsys):

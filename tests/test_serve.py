@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from tests.support import ROOT
 from tests.support.serving import Answer, Client, served
@@ -48,11 +49,10 @@ def is_recorded(answer, row):
 
 def test_a_run_is_served_with_the_recorded_probabilities_grad_cam_and_drift(run_dir, test_images):
     from transfer_learning.experiments.finished_run import FinishedRun
-    from transfer_learning.experiments.run_predictor import RunPredictor
     from transfer_learning.serving.drift import Reference
 
     contents, table = test_images
-    predictor = RunPredictor(FinishedRun(run_dir))
+    predictor = FinishedRun(run_dir).predictor()
     reference = Reference(predictor.validation_probabilities(), predictor.validation_features())
     assert len(reference.probabilities) == len(reference.features) == len(pd.read_csv(run_dir.predictions("val")))
     with served(predictor, reference=reference) as client, ThreadPoolExecutor(4) as threads:
@@ -129,3 +129,25 @@ def test_the_token_comes_from_the_environment_too(monkeypatch):
     monkeypatch.setenv("TL_TOKEN", "0123456789abcdef")
     assert serve.parse(["RUN", "--address", "0.0.0.0"]).token == "0123456789abcdef"
     assert np.isclose(serve.parse(["RUN"]).max_megapixels, 50)
+
+
+def yaml_blocks():
+    text = (ROOT / "docs/serving.md").read_text()
+    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
+
+
+def test_the_manifests_of_the_documentation_call_the_server_as_it_is(monkeypatch):
+    """Names of KServe's fields as in its documentation; the schema itself is in its cluster."""
+    own, of_tensorflow = yaml_blocks()
+    for manifest in (own, of_tensorflow):
+        assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
+    (container,) = own["spec"]["predictor"]["containers"]
+    monkeypatch.setenv("TL_TOKEN", "0123456789abcdef")
+    assert container["command"][:2] == ["transfer-learning", "serve"]
+    flags = serve.parse([*container["command"][2:], *container["args"]])
+    assert flags.port == container["ports"][0]["containerPort"]
+    with served(token=flags.token, host_names=flags.host_name) as client:
+        for probe in ("readinessProbe", "livenessProbe"):
+            assert container[probe]["httpGet"]["port"] == flags.port
+            assert client.get(container[probe]["httpGet"]["path"], Host="10.1.2.3:8080").status == 200
+    assert of_tensorflow["spec"]["predictor"]["model"]["modelFormat"]["name"] == "tensorflow"

@@ -1,82 +1,109 @@
-"""Predict images with a finished run and print a CSV table of file, class and confidence."""
+"""Predict images with a finished run: one row per image with class, confidence, and whether it is rejected."""
 
 import argparse
-import csv
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from transfer_learning.cli.console import messages_on_stderr
 from transfer_learning.cli.flags import EarlierName
 from transfer_learning.cli.formatting import printable
-from transfer_learning.cli.parser import Parser, quiet_start, run_main
+from transfer_learning.cli.parser import Parser, run_main
+from transfer_learning.cli.progress import count_progress
 from transfer_learning.errors import UserError
-from transfer_learning.experiments.prediction import find_images, predict_images
-from transfer_learning.storage.run_directory import evaluated_run_dir
+from transfer_learning.experiments.prediction import FoundImages, Image, columns, find_images, predict_images
+from transfer_learning.experiments.prediction_table import FORMATS, format_of, table_writer
+from transfer_learning.experiments.trained_model import find_trained_model
 
-IMAGES = "image files, folders searched for them, and what `run` takes: archives, tables, known datasets"
+IMAGES = "image files, folders, patterns ('photos/**/*.jpg'), and what `run` takes: archives, tables, known datasets"
 REJECTED = "unknown"  # in place of a class
+EXAMPLES = """examples:
+  predict runs/mine photos/                          a table on standard output
+  predict runs/mine photos/ --output found.parquet   the same as a file
+  find . -name '*.jpg' | predict runs/mine -         names from standard input"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Predicts images and prints the table; messages go to standard error."""
+    """Predicts images and writes the table; messages go to standard error."""
     with messages_on_stderr():
         _predict(parse(arguments))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses the flags."""
-    parser = Parser("predict", description=__doc__)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a directory that `run` made")
-    parser.add_argument("images", metavar="IMAGE|FOLDER", nargs="+", help=IMAGES)
-    parser.add_argument("--skip-unreadable", action="store_true", help="go on without images that cannot be read")
-    reject = f"print {REJECTED} instead of a class if the confidence is below the rejection threshold (see the report)"
+    parser = Parser("predict", description=__doc__, epilog=EXAMPLES)
+    parser.add_argument("model", metavar="RUN_DIR", help="a directory that `run` made")
+    parser.add_argument("images", metavar="IMAGE|FOLDER|PATTERN|-", nargs="+", help=f"{IMAGES}; - reads names of them")
+    parser.add_argument(
+        "--top-k", type=int, default=1, metavar="N", help="name the N most probable classes (default: 1)"
+    )
+    formats = f"{', '.join(FORMATS)} (default: by the name of --output, else csv)"
+    parser.add_argument("--format", metavar="FORMAT", help=formats)
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
+    parser.add_argument("--tta", default="", metavar="flip", help="flip: average with the mirrored image")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    reject = f"write {REJECTED} instead of a class if the confidence is below the rejection threshold (see the report)"
     parser.add_argument("--reject", action="store_true", help=reject)
     parser.add_argument("--unknown", dest="reject", nargs=0, action=EarlierName, const="reject", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.top_k < 1:
+        raise UserError(f"--top-k {flags.top_k} names no class; give 1 or more.")
+    if flags.tta not in ("", "flip"):
+        raise UserError(f"--tta {flags.tta} is unknown; predict has flip, and evaluate --tta the others.")
+    flags.format = format_of(flags.format, flags.output)
+    return flags
 
 
 def _predict(flags: argparse.Namespace) -> None:
-    run_dir = evaluated_run_dir(flags.run_dir)
-    config = run_dir.read_config()
-    found = find_images(flags.images, config.data_dir)
-
-    with quiet_start():
-        from transfer_learning.experiments.finished_run import FinishedRun
-
-    run = FinishedRun(run_dir)
-    classifier = run.classifier()
-    if flags.reject and not classifier.rejection_threshold:
+    model = find_trained_model(flags.model)
+    found = _found(flags.images, model.data_dir)
+    predictor = model.open()
+    if flags.reject and not predictor.rejection_threshold:
         raise UserError(
-            f"{run.name} has no rejection threshold, which needs validation images; leave out --reject, or train again "
+            f"{model.name} has no rejection threshold, which needs validation images; leave out --reject, or train again "
             "with a --val-fraction above 0."
         )
-    if flags.reject and REJECTED in classifier.class_names:
+    if flags.reject and REJECTED in predictor.class_names:
         raise UserError(
-            f"{run.name} has a class called {REJECTED}, which --reject prints for rejected images; leave it out, and "
-            "compare confidences with the threshold in the report."
+            f"{model.name} has a class called {REJECTED}, which --reject prints for rejected images; leave it out, and "
+            "read the column rejected."
         )
-    threshold = classifier.rejection_threshold if flags.reject else 0.0
-    if hasattr(sys.stdout, "reconfigure"):  # file names need not be UTF-8
-        sys.stdout.reconfigure(errors="surrogateescape")
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(("file", "class", "confidence"))
-    skipped: Counter[str] = Counter()  # by the kind of the problem
-    for file, probabilities, problem, kind in predict_images(classifier, config, found.images):
-        if probabilities is not None:
-            confidence = probabilities.max()
-            name = REJECTED if confidence < threshold else classifier.class_names[probabilities.argmax()]
-            writer.writerow((file, name, f"{confidence:.9g}"))
-        elif flags.skip_unreadable:
-            skipped[kind] += 1
-            print(printable(f"Skipped {file}: {problem}."), file=sys.stderr)
-        else:
-            raise UserError(f"{file} cannot be predicted: {problem}; leave it out, or pass --skip-unreadable.")
-    num_skipped = sum(skipped.values())
-    kinds = f" ({', '.join(f'{count:,} {kind}' for kind, count in skipped.most_common())})" if skipped else ""
+    top_k = min(flags.top_k, len(predictor.class_names))
+    unreadable: Counter[str] = Counter()  # by the kind of the problem
+    progress = count_progress("Predicting images")
+    with table_writer(flags.format, flags.output, columns(top_k)) as write:
+        for prediction in predict_images(predictor, found.images, flags.tta, progress):
+            name, best, confidence, rejected, *others = prediction.row(
+                predictor.class_names, predictor.rejection_threshold, top_k
+            )
+            if prediction.problem:
+                unreadable[prediction.kind] += 1
+                if flags.skip_unreadable:
+                    print(printable(f"Skipped {name}: {prediction.problem}."), file=sys.stderr)
+                    continue
+            write((name, REJECTED if flags.reject and rejected else best, confidence, rejected, *others))
+    count = sum(unreadable.values())
+    kinds = f" ({', '.join(f'{number:,} {kind}' for kind, number in unreadable.most_common())})" if count else ""
     ignored = f"; {found.describe_ignored()}" if found.ignored else ""
-    predicted = f"Predicted {len(found.images) - num_skipped:,} images, skipped {num_skipped:,}{kinds}{ignored}."
-    print(printable(predicted), file=sys.stderr)
+    what = f"skipped {count:,}" if flags.skip_unreadable else f"{count:,} unreadable"
+    print(printable(f"Predicted {len(found.images) - count:,} images, {what}{kinds}{ignored}."), file=sys.stderr)
+
+
+def _found(places: Iterable[str], data_dir: str) -> FoundImages:
+    """What is at the places; - stands for the names of images, one per line, on standard input."""
+    images: list[Image] = []
+    ignored: list[tuple[str, str]] = []
+    for place in places:
+        if place == "-":
+            names = (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer)
+            images += [Image(name, Path(name)) for name in names if name]
+        else:
+            found = find_images([place], data_dir)
+            images += found.images
+            ignored += found.ignored
+    return FoundImages(images, ignored)
 
 
 if __name__ == "__main__":

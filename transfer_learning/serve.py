@@ -8,10 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from transfer_learning.cli.parser import Parser, quiet_start, run_main
+from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.errors import UserError, needs_extra
-from transfer_learning.storage.run_directory import evaluated_run_dir
+from transfer_learning.experiments.trained_model import find_trained_model
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ SHORTEST_TOKEN = 16  # characters
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
-    run_dir = evaluated_run_dir(flags.model)
+    model = find_trained_model(flags.model)
     with needs_extra("serve"):
         from transfer_learning.serving.app import Service, make_app
         from transfer_learning.serving.drift import Reference
@@ -33,14 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     listening = bound_socket(flags.address, flags.port)
     logger.info("Loading the model.")
-    with quiet_start():
-        from transfer_learning.experiments.finished_run import FinishedRun
-        from transfer_learning.experiments.run_predictor import RunPredictor
-
-    predictor = RunPredictor(FinishedRun(run_dir))
-    reference = None
-    if flags.drift and (probabilities := predictor.validation_probabilities()) is not None:
-        reference = Reference(probabilities, predictor.validation_features())
+    predictor, reference = model.open(), None
+    if flags.drift and hasattr(predictor, "validation_probabilities"):
+        probabilities = predictor.validation_probabilities()
+        if probabilities is not None:
+            reference = Reference(probabilities, predictor.validation_features())
     limits = Limits(
         body_bytes=int(flags.max_megabytes * 1e6),
         all_bodies_bytes=int(10 * flags.max_megabytes * 1e6),
@@ -48,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images=flags.max_waiting,
         seconds=flags.seconds,
     )
-    service = Service(predictor, run_dir.path.resolve().name, limits, reference)
+    service = Service(predictor, Path(model.name).resolve().stem, limits, reference)
     serve(make_app(service, flags.token, [flags.address, *flags.host_name]), service, listening)
 
 

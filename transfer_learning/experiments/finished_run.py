@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,8 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
-from transfer_learning.experiments.prediction import find_images, predict_images
+from transfer_learning.experiments.prediction import COLUMNS, Input, find_images, predict_images
+from transfer_learning.experiments.run_predictor import RunPredictor
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import Classifier, load_model
 from transfer_learning.storage.files import read_json
@@ -110,35 +110,35 @@ class FinishedRun:
             raise UserError(f"{self.config.dataset} has no {split} images; give --split {others[0]}.")
         return data
 
-    def predict(
-        self, paths: str | os.PathLike | Iterable[str | os.PathLike], skip_unreadable: bool = False
-    ) -> pd.DataFrame:
-        """Predicts image files.
+    def predictor(self) -> RunPredictor:
+        """Loads its classifier for images from anywhere; the errors are those of `classifier`."""
+        return RunPredictor(self)
+
+    def predict(self, images: Input | Iterable[Input], skip_unreadable: bool = False) -> pd.DataFrame:
+        """Predicts images, one or several.
 
         Args:
-            paths: one or several images, folders that are searched for images, archives, or tables; files that are
-                no images are counted in the log.
-            skip_unreadable: log and skip what cannot be read.
+            images: paths of images, of folders that are searched for them, and everything that `train` takes: archives,
+                tables, names of known datasets; bytes of an encoded image; pixels, uint8 (height, width) or (height,
+                width, 3).
+            skip_unreadable: leave out what cannot be decoded, and log it.
 
         Returns:
-            One row per image: ``file``, ``class``, ``confidence``, and ``rejected``, whether the confidence is below
-            the threshold that was chosen on validation images.
+            One row per image: ``file`` ("" for bytes and pixels), ``class``, ``confidence``, ``rejected``, whether the
+            confidence is below the threshold that was chosen on validation images, and ``problem``, why an image cannot
+            be decoded; its ``class`` is then "" and its ``confidence`` NaN.
 
         Raises:
-            UserError: a path is missing, a folder has no images, or an image cannot be read.
+            UserError: a path is missing, or has no images.
         """
-        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
-        found = find_images(paths, self.config.data_dir)
+        several = [images] if isinstance(images, Input) else images
+        found = find_images(several, self.config.data_dir)
         if found.ignored:
             logger.info(f"{found.describe_ignored()}.")
-        classifier, rows = self.classifier(), []
-        for file, predicted, problem, _ in predict_images(classifier, self.config, found.images):
-            if predicted is not None:
-                confidence = float(predicted.max())
-                name = classifier.class_names[predicted.argmax()]
-                rows.append((file, name, confidence, confidence < classifier.rejection_threshold))
-            elif skip_unreadable:
-                logger.warning(f"Skipped {file}: {problem}.")
+        predictor, rows = self.predictor(), []
+        for prediction in predict_images(predictor, found.images):
+            if prediction.problem and skip_unreadable:
+                logger.warning(f"Skipped {prediction.name}: {prediction.problem}.")
             else:
-                raise UserError(f"{file} cannot be predicted: {problem}; leave it out, or pass skip_unreadable=True.")
-        return pd.DataFrame(rows, columns=["file", "class", "confidence", "rejected"])
+                rows.append(prediction.row(predictor.class_names, predictor.rejection_threshold))
+        return pd.DataFrame(rows, columns=COLUMNS)

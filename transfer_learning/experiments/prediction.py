@@ -1,17 +1,19 @@
 """Finding images, and predicting them with the classifier of a finished run."""
 
+import glob
+import itertools
+import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from transfer_learning.config import RunConfig
 from transfer_learning.datasets.dataset import Source
-from transfer_learning.datasets.decoding.decode import Decoded, decode
+from transfer_learning.datasets.decoding.decode import IMAGE_SUFFIXES, Decoded, decode
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.sources import archive, table
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
@@ -19,18 +21,33 @@ from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, 
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import usable_cores
 
-if TYPE_CHECKING:
-    from transfer_learning.models.classifier import Classifier
-
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
+COLUMNS = ["file", "class", "confidence", "rejected", "problem"]  # of a table of predictions
+Input = str | os.PathLike | bytes | np.ndarray  # a place, an encoded image, or pixels
+Progress = Callable[[int, int], None]
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
+
+
+class Predictor(Protocol):
+    """A `RunPredictor`, or an export's `Predictor`."""
+
+    image_size: int
+    resize: str
+    rejection_threshold: float
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes by position."""
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns float32 (n, classes) of uint8 (n, size, size, 3)."""
 
 
 class Image(NamedTuple):
     """An image to predict."""
 
     name: str  # its path; inside an archive below the path of the archive
-    source: Source
+    source: Source | bytes
 
 
 class FoundImages(NamedTuple):
@@ -56,16 +73,34 @@ class FilePrediction(NamedTuple):
     problem: str  # "" for a readable image
     kind: str  # of the problem, one of those in `datasets.dataset`
 
+    def row(self, class_names: Sequence[str], rejection_threshold: float, top_k: int = 1) -> tuple[Any, ...]:
+        """Returns the values of `columns`; of an unreadable image the name and the problem."""
+        if self.probabilities is None:
+            return self.name, "", math.nan, False, self.problem, *(("", math.nan) * (top_k - 1))
+        order = np.argsort(-self.probabilities, kind="stable")[:top_k]
+        (best, *others) = [(class_names[position], float(self.probabilities[position])) for position in order]
+        return self.name, *best, best[1] < rejection_threshold, "", *itertools.chain(*others)
 
-def predict_images(classifier: "Classifier", config: RunConfig, images: Sequence[Image]) -> Iterator[FilePrediction]:
-    """Predicts images in their order; at most IMAGES_AT_A_TIME are in memory."""
-    from transfer_learning.models.classifier import probabilities
 
-    workers = DecodeWorkers(config.stored_size, config.resize)
+def columns(top_k: int) -> list[str]:
+    """``file, class, confidence, rejected, problem``, and ``class_2, confidence_2, ...`` up to `top_k`."""
+    return [*COLUMNS, *(f"{name}_{place}" for place in range(2, top_k + 1) for name in ("class", "confidence"))]
+
+
+def predict_images(
+    predictor: Predictor, images: Sequence[Image], tta: str = "", progress: Progress = lambda done, total: None
+) -> Iterator[FilePrediction]:
+    """Predicts images in their order; at most IMAGES_AT_A_TIME are in memory.
+
+    Args:
+        tta: "flip" averages the probabilities of an image and of the mirrored one.
+        progress: called with the number of images done, and of all.
+    """
+    workers = DecodeWorkers(predictor.image_size, predictor.resize)
 
     def decoded(image: Image) -> Decoded:
         if isinstance(image.source, np.ndarray):
-            return decode(image.source, config.stored_size, config.resize)
+            return decode(image.source, predictor.image_size, predictor.resize)
         return workers.decode(image.source)[1]
 
     with workers, ThreadPoolExecutor(usable_cores()) as threads:
@@ -76,18 +111,22 @@ def predict_images(classifier: "Classifier", config: RunConfig, images: Sequence
             predicted: Iterator[np.ndarray] = iter(())
             if readable:
                 pixels = np.stack(readable)
-                predicted = iter(probabilities(classifier, pixels, np.arange(len(pixels))))
+                table = predictor.probabilities(pixels)
+                if tta == "flip":
+                    table = (table + predictor.probabilities(np.ascontiguousarray(pixels[:, :, ::-1]))) / 2
+                predicted = iter(table)
             for image, result in zip(chunk, results, strict=True):
                 found = None if result.pixels is None else next(predicted)
                 yield FilePrediction(image.name, found, result.problem, result.kind)
+            progress(start + len(chunk), len(images))
 
 
-def find_images(places: Iterable[str | os.PathLike], data_dir: str | Path) -> FoundImages:
+def find_images(places: Iterable[Input], data_dir: str | Path) -> FoundImages:
     """The images at one or more places, those of a folder sorted by name.
 
     Args:
-        places: image files, folders that are searched for images at any depth, and everything that `run` takes:
-            archives, tables, names of known datasets.
+        places: image files, folders that are searched for images at any depth, patterns such as ``photos/*.jpg``, and
+            everything that `run` takes: archives, tables, names of known datasets; bytes and pixels of images.
         data_dir: where archives are unpacked and known datasets are.
 
     Raises:
@@ -95,6 +134,9 @@ def find_images(places: Iterable[str | os.PathLike], data_dir: str | Path) -> Fo
     """
     images, ignored = [], []
     for place in places:
+        if isinstance(place, bytes | np.ndarray):
+            images.append(Image("", place))
+            continue
         found = _images_at(os.fspath(place), Path(data_dir))
         if not found.images:
             there = f" ({found.describe_ignored()})" if found.ignored else ""
@@ -116,6 +158,8 @@ def _images_at(place: str, data_dir: Path) -> FoundImages:
         dataset = table.read(path)
     elif place in DATASETS or scheme_of(place)[0]:
         dataset = load_dataset(place, data_dir)
+    elif glob.has_magic(place):
+        return FoundImages([Image(name, Path(name)) for name in matching_images(place)], [])
     else:
         raise UserError(
             f"There is no image and no folder {place}; give images, or folders, archives or tables of images."
@@ -125,6 +169,15 @@ def _images_at(place: str, data_dir: Path) -> FoundImages:
         for example in dataset.examples
     ]
     return FoundImages(images, list(dataset.ignored))
+
+
+def matching_images(pattern: str) -> list[str]:
+    """The image files that match a pattern of the shell, sorted; ``**`` is any number of folders."""
+    return [
+        name
+        for name in sorted(glob.glob(pattern, recursive=True))
+        if os.path.isfile(name) and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    ]
 
 
 def _images_below(folder: Path, shown_as: Path) -> FoundImages:

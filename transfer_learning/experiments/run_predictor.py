@@ -2,6 +2,9 @@
 
 import io
 import logging
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -11,9 +14,11 @@ from PIL import Image
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.grad_cam import grad_cam
-from transfer_learning.experiments.finished_run import FinishedRun
-from transfer_learning.models.classifier import softmax
+from transfer_learning.models.classifier import probabilities, softmax
 from transfer_learning.models.inference_graph import inference_graph
+
+if TYPE_CHECKING:
+    from transfer_learning.experiments.finished_run import FinishedRun
 
 logger = logging.getLogger(__name__)
 
@@ -21,24 +26,21 @@ REFERENCE_IMAGES = 256  # validation images whose features are computed when a s
 
 
 class RunPredictor:
-    """Predicts with a finished run; the methods are those of an export's `Predictor`, and more."""
+    """Predicts with a finished run; the attributes and `probabilities` are those of an export's `Predictor`."""
 
-    def __init__(self, run: FinishedRun):
+    def __init__(self, run: "FinishedRun"):
         self._run, self._classifier = run, run.classifier()
         self.class_names = self._classifier.class_names
         self.image_size, self.resize = run.config.stored_size, run.config.resize
         self.rejection_threshold = self._classifier.rejection_threshold
-        features = self._classifier.extractor(self._classifier.model.input)
-        both = keras.layers.Concatenate(dtype="float32")([self._classifier.head(features), features])
-        self._compute = inference_graph(keras.Model(self._classifier.model.input, both), None)
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Returns float32 (n, classes) of uint8 (n, size, size, 3)."""
-        return self.probabilities_and_features(images)[0]
+        """Returns float32 (n, classes) of uint8 (n, size, size, 3), with the bits of ``predictions/test.csv``."""
+        return probabilities(self._classifier, images, np.arange(len(images)))
 
     def probabilities_and_features(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns float32 (n, classes) and (n, width) of uint8 (n, size, size, 3)."""
-        both = self._compute(tf.constant(images, tf.float32)).numpy()
+        """Returns float32 (n, classes) and (n, width) of uint8 (n, size, size, 3), whose last bits depend on n."""
+        both = self._serving_graph(tf.constant(images, tf.float32)).numpy()
         num_classes = len(self.class_names)
         return softmax(both[:, :num_classes], self._classifier.temperature), both[:, num_classes:]
 
@@ -47,8 +49,7 @@ class RunPredictor:
         import matplotlib
 
         (importance,) = grad_cam(self._classifier, image[None], np.array([class_index]))
-        size = image.shape[:2]
-        smooth = Image.fromarray(importance).resize(size[::-1], Image.Resampling.BILINEAR)
+        smooth = Image.fromarray(importance).resize(image.shape[1::-1], Image.Resampling.BILINEAR)
         colours = matplotlib.colormaps["inferno"](np.asarray(smooth))[:, :, :3] * 255
         stream = io.BytesIO()
         Image.fromarray((0.5 * image + 0.5 * colours).astype(np.uint8)).save(stream, "PNG")
@@ -71,3 +72,11 @@ class RunPredictor:
         chosen = np.linspace(0, len(examples) - 1, min(REFERENCE_IMAGES, len(examples))).astype(int)
         batches = np.array_split(examples.rows[chosen], -(-len(chosen) // 32))
         return np.concatenate([self.probabilities_and_features(examples.inputs[rows])[1] for rows in batches])
+
+    @cached_property
+    def _serving_graph(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """float32 images (n, size, size, 3) -> logits and features, side by side."""
+        images = self._classifier.model.input
+        features = self._classifier.extractor(images)
+        both = keras.layers.Concatenate(dtype="float32")([self._classifier.head(features), features])
+        return inference_graph(keras.Model(images, both), None)
