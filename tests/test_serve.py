@@ -55,6 +55,7 @@ def test_a_run_is_served_with_the_recorded_probabilities_grad_cam_and_drift(run_
     predictor = FinishedRun(run_dir).predictor()
     reference = Reference(predictor.validation_probabilities(), predictor.validation_features())
     assert len(reference.probabilities) == len(reference.features) == len(pd.read_csv(run_dir.predictions("val")))
+    assert np.abs(reference.features.mean(axis=0)).max() > 0
     with served(predictor, reference=reference) as client, ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda content: client.post("/predict", content), contents))
         assert all(is_recorded(answer, row) for answer, (_, row) in zip(answers, table.iterrows(), strict=True))

@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,15 +68,15 @@ class FinishedRun:
             return None
         return float(ensemble.is_correct(predictions.read(self.run_dir.predictions("val"))).mean())
 
-    def examples(self, split: str) -> pd.DataFrame:
-        """Returns ``id``, ``label`` and ``sha256`` of the images of a split.
+    def examples(self, split: str, columns: Sequence[str] = ("id", "label", "sha256")) -> pd.DataFrame:
+        """Returns columns of the manifest for the images of a split.
 
         Raises:
             UserError: the manifest is missing or damaged.
         """
         try:
             manifest = pd.read_csv(self.run_dir.manifest, dtype=str, na_filter=False, encoding="utf-8")
-            return manifest.loc[manifest["split"] == split, ["id", "label", "sha256"]]
+            return manifest.loc[manifest["split"] == split, list(columns)]
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
                 f"{self.run_dir.manifest} cannot be read ({error}); restore it, or leave the run out."

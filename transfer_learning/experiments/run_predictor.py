@@ -3,7 +3,9 @@
 import io
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
@@ -11,9 +13,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.grad_cam import grad_cam
+from transfer_learning.machine.resources import usable_cores
 from transfer_learning.models.classifier import probabilities, softmax
 from transfer_learning.models.inference_graph import inference_graph
 
@@ -63,15 +67,20 @@ class RunPredictor:
             return None
 
     def validation_features(self) -> np.ndarray | None:
-        """Returns float32 (k, width) of REFERENCE_IMAGES validation images at most; None if they are not there."""
-        try:
-            examples = self._run.data("val").split("val")
-        except UserError as error:
-            logger.info(f"The distance of features is not observed: {error}")
+        """Returns float32 (k, width) of REFERENCE_IMAGES validation images at most; None if their files have changed.
+
+        Only the files themselves are read: to load their dataset might download it.
+        """
+        rows = self._run.examples("val", ["file", "sha256"])
+        rows = rows.iloc[np.linspace(0, len(rows) - 1, min(REFERENCE_IMAGES, len(rows))).astype(int)]
+        with DecodeWorkers(self.image_size, self.resize) as workers, ThreadPoolExecutor(usable_cores()) as threads:
+            decoded = list(threads.map(workers.decode, map(Path, rows["file"])))
+        pixels = [image.pixels for _, image in decoded if not image.problem]
+        if not pixels or len(pixels) < len(rows) or [digest for digest, _ in decoded] != list(rows["sha256"]):
+            logger.info("The distance of features is not observed: the validation images are not where they were.")
             return None
-        chosen = np.linspace(0, len(examples) - 1, min(REFERENCE_IMAGES, len(examples))).astype(int)
-        batches = np.array_split(examples.rows[chosen], -(-len(chosen) // 32))
-        return np.concatenate([self.probabilities_and_features(examples.inputs[rows])[1] for rows in batches])
+        batches = np.array_split(np.stack(pixels), -(-len(pixels) // 32))
+        return np.concatenate([self.probabilities_and_features(batch)[1] for batch in batches])
 
     @cached_property
     def _serving_graph(self) -> Callable[[tf.Tensor], tf.Tensor]:
