@@ -1,9 +1,10 @@
 """Hostile and good requests, mixed, against the real server: ``make test-serve``.
 
-    python -m tests.support.attack RUN_DIR [--hostile 10000] [--good 1000] [--clients 1,8,64]
+    python -m tests.support.attack RUN_DIR [--hostile 10000] [--good 1000] [--rate 5] [--clients 1,8,64]
 
-First the good requests alone, by different numbers of clients; then all of them mixed. Exit code 0 if no good request got
-a wrong answer, the server did not end, its memory at most doubled, and the 99th percentile of the good at most doubled.
+First good requests as fast as different numbers of clients can; then at a rate, alone, and mixed with hostile ones. Exit code
+0 if no good request got a wrong answer, the server did not end, its memory at most doubled, and so did the 99th percentile of
+the good requests at that rate.
 """
 
 import argparse
@@ -109,15 +110,19 @@ def hostile_requests(model, good, seed):
         yield too_large if number % 200 == 0 else choose.choice(kinds)
 
 
-def send_good(client, images, count, clients):
-    """Sends good requests; returns seconds of each, and how many answers were wrong and refused by 503."""
-    seconds, wrong, busy = [], 0, 0
+def send_good(client, images, count, clients, rate=None):
+    """Sends good requests, as fast as the clients can or `rate` per second.
+
+    Returns:
+        Seconds of each from when it was due, and how many answers were wrong and refused by 503.
+    """
+    seconds, wrong, busy, start = [], 0, 0, time.perf_counter()
 
     def one(number):
         content, row = images[number % len(images)]
-        begun = time.perf_counter()
+        due = wait_for_turn(start, number, rate)
         answer = client.post("/predict", content)
-        return time.perf_counter() - begun, answer, row
+        return time.perf_counter() - due, answer, row
 
     with ThreadPoolExecutor(clients) as threads:
         for taken, answer, row in threads.map(one, range(count)):
@@ -127,6 +132,17 @@ def send_good(client, images, count, clients):
             seconds.append(taken)
             wrong += not is_right(answer, row)
     return np.array(seconds), wrong, busy
+
+
+def wait_for_turn(start, number, rate):
+    """Waits until request `number` is due; returns when that is."""
+    now = time.perf_counter()
+    if rate is None:
+        return now
+    due = start + number / rate
+    if due > now:
+        time.sleep(due - now)
+    return due
 
 
 def memory(process):
@@ -150,6 +166,7 @@ def main(arguments=None):
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--hostile", type=int, default=10_000)
     parser.add_argument("--good", type=int, default=1_000)
+    parser.add_argument("--rate", type=float, default=5, help="good requests per second, alone and mixed (default: 5)")
     parser.add_argument("--clients", default="1,8,64")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args(arguments)
@@ -166,21 +183,22 @@ def main(arguments=None):
             seconds, wrong, busy = send_good(client, images, min(flags.good, 100 + 20 * clients), clients)
             print(f"{clients:3} clients: {describe(seconds, time.perf_counter() - begun)}, {wrong} wrong, {busy} busy")
         begun = time.perf_counter()
-        alone, _, _ = send_good(client, images, flags.good, GOOD_CLIENTS)
+        alone, _, _ = send_good(client, images, flags.good, GOOD_CLIENTS, flags.rate)
         print(f"{flags.good:,} good alone: {describe(alone, time.perf_counter() - begun)}")
         idle, begun, statuses, peak = memory(process), time.perf_counter(), Counter(), 0
         requests = hostile_requests(client.get("/model").json["name"], images, flags.seed)
         kinds = [next(requests) for _ in range(flags.hostile)]
 
-        def attack(kind):
+        def attack(number):
+            wait_for_turn(begun, number, flags.rate * flags.hostile / flags.good)
             try:
-                return kind(client)
+                return kinds[number](client)
             except (OSError, HTTPException) as error:
                 return type(error).__name__
 
         with ThreadPoolExecutor(1) as good_thread, ThreadPoolExecutor(HOSTILE_CLIENTS) as threads:
-            good = good_thread.submit(send_good, client, images, flags.good, GOOD_CLIENTS)
-            for number, status in enumerate(threads.map(attack, kinds)):
+            good = good_thread.submit(send_good, client, images, flags.good, GOOD_CLIENTS, flags.rate)
+            for number, status in enumerate(threads.map(attack, range(flags.hostile))):
                 statuses[status] += 1
                 if number % 50 == 0:
                     peak = max(peak, memory(process))

@@ -30,6 +30,7 @@ from transfer_learning.serving.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 SECONDS_TO_DECODE = 10
+DECODERS_PER_CORE = 2  # so that small images pass those that take long
 MAX_IMAGES = BATCH_SIZES[-1]  # per request
 TopK = Annotated[int, Query(ge=1, description="number of classes that are named, the most probable first")]
 PAGE = {
@@ -92,7 +93,7 @@ class Service:
         self._workers = DecodeWorkers(
             predictor.image_size, predictor.resize, seconds=SECONDS_TO_DECODE, max_pixels=limits.pixels
         )
-        self._threads = ThreadPoolExecutor(usable_cores(), "decode")
+        self._threads = ThreadPoolExecutor(DECODERS_PER_CORE * usable_cores(), "decode")
         self._in_work = 0  # images
 
     async def start(self) -> None:

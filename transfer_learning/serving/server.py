@@ -45,7 +45,7 @@ def bound_socket(address: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, service: Service, listening: socket.socket) -> None:
     """Answers requests until SIGTERM or Ctrl-C, and then those that have begun."""
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a warning for whatever is no HTTP would fill the log
     Server(config_of(app, service), service).run([listening])
 
 
