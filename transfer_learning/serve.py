@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         images=flags.max_waiting,
         seconds=flags.seconds,
     )
-    service = Service(predictor, Path(model.name).resolve().stem, limits, reference)
+    place = Path(model.name).resolve()
+    service = Service(predictor, place.stem if place.is_file() else place.name, limits, reference)
     serve(make_app(service, flags.token, [flags.address, *flags.host_name]), service, listening)
 
 

@@ -39,7 +39,7 @@ def model_metadata(name: str, size: int, num_classes: int) -> dict[str, Any]:
     return {
         "name": name,
         "versions": [VERSION],
-        "platform": "tensorflow",
+        "platform": "transfer-learning",
         "inputs": [
             {"name": ENCODED, "datatype": "BYTES", "shape": [-1]},
             {"name": PIXELS, "datatype": "UINT8", "shape": [-1, size, size, 3]},
