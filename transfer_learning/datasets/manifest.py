@@ -30,7 +30,8 @@ from transfer_learning.datasets.dataset import (
     UNSEEN,
     Dataset,
 )
-from transfer_learning.errors import UserError
+from transfer_learning.datasets.decoding.value_range import Ranges, is_plain, to_json
+from transfer_learning.errors import MissingExtra, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -115,13 +116,15 @@ def check_classes(manifest: pd.DataFrame, class_names: tuple[str, ...]) -> None:
         )
 
 
-def fingerprint(manifest: pd.DataFrame, class_names: Sequence[str]) -> str:
+def fingerprint(manifest: pd.DataFrame, class_names: Sequence[str], ranges: Ranges | None = None) -> str:
     """Returns a SHA-256 in hexadecimal of ids, contents, labels and splits, and of the class names in their order.
 
-    The order counts because it is that of the model's outputs.
+    The order counts because it is that of the model's outputs. The value ranges count if they change the pixels.
     """
     columns = manifest[["id", "sha256", "label", "split"]].replace({"split": {UNSEEN: UNSEEN_IN_FINGERPRINT}})
     rows = columns.to_csv(index=False, lineterminator="\n")
+    scaling = {kind: limits for kind, limits in to_json(ranges or {}).items() if not is_plain(kind, tuple(limits))}
+    rows += f"{json.dumps(scaling)}\n" if scaling else ""
     return hashlib.sha256(f"{json.dumps(list(class_names))}\n{rows}".encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import UNSEEN, Dataset, split_off_unseen
 from transfer_learning.datasets.decoding.pixel_cache import CachedImages, cached_images
+from transfer_learning.datasets.decoding.value_range import Ranges
 from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.storage.cache import Cache
@@ -40,7 +41,7 @@ class PreparedDataset:
     @property
     def fingerprint(self) -> str:
         """The identity of the data of a run; see `manifest.fingerprint`."""
-        return fingerprint(self.manifest, self.class_names)
+        return fingerprint(self.manifest, self.class_names, self.images.ranges)
 
     @property
     def eval_split(self) -> str:
@@ -59,20 +60,22 @@ class PreparedDataset:
         )
 
 
-def load_prepared(config: RunConfig) -> PreparedDataset:
+def load_prepared(config: RunConfig, ranges: Ranges | None = None) -> PreparedDataset:
     """Loads, decodes (what is not cached) and splits the dataset of `config`; UserError if there is no such dataset, or
-    no classifier can be trained on it.
+    no classifier can be trained on it. `ranges`: of values with more than 8 bits, those of a run; None: of the dataset.
     """
-    return prepare_dataset(load_dataset(config.dataset, config.data_dir), config)
+    return prepare_dataset(load_dataset(config.dataset, config.data_dir), config, ranges=ranges)
 
 
-def prepare_dataset(dataset: Dataset, config: RunConfig, allow_empty_classes: bool = False) -> PreparedDataset:
+def prepare_dataset(
+    dataset: Dataset, config: RunConfig, allow_empty_classes: bool = False, ranges: Ranges | None = None
+) -> PreparedDataset:
     """As `load_prepared`, of a dataset that is loaded; `allow_empty_classes`: classes may lack training images."""
     dropped: dict[str, str] = {}
     if config.corrections:
         dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections))
     dataset = split_off_unseen(dataset, config.unseen_classes)  # by the corrected labels
-    images = cached_images(dataset, config.stored_size, config.resize, Cache.of(config), config.decoded_gb)
+    images = cached_images(dataset, config.stored_size, config.resize, Cache.of(config), config.decoded_gb, ranges)
     fractions = config.val_fraction, config.test_fraction
     manifest = make_manifest(dataset, images.facts, *fractions, config.skip_unreadable, config.group_by, dropped)
     if not allow_empty_classes:

@@ -14,6 +14,7 @@ from transfer_learning.cli.console import log_file, logged_to
 from transfer_learning.cli.parser import command_line
 from transfer_learning.config import PHASES, RunConfig
 from transfer_learning.datasets.dataset import split_off_unseen
+from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError, needs_extra
@@ -63,8 +64,8 @@ def run_experiment(
     with StopRequest() as stop, run_dir.begun(config), logged_to(log_file(run_dir.log)), oom_as_user_error(config):
         with logged_to(NotesHandler(run_dir.notes, reasons)), ExitStack() as stack:
             # Devices. A resumed run computes with the precision and threads that it began with.
-            begun_with = read_json(run_dir.environment)["device"] if run_dir.environment.exists() else {}
-            devices = set_up_devices(config.precision, config.seed, begun_with)
+            begun_with = read_json(run_dir.environment) if run_dir.environment.exists() else {}
+            devices = set_up_devices(config.precision, config.seed, begun_with.get("device", {}))
             scalars = run_dir.tensorboard / "hardware" if config.tensorboard else None
             monitor = stack.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, scalars))
 
@@ -90,7 +91,7 @@ def run_experiment(
 
             # The images: decoded into the cache, divided into splits.
             with stage("decode"):
-                data = prepare_dataset(dataset, config)
+                data = prepare_dataset(dataset, config, ranges=recorded_ranges(begun_with) if begun_with else None)
             del dataset, without_unseen  # the paths of a million images take a gigabyte
             check_splits(config, data)
             logger.info(f"{data.describe()}.")
@@ -186,7 +187,12 @@ def write_environment(run_dir: RunDir, identity: Identity, data: PreparedDataset
             "threads": devices.threads,
         },
         "git_commit": git_commit(),
-        "dataset": {"name": config.dataset, "fingerprint": identity.dataset, "num_images": len(data.manifest)},
+        "dataset": {
+            "name": config.dataset,
+            "fingerprint": identity.dataset,
+            "num_images": len(data.manifest),
+            "value_ranges": value_range.to_json(data.images.ranges),
+        },
         "initial_weights_sha256": identity.initial_weights,
         "sessions": [*sessions, session],
     }

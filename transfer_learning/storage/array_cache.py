@@ -125,6 +125,10 @@ class ArrayCache(AbstractContextManager):
         rows, in_memory = zip(keys, self._find(keys), strict=True), self._memory.index
         return [in_memory[key][1] if key in in_memory else row.note if row else "" for key, row in rows]
 
+    def forget(self, keys: Sequence[str]) -> None:
+        """Takes the records of these keys for missing from now on, so that others can be added."""
+        self._forget({row.number: row.key for row in self._find(keys) if row})
+
     def add(
         self,
         keys: Sequence[str],

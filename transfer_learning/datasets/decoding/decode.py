@@ -5,7 +5,9 @@ import io
 import logging
 import math
 import re
+import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -16,6 +18,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from transfer_learning.cli import formatting
 from transfer_learning.datasets.dataset import (
     EMPTY_FILE,
+    MISSING_EXTRA,
     NOT_AN_IMAGE,
     TOO_MANY_PIXELS,
     TRUNCATED_FILE,
@@ -23,23 +26,46 @@ from transfer_learning.datasets.dataset import (
     FilePart,
     Source,
 )
+from transfer_learning.datasets.decoding import deep, metadata, value_range
+from transfer_learning.datasets.decoding.formats import NUM_BYTES, SUFFIXES, format_of
+from transfer_learning.errors import MissingExtra, needs_extra
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")  # an allow-list: Pillow knows 40 more, some of them old
+FORMATS = tuple(name for name in SUFFIXES if name != "HEIF")  # that Pillow decodes without another package
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least this many times the requested pixels per side
 # for the antialiased resize. On photos, 1.5 differs from a full decode by 0.2 grey levels more than 2 does, and saves
 # 24 % of the time of 12 megapixels.
 ROOM_TO_RESIZE = 1.5
 JPEG_QUALITY = 95  # of images that are cached as JPEGs
-MAX_BYTES = 10**9  # per file: Pillow's limit of 89 million pixels takes 0.7 GB at 4 x 16 bits, uncompressed
+MAX_BYTES = 10**9  # per file
+# What the pixels of one image may take while they are decoded, in bytes, and what a pixel takes, by format or mode: 4
+# bytes else, and 24 for colours of 16 bits. A process of `workers` may have 4 GB.
+MAX_DECODED_BYTES = 1_100_000_000
+BYTES_PER_PIXEL = {"WEBP": 12, "AVIF": 12, "HEIF": 12, "RGBA": 8, "I": 12, "I;16": 8, "I;16B": 8, "F": 12}
+ALWAYS_DECODED = 89_478_485  # pixels: Pillow's own limit
+MAX_JPEG_PIXELS = 10**9  # of the whole image: decoded at 1/8, it takes 5 s
+JPEG_FORMATS = ("JPEG", "MPO")  # MPO: the JPEGs of stereo and many telephone cameras
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Pillow has no exception of its own for a truncated file: these are the words of its messages.
 TRUNCATED = re.compile("truncated|cut off|too early|broken data stream|unexpected end|premature", re.IGNORECASE)
 
-# Pillow raises above twice its pixel limit and only warns above the limit itself; raise for both.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 # Pillow's warnings do not name the file; the manifest names every file that cannot be decoded.
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+_opening = threading.Lock()  # while Pillow's limit of pixels is lifted
+
+
+class TooManyPixels(Exception):
+    """An image would take too much memory or time."""
 
 
 class Decoded(NamedTuple):
@@ -96,33 +122,41 @@ def content_hash(source: Source | bytes) -> str:
         return ""
 
 
-def decode(source: Source | bytes, size: int, resize: str) -> Decoded:
+def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.Ranges | None = None) -> Decoded:
     """Decodes to RGB, applies the EXIF rotation, makes square by `resize` and scales with antialiasing.
 
     Args:
         source: an image file, a part of a file, the bytes of either, or uint8 pixels (height, width) or (height, width,
         3). size: side of the result in pixels. resize: "squash" changes the aspect ratio, "crop" takes the center,
-        "pad" adds black bars.
+        "pad" adds black bars. ranges: of values with more than 8 bits; a type of number without a range is converted
+        by `_by_type`.
 
     Returns:
         The pixels, uint8 (size, size, 3); or a problem, for an image that cannot be decoded: nothing is raised.
     """
     try:
         if isinstance(source, np.ndarray):
-            image, remarks = Image.fromarray(source), ""
-            width, height = image.size
-        else:
-            content = source if isinstance(source, bytes) else read_file(source)
-            if not content:
-                return failed(EMPTY_FILE, "the file is empty")
-            image, (width, height), remarks = _open(content, size)
-        return Decoded(np.asarray(_square(_to_rgb(image), size, resize)), width, height, "", remarks)
+            pixels = np.asarray(_square(_to_rgb(Image.fromarray(source)), size, resize))
+            return Decoded(pixels, source.shape[1], source.shape[0], "")
+        content = source if isinstance(source, bytes) else read_file(source)
+        if not content:
+            return failed(EMPTY_FILE, "the file is empty")
+
+        def decode_file(content: bytes) -> Decoded:
+            image, (width, height), remarks = _open(content, size, ranges)
+            return Decoded(np.asarray(_square(image, size, resize)), width, height, "", remarks)
+
+        return _or_repaired(content, decode_file)
     except FileNotFoundError:
         return failed(UNREADABLE_FILE, "there is no such file")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except MissingExtra as error:
+        return failed(MISSING_EXTRA, f"a HEIC image: {str(error).rstrip('.')}")
+    except TooManyPixels as error:
         return failed(TOO_MANY_PIXELS, f"too many pixels ({error})")
     except UnidentifiedImageError:
-        return failed(NOT_AN_IMAGE, f"cannot be decoded (it is none of {', '.join(FORMATS)})")
+        kind = format_of(content[:NUM_BYTES])
+        reason = f"its kind of {kind} is not supported, 8 or 16 bits or 32-bit floats are" if kind else f"it is none of {', '.join(SUFFIXES)}"
+        return failed(NOT_AN_IMAGE, f"cannot be decoded ({reason})")
     except MemoryError:
         return failed(UNREADABLE_FILE, "decoding it takes too much memory")
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
@@ -131,14 +165,24 @@ def decode(source: Source | bytes, size: int, resize: str) -> Decoded:
         return failed(kind, f"cannot be decoded ({reason})"[:200])
 
 
-def seen_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height after the EXIF rotation; reads no pixel."""
-    return image.size[::-1] if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else image.size
+def full_size(content: bytes) -> tuple[int, int]:
+    """Width and height after the EXIF rotation, from the header; raises whatever the decoder does."""
+    with _opened(io.BytesIO(content), content[:NUM_BYTES]) as file:
+        return file.size[::-1] if _orientation(file) >= 5 else file.size
+
+
+def short_side(source: Path | FilePart) -> int:
+    """The shorter side in pixels, from the header; raises whatever the decoder does."""
+    with open_file(source) as file:
+        beginning = file.read(NUM_BYTES)
+        file.seek(0)
+        with _opened(file, beginning) as image:
+            return min(image.size)
 
 
 def upright(content: bytes) -> Image.Image:
     """The image in RGB at its full size, after the EXIF rotation; raises whatever the decoder does."""
-    return _to_rgb(_open(content)[0])
+    return _open(content)[0]
 
 
 def to_jpeg(pixels: np.ndarray) -> bytes:
@@ -153,36 +197,131 @@ def from_jpeg(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)))
 
 
-def _open(content: bytes, size: int = 0) -> tuple[Image.Image, tuple[int, int], str]:
+def _or_repaired(content: bytes, decode_file: Callable[[bytes], Decoded]) -> Decoded:
+    """Decodes a file; if that fails, without its metadata, which no pixel needs, or with the end mark of a JPEG."""
+    try:
+        return decode_file(content)
+    except (MissingExtra, TooManyPixels):
+        raise
+    except Exception as error:
+        if bare := metadata.without_metadata(content):
+            with suppress(Exception):
+                return decode_file(bare)
+            content = bare
+        if content.startswith(b"\xff\xd8") and TRUNCATED.search(str(error)) and metadata.jpeg_has_all_scans(content):
+            # libjpeg fills missing pixels and does not say so: they differ if something else is where they were.
+            with suppress(Exception):
+                ended, filled = (decode_file(content + filling + b"\xff\xd9") for filling in (b"", FILLING))
+                if np.array_equal(ended.pixels, filled.pixels):
+                    return ended
+        raise
+
+
+FILLING = bytes((37 * number + 11) % 251 for number in range(512))  # no 0xFF, which would begin a marker
+
+
+def _opened(file: BinaryIO, beginning: bytes) -> ImageFile.ImageFile:
+    """Opens an image file by its header, whatever its number of pixels."""
+    formats = FORMATS
+    if format_of(beginning) == "HEIF":
+        with needs_extra("heic"):
+            import pillow_heif
+        pillow_heif.register_heif_opener()
+        formats = ("HEIF",)
+    with _opening:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    assert isinstance(image, ImageFile.ImageFile)
+    return image
+
+
+def _open(
+    content: bytes, size: int = 0, ranges: value_range.Ranges | None = None
+) -> tuple[Image.Image, tuple[int, int], str]:
     """Opens an image and applies the EXIF rotation; at a reduced scale if that leaves enough pixels for `size` > 0.
 
     Returns:
-        The image, its full width and height after the rotation, and the remarks.
+        The image in RGB, its full width and height after the rotation, and the remarks.
     """
-    file = Image.open(io.BytesIO(content), formats=FORMATS)
-    stored_mode = _stored_mode(file)  # before EXIF is read, which loads a PNG
-    full_size, orientation = seen_size(file), file.getexif().get(0x0112, 1)
-    if size and file.format in ("JPEG", "MPO"):  # MPO: the JPEGs of stereo and many telephone cameras
+    file = _opened(io.BytesIO(content), content[:NUM_BYTES])
+    stored_mode, (width, height) = deep.raw_mode(file), file.size
+    if size and file.format in JPEG_FORMATS:
         file.draft("RGB", (math.ceil(ROOM_TO_RESIZE * size),) * 2)
         file.decodermaxblock = len(content)  # all at once: Pillow's usual 64 KB cost libjpeg 4 % of its time
-    image = ImageOps.exif_transpose(file)
-    return image, full_size, _remarks(file, stored_mode, orientation, image.has_transparency_data)
+    _check_memory(file, width * height, stored_mode)
+    deep.keep_from_exif(file)
+    image: Image.Image = file
+    seen = ""
+    values = deep.pnm_values(content) if file.format == "PPM" else None
+    is_pnm = values is not None
+    if values is None:
+        file.load()
+        values = deep.deep_values(file, stored_mode, content)
+    if values:
+        if not values.limits:
+            seen = f" {value_range.extremes(values.kind, values.array, values.bits, values.no_data)}"
+        limits = values.limits or (ranges or {}).get(values.kind, value_range.PLAIN if is_pnm else None)
+        if limits and (is_pnm or not value_range.is_plain(values.kind, limits)):
+            image = Image.fromarray(value_range.scaled(values.array, limits))
+            if values.alpha is not None:
+                image.putalpha(Image.fromarray(value_range.scaled(values.alpha, limits)))
+        del values
+    orientation = _orientation(file)  # after the pixels, behind which a PNG may have it
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _by_type(image)
+    image = _to_rgb(_smaller(image, size))
+    if orientation != 1:
+        image = image.transpose(TRANSPOSES[orientation])
+    seen_size = (height, width) if orientation >= 5 else (width, height)
+    return image, seen_size, _remarks(file, stored_mode, orientation) + seen
 
 
-def _stored_mode(image: ImageFile.ImageFile) -> str:
-    """Pillow's raw mode of the file; "" if unknown, or once the image is loaded."""
-    arguments = image.tile[0].args if image.tile else ""
-    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+def _orientation(file: ImageFile.ImageFile) -> int:
+    """The EXIF orientation, 1 to 8."""
+    tag = getattr(file, "tag_v2", {}).get(metadata.ORIENTATION)
+    return tag if tag in metadata.ORIENTATIONS else metadata.orientation_of(file.info)
 
 
-def _remarks(file: Image.Image, stored_mode: str, orientation: int, is_transparent: bool) -> str:
+def _check_memory(file: ImageFile.ImageFile, num_pixels: int, stored_mode: str) -> None:
+    """Raises TooManyPixels for an opened image that would take too much memory, whatever its number of pixels.
+
+    Args:
+        num_pixels: of the whole image; `file` may be about to be decoded at a reduced scale.
+    """
+    decoded_pixels = file.width * file.height
+    by_mode = 24 if deep.COLOUR.fullmatch(stored_mode) else BYTES_PER_PIXEL.get(file.mode, 4)
+    num_bytes = decoded_pixels * BYTES_PER_PIXEL.get(str(file.format), by_mode)
+    if file.format in JPEG_FORMATS and file.info.get("progressive"):
+        num_bytes += 2 * len(file.getbands()) * num_pixels  # all coefficients, at any scale
+    too_many = file.format in JPEG_FORMATS and num_pixels > MAX_JPEG_PIXELS
+    if too_many or num_bytes > MAX_DECODED_BYTES and max(decoded_pixels, num_pixels // 4) > ALWAYS_DECODED:
+        raise TooManyPixels(
+            f"{num_pixels / 1e6:,.0f} million, which take {formatting.size(num_bytes)} of memory; the limit is "
+            f"{formatting.size(MAX_DECODED_BYTES)}"
+        )
+
+
+def _smaller(image: Image.Image, size: int) -> Image.Image:
+    """An image of very many pixels, averaged over squares of them, so that its copies take less memory."""
+    factor = int(min(image.size) / (2 * ROOM_TO_RESIZE * size)) if size else 1
+    if image.width * image.height <= ALWAYS_DECODED or factor < 2:
+        return image
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    return image.reduce(factor)
+
+
+def _remarks(file: ImageFile.ImageFile, stored_mode: str, orientation: int) -> str:
     """``JPEG RGB``, ``JPEG CMYK turned-6``, ``PNG RGBA 16-bit transparent``, ``GIF P animated``."""
     words = [str(file.format), file.mode]
     if "16" in stored_mode or file.mode.startswith("I"):
         words.append("16-bit")
-    if is_transparent:
+    if file.has_transparency_data:
         words.append("transparent")
-    if orientation in (2, 3, 4, 5, 6, 7, 8):
+    if orientation != 1:
         words.append(f"turned-{orientation}")
     with suppress(Exception):  # frames after the first one may be damaged
         if getattr(file, "is_animated", False):
@@ -190,14 +329,18 @@ def _remarks(file: Image.Image, stored_mode: str, orientation: int, is_transpare
     return " ".join(words)
 
 
+def _by_type(image: Image.Image) -> Image.Image:
+    """8 bits of an image whose type of number has no value range, as the type says."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        return Image.fromarray(np.nan_to_num(values).clip(0, 255).astype(np.uint8))
+    values = values.clip(0, 65535).astype(np.uint16)
+    in_16_bits = image.mode != "I" or values.max() > 255  # mode I may hold 8 or 16 bits
+    return Image.fromarray((values >> 8 if in_16_bits else values).astype(np.uint8))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB: 16 and 32 bits are scaled down, transparency is put over white, palettes and CMYK are converted."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image).clip(0, 65535).astype(np.uint16)
-        in_16_bits = image.mode != "I" or values.max() > 255  # mode I may hold 8 or 16 bits
-        image = Image.fromarray((values >> 8 if in_16_bits else values).astype(np.uint8))
-    elif image.mode == "F":
-        image = Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8))
+    """8-bit RGB: transparency is put over white, palettes and CMYK are converted."""
     if image.has_transparency_data:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")

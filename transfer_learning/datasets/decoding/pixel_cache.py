@@ -14,7 +14,7 @@ import pandas as pd
 import PIL
 
 from transfer_learning.cli.progress import count_progress
-from transfer_learning.datasets.dataset import UNREADABLE_FILE, Dataset, Example, Source
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, Dataset, Source
 from transfer_learning.datasets.decoding.decode import (
     JPEG_QUALITY,
     Decoded,
@@ -23,6 +23,15 @@ from transfer_learning.datasets.decoding.decode import (
     failed,
     from_jpeg,
     to_jpeg,
+)
+from transfer_learning.datasets.decoding.value_range import (
+    Range,
+    Ranges,
+    Values,
+    describe,
+    is_plain,
+    ranges_of,
+    values_in,
 )
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.machine.resources import usable_cores
@@ -50,8 +59,9 @@ class CachedImages:
     pixels: Rows  # uint8 (records, size, size, 3), RGB, of this dataset and of others
     rows: np.ndarray  # int64 (examples,), the row of each example in `pixels`; -1 for one with a problem
     facts: pd.DataFrame  # one row per example, with the columns FACTS
-    pixel_key: str  # what decides the pixels of an image besides its content: size, resizing, versions
+    pixel_key: str  # what decides the pixels of an image besides its content: size, resizing, versions, value ranges
     cached_in: EntrySpec  # the cache entry of the pixels
+    ranges: Ranges  # of values with more than 8 bits, by type of number
 
 
 class JpegPixels:
@@ -89,7 +99,14 @@ class JpegPixels:
         return pixels
 
 
-def cached_images(dataset: Dataset, size: int, resize: str, cache: Cache, decoded_gb: float = 16.0) -> CachedImages:
+def cached_images(
+    dataset: Dataset,
+    size: int,
+    resize: str,
+    cache: Cache,
+    decoded_gb: float = 16.0,
+    ranges: Ranges | None = None,
+) -> CachedImages:
     """Returns the decoded images of `dataset`; those that are not in the cache are decoded first.
 
     Every file is read from the disk once: a chunk is hashed while the chunk before it is decoded from the system's page
@@ -99,6 +116,8 @@ def cached_images(dataset: Dataset, size: int, resize: str, cache: Cache, decode
         size: side of the cached images in pixels.
         resize: how images become square, see `decode`.
         decoded_gb: datasets that are larger when decoded (in 10^9 bytes) are cached as JPEGs.
+        ranges: of values with more than 8 bits, those of the run; None: they are those of this dataset, for which its
+            images of more than 8 bits are decoded twice when they are first seen.
 
     Raises:
         UserError: there is no space for the images, neither on disk nor in memory.
@@ -114,35 +133,60 @@ def cached_images(dataset: Dataset, size: int, resize: str, cache: Cache, decode
         )
     with cache.disk_full_as_user_error("decoded images", len(examples) * record_bytes):
         arrays = cache.open(stored.entry)
-    progress = count_progress("Reading images")
-    names: list[str] = []
-    with arrays, _Decoders(size, resize, as_jpeg) as decoders:
-        filling = _Filling(arrays, len(examples), record_bytes, cache)
-        hashes = decoders.hash(examples[:CHUNK])
-        images: dict[str, Future[Decoded]] = {}  # of the chunk before
-        for start in range(0, len(examples) + CHUNK, CHUNK):  # the last pass only stores the last chunk
-            chunk = examples[start : start + CHUNK]
-            # Examples of the same content share a record; an unreadable one has a key of its own.
-            chunk_names = [digest or f"{UNREADABLE} {start + index}" for index, digest in enumerate(hashes)]
-            hashes = decoders.hash(examples[start + CHUNK : start + 2 * CHUNK])
-            sources = {name: example.source for name, example in zip(chunk_names, chunk, strict=True)}
-            following = decoders.decode({name: sources[name] for name in filling.find_missing(chunk_names)})
-            filling.add({name: image.result() for name, image in images.items()})
-            images = following
-            names += chunk_names
-            if start:
-                progress(min(start, len(examples)), len(examples))
+    with arrays:
+        sources = [example.source for example in examples]
+        with _Decoders(size, resize, as_jpeg) as decoders:
+            names, known = _decode_missing(sources, arrays, decoders, record_bytes, cache)
+        # Values of more than 8 bits: now that those of all images are known, they are scaled by one range.
+        values = {index: found for index, one in enumerate(known) if (found := values_in(one.remarks))}
+        if ranges is None:
+            ranges = ranges_of(values.values())
+            _log_ranges(ranges, list(values.values()))
+        key = ""
+        for kind, limits in sorted(ranges.items()):
+            if is_plain(kind, limits) or not (of_kind := [at for at, found in values.items() if found.kind == kind]):
+                continue
+            with _Decoders(size, resize, as_jpeg, kind, limits) as decoders:
+                chosen = [sources[index] for index in of_kind]
+                _, again = _decode_missing(chosen, arrays, decoders, record_bytes, cache)
+                key += f"-{decoders.suffix}"
+            for index, one in zip(of_kind, again, strict=True):
+                known[index] = one
         pixels = JpegPixels(arrays.byte_rows, size) if as_jpeg else arrays.rows
+    rows = np.array([one.row for one in known], np.int64)
+    facts = [("" if name.startswith(UNREADABLE) else name, *one[1:]) for name, one in zip(names, known, strict=True)]
+    table = pd.DataFrame(facts, columns=list(FACTS))
+    _mark_single_colours(table, pixels, rows)
+    return CachedImages(pixels, rows, table, stored.entry.name + key, stored.entry, ranges)
+
+
+def _decode_missing(
+    sources: Sequence[Source], arrays: ArrayCache, decoders: "_Decoders", record_bytes: int, cache: Cache
+) -> tuple[list[str], list["_Known"]]:
+    """Decodes and caches what `arrays` lacks; returns the content hash of each source, and what is known of it."""
+    progress = count_progress(f"{'Scaling' if decoders.suffix else 'Reading'} images")
+    names: list[str] = []
+    filling = _Filling(arrays, len(sources), record_bytes, cache)
+    hashes = decoders.hash(sources[:CHUNK])
+    images: dict[str, Future[Decoded]] = {}  # of the chunk before
+    for start in range(0, len(sources) + CHUNK, CHUNK):  # the last pass only stores the last chunk
+        chunk = sources[start : start + CHUNK]
+        # Examples of the same content share a record; an unreadable one has a key of its own.
+        chunk_names = [
+            f"{digest or f'{UNREADABLE} {start + index}'}{decoders.suffix}" for index, digest in enumerate(hashes)
+        ]
+        hashes = decoders.hash(sources[start + CHUNK : start + 2 * CHUNK])
+        by_name = dict(zip(chunk_names, chunk, strict=True))
+        following = decoders.decode({name: by_name[name] for name in filling.find_missing(chunk_names)})
+        filling.add({name: image.result() for name, image in images.items()})
+        images = following
+        names += chunk_names
+        if start:
+            progress(min(start, len(sources)), len(sources))
     if filling.num_missing:
         num_found = sum(name in filling.found for name in names)
         logger.info(f"Decoded {filling.num_added:,} images ({num_found:,} in cache).")
-    known = [filling.known[name] for name in names]
-    rows = np.array([row for row, *_ in known], np.int64)
-    facts = [
-        ("" if name.startswith(UNREADABLE) else name, *of_it) for name, (_, *of_it) in zip(names, known, strict=True)
-    ]
-    table = pd.DataFrame(facts, columns=list(FACTS))
-    return CachedImages(pixels, rows, table, stored.entry.name, stored.entry)
+    return names, [filling.known[name] for name in names]
 
 
 class _Known(NamedTuple):
@@ -203,6 +247,9 @@ class _Filling:
         with self._disk_full_as_user_error():
             cached = zip(fresh, self._arrays.positions(fresh).tolist(), self._arrays.notes(fresh), strict=True)
         found = {name: _Known.from_note(row, note) for name, row, note in cached if row >= 0 and note}
+        if unknown := [name for name, one in found.items() if _lacks_values(one.remarks)]:
+            self._arrays.forget(unknown)
+            found = {name: one for name, one in found.items() if name not in unknown}
         self.found.update(found)  # |= would copy the set
         missing = [name for name in fresh if name not in found]
         self.known |= found | dict.fromkeys(missing, _Known())
@@ -248,18 +295,47 @@ class _Filling:
         return self._cache.disk_full_as_user_error("decoded images", self._num_bytes_left())
 
 
+def _lacks_values(remarks: str) -> bool:
+    """Whether an image of more than 8 bits was cached by a version that did not note its values."""
+    file_format, mode, *words = [*remarks.split(), "", ""]
+    is_deep = mode[:1] in ("I", "F") or (mode in ("RGB", "RGBA") and "16-bit" in words)
+    return is_deep and file_format in ("PNG", "TIFF") and values_in(remarks) is None
+
+
+def _log_ranges(ranges: Ranges, values: Sequence[Values]) -> None:
+    for kind, limits in ranges.items():
+        of_kind = [found for found in values if found.kind == kind]
+        low, high = min(found.low for found in of_kind), max(found.high for found in of_kind)
+        found_values = f" (found: {low:,.6g} to {high:,.6g})" if low <= high else " (found: none)"
+        logger.info(f"{describe(kind, limits, len(of_kind))}{found_values}.")
+
+
+def _mark_single_colours(facts: pd.DataFrame, pixels: Any, rows: np.ndarray) -> None:
+    """Gives equal images of one colour different hashes of their pixels: they show nothing, so nothing twice."""
+    repeated = facts.index[(facts["pixels"] != "") & facts["pixels"].duplicated(keep=False)]
+    for name, positions in facts.loc[repeated].groupby("pixels").groups.items():
+        image = pixels[rows[positions[:1]]][0]
+        if (image == image[0, 0]).all():
+            facts.loc[positions, "pixels"] = [f"{name} {position}" for position in positions]
+
+
 def _hash_of_pixels(pixels: Any) -> str:
     """32 hexadecimal digits, of the pixels or their JPEG (equal pixels make equal JPEGs); "" for None."""
     return "" if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
 
 
 class _Decoders:
-    """Hashes contents in threads, and decodes files in processes and arrays in threads; a context manager."""
+    """Hashes contents in threads, and decodes files in processes and arrays in threads; a context manager.
 
-    def __init__(self, size: int, resize: str, as_jpeg: bool):
+    Args:
+        kind, limits: a type of number and its value range, for images of such values; "" for others.
+    """
+
+    def __init__(self, size: int, resize: str, as_jpeg: bool, kind: str = "", limits: Range = (0, 255)):
         self._size, self._resize, self._as_jpeg = size, resize, as_jpeg
+        self.suffix = f" {kind} {limits[0]:.17g} to {limits[1]:.17g}" if kind else ""  # of the keys in the cache
         self._threads = ThreadPoolExecutor(usable_cores())
-        self._workers = DecodeWorkers(size, resize, as_jpeg)
+        self._workers = DecodeWorkers(size, resize, as_jpeg, ranges={kind: limits} if kind else None)
 
     def __enter__(self) -> "_Decoders":
         return self
@@ -269,9 +345,9 @@ class _Decoders:
         self._workers.close()  # and so no thread waits for one
         self._threads.shutdown()
 
-    def hash(self, examples: Sequence[Example]) -> Iterator[str]:
+    def hash(self, sources: Sequence[Source]) -> Iterator[str]:
         """Starts hashing; returns the hashes in order, waiting for each."""
-        return self._threads.map(content_hash, [example.source for example in examples])
+        return self._threads.map(content_hash, sources)
 
     def decode(self, sources: Mapping[str, Source]) -> dict[str, Future[Decoded]]:
         """Starts decoding `sources`, by their hashes."""
@@ -280,7 +356,7 @@ class _Decoders:
     def _decode(self, name: str, source: Source) -> Decoded:
         if not isinstance(source, np.ndarray):
             digest, image = self._workers.decode(source)
-            if not image.problem and digest != name:
+            if not image.problem and digest != name.removesuffix(self.suffix):
                 return failed(UNREADABLE_FILE, "the file changed while it was read")
             return image
         image = decode(source, self._size, self._resize)

@@ -19,14 +19,22 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart
-from transfer_learning.datasets.decoding.decode import Decoded, content_hash, decode, failed, read_file, to_jpeg
+from transfer_learning.datasets.decoding.decode import (
+    MAX_PIXELS,
+    Decoded,
+    content_hash,
+    decode,
+    failed,
+    limit_pixels,
+    read_file,
+    to_jpeg,
+)
+from transfer_learning.datasets.decoding.value_range import Ranges, from_json, to_json
 
 SECONDS_PER_IMAGE = 60
 SECONDS_TO_START = 60
-MAX_PIXELS = 89_478_485  # Pillow's own limit
 MEMORY_PER_IMAGE = 4 << 30  # bytes of address space; 89 million pixels of 16 bits take half of it
 SLICES = 20  # per timeout: a pause by Ctrl-Z costs one slice and does not blame an image
 LENGTH = struct.Struct(">Q")  # before each frame
@@ -47,6 +55,7 @@ class DecodeWorkers:
         as_jpeg: return the pixels encoded by `to_jpeg`.
         seconds: timeout per image, after which its process is killed.
         max_pixels: of an image; one that has more is not decoded.
+        ranges: of values with more than 8 bits, as `decode` takes them.
     """
 
     def __init__(
@@ -56,9 +65,10 @@ class DecodeWorkers:
         as_jpeg: bool = False,
         seconds: float = SECONDS_PER_IMAGE,
         max_pixels: int = MAX_PIXELS,
+        ranges: Ranges | None = None,
     ):
         self._size, self._resize, self._as_jpeg, self._seconds = size, resize, as_jpeg, seconds
-        self._max_pixels = max_pixels
+        self._max_pixels, self._ranges = max_pixels, json.dumps(to_json(ranges or {}))
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -126,7 +136,7 @@ class DecodeWorkers:
             worker = self._idle.pop() if self._idle else None
         if worker is None:
             kind = "jpeg" if self._as_jpeg else "pixels"
-            worker = _Worker(self._size, self._resize, kind, self._seconds, self._max_pixels)
+            worker = _Worker(self._size, self._resize, kind, self._seconds, self._max_pixels, self._ranges)
         with self._lock:
             if not self._is_closed:
                 self._busy.add(worker)
@@ -233,7 +243,8 @@ class _Worker:
 def main() -> None:
     """Answers requests until there are no more, or until the parent process is gone."""
     size, resize, kind, seconds = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
-    Image.MAX_IMAGE_PIXELS = int(sys.argv[5])
+    limit_pixels(int(sys.argv[5]))
+    ranges = from_json(json.loads(sys.argv[6]))
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     with suppress(OSError):  # out of memory, the kernel kills this process rather than the run
         Path("/proc/self/oom_score_adj").write_text("500")
@@ -246,7 +257,7 @@ def main() -> None:
         asked = _asked(requests, *LENGTH.unpack(length))
         # CPU time after which the kernel ends this process, also in a loop that holds Python's lock.
         signal.setitimer(signal.ITIMER_PROF, 2 * seconds)
-        digest, image = _read_and_decode(asked, size, resize)
+        digest, image = _read_and_decode(asked, size, resize, ranges)
         content = b""
         if not image.problem:
             content = to_jpeg(image.pixels) if kind == "jpeg" else image.pixels.tobytes()
@@ -270,13 +281,15 @@ def _asked(requests: BinaryIO, length: int) -> Path | FilePart | bytes:
     return FilePart(Path(path), *part) if part else Path(path)
 
 
-def _read_and_decode(asked: Path | FilePart | bytes, size: int, resize: str) -> tuple[str, Decoded]:
+def _read_and_decode(
+    asked: Path | FilePart | bytes, size: int, resize: str, ranges: Ranges
+) -> tuple[str, Decoded]:
     """Reads the file once, so that hash and pixels are of the same bytes."""
     try:
         content = asked if isinstance(asked, bytes) else read_file(asked)
     except (OSError, ValueError, MemoryError):
         return "", decode(asked, size, resize)  # for its problem
-    return content_hash(content), decode(content, size, resize)
+    return content_hash(content), decode(content, size, resize, ranges)
 
 
 def _write(answers: BinaryIO, *frames: bytes) -> None:
