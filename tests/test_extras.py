@@ -43,6 +43,7 @@ def use_tensorboard(small_config, tmp_path):
         ("kagglehub", "kaggle", lambda config, folder: pharma.load(folder)),
         ("cleanlab.filter", "audit", lambda config, folder: find_label_issues(np.eye(4), np.arange(4), np.arange(4))),
         ("tensorboard", "tensorboard", use_tensorboard),
+        ("pillow_heif", "heic", lambda config, folder: short_side(heic_file(folder))),
         ("fastapi", "serve", lambda config, folder: serve.main([str(ROOT / "tests/old_runs/runs/finished_a")])),
     ],
 )
@@ -76,7 +77,8 @@ def test_every_pinned_version_is_in_the_range_of_the_project():
 
 def test_the_base_packages_are_enough_for_what_is_imported_at_once():
     """Modules that only extras bring are imported inside functions; `serve` imports all of `serving` so."""
-    optional = {"boto3", "botocore", "datasets", "pyarrow", "kagglehub", "cleanlab", "tensorboard", "huggingface_hub"}
+    optional = {"pillow_heif"}
+    optional |= {"boto3", "botocore", "datasets", "pyarrow", "kagglehub", "cleanlab", "tensorboard", "huggingface_hub"}
     optional |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
     for path in sorted((ROOT / "transfer_learning").rglob("*.py")):
         if path.parent.name == "serving":

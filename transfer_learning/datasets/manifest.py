@@ -26,6 +26,7 @@ from transfer_learning.datasets.dataset import (
     DROPPED,
     DUPLICATE_IN_OTHER_SPLIT,
     GROUP_IN_OTHER_SPLIT,
+    MISSING_EXTRA,
     SPLITS,
     UNSEEN,
     Dataset,
@@ -163,6 +164,11 @@ def _skip_unreadable(manifest: pd.DataFrame, skip_unreadable: bool) -> None:
     bad = manifest[(manifest["problem"] != "") & (manifest["kind"] != DROPPED)]
     if bad.empty:
         return
+    if (num_missing := int((bad["kind"] == MISSING_EXTRA).sum())) and not skip_unreadable:
+        raise MissingExtra(
+            f"{num_missing:,} of {len(manifest):,} images are HEIC, which need the package pillow-heif; install it with: "
+            "pip install 'transfer-learning[heic]', or leave them out with --skip-unreadable."
+        )
     named = "; ".join(f"{row.file or row.id}: {row.problem}" for row in bad.head(3).itertuples())
     more = f"; and {len(bad) - 3:,} more" if len(bad) > 3 else ""
     images = f"{len(bad):,} of {len(manifest):,} images cannot be read ({named}{more})"
@@ -195,9 +201,12 @@ def _drop_cross_split_duplicates(manifest: pd.DataFrame) -> None:
     problems: dict[int, tuple[str, str]] = {}
     for column, (kind, others_are) in LEAK_REASONS.items():
         highest: dict[str, int] = {}
-        for key, rank in zip(used[column], ranks, strict=True):
+        keys = used[column]
+        if column == "sha256":  # images of one colour have a place in the hash of their pixels, and show nothing twice
+            keys = keys.where(~used["pixels"].str.contains(" "), "")
+        for key, rank in zip(keys, ranks, strict=True):
             highest[key] = max(rank, highest.get(key, 0))
-        for row, key, rank in zip(used.index, used[column], ranks, strict=True):
+        for row, key, rank in zip(used.index, keys, ranks, strict=True):
             if key and highest[key] > rank:
                 problems.setdefault(row, (kind, f"{others_are} in the split {SPLITS[highest[key]]}"))
     skipped = list(problems)

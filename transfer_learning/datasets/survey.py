@@ -5,10 +5,9 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from transfer_learning.datasets.dataset import Dataset, Source
-from transfer_learning.datasets.decoding.decode import FORMATS, open_file
+from transfer_learning.datasets.decoding.decode import short_side
 
 NUM_HEADERS = 200  # enough for a median
 
@@ -42,7 +41,6 @@ def _short_side(source: Source) -> int:
     if isinstance(source, np.ndarray):
         return min(source.shape[:2])
     try:
-        with open_file(source) as file, Image.open(file, formats=FORMATS) as image:
-            return min(image.size)
+        return short_side(source)
     except Exception:  # as in `decode`, which reports the problem later
         return 0

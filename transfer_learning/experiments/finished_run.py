@@ -12,6 +12,7 @@ import pandas as pd
 
 from transfer_learning.cli.console import muted
 from transfer_learning.config import RunConfig
+from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
@@ -45,6 +46,11 @@ class FinishedRun:
     def environment(self) -> dict[str, Any]:
         """The content of ``environment.json``."""
         return read_json(self.run_dir.environment, device=dict, dataset=dict)
+
+    @property
+    def value_ranges(self) -> value_range.Ranges:
+        """The value ranges of images with more than 8 bits that it was trained with."""
+        return value_range.recorded(self.environment)
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
@@ -99,7 +105,7 @@ class FinishedRun:
         Raises:
             UserError: images, labels, splits or classes have changed since, or `split` has no images.
         """
-        data = load_prepared(self.config)
+        data = load_prepared(self.config, self.value_ranges)
         if data.fingerprint != self.environment["dataset"]["fingerprint"]:
             raise UserError(
                 f"The images, labels, splits or order of classes of {self.config.dataset} are not those that "

@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import logging
 import math
 import os
 from collections import Counter
@@ -13,13 +14,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from transfer_learning.datasets.dataset import Source
-from transfer_learning.datasets.decoding.decode import IMAGE_SUFFIXES, Decoded, decode
+from transfer_learning.datasets.decoding.decode import Decoded, decode
+from transfer_learning.datasets.decoding.formats import IMAGE_SUFFIXES
+from transfer_learning.datasets.decoding.value_range import values_in
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.sources import archive, table
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import usable_cores
+
+logger = logging.getLogger(__name__)
 
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
 COLUMNS = ["file", "class", "confidence", "rejected", "problem"]  # of a table of predictions
@@ -96,7 +101,9 @@ def predict_images(
         tta: "flip" averages the probabilities of an image and of the mirrored one.
         progress: called with the number of images done, and of all.
     """
-    workers = DecodeWorkers(predictor.image_size, predictor.resize)
+    ranges = getattr(predictor, "value_ranges", {})  # an export may have none
+    workers = DecodeWorkers(predictor.image_size, predictor.resize, ranges=ranges)
+    warned: set[str] = set()
 
     def decoded(image: Image) -> Decoded:
         if isinstance(image.source, np.ndarray):
@@ -107,6 +114,13 @@ def predict_images(
         for start in range(0, len(images), IMAGES_AT_A_TIME):
             chunk = images[start : start + IMAGES_AT_A_TIME]
             results = list(threads.map(decoded, chunk))
+            kinds = {values.kind for result in results if (values := values_in(result.remarks))}
+            for kind in sorted(kinds - set(ranges) - warned):
+                warned.add(kind)
+                logger.warning(
+                    f"Some images have {kind} values, for which the run has no value range, so their type decides what "
+                    "is white; give images like those it was trained on."
+                )
             readable = [result.pixels for result in results if result.pixels is not None]
             predicted: Iterator[np.ndarray] = iter(())
             if readable:

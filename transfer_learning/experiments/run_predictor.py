@@ -37,6 +37,7 @@ class RunPredictor:
         self.class_names = self._classifier.class_names
         self.image_size, self.resize = run.config.stored_size, run.config.resize
         self.rejection_threshold = self._classifier.rejection_threshold
+        self.value_ranges = run.value_ranges  # of images with more than 8 bits
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
         """Returns float32 (n, classes) of uint8 (n, size, size, 3), with the bits of ``predictions/test.csv``."""
@@ -73,7 +74,9 @@ class RunPredictor:
         """
         rows = self._run.examples("val", ["file", "sha256"])
         rows = rows.iloc[np.linspace(0, len(rows) - 1, min(REFERENCE_IMAGES, len(rows))).astype(int)]
-        with DecodeWorkers(self.image_size, self.resize) as workers, ThreadPoolExecutor(usable_cores()) as threads:
+        with DecodeWorkers(self.image_size, self.resize, ranges=self.value_ranges) as workers, ThreadPoolExecutor(
+            usable_cores()
+        ) as threads:
             decoded = list(threads.map(workers.decode, map(Path, rows["file"])))
         pixels = [image.pixels for _, image in decoded if not image.problem]
         if not pixels or len(pixels) < len(rows) or [digest for digest, _ in decoded] != list(rows["sha256"]):

@@ -91,7 +91,8 @@ def run_experiment(
 
             # The images: decoded into the cache, divided into splits.
             with stage("decode"):
-                data = prepare_dataset(dataset, config, ranges=recorded_ranges(begun_with) if begun_with else None)
+                begun_ranges = value_range.recorded(begun_with) if begun_with else None
+                data = prepare_dataset(dataset, config, ranges=begun_ranges)
             del dataset, without_unseen  # the paths of a million images take a gigabyte
             check_splits(config, data)
             logger.info(f"{data.describe()}.")

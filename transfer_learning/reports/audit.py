@@ -195,7 +195,9 @@ def _colours(files: pd.DataFrame) -> list[tuple[str, int, str]]:
     modes = words.map(lambda words: " ".join([words[1], *(word for word in words if word in shown)]))
     rows = []
     for mode, count in modes.value_counts().items():
-        kinds = ["16 bits" if "16-bit" in mode else COLOURS.get(mode.split()[0], "other colours")]
+        kinds = [
+            "more than 8 bits" if "16-bit" in mode or mode == "F" else COLOURS.get(mode.split()[0], "other colours")
+        ]
         kinds += ["transparent"] if "transparent" in mode else []
         rows.append((mode, count, ", ".join(KINDS[kind] for kind in kinds if kind) or "as it is"))
     return rows
@@ -227,7 +229,8 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
     lost, side = _shares_lost(files), 2 * THUMBNAIL
     order = lost.sort_values(ascending=False, kind="stable").index.to_numpy()
     chosen = order[np.unique(np.linspace(0, max(0, len(order) - 1), min(NUM_SEEN, len(order))).astype(int))]
-    with DecodeWorkers(side, "pad") as workers, ThreadPoolExecutor(usable_cores()) as threads:
+    workers = DecodeWorkers(side, "pad", ranges=data.images.ranges)
+    with workers, ThreadPoolExecutor(usable_cores()) as threads:
 
         def original(position: int) -> np.ndarray | None:
             content = dataset.examples[position].source

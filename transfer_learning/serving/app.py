@@ -91,7 +91,11 @@ class Service:
         self.metrics = Metrics(predictor.class_names, self.drift)
         self._batcher = Batcher(self._predict, self.metrics.batch_size.observe)
         self._workers = DecodeWorkers(
-            predictor.image_size, predictor.resize, seconds=SECONDS_TO_DECODE, max_pixels=limits.pixels
+            predictor.image_size,
+            predictor.resize,
+            seconds=SECONDS_TO_DECODE,
+            max_pixels=limits.pixels,
+            ranges=getattr(predictor, "value_ranges", {}),  # an export may have none
         )
         self._threads = ThreadPoolExecutor(DECODERS_PER_CORE * usable_cores(), "decode")
         self._in_work = 0  # images

@@ -15,9 +15,16 @@ from transfer_learning.datasets.audit import near_duplicates as near
 from transfer_learning.datasets.audit.kinds import ELONGATED, ENLARGED, KINDS, LARGE_BYTES, LARGE_PIXELS, REVIEWED
 from transfer_learning.datasets.audit.label_issues import distances_to_class, find_label_issues, outliers
 from transfer_learning.datasets.dataset import DROPPED, Dataset, Source
-from transfer_learning.datasets.decoding.decode import IMAGE_SUFFIXES
+from transfer_learning.datasets.decoding.formats import (
+    IMAGE_SUFFIXES,
+    OTHER_SUFFIXES,
+    SUFFIXES,
+    begins_like_an_image,
+    suffix_of,
+)
+from transfer_learning.datasets.decoding.value_range import values_in
 from transfer_learning.datasets.prepared import PreparedDataset
-from transfer_learning.datasets.sources.folder import OTHER_SUFFIXES, is_hidden
+from transfer_learning.datasets.sources.folder import is_hidden
 from transfer_learning.errors import MissingExtra
 
 # Thresholds of near-duplicates. Of drawn_pills saved at JPEG quality 50 or at half the size, nine of ten images keep
@@ -31,11 +38,6 @@ MAX_COMPARED = 100_000  # images whose features are compared with each other: th
 # Modes of Pillow: the finding for each, "" for none.
 COLOURS = {"CMYK": "CMYK", "RGB": "", "RGBA": ""} | dict.fromkeys(("P", "PA"), "palette")
 COLOURS |= dict.fromkeys(("L", "LA", "1"), "grey")
-FORMATS: dict[str, tuple[str, ...]] = {
-    name: (f".{name.lower()}",) for name in ("PNG", "BMP", "GIF", "WEBP")
-}  # suffixes
-FORMATS |= {"TIFF": (".tif", ".tiff"), **dict.fromkeys(("JPEG", "MPO"), (".jpg", ".jpeg", ".jfif"))}
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 Finding = tuple[int, str, str]  # position of the file in `Audit.files`, kind, detail
 
 
@@ -195,23 +197,12 @@ def _skipped_and_ignored(dataset: Dataset, data: PreparedDataset, files: pd.Data
     skipped = data.manifest[data.manifest["split"] == ""]
     yield from skipped[["kind", "problem"]].itertuples(name=None)
     for position, id in files.loc[files["what"] == "ignored", "id"].items():
-        suffix = Path(id).suffix.lower()
+        suffix = suffix_of(id)
         if suffix in OTHER_SUFFIXES:
             yield position, "unsupported format", suffix
         elif dataset.folder and suffix not in IMAGE_SUFFIXES and not any(map(is_hidden, Path(id).parts)):
-            if _begins_like_an_image(dataset.folder / id):
+            if begins_like_an_image(dataset.folder / id):
                 yield position, "image without image suffix", ""
-
-
-def _begins_like_an_image(path: Path) -> bool:
-    try:
-        if not path.is_file():
-            return False
-        with open(path, "rb") as file:
-            beginning = file.read(12)
-    except OSError:
-        return False
-    return beginning.startswith(SIGNATURES) or (beginning[:4] == b"RIFF" and beginning[8:] == b"WEBP")
 
 
 def _file_findings(dataset: Dataset, files: pd.DataFrame, stored_size: int) -> Iterator[Finding]:
@@ -226,16 +217,18 @@ def _file_findings(dataset: Dataset, files: pd.DataFrame, stored_size: int) -> I
             yield row.Index, "elongated", size
         if row.remarks:
             source = dataset.examples[row.Index].source
-            suffix = source.suffix.lower() if isinstance(source, Path) else None  # the id may have another one
+            suffix = suffix_of(source) if isinstance(source, Path) else None  # the id may have another one
             yield from ((row.Index, *remark) for remark in _remark_findings(row.remarks, suffix))
 
 
 def _remark_findings(remarks: str, suffix: str | None) -> Iterator[tuple[str, str]]:
     kind, mode, *words = remarks.split()
-    if suffix is not None and suffix not in FORMATS.get(kind, (suffix,)):
-        yield "wrong suffix", f"{suffix or 'no suffix'}, and {kind} inside"
-    if "16-bit" in words:
-        yield "16 bits", mode
+    if suffix and suffix not in SUFFIXES.get("JPEG" if kind == "MPO" else kind, (suffix,)):
+        yield "wrong suffix", f"{suffix}, and {kind} inside"
+    if values := values_in(remarks):
+        yield "more than 8 bits", f"{mode}, {values.kind}"
+    elif "16-bit" in words:
+        yield "more than 8 bits", mode
     elif colour := COLOURS.get(mode, "other colours"):
         yield colour, mode
     if "transparent" in words:

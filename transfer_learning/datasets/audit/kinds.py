@@ -20,6 +20,7 @@ KINDS = {
     dataset.NOT_AN_IMAGE: "the name is that of an image, the content is of no supported format",
     dataset.TOO_MANY_PIXELS: "not decoded, because it could fill the memory",
     dataset.UNREADABLE_FILE: "missing, not permitted, damaged, or fatal to the decoder",
+    dataset.MISSING_EXTRA: "HEIC; decoded once pillow-heif is there: pip install 'transfer-learning[heic]'",
     dataset.DROPPED: "left out, as --corrections says",
     "outlier": "far from all other images of its class; review it in corrections.csv",
     "single colour": "the image shows nothing; review it in corrections.csv",
@@ -38,7 +39,7 @@ KINDS = {
     "CMYK": "converted to RGB without its colour profile",
     "palette": "converted to RGB",
     "transparent": "put over white",
-    "16 bits": "reduced to the upper 8 bits",
+    "more than 8 bits": "scaled to 8 bits by the value range of all such images",
     "grey": "its channel is used three times",
     "other colours": "converted to RGB by Pillow",
 }

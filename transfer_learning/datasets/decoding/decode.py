@@ -31,6 +31,7 @@ from transfer_learning.datasets.decoding.formats import NUM_BYTES, SUFFIXES, for
 from transfer_learning.errors import MissingExtra, needs_extra
 
 FORMATS = tuple(name for name in SUFFIXES if name != "HEIF")  # that Pillow decodes without another package
+NO_IMAGE = f"it is none of {', '.join(SUFFIXES)}"
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least this many times the requested pixels per side
 # for the antialiased resize. On photos, 1.5 differs from a full decode by 0.2 grey levels more than 2 does, and saves
 # 24 % of the time of 12 megapixels.
@@ -155,8 +156,8 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
         return failed(TOO_MANY_PIXELS, f"too many pixels ({error})")
     except UnidentifiedImageError:
         kind = format_of(content[:NUM_BYTES])
-        reason = f"its kind of {kind} is not supported, 8 or 16 bits or 32-bit floats are" if kind else f"it is none of {', '.join(SUFFIXES)}"
-        return failed(NOT_AN_IMAGE, f"cannot be decoded ({reason})")
+        reason = f"a {kind} that is damaged, or of a kind that is not supported"
+        return failed(NOT_AN_IMAGE, f"cannot be decoded ({reason if kind else NO_IMAGE})")
     except MemoryError:
         return failed(UNREADABLE_FILE, "decoding it takes too much memory")
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error and more
@@ -211,7 +212,8 @@ def _or_repaired(content: bytes, decode_file: Callable[[bytes], Decoded]) -> Dec
         if content.startswith(b"\xff\xd8") and TRUNCATED.search(str(error)) and metadata.jpeg_has_all_scans(content):
             # libjpeg fills missing pixels and does not say so: they differ if something else is where they were.
             with suppress(Exception):
-                ended, filled = (decode_file(content + filling + b"\xff\xd9") for filling in (b"", FILLING))
+                begun = content.rstrip(b"\xff")
+                ended, filled = (decode_file(begun + filling + b"\xff\xd9") for filling in (b"", FILLING))
                 if np.array_equal(ended.pixels, filled.pixels):
                     return ended
         raise
@@ -252,6 +254,7 @@ def _open(
         file.draft("RGB", (math.ceil(ROOM_TO_RESIZE * size),) * 2)
         file.decodermaxblock = len(content)  # all at once: Pillow's usual 64 KB cost libjpeg 4 % of its time
     _check_memory(file, width * height, stored_mode)
+    orientation = _orientation(file)
     deep.keep_from_exif(file)
     image: Image.Image = file
     seen = ""
@@ -269,7 +272,8 @@ def _open(
             if values.alpha is not None:
                 image.putalpha(Image.fromarray(value_range.scaled(values.alpha, limits)))
         del values
-    orientation = _orientation(file)  # after the pixels, behind which a PNG may have it
+    if file.format == "PNG":  # which may have it behind the pixels
+        orientation = _orientation(file)
     if image.mode.startswith("I") or image.mode == "F":
         image = _by_type(image)
     image = _to_rgb(_smaller(image, size))

@@ -100,12 +100,7 @@ class JpegPixels:
 
 
 def cached_images(
-    dataset: Dataset,
-    size: int,
-    resize: str,
-    cache: Cache,
-    decoded_gb: float = 16.0,
-    ranges: Ranges | None = None,
+    dataset: Dataset, size: int, resize: str, cache: Cache, decoded_gb: float = 16.0, ranges: Ranges | None = None
 ) -> CachedImages:
     """Returns the decoded images of `dataset`; those that are not in the cache are decoded first.
 

@@ -9,7 +9,7 @@ more image seldom changes it. Images of 8 bits are never scaled.
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -128,9 +128,14 @@ def to_json(ranges: Ranges) -> dict[str, list[float]]:
     return {kind: list(limits) for kind, limits in sorted(ranges.items())}
 
 
-def from_json(values: Mapping[str, list[float]] | None) -> dict[str, Range] | None:
-    """The ranges of a run; None for a run of an earlier version, which had none."""
-    return None if values is None else {kind: (float(low), float(high)) for kind, (low, high) in values.items()}
+def from_json(values: Mapping[str, list[float]] | None) -> dict[str, Range]:
+    """The ranges of a run; none for one of an earlier version, which converted values by their type."""
+    return {kind: (float(low), float(high)) for kind, (low, high) in (values or {}).items()}
+
+
+def recorded(environment: Mapping[str, Any]) -> dict[str, Range]:
+    """The ranges in the content of an ``environment.json``."""
+    return from_json(environment["dataset"].get("value_ranges"))
 
 
 def _parts(array: np.ndarray) -> Iterable[np.ndarray]:

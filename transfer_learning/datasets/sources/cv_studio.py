@@ -10,7 +10,6 @@ are fractions of the image's sides, or pixels if one of them is above 2; boxes a
 and labels that the project does not list are ignored. Everything ignored is reported with its reason.
 """
 
-import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
-from transfer_learning.datasets.decoding.decode import FORMATS, content_hash, decode, read_file, seen_size, upright
+from transfer_learning.datasets.decoding.decode import content_hash, decode, full_size, read_file, upright
 from transfer_learning.datasets.sources import s3
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
@@ -167,8 +166,7 @@ def _cut(image: AnnotatedImage, folder: Path) -> Sequence[Path | str]:
     picture: Image.Image | None = None
     crops: list[Path | str] = []
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as header:
-            size = seen_size(header)
+        size = full_size(content)
         for annotation in image.annotations.values():
             box = _pixels(annotation, *size)
             if isinstance(box, str):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
-from transfer_learning.datasets.decoding.decode import IMAGE_SUFFIXES
+from transfer_learning.datasets.decoding.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES, begins_like_an_image, suffix_of
 from transfer_learning.errors import UserError
 
 SPLIT_FOLDERS = {
@@ -18,36 +18,11 @@ SPLIT_FOLDERS = {
     "testing": "test",
 }
 
-# Image formats that are not decoded; some of their decoders have a long history of security holes.
-OTHER_SUFFIXES = frozenset(
-    {
-        ".heic",
-        ".heif",
-        ".avif",
-        ".jxl",
-        ".jp2",
-        ".j2k",
-        ".svg",
-        ".psd",
-        ".xcf",
-        ".tga",
-        ".ico",
-        ".eps",
-        ".raw",
-        ".dng",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".orf",
-        ".rw2",
-    }
-)
 LINK_BACK = "a link to one of its parent folders"
 
 
 def read(root: Path) -> Dataset:
-    """Lists every file below `root`, as an example or as ignored with a reason; no file is opened.
+    """Lists every file below `root`, as an example or as ignored with a reason; only files without suffix are opened.
 
     A class is a folder right below `root` (or below a split folder), with all images in it at any depth. If `root`
     holds nothing but one folder, as an unpacked archive often does, that folder is used.
@@ -146,9 +121,10 @@ def reason_to_ignore(path: Path, root: Path) -> str:
         return "hidden, or left behind by a zip program or the system"
     if path.exists() and not path.is_file():  # reading a pipe would block; `decode` reports a broken link
         return LINK_BACK if path.is_dir() else "neither a file nor a folder"
-    if path.suffix.lower() in OTHER_SUFFIXES:
-        return f"unsupported image format ({path.suffix.lower()}); convert it to JPEG or PNG to use it"
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        suffix = path.suffix.encode(errors="replace").decode()  # a name need not be UTF-8
-        return f"not named like an image ({suffix or 'no suffix'})"
-    return ""
+    suffix = suffix_of(path)
+    if suffix in OTHER_SUFFIXES:
+        return f"unsupported image format ({suffix}); convert it to JPEG or PNG to use it"
+    if suffix in IMAGE_SUFFIXES or not suffix and begins_like_an_image(path):
+        return ""
+    printable = path.suffix.encode(errors="replace").decode()  # a name need not be UTF-8
+    return f"not named like an image ({printable})" if printable else "no image, and without suffix"

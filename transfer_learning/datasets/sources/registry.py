@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.decoding.formats import count_by_suffix, explain_other_file
 from transfer_learning.datasets.sources import archive, folder, table
 from transfer_learning.errors import UserError, did_you_mean
 
@@ -71,6 +72,9 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
     elif archive.is_archive(Path(name)):
         dataset = archive.read(Path(name), Path(data_dir))
     elif Path(name).is_file():
+        if explained := explain_other_file(Path(name)):
+            what, advice = explained
+            raise UserError(f"--dataset {name} is {what}, and a folder, archive or table was expected; {advice}.")
         dataset = table.read(Path(name))
     else:
         known = [*DATASETS, *(f"{scheme}:PLACE" for scheme in SCHEMES)]
@@ -91,9 +95,10 @@ def scheme_of(name: str) -> tuple[str, str]:
 def check(dataset: Dataset) -> None:
     """Raises UserError for a dataset on which no classifier can be trained."""
     if not dataset.examples:
+        holds = count_by_suffix(name for name, _ in dataset.ignored)
         raise UserError(
-            f"{dataset.name} has no images; give a folder with one subfolder of images per class, as in cats/1.jpg, "
-            "dogs/2.jpg."
+            f"{dataset.name} has no images{f', but {holds}' if holds else ''}; give a folder with one subfolder of images "
+            "(JPEG, PNG, TIFF, WebP, GIF, BMP, PPM, AVIF or HEIC) per class, as in cats/1.jpg, dogs/2.jpg."
         )
     for example in dataset.examples:
         try:
