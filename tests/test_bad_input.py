@@ -76,7 +76,7 @@ def class_whose_one_image_is_for_the_test(folder):
 def class_without_image(folder):
     draw_photos(folder)
     (folder / "birds").mkdir()
-    (folder / "birds" / "1.heic").write_bytes(b"x")
+    (folder / "birds" / "1.jp2").write_bytes(b"x")
 
 
 def splits_beside_others(folder):

@@ -15,7 +15,7 @@ def mixed(here):
     for name in ("mixed/a.png", "mixed/below/b.jpg"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8)).save(here / name)
-    for name in ("IMG_1.HEIC", "IMG_2.heic", "notes.txt", ".DS_Store"):
+    for name in ("IMG_1.JP2", "IMG_2.jp2", "notes.txt", ".DS_Store"):
         (here / "mixed" / name).write_bytes(b"no image")
     return here / "mixed"
 
@@ -28,7 +28,7 @@ def test_a_folder_counts_the_files_that_are_no_images_by_reason(mixed):
     found = find_images(["mixed"], "data")
     assert names(found) == ["mixed/a.png", "mixed/below/b.jpg"]
     text = found.describe_ignored()
-    assert text.startswith("4 other files ignored: 2 unsupported image format (.heic)")
+    assert text.startswith("4 other files ignored: 2 unsupported image format (.jp2)")
     assert "1 not named like an image (.txt)" in text and "1 hidden" in text
 
 
@@ -44,14 +44,14 @@ def test_an_archive_a_table_and_a_known_dataset_are_taken_as_by_run(mixed, here)
     ("place", "words"),
     [
         ("missing", "There is no image and no folder missing"),
-        ("only", "only holds no images (2 other files ignored: 2 unsupported image format (.heic)"),
+        ("only", "only holds no images (2 other files ignored: 2 unsupported image format (.jp2)"),
         ("empty", "empty holds no images; give"),
     ],
 )
 def test_a_place_without_images_says_what_is_there(place, words, mixed, here):
     (here / "empty").mkdir()
     (here / "only").mkdir()
-    for name in ("IMG_1.HEIC", "IMG_2.heic"):
+    for name in ("IMG_1.JP2", "IMG_2.jp2"):
         (mixed / name).rename(here / "only" / name)
     with pytest.raises(UserError) as caught:
         find_images([mixed, place], "data")

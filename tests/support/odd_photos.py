@@ -50,8 +50,8 @@ def make_odd_photos(root: Path, num_plain: int = 12) -> dict[str, str]:
     expect("unreadable file", "round.jpg").symlink_to(here / "round.jpg")
     drawing(0, 101).save(expect("wrong suffix", "jpeg.png"), "JPEG")
     drawing(0, 102).save(expect("image without image suffix", "photo.txt"), "PNG")
-    for number, suffix in enumerate((".heic", ".avif", ".HEIF")):
-        expect("unsupported format", f"phone {number}{suffix}").write_bytes(b"\0\0\0\x18ftypheic")
+    for number, suffix in enumerate((".jp2", ".dng", ".JXL")):
+        expect("unsupported format", f"phone {number}{suffix}").write_bytes(b"\0\0\0\x0cjP  ")
     drawing(0, 103).save(expect("", "good.webp"))
     drawing(0, 104, 9, 8).save(expect("too small", "small.png"))
     drawing(0, 105, 600, 20).save(expect("elongated", "long.png"))
@@ -62,8 +62,8 @@ def make_odd_photos(root: Path, num_plain: int = 12) -> dict[str, str]:
     alpha.putalpha(drawing(0, 109).convert("L"))
     alpha.save(expect("transparent", "alpha.png"))
     grey = np.asarray(drawing(0, 110).convert("L"))
-    Image.fromarray(grey.astype(np.uint16) * 257).save(expect("16 bits", "sixteen.png"))
-    Image.fromarray(grey.astype(np.uint16) * 257).save(expect("16 bits", "sixteen.tif"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(expect("more than 8 bits", "sixteen.png"))
+    Image.fromarray(grey.astype(np.uint16) * 257).save(expect("more than 8 bits", "sixteen.tif"))
     drawing(0, 111).convert("L").save(expect("grey", "grey.jpg"))
     drawing(0, 112).convert("LAB").save(expect("other colours", "lab.tif"))
     turned = Image.Exif()

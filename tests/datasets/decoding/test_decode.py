@@ -227,10 +227,10 @@ UNREADABLE = {
     "cut png": (bytes_of("PNG")[:100], TRUNCATED_FILE, "cannot be decoded"),
     "cut webp": (bytes_of("WEBP")[:40], UNREADABLE_FILE, "cannot be decoded"),
     "damaged png": (bytes_of("PNG").replace(b"IDAT", b"IDAT\0\0\0\0", 1), TRUNCATED_FILE, "cannot be decoded"),
-    "a format outside the list": (bytes_of("PPM"), NOT_AN_IMAGE, "cannot be decoded"),
+    "a format outside the list": (bytes_of("TGA"), NOT_AN_IMAGE, "cannot be decoded"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", NOT_AN_IMAGE, "cannot be decoded"),
     "huge": (png_that_promises(60_000, 60_000), TOO_MANY_PIXELS, "too many pixels"),
-    "large": (png_that_promises(12_000, 9_000), TOO_MANY_PIXELS, "too many pixels"),
+    "large": (png_that_promises(20_000, 15_000), TOO_MANY_PIXELS, "too many pixels"),
 }
 
 
@@ -330,8 +330,8 @@ def turned(orientation):
         (lambda: Image.new("RGBA", (9, 9), (1, 2, 3, 99)), "a.webp", {}, "WEBP RGBA transparent"),
         (lambda: picture().convert("1"), "a.tif", {"compression": "group4"}, "TIFF 1"),
         (picture, "a.tif", {"exif": turned(3), "compression": "tiff_lzw"}, "TIFF RGB turned-3"),
-        (sixteen_bits, "a.png", {}, "PNG I;16 16-bit"),
-        (sixteen_bits, "a.tif", {}, "TIFF I;16 16-bit"),
+        (sixteen_bits, "a.png", {}, "PNG I;16 16-bit values=uint16,40000.0,40000.0,0"),
+        (sixteen_bits, "a.tif", {}, "TIFF I;16 16-bit values=uint16,40000.0,40000.0,0"),
         (
             lambda: picture().convert("P"),
             "a.gif",
@@ -349,7 +349,8 @@ def test_it_remarks_what_the_file_was(make, name, options, remarks, tmp_path):
 
 
 def test_sixteen_bits_in_colour_are_remarked_although_pillow_reads_eight():
-    assert decode(sixteen_bits_in_colour(), SIZE, "squash").remarks == "PNG RGB 16-bit"
+    expected = "PNG RGB 16-bit values=uint16,32768.0,32768.0,0"
+    assert decode(sixteen_bits_in_colour(), SIZE, "squash").remarks == expected
 
 
 def test_a_damaged_second_picture_costs_a_remark_alone(tmp_path):

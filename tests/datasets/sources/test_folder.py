@@ -106,7 +106,7 @@ def test_every_file_is_used_or_ignored_for_a_reason(tmp_path):
         "__MACOSX/a/1.jpg": "left behind",
         "a/labels.txt": "not named like an image (.txt)",
         "README": "no suffix",
-        "b/1.heic": ".heic",
+        "b/1.jp2": ".jp2",
         ".drawn_pills_version": "hidden",
         ".ipynb_checkpoints/1.jpg": "hidden",
     }

@@ -169,7 +169,8 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
 def full_size(content: bytes) -> tuple[int, int]:
     """Width and height after the EXIF rotation, from the header; raises whatever the decoder does."""
     with _opened(io.BytesIO(content), content[:NUM_BYTES]) as file:
-        return file.size[::-1] if _orientation(file) >= 5 else file.size
+        is_turned = _orientation(file) >= 5 and file.format != "TIFF"  # whose size is that after the rotation
+        return file.size[::-1] if is_turned else file.size
 
 
 def short_side(source: Path | FilePart) -> int:
@@ -204,11 +205,13 @@ def _or_repaired(content: bytes, decode_file: Callable[[bytes], Decoded]) -> Dec
         return decode_file(content)
     except (MissingExtra, TooManyPixels):
         raise
-    except Exception as error:
+    except Exception as first:
+        error = first
         if bare := metadata.without_metadata(content):
-            with suppress(Exception):
+            try:
                 return decode_file(bare)
-            content = bare
+            except Exception as second:
+                error, content = second, bare
         if content.startswith(b"\xff\xd8") and TRUNCATED.search(str(error)) and metadata.jpeg_has_all_scans(content):
             # libjpeg fills missing pixels and does not say so: they differ if something else is where they were.
             with suppress(Exception):
@@ -216,7 +219,7 @@ def _or_repaired(content: bytes, decode_file: Callable[[bytes], Decoded]) -> Dec
                 ended, filled = (decode_file(begun + filling + b"\xff\xd9") for filling in (b"", FILLING))
                 if np.array_equal(ended.pixels, filled.pixels):
                     return ended
-        raise
+        raise error from None
 
 
 FILLING = bytes((37 * number + 11) % 251 for number in range(512))  # no 0xFF, which would begin a marker
@@ -276,11 +279,16 @@ def _open(
         orientation = _orientation(file)
     if image.mode.startswith("I") or image.mode == "F":
         image = _by_type(image)
+    if image.mode == "P" and not image.palette:
+        image = image.copy()  # which has one, of greys
+    is_transparent = image.has_transparency_data
     image = _to_rgb(_smaller(image, size))
-    if orientation != 1:
-        image = image.transpose(TRANSPOSES[orientation])
-    seen_size = (height, width) if orientation >= 5 else (width, height)
-    return image, seen_size, _remarks(file, stored_mode, orientation) + seen
+    if file.format == "TIFF":  # which Pillow has turned
+        seen_size = file.size
+    else:
+        image = image.transpose(TRANSPOSES[orientation]) if orientation != 1 else image
+        seen_size = (height, width) if orientation >= 5 else (width, height)
+    return image, seen_size, _remarks(file, stored_mode, orientation, is_transparent) + seen
 
 
 def _orientation(file: ImageFile.ImageFile) -> int:
@@ -318,12 +326,12 @@ def _smaller(image: Image.Image, size: int) -> Image.Image:
     return image.reduce(factor)
 
 
-def _remarks(file: ImageFile.ImageFile, stored_mode: str, orientation: int) -> str:
+def _remarks(file: ImageFile.ImageFile, stored_mode: str, orientation: int, is_transparent: bool) -> str:
     """``JPEG RGB``, ``JPEG CMYK turned-6``, ``PNG RGBA 16-bit transparent``, ``GIF P animated``."""
     words = [str(file.format), file.mode]
     if "16" in stored_mode or file.mode.startswith("I"):
         words.append("16-bit")
-    if file.has_transparency_data:
+    if is_transparent:
         words.append("transparent")
     if orientation != 1:
         words.append(f"turned-{orientation}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile
 
-from transfer_learning.datasets.decoding.metadata import significant_bits
+from transfer_learning.datasets.decoding.metadata import ORIENTATION, significant_bits
 
 BITS_PER_SAMPLE, SAMPLE_FORMAT, GDAL_NO_DATA = 258, 339, 42113  # tags of TIFF
 SIGNED = 2  # a SampleFormat
@@ -100,12 +100,12 @@ def _read_as(content: bytes, mode: str, stored_mode: str, size: tuple[int, int])
 
 
 def keep_from_exif(image: ImageFile.ImageFile) -> None:
-    """Keeps Pillow from reading all EXIF of a TIFF while it loads the pixels, and from turning these by it."""
+    """Keeps Pillow from reading all EXIF of a TIFF while it loads the pixels, which it turns by the orientation."""
     if image.format == "TIFF":
         with suppress(Exception):
             image.getexif()  # which is read once, also if that fails
         exif = image.getexif()
-        for tag in list(exif):
+        for tag in set(exif) - {ORIENTATION}:
             del exif[tag]
 
 

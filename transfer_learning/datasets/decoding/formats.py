@@ -95,6 +95,7 @@ _OTHERS = (
     _Other("a table of an office program", _SAVE_AS_CSV, (".ods", ".numbers")),
     _Other("a document", _AS_FOLDER, (".pdf", ".docx", ".doc", ".odt", ".pptx", ".ppt"), b"%PDF-"),
     _Other("an Office document", _SAVE_AS_CSV, (), b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
+    _Other("a zip archive", "rename it so that its name ends in .zip", (), b"PK\3\4"),
     _Other("a Parquet file", "pass the folder of such files as hf:FOLDER", (".parquet", ".arrow", ".feather"), b"PAR1"),
     _Other("a NumPy file", _AS_FOLDER, (".npy", ".npz"), b"\x93NUMPY"),
     _Other("an HDF5 or MATLAB file", _AS_FOLDER, (".h5", ".hdf5", ".mat"), b"\x89HDF\r\n\x1a\n"),

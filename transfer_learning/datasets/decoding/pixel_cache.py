@@ -178,7 +178,7 @@ def _decode_missing(
         names += chunk_names
         if start:
             progress(min(start, len(sources)), len(sources))
-    if filling.num_missing:
+    if filling.num_missing and not decoders.suffix:
         num_found = sum(name in filling.found for name in names)
         logger.info(f"Decoded {filling.num_added:,} images ({num_found:,} in cache).")
     return names, [filling.known[name] for name in names]

@@ -127,4 +127,4 @@ def reason_to_ignore(path: Path, root: Path) -> str:
     if suffix in IMAGE_SUFFIXES or not suffix and begins_like_an_image(path):
         return ""
     printable = path.suffix.encode(errors="replace").decode()  # a name need not be UTF-8
-    return f"not named like an image ({printable})" if printable else "no image, and without suffix"
+    return f"not named like an image ({printable})" if printable else "no suffix, and no image inside"
