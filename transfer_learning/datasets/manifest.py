@@ -102,6 +102,15 @@ def make_manifest(
     return manifest[list(COLUMNS)]
 
 
+def check_decoders(manifest: pd.DataFrame) -> None:
+    """Raises MissingExtra for images that an optional package decodes."""
+    if num_missing := int((manifest["kind"] == MISSING_EXTRA).sum()):
+        raise MissingExtra(
+            f"{num_missing:,} of {len(manifest):,} images are HEIC, which need the package pillow-heif; install it "
+            "with: pip install 'transfer-learning[heic]', or leave them out with --skip-unreadable."
+        )
+
+
 def check_classes(manifest: pd.DataFrame, class_names: tuple[str, ...]) -> None:
     """Raises UserError unless every class has an image to train on."""
     trained = set(manifest.loc[manifest["split"] == "train", "label"])
@@ -164,11 +173,8 @@ def _skip_unreadable(manifest: pd.DataFrame, skip_unreadable: bool) -> None:
     bad = manifest[(manifest["problem"] != "") & (manifest["kind"] != DROPPED)]
     if bad.empty:
         return
-    if (num_missing := int((bad["kind"] == MISSING_EXTRA).sum())) and not skip_unreadable:
-        raise MissingExtra(
-            f"{num_missing:,} of {len(manifest):,} images are HEIC, which need the package pillow-heif; install it with: "
-            "pip install 'transfer-learning[heic]', or leave them out with --skip-unreadable."
-        )
+    if not skip_unreadable:
+        check_decoders(manifest)
     named = "; ".join(f"{row.file or row.id}: {row.problem}" for row in bad.head(3).itertuples())
     more = f"; and {len(bad) - 3:,} more" if len(bad) > 3 else ""
     images = f"{len(bad):,} of {len(manifest):,} images cannot be read ({named}{more})"

@@ -11,7 +11,7 @@ from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.findings import Audit, Features, audit
 from transfer_learning.datasets.dataset import Dataset
-from transfer_learning.datasets.manifest import check_classes
+from transfer_learning.datasets.manifest import check_classes, check_decoders
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
@@ -46,6 +46,7 @@ def refuse_unusable(data: PreparedDataset, config: RunConfig) -> None:
     """Raises UserError as `run` would: for unreadable images, or a class without training images."""
     num_unreadable, num_images = int((data.images.rows < 0).sum()), len(data.manifest)
     if num_unreadable and not config.skip_unreadable:
+        check_decoders(data.manifest)
         raise UserError(
             f"{num_unreadable:,} of {num_images:,} images cannot be read, so `run` would refuse them; repair or remove "
             "them, or pass --skip-unreadable."

@@ -14,7 +14,7 @@ from tests.support import bad_images
 from tests.support.bad_images import encoded, picture, png_chunk
 from transfer_learning.datasets.dataset import TOO_MANY_PIXELS, TRUNCATED_FILE
 from transfer_learning.datasets.decoding import decode as decode_module
-from transfer_learning.datasets.decoding.decode import decode, full_size, short_side
+from transfer_learning.datasets.decoding.decode import decode, full_size, short_side, upright
 from transfer_learning.datasets.decoding.metadata import exif_orientation, orientation_of, without_metadata
 
 PNG, WEBP = encoded(picture(5), "PNG"), encoded(picture(5), "WEBP", lossless=True)
@@ -69,6 +69,7 @@ def test_odd_metadata_costs_no_picture(content):
     result = decode(content, 30, "squash")
     assert result.problem == "" and "turned" not in result.remarks
     np.testing.assert_array_equal(result.pixels, decode(PNG, 30, "squash").pixels)
+    assert full_size(content) == upright(content).size == (40, 30)
 
 
 def test_odd_exif_of_a_jpeg_or_tiff_costs_no_picture():

@@ -168,7 +168,11 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
 
 def full_size(content: bytes) -> tuple[int, int]:
     """Width and height after the EXIF rotation, from the header; raises whatever the decoder does."""
-    with _opened(io.BytesIO(content), content[:NUM_BYTES]) as file:
+    try:
+        file = _opened(io.BytesIO(content), content[:NUM_BYTES])
+    except Exception:  # as in `_or_repaired`
+        file = _opened(io.BytesIO(metadata.without_metadata(content) or content), content[:NUM_BYTES])
+    with file:
         is_turned = _orientation(file) >= 5 and file.format != "TIFF"  # whose size is that after the rotation
         return file.size[::-1] if is_turned else file.size
 
@@ -184,7 +188,12 @@ def short_side(source: Path | FilePart) -> int:
 
 def upright(content: bytes) -> Image.Image:
     """The image in RGB at its full size, after the EXIF rotation; raises whatever the decoder does."""
-    return _open(content)[0]
+
+    def decode_whole(content: bytes) -> Decoded:
+        image, (width, height), remarks = _open(content)
+        return Decoded(np.asarray(image), width, height, "", remarks)
+
+    return Image.fromarray(_or_repaired(content, decode_whole).pixels)
 
 
 def to_jpeg(pixels: np.ndarray) -> bytes:
@@ -309,7 +318,7 @@ def _check_memory(file: ImageFile.ImageFile, num_pixels: int, stored_mode: str) 
     if file.format in JPEG_FORMATS and file.info.get("progressive"):
         num_bytes += 2 * len(file.getbands()) * num_pixels  # all coefficients, at any scale
     too_many = file.format in JPEG_FORMATS and num_pixels > MAX_JPEG_PIXELS
-    if too_many or num_bytes > MAX_DECODED_BYTES and max(decoded_pixels, num_pixels // 4) > ALWAYS_DECODED:
+    if too_many or num_bytes > MAX_DECODED_BYTES and max(decoded_pixels, num_pixels // 3) > ALWAYS_DECODED:
         raise TooManyPixels(
             f"{num_pixels / 1e6:,.0f} million, which take {formatting.size(num_bytes)} of memory; the limit is "
             f"{formatting.size(MAX_DECODED_BYTES)}"

@@ -12,7 +12,8 @@ from PIL import Image, ImageFile
 
 from transfer_learning.datasets.decoding.metadata import ORIENTATION, significant_bits
 
-BITS_PER_SAMPLE, SAMPLE_FORMAT, GDAL_NO_DATA = 258, 339, 42113  # tags of TIFF
+BITS_PER_SAMPLE, PLANES, SAMPLE_FORMAT, GDAL_NO_DATA = 258, 284, 339, 42113  # tags of TIFF
+SEPARATE = 2  # PLANES
 SIGNED = 2  # a SampleFormat
 COLOUR = re.compile(r"(RGBA|RGBX|RGB|LA);16([BLN])")  # Pillow's raw modes of 16 bits in several channels
 SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -44,6 +45,8 @@ def deep_values(image: ImageFile.ImageFile, stored_mode: str, content: bytes) ->
         content: the file.
     """
     tags = getattr(image, "tag_v2", {})
+    if tags.get(PLANES) == SEPARATE and _first(tags.get(BITS_PER_SAMPLE)) == 16 and len(image.getbands()) > 1:
+        raise ValueError("separate planes of 16 bits are not supported; save it with interleaved channels")
     if found := COLOUR.fullmatch(stored_mode):
         return _colour(image, content, *found.groups())
     if image.mode == "L" and _first(tags.get(SAMPLE_FORMAT)) == SIGNED:

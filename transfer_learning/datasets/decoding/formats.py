@@ -1,6 +1,7 @@
 """Which files are images: by suffix, or by content where there is no suffix; and what other files are."""
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePath
@@ -125,7 +126,7 @@ def explain_other_file(path: Path) -> tuple[str, str] | None:
         return (
             "a single image",
             "give a folder with one subfolder of images per class; to classify this image with a finished run, use "
-            f"transfer-learning predict RUN_DIR {path}",
+            f"transfer-learning predict RUN_DIR {shlex.quote(str(path))}",
         )
     by_suffix = [other for other in _OTHERS if suffix in other.suffixes]
     by_content = [other for other in _OTHERS if other.signature and beginning.startswith(other.signature)]
