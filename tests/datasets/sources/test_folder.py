@@ -8,7 +8,12 @@ import pytest
 from transfer_learning.datasets.sources import folder
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
-from transfer_learning.experiments.prediction import image_files
+from transfer_learning.experiments.prediction import find_images
+
+
+def image_files(path):
+    """The files that `predict` takes at a path."""
+    return [image.source for image in find_images([path], "data").images]
 
 
 def lay(root, *names):
