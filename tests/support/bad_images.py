@@ -505,7 +505,7 @@ def kinds() -> dict[str, Kind]:
     add("program", ".jpg", b"\x7fELF\2\1\1" + bytes(57), UNKNOWN)
     add("zeros", ".jpg", bytes(5000), UNKNOWN)
     heic = b"\0\0\0\x18ftypheic" + bytes(12)
-    add("HEIC that is none", ".heic", heic, "skipped: a HEIF that is damaged")
+    add("HEIC that is none", ".heic", heic, "skipped: a HEIC that is damaged")
     add("PPM under a wrong name", ".png", good("PPM"))
     add("AVIF under a wrong name", ".jpg", good("AVIF"))
     add("no suffix", "", good("PNG"))

@@ -12,6 +12,7 @@ from tests.support.bad_images import picture, png_chunk
 from tests.support.deep_images import encoded, png16, pnm, tiff
 from tests.support.logs import log_messages
 from transfer_learning.config import Phase, RunConfig
+from transfer_learning.datasets.audit.findings import audit
 from transfer_learning.datasets.decoding import pixel_cache
 from transfer_learning.datasets.decoding.decode import content_hash, decode
 from transfer_learning.datasets.decoding.pixel_cache import cached_images
@@ -226,9 +227,14 @@ def test_images_of_one_colour_are_no_duplicates_of_each_other(tmp_path):
             picture(1).save(place / "picture.png")
     said = log_messages()
     config = config_of(tmp_path / "photos", tmp_path, val_fraction=0.0)
-    manifest = prepare_dataset(load_dataset(config.dataset, tmp_path), config).manifest
+    dataset = load_dataset(config.dataset, tmp_path)
+    data = prepare_dataset(dataset, config)
+    manifest = data.manifest
     assert manifest.loc[manifest["split"] == "", "id"].tolist() == ["train/alpha/picture.png", "train/beta/picture.png"]
     assert any("2 images have the same pixels and different labels" in sentence for sentence in said)
+    found = audit(dataset, data)
+    assert found.counts["single colour"] == 24 and not found.counts.keys() & {"duplicate", "near-duplicate"}
+    assert found.counts["duplicate with another label"] == 2
 
 
 @pytest.fixture(scope="module")

@@ -274,7 +274,8 @@ def _content_findings(
         examples, values = features.examples[is_compared], features.values[is_compared]
         towards = near.directions(values)
         if len(examples) <= MAX_COMPARED:
-            pairs["features"] = examples[near.near_by_features(towards, MIN_SIMILARITY)]
+            alike = examples[near.near_by_features(towards, MIN_SIMILARITY)]
+            pairs["features"] = alike[np.isin(alike, compared).all(axis=1)]  # images of one colour show nothing
             notes.append(
                 f"Near-duplicates by features: among {len(examples):,} different images, a cosine of the centered "
                 f"features of at least {MIN_SIMILARITY:g}."

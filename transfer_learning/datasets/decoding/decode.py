@@ -31,7 +31,7 @@ from transfer_learning.datasets.decoding.formats import NUM_BYTES, SUFFIXES, for
 from transfer_learning.errors import MissingExtra, needs_extra
 
 FORMATS = tuple(name for name in SUFFIXES if name != "HEIF")  # that Pillow decodes without another package
-NO_IMAGE = f"it is none of {', '.join(SUFFIXES)}"
+NO_IMAGE = f"it is none of {', '.join(FORMATS)}, HEIC"
 # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that leaves at least this many times the requested pixels per side
 # for the antialiased resize. On photos, 1.5 differs from a full decode by 0.2 grey levels more than 2 does, and saves
 # 24 % of the time of 12 megapixels.
@@ -156,7 +156,7 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
         return failed(TOO_MANY_PIXELS, f"too many pixels ({error})")
     except UnidentifiedImageError:
         kind = format_of(content[:NUM_BYTES])
-        reason = f"a {kind} that is damaged, or of a kind that is not supported"
+        reason = f"a {kind.replace('HEIF', 'HEIC')} that is damaged, or of a kind that is not supported"
         return failed(NOT_AN_IMAGE, f"cannot be decoded ({reason if kind else NO_IMAGE})")
     except MemoryError:
         return failed(UNREADABLE_FILE, "decoding it takes too much memory")
