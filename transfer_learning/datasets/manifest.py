@@ -133,8 +133,8 @@ def fingerprint(manifest: pd.DataFrame, class_names: Sequence[str], ranges: Rang
     """
     columns = manifest[["id", "sha256", "label", "split"]].replace({"split": {UNSEEN: UNSEEN_IN_FINGERPRINT}})
     rows = columns.to_csv(index=False, lineterminator="\n")
-    scaling = {kind: limits for kind, limits in to_json(ranges or {}).items() if not is_plain(kind, tuple(limits))}
-    rows += f"{json.dumps(scaling)}\n" if scaling else ""
+    scaling = {kind: limits for kind, limits in (ranges or {}).items() if not is_plain(kind, limits)}
+    rows += f"{json.dumps(to_json(scaling))}\n" if scaling else ""
     return hashlib.sha256(f"{json.dumps(list(class_names))}\n{rows}".encode()).hexdigest()
 
 

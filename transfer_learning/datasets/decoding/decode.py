@@ -303,7 +303,7 @@ def _open(
 def _orientation(file: ImageFile.ImageFile) -> int:
     """The EXIF orientation, 1 to 8."""
     tag = getattr(file, "tag_v2", {}).get(metadata.ORIENTATION)
-    return tag if tag in metadata.ORIENTATIONS else metadata.orientation_of(file.info)
+    return tag if isinstance(tag, int) and tag in metadata.ORIENTATIONS else metadata.orientation_of(file.info)
 
 
 def _check_memory(file: ImageFile.ImageFile, num_pixels: int, stored_mode: str) -> None:
