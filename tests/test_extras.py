@@ -15,6 +15,7 @@ from packaging.version import Version
 from tests.support import ROOT
 from transfer_learning import serve
 from transfer_learning.datasets.audit.label_issues import find_label_issues
+from transfer_learning.datasets.decoding.decode import short_side
 from transfer_learning.datasets.sources import huggingface, pharma, s3
 from transfer_learning.errors import MissingExtra, needs_extra
 
@@ -33,6 +34,11 @@ def use_tensorboard(small_config, tmp_path):
     from transfer_learning.storage.run_directory import RunDir
 
     run_experiment(replace(small_config, tensorboard=True), RunDir(tmp_path / "run"))
+
+
+def heic_file(folder):
+    (folder / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    return folder / "a.heic"
 
 
 @pytest.mark.parametrize(

@@ -74,9 +74,10 @@ class RunPredictor:
         """
         rows = self._run.examples("val", ["file", "sha256"])
         rows = rows.iloc[np.linspace(0, len(rows) - 1, min(REFERENCE_IMAGES, len(rows))).astype(int)]
-        with DecodeWorkers(self.image_size, self.resize, ranges=self.value_ranges) as workers, ThreadPoolExecutor(
-            usable_cores()
-        ) as threads:
+        with (
+            DecodeWorkers(self.image_size, self.resize, ranges=self.value_ranges) as workers,
+            ThreadPoolExecutor(usable_cores()) as threads,
+        ):
             decoded = list(threads.map(workers.decode, map(Path, rows["file"])))
         pixels = [image.pixels for _, image in decoded if not image.problem]
         if not pixels or len(pixels) < len(rows) or [digest for digest, _ in decoded] != list(rows["sha256"]):

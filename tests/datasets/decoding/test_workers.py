@@ -32,7 +32,7 @@ from transfer_learning.datasets.decoding import workers as decode_worker
 
 decode = decode_worker.decode
 
-def decode_with_faults(content, size, resize):
+def decode_with_faults(content, size, resize, ranges):
     if content.endswith(b"exit"):
         os._exit(3)
     if content.endswith(b"crash"):
@@ -48,7 +48,7 @@ def decode_with_faults(content, size, resize):
     if content.endswith(b"print"):
         print("a library's remark", flush=True)
         os.write(1, b"another one")
-    return decode(content, size, resize)
+    return decode(content, size, resize, ranges)
 
 decode_worker.decode = decode_with_faults
 decode_worker.main()
@@ -307,7 +307,7 @@ def test_workers_end_when_their_parent_is_killed_whatever_they_do(is_idle, pipe,
 def test_a_worker_in_whose_loop_no_python_runs_is_ended_by_the_kernel(image):
     """Its parent is alive and patient: it is the limit of its own processor time that ends it."""
     request = json.dumps([str(image(behind=b"burn"))]).encode()
-    arguments = [*FAULTY_COMMAND, "8", "squash", "pixels", "0.1", str(decode_workers.MAX_PIXELS)]
+    arguments = [*FAULTY_COMMAND, "8", "squash", "pixels", "0.1", str(decode_workers.MAX_PIXELS), "{}"]
     with subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         worker.stdin.write(decode_workers.LENGTH.pack(len(request)) + request)
         worker.stdin.flush()

@@ -43,7 +43,7 @@ MAX_BYTES = 10**9  # per file
 MAX_DECODED_BYTES = 1_100_000_000
 BYTES_PER_PIXEL = {"WEBP": 12, "AVIF": 12, "HEIF": 12, "RGBA": 8, "I": 12, "I;16": 8, "I;16B": 8, "F": 12}
 ALWAYS_DECODED = 89_478_485  # pixels: Pillow's own limit
-MAX_JPEG_PIXELS = 10**9  # of the whole image: decoded at 1/8, it takes 5 s
+MAX_PIXELS = 10**9  # of the whole image: a JPEG decoded at 1/8 takes 5 s
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: the JPEGs of stereo and many telephone cameras
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,6 +62,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
+_max_pixels = MAX_PIXELS
 _opening = threading.Lock()  # while Pillow's limit of pixels is lifted
 
 
@@ -164,6 +165,12 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
         reason = str(error) or type(error).__name__
         kind = TRUNCATED_FILE if TRUNCATED.search(reason) else UNREADABLE_FILE
         return failed(kind, f"cannot be decoded ({reason})"[:200])
+
+
+def limit_pixels(number: int) -> None:
+    """From now on, this process decodes no image of more pixels, whatever memory it takes."""
+    global _max_pixels
+    _max_pixels = number
 
 
 def full_size(content: bytes) -> tuple[int, int]:
@@ -317,8 +324,11 @@ def _check_memory(file: ImageFile.ImageFile, num_pixels: int, stored_mode: str) 
     num_bytes = decoded_pixels * BYTES_PER_PIXEL.get(str(file.format), by_mode)
     if file.format in JPEG_FORMATS and file.info.get("progressive"):
         num_bytes += 2 * len(file.getbands()) * num_pixels  # all coefficients, at any scale
-    too_many = file.format in JPEG_FORMATS and num_pixels > MAX_JPEG_PIXELS
-    if too_many or num_bytes > MAX_DECODED_BYTES and max(decoded_pixels, num_pixels // 3) > ALWAYS_DECODED:
+    if (
+        num_pixels > _max_pixels
+        or num_bytes > MAX_DECODED_BYTES
+        and max(decoded_pixels, num_pixels // 3) > ALWAYS_DECODED
+    ):
         raise TooManyPixels(
             f"{num_pixels / 1e6:,.0f} million, which take {formatting.size(num_bytes)} of memory; the limit is "
             f"{formatting.size(MAX_DECODED_BYTES)}"

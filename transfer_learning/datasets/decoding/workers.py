@@ -281,9 +281,7 @@ def _asked(requests: BinaryIO, length: int) -> Path | FilePart | bytes:
     return FilePart(Path(path), *part) if part else Path(path)
 
 
-def _read_and_decode(
-    asked: Path | FilePart | bytes, size: int, resize: str, ranges: Ranges
-) -> tuple[str, Decoded]:
+def _read_and_decode(asked: Path | FilePart | bytes, size: int, resize: str, ranges: Ranges) -> tuple[str, Decoded]:
     """Reads the file once, so that hash and pixels are of the same bytes."""
     try:
         content = asked if isinstance(asked, bytes) else read_file(asked)
