@@ -176,7 +176,7 @@ def infer(**tensor):
 BAD = {
     "0 bytes": ("/predict", b"", 400, "empty"),
     "a text": ("/predict", b"I am a text named photo.jpg", 400, "none of JPEG"),
-    "more pixels than allowed": ("/predict", png(np.zeros((1001, 1001, 3), np.uint8)), 400, "exceeds limit"),
+    "more pixels than allowed": ("/predict", png(np.zeros((1001, 1001, 3), np.uint8)), 400, "exceeds the limit of"),
     "more bytes than allowed": ("/predict", bytes(10**6 + 1), 413, "larger than 1 MB"),
     "top_k 0": ("/predict?top_k=0", png(RED), 422, "top_k"),
     "a top_k that is no number": ("/predict?top_k=all", png(RED), 422, "top_k"),

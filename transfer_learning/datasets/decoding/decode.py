@@ -324,11 +324,9 @@ def _check_memory(file: ImageFile.ImageFile, num_pixels: int, stored_mode: str) 
     num_bytes = decoded_pixels * BYTES_PER_PIXEL.get(str(file.format), by_mode)
     if file.format in JPEG_FORMATS and file.info.get("progressive"):
         num_bytes += 2 * len(file.getbands()) * num_pixels  # all coefficients, at any scale
-    if (
-        num_pixels > _max_pixels
-        or num_bytes > MAX_DECODED_BYTES
-        and max(decoded_pixels, num_pixels // 3) > ALWAYS_DECODED
-    ):
+    if num_pixels > _max_pixels:
+        raise TooManyPixels(f"{num_pixels:,}, which exceeds the limit of {_max_pixels:,}")
+    if num_bytes > MAX_DECODED_BYTES and max(decoded_pixels, num_pixels // 3) > ALWAYS_DECODED:
         raise TooManyPixels(
             f"{num_pixels / 1e6:,.0f} million, which take {formatting.size(num_bytes)} of memory; the limit is "
             f"{formatting.size(MAX_DECODED_BYTES)}"
