@@ -169,6 +169,7 @@ def test_every_file_of_a_run_directory_has_a_row():
             method(split, tta) for method in (run_dir.predictions, run_dir.evaluation_of) for tta in (False, True)
         ]
         paths += [run_dir.comparison_of(split), run_dir.comparison_page_of(split)]
+    paths += [run_dir.predictions("NAME"), run_dir.evaluation_of("NAME")]  # of another dataset
     documented = {name.rstrip("/") for name in rows("docs/run-directory.md", "Run directory")}
     assert documented == {path.relative_to("run").as_posix() for path in paths}
 

@@ -14,14 +14,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from transfer_learning.machine.keras_settings import choose_backend
+
 if TYPE_CHECKING:
     from transfer_learning.experiments.finished_run import FinishedRun
 
 __all__ = ["load_run", "train"]
 __version__ = "0.2.0"
 
-# TensorFlow and Keras read these once, when they are first imported; a value in the environment wins.
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+# TensorFlow and Keras read these once, when they are first imported. Only the backend cannot be chosen.
+choose_backend()
 os.environ.setdefault(
     "TF_ENABLE_ONEDNN_OPTS", "1"
 )  # off by default on CPUs without AVX512-VNNI; 1.3 times faster there

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from transfer_learning.cli.console import console, print_line
+from transfer_learning.cli.console import console, output_is_result, print_line
 from transfer_learning.cli.formatting import printable, size
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import RunConfig
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         left = sum(entry.num_bytes for entry in cache.entries())
         print_line(f"{cache.folder} holds {size(left)}{'' if fits else '; the rest is in use or of another user'}.")
     else:
-        console.print(table(entries))
+        with output_is_result():
+            console.print(table(entries))
 
 
 def table(entries: Sequence[CacheEntry]) -> Table:

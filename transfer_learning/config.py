@@ -23,6 +23,7 @@ PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 RESIZES = ("squash", "crop", "pad")
 CLASS_WEIGHTS = ("none", "balanced")
 HEAD_INITS = ("ridge", "random")
+NAMED_WEIGHTS = ("imagenet", "none")  # any other value is a file
 MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
 MAX_SIZE = 8192  # pixels per side: a decoded image takes 0.2 GB
 
@@ -303,9 +304,11 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 
 def difference(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields that decide a result and differ, each with its old and new value."""
+    """The fields that decide a result and differ, each with its old and new value; a place of a file does not."""
     free = {item.name for item in dataclasses.fields(RunConfig) if not item.metadata.get("changes_result", True)}
     before, after = flat(old), flat(new)
+    if not {old.weights, new.weights} & set(NAMED_WEIGHTS):  # two files: their contents are compared, see `Identity`
+        free.add("weights")
     return {name: (before[name], after[name]) for name in before if before[name] != after[name] and name not in free}
 
 

@@ -8,13 +8,14 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of every command; 130, 138 and 143 are what shells report for SIGINT, SIGUSR1 and SIGTERM."""
+    """Exit codes of every command; from 130 on they are what shells report for SIGINT, SIGUSR1, SIGPIPE and SIGTERM."""
 
     DONE = 0
     FAILED = 1  # a bug: a traceback is printed
     USER_ERROR = 2
     DIVERGED = 4  # training diverged, and would again
     INTERRUPTED = 130
+    NO_READER = 141  # the reader of a result on standard output has left, as `head` does
     PREEMPTED = 138  # by a batch system that warns before a time limit, such as SLURM
     TERMINATED = 143
 

@@ -18,6 +18,7 @@ from transfer_learning.storage.run_directory import evaluated_run_dir, new_run_d
 
 EXAMPLES = """examples:
   evaluate runs/a --split val             predict and evaluate the validation images again
+  evaluate runs/a --dataset new_photos/   the accuracy on other labelled images, or on its own that were moved
   evaluate runs/a --tta flip              test-time augmentation: average with the mirrored image
   evaluate runs/a --tta flip,crops        the same for the image, its centre and its four corners
   evaluate runs/a runs/b runs/c           an ensemble: average the probabilities of three runs
@@ -39,10 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with quiet_start():
         from transfer_learning.experiments import ensembles
         from transfer_learning.experiments.finished_run import FinishedRun
+        from transfer_learning.experiments.other_dataset import evaluate_on
         from transfer_learning.experiments.soups import make_soup
 
     runs = [FinishedRun(run_dir) for run_dir in run_dirs]
-    if new is None:
+    if new is None and flags.dataset:
+        evaluate_on(runs[0], flags.dataset, flags.split)
+    elif new is None:
         if len(transforms) > 1:
             ensembles.evaluate_tta(runs[0], split, transforms)
         else:
@@ -72,6 +76,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--run-dir", metavar="DIR", help="directory for the results of several runs (default: a new one under runs/)"
     )
+    parser.add_argument(
+        "--dataset", metavar="DATASET", help="labelled images elsewhere: the run's own, which were moved, or other ones"
+    )
     flags = parser.parse_args(arguments)
     num_runs = len(flags.run_dirs)
     if len({Path(path).resolve() for path in flags.run_dirs}) < num_runs:
@@ -82,6 +89,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("--soup averages the weights of several runs, but one was given; name more.")
     if flags.soup and (flags.tta is not None or flags.split):
         raise UserError("--soup takes neither --tta nor --split; make the soup, then evaluate it with them.")
+    if flags.dataset is not None and (num_runs > 1 or flags.tta is not None):
+        raise UserError("--dataset evaluates one run without --tta; leave out the other runs and --tta.")
     if flags.run_dir is not None and num_runs == 1:
         raise UserError(f"Results of one run go into its directory; leave out --run-dir {flags.run_dir}.")
     return flags

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from transfer_learning.cli.console import console
+from transfer_learning.cli.console import console, output_is_result
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.config import RunConfig
@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = Table(*columns.split(", "), box=None, header_style="bold", pad_edge=False)
     for row in rows:
         table.add_row(*map(printable, row))
-    console.print(table, soft_wrap=False)
+    with output_is_result():
+        console.print(table, soft_wrap=False)
 
 
 def dataset_rows(data_dir: Path) -> Iterator[Sequence[str]]:

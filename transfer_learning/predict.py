@@ -5,13 +5,15 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from transfer_learning.cli.console import messages_on_stderr
+from transfer_learning.cli.console import messages_on_stderr, output_is_result
 from transfer_learning.cli.flags import EarlierName
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.cli.progress import count_progress
+from transfer_learning.cli.streams import print_error
 from transfer_learning.errors import UserError
 from transfer_learning.experiments.prediction import FoundImages, Image, columns, find_images, predict_images
 from transfer_learning.experiments.prediction_table import FORMATS, format_of, table_writer
@@ -27,8 +29,9 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predicts images and writes the table; messages go to standard error."""
-    with messages_on_stderr():
-        _predict(parse(arguments))
+    flags = parse(arguments)
+    with messages_on_stderr(), nullcontext() if flags.output else output_is_result():
+        _predict(flags)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,14 +84,14 @@ def _predict(flags: argparse.Namespace) -> None:
             if prediction.problem:
                 unreadable[prediction.kind] += 1
                 if flags.skip_unreadable:
-                    print(printable(f"Skipped {name}: {prediction.problem}."), file=sys.stderr)
+                    print_error(printable(f"Skipped {name}: {prediction.problem}."))
                     continue
             write((name, REJECTED if flags.reject and rejected else best, confidence, rejected, *others))
     count = sum(unreadable.values())
     kinds = f" ({', '.join(f'{number:,} {kind}' for kind, number in unreadable.most_common())})" if count else ""
     ignored = f"; {found.describe_ignored()}" if found.ignored else ""
     what = f"skipped {count:,}" if flags.skip_unreadable else f"{count:,} unreadable"
-    print(printable(f"Predicted {len(found.images) - count:,} images, {what}{kinds}{ignored}."), file=sys.stderr)
+    print_error(printable(f"Predicted {len(found.images) - count:,} images, {what}{kinds}{ignored}."))
 
 
 def _found(places: Iterable[str], data_dir: str) -> FoundImages:

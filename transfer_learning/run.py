@@ -5,16 +5,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from transfer_learning.cli.console import early_messages, log_file, logged_to
 from transfer_learning.cli.flags import add_config_flags, given_values
 from transfer_learning.cli.parser import Parser, command_line, quiet_start, run_main
-from transfer_learning.config import RunConfig, difference, named, with_values
+from transfer_learning.config import NAMED_WEIGHTS, RunConfig, difference, named, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.recipes.known import RECIPES
-from transfer_learning.recipes.resolve import resolve_config
-from transfer_learning.storage.run_directory import RunDir, existing_run_dir, new_run_dir
+from transfer_learning.recipes.resolve import resolve_config, with_full_paths
+from transfer_learning.storage.run_directory import RunDir, check_place, existing_run_dir, new_run_dir
 
 logger = logging.getLogger("transfer_learning.run")  # __name__ is "__main__" under `python -m`
 
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
     def end_at_once(signal_number: int) -> None:
         stopped = Stopped(signal_number)
-        print(f"Stopped by {stopped} before it could save; continue from the last checkpoint with: {continuing}")
-        sys.stdout.flush()
+        with suppress(OSError):  # nobody reads it
+            text = f"Stopped by {stopped} before it could save; continue from the last checkpoint with: {continuing}"
+            print(text, flush=True)
         os._exit(stopped.exit_code)
 
     try:
@@ -75,11 +77,18 @@ def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
         raise UserError("--resume already names the run directory; leave --run-dir out.")
     run_dir = existing_run_dir(flags.resume)
     old = run_dir.read_config()
-    config = with_values(old, given_values(flags))
+    config = with_values(old, with_full_paths(given_values(flags)))
     if fields := difference(old, config):
+        longer = "; more epochs cannot be added to a run, since its schedules depend on their number"
+        more = longer if any(name.endswith(".epochs") for name in fields) else ""
         raise UserError(
-            f"{run_dir.path} was begun with another config ({named(fields)}); leave the flags out, or start a new run."
+            f"{run_dir.path} was begun with another config ({named(fields)}){more}; leave the flags out, or start a new "
+            "run with them and without --resume, which finds images and features in the cache."
         )
+    if not run_dir.is_finished:
+        check_place(config.dataset, "--dataset")
+        if config.weights not in NAMED_WEIGHTS:
+            check_place(config.weights, "--weights")
     return run_dir, config, []
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import subprocess
 import sys
 
@@ -33,6 +34,18 @@ def ends(error):
             "x.csv cannot be used (Permission denied)",
         ),
         (OSError(errno.EROFS, "Read-only", "runs"), ExitCode.USER_ERROR, "error: runs cannot be used (Read-only)"),
+        (OSError(errno.EFBIG, "File too large", "a.keras"), ExitCode.USER_ERROR, "a.keras would be larger than the"),
+        (OSError(errno.EFBIG, "File too large"), ExitCode.USER_ERROR, "A file would be larger than the"),
+        (OSError(errno.EIO, "Input/output error", "x/1.jpg"), ExitCode.USER_ERROR, "x/1.jpg cannot be read or written"),
+        (OSError(errno.ESTALE, "Stale file handle"), ExitCode.USER_ERROR, "network folder does not answer"),
+        (FileNotFoundError(errno.ENOENT, "No such file", b"x\xff"), ExitCode.USER_ERROR, "x\\udcff is missing"),
+        (OSError(errno.EMFILE, "Too many open files", "x"), ExitCode.USER_ERROR, "ulimit -a"),
+        (OSError("Can't write data (errno = 27, error message = 'File too large')"), ExitCode.USER_ERROR, "ulimit -f"),
+        (
+            RuntimeError("Can't write data (errno = 28, message)"),
+            ExitCode.USER_ERROR,
+            "The disk is full (No space left",
+        ),
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, "stopped."),
     ],
 )
@@ -43,7 +56,9 @@ def test_an_error_that_the_user_can_fix_is_one_line_and_an_exit_code(error, code
     assert printed.count("\n") == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("a fault"), OSError(errno.EIO, "Input/output error"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [ValueError("a fault"), OSError(errno.EINVAL, "Invalid argument"), KeyError("x"), RuntimeError("x")]
+)
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)):
         run_main(ends(error))
@@ -51,7 +66,7 @@ def test_a_bug_keeps_its_traceback(error):
 
 def test_a_command_that_returns_nothing_ends_with_0():
     assert run_main(lambda arguments: None) == 0
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 4, 130, 138, 143]
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 4, 130, 141, 138, 143]
 
 
 def test_a_name_too_long_for_the_system_is_an_error_of_the_user(capsys):
@@ -84,19 +99,74 @@ def test_quiet_and_verbose_are_in_the_help_once(capsys):
     assert shown.count("  --quiet  ") == shown.count("  --verbose  ") == 1
 
 
-def test_output_may_be_cut_off_by_the_reader_of_a_pipe():
+# `print_line` is how every command prints; that of one whose result is its output is marked.
+PRINT = "[print_line('line ' * 100) for _ in range(10_000)]"
+ON_DISK = f"""import sys
+from transfer_learning.cli.console import output_is_result, print_line
+from transfer_learning.cli.parser import run_main
+def main(arguments):
+    {PRINT}
+    open('result', 'w').close()
+sys.exit(run_main(main))"""
+ON_OUTPUT = ON_DISK.replace(PRINT, f"with output_is_result(): {PRINT}")
+
+
+def shell(here, code, redirection):
+    """The exit code of a program, what is printed by it and the programs after it, and whether it has a result."""
+    (here / "program.py").write_text(code)
+    command = f"{sys.executable} program.py {redirection}; echo code ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", command], cwd=here, capture_output=True, text=True, env=environment)
+    code = int(done.stdout.splitlines()[-1].split()[-1])
+    return code, done.stdout + done.stderr, (here / "result").exists()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code_on_output"),
+    [
+        ("| head -1", 141),  # as SIGPIPE
+        ("2>&1 | head -1", 141),
+        ("> /dev/full", 2),
+        ("> /dev/full 2>&1", 2),
+        (">&-", 2),
+        ("<&- >&- 2>&-", 2),
+    ],
+)
+def test_a_command_with_its_result_on_disk_goes_on_without_its_output(redirection, code_on_output, here):
+    code, printed, has_result = shell(here, ON_OUTPUT, redirection)
+    assert (code, has_result) == (code_on_output, False) and "Traceback" not in printed
+    code, printed, has_result = shell(here, ON_DISK, redirection)
+    assert (code, has_result) == (0, True) and "Traceback" not in printed and "error" not in printed
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", rb"caf\xe9 \u85ac \udcff"),
+        ("latin-1", b"caf\xe9 \\u85ac \\udcff"),
+        ("cp1252", b"caf\xe9 \\u85ac \\udcff"),
+        ("utf-8", "café 薬 ".encode() + b"\xff"),
+    ],
+)
+def test_what_an_encoding_lacks_is_escaped(encoding, shown):
     code = (
         "import sys; from transfer_learning.cli.parser import run_main\n"
-        "sys.exit(run_main(lambda arguments: print('line\\n' * 100_000)))"
+        "text = 'caf\\xe9 \\u85ac \\udcff'\n"
+        "sys.exit(run_main(lambda arguments: (print(text), print(text, file=sys.stderr)) and None))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, shown + b"\n", shown + b"\n")
+
+
+def test_warnings_that_a_user_made_errors_stay_warnings_in_commands():
+    code = (
+        "import sys, warnings; from transfer_learning.cli.parser import run_main\n"
+        "from transfer_learning import predict, prepare, run\n"
+        "sys.exit(run_main(lambda arguments: warnings.warn('old', DeprecationWarning) or warnings.warn('odd')))"
     )
-    process.stdout.readline()
-    process.stdout.close()
-    with process.stderr:
-        assert process.stderr.read() == ""
-    assert process.wait() == 0
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "UserWarning: odd" in done.stderr
 
 
 WITHOUT_TENSORFLOW = """

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
 from transfer_learning.cli.formatting import printable
+from transfer_learning.cli.streams import closed_at_start, lose_stream, prepare_streams
 from transfer_learning.errors import UserError
 
 PACKAGE = "transfer_learning"
@@ -22,13 +23,31 @@ FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class _Console(Console):
+    """A command goes on without its output if that cannot be written, unless the output is its result."""
+
+    output_is_result = False
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:  # a full disk, or a network folder that does not answer
+            if self.output_is_result and not self.stderr:
+                raise
+            self._go_on_without_output()
+
     def on_broken_pipe(self) -> None:
-        """The reader of our output, such as `head`, has left: a run goes on without it."""
+        """The reader of our output, such as `head`, has left."""
+        if self.output_is_result and not self.stderr:
+            raise BrokenPipeError
+        self._go_on_without_output()
+
+    def _go_on_without_output(self) -> None:
+        lose_stream(self.file)
         self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-console = _Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+_is_terminal = sys.stdout is not None and sys.stdout.isatty()
+console = _Console(highlight=False, soft_wrap=True, width=None if _is_terminal else WIDTH)
 
 
 def print_line(text: str = "") -> None:
@@ -57,6 +76,7 @@ class _EarlyMessages(MemoryHandler):
 
 def set_up_logging(level: int = logging.INFO) -> None:
     """Sends the messages of this package from `level` on to the terminal; a second call only changes the level."""
+    prepare_streams()
     logger = logging.getLogger(PACKAGE)
     console_handler = _handler_of(ConsoleHandler)
     if console_handler is None:
@@ -152,6 +172,22 @@ def each_message_once() -> Iterator[None]:
     finally:
         for handler, new_only in filters:
             handler.removeFilter(new_only)
+
+
+@contextmanager
+def output_is_result() -> Iterator[None]:
+    """Marks a command whose result is its standard output: it ends when that cannot be written.
+
+    Raises:
+        UserError: standard output is closed.
+    """
+    if "stdout" in closed_at_start:
+        raise UserError("Standard output is closed, and the result would go there; redirect it with > FILE.")
+    console.output_is_result = True
+    try:
+        yield
+    finally:
+        console.output_is_result = False
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pandas as pd
 from transfer_learning.cli.console import muted
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.decoding import value_range
+from transfer_learning.datasets.moved import with_recorded_ids
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
@@ -21,7 +22,7 @@ from transfer_learning.experiments.run_predictor import RunPredictor
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.classifier import Classifier, load_model
 from transfer_learning.storage.files import read_json
-from transfer_learning.storage.run_directory import RunDir
+from transfer_learning.storage.run_directory import RunDir, check_place
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class FinishedRun:
     """A run that has been evaluated; `storage.run_directory.evaluated_run_dir` checks that."""
 
     run_dir: RunDir
+    dataset: str = ""  # where the images are, if not where they were
 
     @property
     def name(self) -> str:
@@ -105,15 +107,19 @@ class FinishedRun:
         Raises:
             UserError: images, labels, splits or classes have changed since, or `split` has no images.
         """
-        data = load_prepared(self.config, self.value_ranges)
-        if data.fingerprint != self.environment["dataset"]["fingerprint"]:
+        place, fingerprint = self.dataset or self.config.dataset, self.environment["dataset"]["fingerprint"]
+        check_place(place, "--dataset")
+        data = with_recorded_ids(
+            load_prepared(replace(self.config, dataset=place), self.value_ranges), self.run_dir.manifest, fingerprint
+        )
+        if data.fingerprint != fingerprint:
             raise UserError(
-                f"The images, labels, splits or order of classes of {self.config.dataset} are not those that "
-                f"{self.name} was trained on; restore them, or use predict on the new ones."
+                f"The images, labels, splits or order of classes of {place} are not those that {self.name} was trained "
+                "on; restore them, or evaluate one run on the new ones with --dataset."
             )
         if not len(data.split(split)):
             others = [other for other in ("val", "test") if len(data.split(other))]
-            raise UserError(f"{self.config.dataset} has no {split} images; give --split {others[0]}.")
+            raise UserError(f"{place} has no {split} images; give --split {others[0]}.")
         return data
 
     def predictor(self) -> RunPredictor:

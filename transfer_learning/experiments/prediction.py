@@ -151,7 +151,7 @@ def find_images(places: Iterable[Input], data_dir: str | Path) -> FoundImages:
         if isinstance(place, bytes | np.ndarray):
             images.append(Image("", place))
             continue
-        found = _images_at(os.fspath(place), Path(data_dir))
+        found = _images_at(os.path.expanduser(os.fspath(place)), Path(data_dir))
         if not found.images:
             there = f" ({found.describe_ignored()})" if found.ignored else ""
             raise UserError(f"{place} holds no images{there}; give images, or folders, archives or tables of images.")

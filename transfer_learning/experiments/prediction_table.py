@@ -39,8 +39,6 @@ def table_writer(format_name: str, output: Path | None, columns: Sequence[str]) 
     """
     make = FORMATS[format_name]
     if output is None:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
         with make(sys.stdout, columns) as write:
             yield write
         return

@@ -15,6 +15,7 @@ from transfer_learning.cli.parser import command_line
 from transfer_learning.config import PHASES, RunConfig
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.decoding import value_range
+from transfer_learning.datasets.moved import with_recorded_ids
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError, needs_extra
@@ -93,6 +94,8 @@ def run_experiment(
             with stage("decode"):
                 begun_ranges = value_range.recorded(begun_with) if begun_with else None
                 data = prepare_dataset(dataset, config, ranges=begun_ranges)
+                if begun_with:
+                    data = with_recorded_ids(data, run_dir.manifest, begun_with["dataset"]["fingerprint"])
             del dataset, without_unseen  # the paths of a million images take a gigabyte
             check_splits(config, data)
             logger.info(f"{data.describe()}.")
@@ -101,6 +104,8 @@ def run_experiment(
             identity = Identity(config, data.fingerprint, classifier.weights_digest(), devices.fingerprint)
             state, arrays = restore(run_dir, identity)
             write_environment(run_dir, identity, data, devices)
+            if config != run_dir.read_config():  # images or weights have moved; later commands look in the new place
+                write_text(run_dir.config, config.to_json())
             cached = PHASES if estimate.caches_activations else ("frozen",)
             phases = PhaseBuilder(config, classifier, data, cuts, devices.fingerprint, cached)
             all_callbacks = [*callbacks, *config_callbacks(config, run_dir)]

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from transfer_learning.errors import UserError
+from transfer_learning.machine.keras_settings import SETTINGS, apply_settings
 from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,9 @@ def set_up_devices(precision: str, seed: int, begun_with: Mapping[str, Any] = Ma
             give other bits.
 
     Raises:
-        UserError: TensorFlow already uses the GPU, so memory growth cannot be enabled.
+        UserError: TensorFlow already uses the GPU, so memory growth cannot be enabled; or Keras has another backend.
     """
+    apply_settings()
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         try:
@@ -158,6 +160,7 @@ def _fingerprint(name: str, num_gpus: int, threads: int) -> dict[str, str]:
         "threads": str(threads),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", ""),
         "system": platform.system(),
+        "keras_settings": " ".join(map(str, SETTINGS.values())),
     }
 
 

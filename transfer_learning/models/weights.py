@@ -4,7 +4,6 @@ PyTorch's files are read by `state_dict.py`, and `pytorch_weights.py` assigns th
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from transfer_learning.errors import UserError
+from transfer_learning.machine.keras_settings import keras_home
 
 if TYPE_CHECKING:
     import keras
@@ -32,7 +32,7 @@ def weights_digest(variables_or_arrays: Iterable) -> str:
 
 def keras_models_folder() -> Path:
     """Returns the folder where Keras keeps downloaded weights: ~/.keras/models, or KERAS_HOME/models."""
-    return Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "models"
+    return keras_home() / "models"
 
 
 def load_keras_weights(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_learning.cli.flags import given_values
-from transfer_learning.config import PHASES, RunConfig, flag_name, with_values
+from transfer_learning.config import NAMED_WEIGHTS, PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.datasets.survey import survey
@@ -47,19 +47,34 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
             "--dataset is missing; name one of "
             f"{', '.join(DATASETS)}, a folder or a table, or continue a run with --resume."
         )
-    for name, known in (("dataset", DATASETS), ("weights", ("imagenet", "none")), ("corrections", ())):
-        if values.get(name) and values[name] not in known and Path(values[name]).exists():
-            values[name] = os.path.abspath(values[name])  # else --resume would work in this folder only
+    values = with_full_paths(values)
     _check_places(values)
-    scheme, place = scheme_of(values["dataset"])
-    path, *options = [place] if Path(place).exists() else place.split(",")
-    if scheme and Path(path).exists():
-        values["dataset"] = f"{scheme}:{','.join([os.path.abspath(path), *options])}"
+    scheme, _ = scheme_of(values["dataset"])
     if recipe := RECIPES.get(scheme or values["dataset"]):
         return recipe(), {}, values
     dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
     dataset = split_off_unseen(dataset, values.get("unseen_classes", RunConfig.unseen_classes))
     return *auto_recipe(values["dataset"], **survey(dataset)._asdict()), values
+
+
+def with_full_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with ``~`` expanded, and with absolute paths of what exists: else --resume would work in one folder only."""
+    values = dict(values)
+    for name, known in (("dataset", DATASETS), ("weights", NAMED_WEIGHTS), ("corrections", ())):
+        if values.get(name) and values[name] not in known:
+            values[name] = os.path.expanduser(values[name])
+            if Path(values[name]).exists():
+                values[name] = os.path.abspath(values[name])
+    for name in ("data_dir", "cache_dir"):
+        if name in values:
+            values[name] = os.path.expanduser(values[name])
+    scheme, place = scheme_of(values.get("dataset", ""))
+    if scheme:
+        place = os.path.expanduser(place)
+        path, *options = [place] if Path(place).exists() else place.split(",")
+        if Path(path).exists():
+            values["dataset"] = f"{scheme}:{','.join([os.path.abspath(path), *options])}"
+    return values
 
 
 def _check_places(values: dict[str, Any]) -> None:

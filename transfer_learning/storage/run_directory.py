@@ -21,7 +21,7 @@ class RunDir:
     """The paths inside one run directory."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         self.config = self.path / "config.json"  # every field of the RunConfig
         self.environment = self.path / "environment.json"  # versions, device, git commit, dataset fingerprint, sessions
         self.notes = self.path / "notes.json"  # automatic choices with their reasons, and warnings
@@ -148,6 +148,12 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
     if run_dir.path.is_dir() and not holds_no_files(run_dir.path):
         raise UserError(f"--run-dir {path} holds other files; choose a new or an empty directory.")
     return run_dir
+
+
+def check_place(path: str, flag: str) -> None:
+    """Raises UserError for the absolute path of a file or folder that a run used and that is not there any more."""
+    if os.path.isabs(path) and not os.path.exists(path):
+        raise UserError(f"{path} is not there any more; if it was moved, name its new place with {flag}.")
 
 
 def existing_run_dir(path: str | os.PathLike) -> RunDir:

@@ -11,6 +11,8 @@ from transfer_learning.storage.run_directory import RunDir
 
 logger = logging.getLogger(__name__)
 
+ADDED = ("keras_settings",)  # to the runtime fingerprint since the first version
+
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
@@ -44,8 +46,12 @@ class Identity:
                 f"{config.backbone} ({config.weights} weights, seed {config.seed}) has other initial weights than when "
                 f"{run_dir.path} was started; restore the weights file or the version, or start a new run."
             )
-        before = {name: values["runtime"].get(name) for name in self.runtime}
-        changed = [f"{name} was {before[name]}, is {now}" for name, now in self.runtime.items() if before[name] != now]
+        before = values["runtime"]
+        changed = [
+            f"{name} was {before.get(name)}, is {value}"
+            for name, value in self.runtime.items()
+            if before.get(name) != value and (name in before or name not in ADDED)
+        ]
         if changed:
             logger.warning(
                 f"The runtime has changed ({'; '.join(changed)}), so the last bits of the result may differ."

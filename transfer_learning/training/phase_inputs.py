@@ -34,6 +34,7 @@ def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dic
     """The cache entry of the activations at the cut: `pixel_key` as in `CachedImages`; `runtime`, versions, device and
     flags, which the last bits depend on.
     """
+    runtime = {name: value for name, value in runtime.items() if name != "keras_settings"}  # as earlier versions did
     key = json.dumps([runtime, pixel_key, keras.mixed_precision.dtype_policy().name])
     return activations_entry(cut.below, key, config.backbone, config.image_size)
 

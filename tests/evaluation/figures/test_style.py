@@ -11,13 +11,19 @@ from tests.support.figures import LONG
 from transfer_learning.evaluation.figures.confusion import confusion_matrix
 from transfer_learning.evaluation.figures.curves import curves
 from transfer_learning.evaluation.figures.images import image_grid
-from transfer_learning.evaluation.figures.style import LONGEST_NAME, readable, save
+from transfer_learning.evaluation.figures.style import LONGEST_NAME, readable, save, without_font
 
 
 def test_long_names_that_differ_at_an_end_still_differ():
     shown = readable([f"{LONG} A", f"{LONG} B", f"A {LONG}"])
     assert len(set(shown)) == 3
     assert all(len(name) <= LONGEST_NAME for name in shown)
+
+
+def test_a_name_without_a_font_is_shown_with_its_number():
+    names = ["cat", "\U00013000\U00013001", "caf\U00013000"]
+    assert readable(names) == ["cat", "class 1", "2: caf?"]
+    assert without_font(names) == [(1, names[1]), (2, names[2])]
 
 
 HISTORY = pd.DataFrame(

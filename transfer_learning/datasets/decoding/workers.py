@@ -164,6 +164,7 @@ class _Worker:
     def __init__(self, *arguments: int | float | str):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (PACKAGE_PARENT, os.environ.get("PYTHONPATH")))),
+            "PYTHONWARNINGS": "",  # a warning made an error would be taken for a damaged image
             "OPENBLAS_NUM_THREADS": "1",  # else NumPy starts one thread per core in each process
             # glibc: reuse the memory of one image for the next; to return it costs a third of the time of a small
             # image.

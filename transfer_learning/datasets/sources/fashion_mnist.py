@@ -5,6 +5,7 @@ Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benc
 """
 
 import gzip
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -18,7 +19,7 @@ from transfer_learning.storage.download import download
 CLASS_NAMES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where the package dataset-fashion-mnist lays the files
 MAX_BYTES = 200_000_000  # of an unpacked file; the largest has 47 million
-KERAS_FOLDER = Path("~/.keras/datasets/fashion-mnist").expanduser()  # where Keras puts its downloads
+KERAS_FOLDER = Path(os.path.expanduser("~/.keras/datasets/fashion-mnist"))  # where Keras puts its downloads
 URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 MD5 = {  # as published with the dataset
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",

@@ -58,9 +58,9 @@ SCHEMES = {
 }
 
 
-def load_dataset(name: str, data_dir: str | Path) -> Dataset:
+def load_dataset(name: str, data_dir: str | Path, for_training: bool = True) -> Dataset:
     """Loads a dataset by its known name, by the path of a folder, archive or table, or by ``SCHEME:PLACE``; UserError
-    if there is no such name or path, or it has fewer than two classes.
+    if there is no such name or path, or, `for_training`, it has fewer than two classes.
     """
     scheme, place = scheme_of(name)
     if name in DATASETS:
@@ -82,7 +82,7 @@ def load_dataset(name: str, data_dir: str | Path) -> Dataset:
             f"--dataset {name} is not a known dataset, folder, archive or table.{did_you_mean(name, known)} "
             "Give a folder with one subfolder of images per class, or a table with the columns path,label."
         )
-    check(dataset)
+    check(dataset, 2 if for_training else 1)
     return dataset
 
 
@@ -92,8 +92,8 @@ def scheme_of(name: str) -> tuple[str, str]:
     return (scheme, place) if scheme in SCHEMES and place and not Path(name).exists() else ("", "")
 
 
-def check(dataset: Dataset) -> None:
-    """Raises UserError for a dataset on which no classifier can be trained."""
+def check(dataset: Dataset, min_classes: int = 2) -> None:
+    """Raises UserError for a dataset without images, with fewer classes, or with names that no table can hold."""
     if not dataset.examples:
         holds = count_by_suffix(name for name, _ in dataset.ignored)
         raise UserError(
@@ -108,7 +108,7 @@ def check(dataset: Dataset) -> None:
                 f"The name of the image {ascii(example.id)} in {dataset.name} is not UTF-8, which tables and the "
                 "report need; rename it."
             ) from None
-    if len(dataset.class_names) < 2:
+    if len(dataset.class_names) < min_classes:
         raise UserError(
             f"{dataset.name} has only one class, {dataset.class_names[0]}; a classifier needs at least two, so add the "
             "images of another class."

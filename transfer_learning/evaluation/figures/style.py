@@ -43,10 +43,25 @@ def save(figure: Figure, path: Path) -> None:
 def readable(names: Sequence[str], longest: int = LONGEST_NAME) -> list[str]:
     """Returns names on one line each, long ones shortened in the middle.
 
-    A name with a character that no installed font has becomes ``class 3``, its position in `names` counted from 0.
+    A name with a character that no installed font has becomes ``3: caf?``, with its position in `names` counted from 0
+    and a question mark for each such character, or ``class 3`` if nothing is left of it.
     """
-    drawable, lines = _drawable_characters(), enumerate(" ".join(name.split()) for name in names)
-    return [shortened(line, longest) if line and set(line) <= drawable else f"class {i}" for i, line in lines]
+    drawable = _drawable_characters()
+    return [_readable(" ".join(name.split()), number, drawable, longest) for number, name in enumerate(names)]
+
+
+def without_font(names: Sequence[str]) -> list[tuple[int, str]]:
+    """The position and name of each name with a character that no installed font has."""
+    return [
+        (number, name) for number, name in enumerate(names) if not set("".join(name.split())) <= _drawable_characters()
+    ]
+
+
+def _readable(line: str, number: int, drawable: frozenset[str], longest: int) -> str:
+    if line and set(line) <= drawable:
+        return shortened(line, longest)
+    left = "".join(letter if letter in drawable else "?" for letter in line)
+    return shortened(f"{number}: {left}", longest) if any(map(str.isalnum, left)) else f"class {number}"
 
 
 def settings() -> AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """The figures of a run and of its report; a new one is a function that returns a Figure, and a row of `FIGURES`."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,11 @@ from transfer_learning.evaluation.figures.curves import curves
 from transfer_learning.evaluation.figures.hardware import hardware
 from transfer_learning.evaluation.figures.images import beside_grad_cam, captions, image_grid
 from transfer_learning.evaluation.figures.reliability import reliability
-from transfer_learning.evaluation.figures.style import save
+from transfer_learning.evaluation.figures.style import save, without_font
+
+logger = logging.getLogger(__name__)
+
+NUM_NAMED = 4  # classes per message
 
 NUM_IMAGES = 20  # random predictions, and errors
 NUM_GRAD_CAM = 4  # correct predictions, and as many errors
@@ -60,6 +65,12 @@ class FigureRow(NamedTuple):
 
 def draw_figures(inputs: FigureInputs, folder: Path) -> None:
     """Writes each figure of the table as ``NAME.png``, and deletes the file of one with nothing to draw."""
+    if hidden := without_font(inputs.evaluation["class_names"]):
+        shown = ", ".join(f"{number} for {name}" for number, name in hidden[:NUM_NAMED])
+        logger.info(
+            f"No installed font has all characters of {len(hidden):,} class names, so figures show their numbers: {shown}"
+            f"{', ...' if len(hidden) > NUM_NAMED else ''}."
+        )
     for name, row in FIGURES.items():
         figure = row.draw(inputs)
         if figure is None:

@@ -1,0 +1,144 @@
+"""A finished run evaluated on any labelled dataset; classes are matched by name."""
+
+import logging
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from transfer_learning.datasets.dataset import SPLITS, UNSEEN, Dataset
+from transfer_learning.datasets.decoding.pixel_cache import CachedImages, cached_images
+from transfer_learning.datasets.manifest import COLUMNS
+from transfer_learning.datasets.moved import read_manifest
+from transfer_learning.datasets.prepared import PreparedDataset
+from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.errors import UserError, did_you_mean
+from transfer_learning.evaluation import metrics
+from transfer_learning.experiments.ensembles import evaluate_again
+from transfer_learning.experiments.evaluate import evaluate_split
+from transfer_learning.experiments.finished_run import FinishedRun
+from transfer_learning.storage.cache import Cache
+from transfer_learning.storage.files import write_json
+
+logger = logging.getLogger(__name__)
+
+NUM_NAMED = 4  # classes per message
+
+
+def evaluate_on(run: FinishedRun, place: str, split: str | None) -> dict[str, Any]:
+    """Evaluates a run on the dataset at `place`; the results are written into its directory and returned.
+
+    If those are the images that the run was trained on, they have only moved, and `split` (default: "test") is evaluated
+    again. Otherwise all images of the dataset are evaluated, or those of its own split `split`.
+
+    Raises:
+        UserError: there is no such dataset, or no image of a class of the run.
+    """
+    dataset = load_dataset(place, run.config.data_dir, for_training=False)
+    config = run.config
+    size, cache = config.stored_size, Cache.of(config)
+    images = cached_images(dataset, size, config.resize, cache, config.decoded_gb, run.value_ranges)
+    recorded = read_manifest(run.run_dir.manifest)
+    if recorded is not None and sorted(recorded["sha256"]) == sorted(images.facts["sha256"]):
+        logger.info(f"{place} holds the images that {run.name} was trained on.")
+        return evaluate_again(replace(run, dataset=place), split or "test")
+
+    name = result_name(place)
+    manifest, left_out = _labelled(dataset, images, run, name, split)
+    trained_on = set() if recorded is None else set(recorded.loc[recorded["split"] == "train", "sha256"])
+    num_trained_on = int(manifest.loc[manifest["split"] == name, "sha256"].isin(trained_on).sum())
+    if num_trained_on:
+        logger.warning(
+            f"{num_trained_on:,} of these images were trained on by {run.name}, so the accuracy is too high; leave them "
+            "out for that of new images."
+        )
+    data = PreparedDataset(tuple(run.class_names), dataset.ignored, images, manifest)
+    classifier = run.classifier()
+    with run.run_dir.locked():
+        evaluation = evaluate_split(classifier, data, name, run.run_dir) | {
+            "dataset": os.path.abspath(place) if Path(place).exists() else place,
+            "weights_sha256": classifier.weights_digest(),
+            "num_trained_on": num_trained_on,
+            **left_out,
+        }
+        write_json(run.run_dir.evaluation_of(name), evaluation)
+    logger.info(metrics.describe(evaluation))
+    logger.info(f"Results: {run.run_dir.evaluation_of(name)} and {run.run_dir.predictions(name)}")
+    return evaluation
+
+
+def result_name(place: str) -> str:
+    """The name of the results in the files of a run: that of the dataset, which is never that of a split."""
+    stem = re.sub(r"[^\w.-]", "_", Path(os.path.abspath(place) if Path(place).exists() else place).name).strip(".")
+    stem = stem.partition(".")[0][:100]
+    return f"dataset_{stem}" if stem in ("", *SPLITS, UNSEEN) or stem.endswith("_views") else stem
+
+
+def _labelled(
+    dataset: Dataset, images: CachedImages, run: FinishedRun, name: str, split: str | None
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The manifest with the images to evaluate in the split `name`, and what is left out."""
+    examples = dataset.examples
+    class_of = _matched(dataset.class_names, run.class_names)
+    manifest = pd.DataFrame(
+        {
+            "id": [example.id for example in examples],
+            "file": [str(example.source) if isinstance(example.source, Path) else "" for example in examples],
+            "label": [class_of.get(example.label, example.label) for example in examples],
+            "group": "",
+        }
+    )
+    manifest = pd.concat([manifest, images.facts.reset_index(drop=True)], axis=1)
+    is_known = manifest["label"].isin(run.class_names)
+    is_readable = manifest["problem"] == ""
+    is_asked = np.array([split is None or example.split == split for example in examples])
+    if split and not is_asked.any():
+        raise UserError(f"{dataset.name} has no {split} images of its own; leave out --split {split}.")
+    manifest["split"] = np.where(is_known & is_readable & is_asked, name, "")
+    unknown = Counter(manifest.loc[~is_known & is_asked, "label"])
+    if not (is_known & is_asked).any():
+        raise UserError(
+            f"{dataset.name} has no image of a class of {run.name}: its classes are {_named(sorted(unknown))}, and those "
+            f"of the run {_named(run.class_names)}; rename the folders or labels, or use predict."
+        )
+    if unknown:
+        first = min(unknown)
+        logger.warning(
+            f"{sum(unknown.values()):,} images are left out, because the run does not know their classes "
+            f"({_named(sorted(unknown))}).{did_you_mean(first, run.class_names)}"
+        )
+    if not_there := [one for one in run.class_names if one not in set(manifest["label"])]:
+        logger.info(f"No images of {len(not_there):,} classes of the run: {_named(not_there)}.")
+    bad = manifest[~is_readable & is_known & is_asked]
+    if len(bad):
+        logger.warning(
+            f"{len(bad):,} images cannot be read and are left out, such as {bad['file'].iloc[0]}: "
+            f"{bad['problem'].iloc[0]}."
+        )
+    if not (manifest["split"] == name).any():
+        raise UserError(f"{dataset.name} has no image that can be read; repair the files, or name others.")
+    return manifest[list(COLUMNS)], {"unknown_classes": dict(sorted(unknown.items())), "num_unreadable": len(bad)}
+
+
+def _matched(names: tuple[str, ...], class_names: list[str]) -> dict[str, str]:
+    """The class of the run for each name that differs from it in case and surrounding spaces only."""
+    by_folded: dict[str, list[str]] = {}
+    for name in class_names:
+        by_folded.setdefault(name.strip().casefold(), []).append(name)
+    matched = {}
+    for name in names:
+        found = by_folded.get(name.strip().casefold(), [])
+        if name not in class_names and len(found) == 1:
+            matched[name] = found[0]
+    if matched:
+        logger.info(f"Taken for classes of the run: {', '.join(f'{one} for {own}' for one, own in matched.items())}.")
+    return matched
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
