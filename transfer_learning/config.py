@@ -303,11 +303,15 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def difference(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """The fields that decide a result and differ, each with its old and new value; a place of a file does not."""
+def difference(old: RunConfig, new: RunConfig, may_have_moved: bool = False) -> dict[str, tuple[Any, Any]]:
+    """The fields that decide a result and differ, each with its old and new value.
+
+    Args:
+        may_have_moved: two files of weights do not differ, since `training.identity` compares their contents.
+    """
     free = {item.name for item in dataclasses.fields(RunConfig) if not item.metadata.get("changes_result", True)}
     before, after = flat(old), flat(new)
-    if not {old.weights, new.weights} & set(NAMED_WEIGHTS):  # two files: their contents are compared, see `Identity`
+    if may_have_moved and not {old.weights, new.weights} & set(NAMED_WEIGHTS):
         free.add("weights")
     return {name: (before[name], after[name]) for name in before if before[name] != after[name] and name not in free}
 

@@ -78,8 +78,11 @@ def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
     run_dir = existing_run_dir(flags.resume)
     old = run_dir.read_config()
     config = with_values(old, with_full_paths(given_values(flags)))
-    if fields := difference(old, config):
-        longer = "; more epochs cannot be added to a run, since its schedules depend on their number"
+    if fields := difference(old, config, may_have_moved=True):
+        longer = (
+            "; its schedules depend on the number of epochs, so none can be added: a start from the weights of a run "
+            "(run --from RUN_DIR) is planned for that"
+        )
         more = longer if any(name.endswith(".epochs") for name in fields) else ""
         raise UserError(
             f"{run_dir.path} was begun with another config ({named(fields)}){more}; leave the flags out, or start a new "

@@ -111,7 +111,12 @@ def test_other_weights_or_images_are_no_moved_ones(begun, tmp_path, weights_file
 def test_other_epochs_say_what_to_do_instead(begun, capsys):
     assert run_main(run.main, ["--resume", str(begun / "stopped"), "--fine-tune.epochs", "10"]) == 2
     message = capsys.readouterr().err
-    for words in ("fine_tune.epochs is 2, not 10", "more epochs cannot be added", "start a new run with them"):
+    for words in (
+        "fine_tune.epochs is 2, not 10",
+        "none can be added",
+        "run --from RUN_DIR",
+        "start a new run with them",
+    ):
         assert words in message
 
 

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -138,6 +139,13 @@ def quiet_start() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
+        except (ValueError, AttributeError) as error:
+            if Path(traceback.extract_tb(error.__traceback__)[-1].filename).match("keras/src/backend/config.py"):
+                raise UserError(
+                    f"Keras refuses the settings in your keras.json ({error}); correct or delete the file, which is in "
+                    "~/.keras or KERAS_HOME."
+                ) from None
+            raise
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)

@@ -30,11 +30,7 @@ def train_dataset(
     if directory is None or not directory.config.exists():
         directory = new_run_dir(run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
     elif directory.is_finished:
-        old = directory.read_config()
-        fields = difference(old, config) | (
-            {"weights": (old.weights, config.weights)} if old.weights != config.weights else {}
-        )
-        if fields:
+        if fields := difference(directory.read_config(), config):
             raise UserError(
                 f"{directory.path} holds a finished run with another config ({named(fields)}); choose another run_dir."
             )

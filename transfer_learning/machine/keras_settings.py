@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,6 @@ from transfer_learning.errors import UserError
 logger = logging.getLogger(__name__)
 
 SETTINGS = {"backend": "tensorflow", "image_data_format": "channels_last", "floatx": "float32", "epsilon": 1e-7}
-# Other values of these make `import keras` itself fail.
-IMPORTABLE = {
-    "image_data_format": lambda value: value in ("channels_last", "channels_first"),
-    "floatx": lambda value: value in ("float16", "float32", "float64"),
-    "epsilon": lambda value: isinstance(value, float),
-}
 _backend_of_the_user = os.environ.get("KERAS_BACKEND")
 
 
@@ -53,27 +47,10 @@ def apply_settings() -> None:
 
 
 def user_settings() -> dict[str, Any]:
-    """The SETTINGS that KERAS_BACKEND and keras.json name.
-
-    Raises:
-        UserError: keras.json has a value with which Keras cannot be imported.
-    """
-    path, values = keras_home() / "keras.json", {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # Keras ignores it, too
-        pass
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object, so Keras cannot be imported; correct or delete it.")
-    for name, is_importable in IMPORTABLE.items():
-        if name in values and not is_importable(values[name]):
-            raise UserError(f"{path} has {name} {values[name]!r}, which Keras refuses; correct it, or delete the file.")
+    """The SETTINGS that KERAS_BACKEND and keras.json name."""
+    values: Any = {}
+    with suppress(OSError, ValueError, RecursionError):  # Keras ignores such a file, too
+        values = json.loads((keras_home() / "keras.json").read_text(encoding="utf-8"))
     if _backend_of_the_user:
         values["backend"] = _backend_of_the_user
     return {name: values[name] for name in SETTINGS if name in values}
-
-
-def check_before_import() -> None:
-    """Raises what `user_settings` does, unless Keras is imported already."""
-    if "keras" not in sys.modules:
-        user_settings()

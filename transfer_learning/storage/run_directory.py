@@ -87,7 +87,7 @@ class RunDir:
             if self.is_finished:
                 raise UserError(f"{self.path} holds a finished run (see {self.report}); choose another directory.")
             is_new = not self.config.exists()
-            if not is_new and (fields := difference(self.read_config(), config)):
+            if not is_new and (fields := difference(self.read_config(), config, may_have_moved=True)):
                 raise UserError(
                     f"{self.path} has another config ({named(fields)}); restore it, or choose another directory."
                 )

@@ -32,7 +32,7 @@ class Identity:
         """
         values = renamed(values, {"surroundings": "runtime"})
         config = RunConfig.from_json(json.dumps(values["config"]), f"the config inside {run_dir.checkpoint}")
-        if fields := difference(config, self.config):
+        if fields := difference(config, self.config, may_have_moved=True):
             raise UserError(
                 f"{run_dir.path} was trained with another config ({named(fields)}); restore it, or start a new run."
             )
