@@ -92,6 +92,32 @@ def test_quiet_and_verbose_set_the_level_of_what_is_printed(flags, printed, caps
     assert capsys.readouterr().out.splitlines() == printed
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["~/a.png"], {"image": "/home/me/a.png"}),
+        (["~"], {"image": "/home/me"}),
+        (["a~b.png"], {"image": "a~b.png"}),
+        (["-dash.png"], {"image": "./-dash.png"}),
+        (["--", "-dash.png"], {"image": "./-dash.png"}),
+        (["a", "--dataset=~/x"], {"dataset": "/home/me/x"}),
+        (["a", "--dataset", "hf:~/x,split"], {"dataset": "hf:/home/me/x,split"}),
+        (["a", "--dataset", "-dash.png"], {"dataset": "./-dash.png"}),
+        (["a", "--dataset=-dash.png"], {"dataset": "-dash.png"}),
+        (["a", "--quiet"], {"quiet": True}),
+    ],
+)
+def test_paths_may_begin_with_a_tilde_or_a_dash(arguments, expected, here, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for name in ("-dash.png", "--quiet"):
+        (here / name).touch()
+    parser = Parser("any")
+    parser.add_argument("image")
+    parser.add_argument("--dataset")
+    found = vars(parser.parse_args(arguments))
+    assert {name: found[name] for name in expected} == expected
+
+
 def test_quiet_and_verbose_are_in_the_help_once(capsys):
     with pytest.raises(SystemExit):
         run.parse(["--help"])

@@ -26,7 +26,16 @@ logger = logging.getLogger(__name__)
 
 KEYS_AT_ONCE, RECORDS_AT_ONCE, BYTES_AT_ONCE = 4096, 64, 1 << 20  # per query, per task of a thread, per read
 # Errors that mean: no space or no permission. SQLite reports a quota as EIO.
-DISK_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+DISK_REFUSED = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+)
 
 
 class ArrayCache(AbstractContextManager):
