@@ -90,7 +90,7 @@ def served(predictor=None, limits=None, reference=None, token="", host_names=())
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
     try:
-        while not service.is_ready:
+        while not server.started:  # later than ready: the socket is open only then
             assert thread.is_alive()
             thread.join(0.01)
         yield Client(listening.getsockname()[1], service)
