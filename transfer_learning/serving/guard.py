@@ -100,7 +100,9 @@ class Guard:
                     async for chunk in _body(receive):
                         num_bytes += len(chunk)
                         self._bytes_held += len(chunk)
-                        self._check_size(max(num_bytes, _content_length(headers)))
+                        self._check_size(num_bytes)
+                        if self._bytes_held > self._limits.all_bodies_bytes:
+                            raise Refused(503, "Other requests take all memory; try again in a second.", RETRY_AFTER)
                         chunks.append(chunk)
                 scope.setdefault("state", {})["body"] = b"".join(chunks)
                 chunks.clear()
@@ -139,8 +141,6 @@ class Guard:
         if num_bytes > self._limits.body_bytes:
             limit = self._limits.body_bytes / 1e6
             raise Refused(413, f"The body is larger than {limit:g} MB; send a smaller image, or fewer at a time.")
-        if self._bytes_held > self._limits.all_bodies_bytes:
-            raise Refused(503, "Other requests take all memory for images; try again in a second.", RETRY_AFTER)
 
     def _is_own(self, host: str) -> bool:
         name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
