@@ -156,7 +156,7 @@ def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, sma
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == code, output + errors
-    line = re.search(r"python -m transfer_learning\.run (--resume .*)", output)
+    line = re.search(r"transfer.learning run (--resume .*)", output)
     assert line and "Traceback" not in output + errors
     forked("transfer_learning.run", *line[1].split())
     assert results(run_dir) == unbroken
@@ -172,7 +172,7 @@ def test_a_signal_to_what_does_not_end_ends_the_process_and_is_resumed_to_the_bi
 ):
     arguments = [target, "hanging", count, *flags(small_config), "--run-dir", tmp_path / "run"]
     output = forked("tests.support.kill_at", *arguments, expected=143)
-    line = re.search(r"Stopped by SIGTERM before .*python\S* -m transfer_learning\.run (--resume .*)", output)
+    line = re.search(r"Stopped by SIGTERM before .*transfer.learning run (--resume .*)", output)
     assert line and "Traceback" not in output, output
     output = forked("transfer_learning.run", *line[1].split())
     assert "Continuing after epoch" in output

@@ -310,7 +310,8 @@ def test_groups_share_a_split_and_the_table_says_which(prepared, here):
     code, output, _ = prepared("photos", "--group-by", r"^([^/]*/animal\d+)_", "--image-size", "32")
     assert code == 0 and "--group-by: 120 images in 30 groups of 4 to 4" in output
     assert "--group-by '^([^/]*/animal" in output.splitlines()[-1]
-    manifest = load_prepared(resolve_config(run.parse(shlex.split(output.splitlines()[-1])[5:]))[0]).manifest
+    _, _, flags = output.splitlines()[-1].partition(" run ")
+    manifest = load_prepared(resolve_config(run.parse(shlex.split(flags)))[0]).manifest
     assert (manifest.groupby("group")["split"].nunique() == 1).all() and manifest["group"].nunique() == 30
     assert set(manifest["split"]) == {"train", "val", "test"}
 
