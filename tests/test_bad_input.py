@@ -11,7 +11,6 @@ from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning import run
 from transfer_learning.cli.parser import run_main
-from transfer_learning.datasets.decoding.decode import content_hash
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources import table
 from transfer_learning.errors import UserError
@@ -64,23 +63,14 @@ def one_class(folder):
     draw_photos(folder, classes=("circle",))
 
 
-def class_whose_one_image_is_for_the_test(folder):
-    draw_photos(folder)
-    (folder / "single").mkdir()
-    for level in range(256):
-        Image.new("RGB", (8, 8), (level, 0, 0)).save(folder / "single" / "1.png")
-        if content_hash(folder / "single" / "1.png") < "26":  # the lowest 0.148 of all hashes
-            return
-
-
 def class_without_image(folder):
-    draw_photos(folder)
+    draw_photos(folder, classes=("circle",))
     (folder / "birds").mkdir()
     (folder / "birds" / "1.jp2").write_bytes(b"x")
 
 
 def splits_beside_others(folder):
-    for split in ("train", "test", "annotations"):
+    for split in ("train", "test", "unsorted"):
         draw_photos(folder / split, num_per_class=1)
 
 
@@ -109,11 +99,10 @@ def name_that_is_no_text(folder):
         (only_texts, [], ["photos", "has no images"]),
         (images_beside_class_folders, [], ["stray.png", "beside the class folders", "move it"]),
         (one_class, [], ["only one class", "circle", "add the images of another class"]),
-        (class_whose_one_image_is_for_the_test, [], ["The class single has no training image", "1 test", "add images"]),
-        (class_without_image, [], ["birds", "has no image", "add images"]),
-        (splits_beside_others, [], ["annotations", "splits", "move"]),
+        (class_without_image, [], ["only one class", "circle", "add the images of another class"]),
+        (splits_beside_others, [], ["unsorted", "splits", "move"]),
         (unreadable_image, [], ["1 of 43 images", "damaged.png", "--skip-unreadable"]),
-        (class_of_unreadable_images, ["--skip-unreadable"], ["The class damaged", "3 skipped", "add images"]),
+        (class_of_unreadable_images, ["--skip-unreadable"], ["The class damaged", "3 skipped", "add training images"]),
         (name_that_is_no_text, [], ["UTF-8", "\\udcfc", "rename it"]),
     ],
 )
@@ -173,12 +162,13 @@ def test_a_choice_that_a_flag_makes_is_not_given_another_reason(photos):
     ("text", "words"),
     [
         ("", ["(none)", "path,label"]),
-        ("file;class\na.png;circle\n", ["file;class", "path,label"]),
+        ("file;class\na.png;circle\n", ["None of the paths", "'a.png'"]),
+        ("a:b\na.png:circle\n", ["a:b", "path,label", "separated by"]),
         ("path,label\n,circle\n", ["line 2", "a path in every row"]),
         ("path,label\na.png,circle\n\nb.png,\n", ["line 4", "a label in every row"]),
         ("path,label\na.png\n", ["line 2", "a label in every row"]),
         ("path,label\na.png,circle\na.png,cross\n", ["line 3", "'a.png'", "every path once"]),
-        ("path,label,split\na.png,circle,dev\n", ["line 2", "'dev'", "train, val, test"]),
+        ("path,label,split\na.png,circle,later\n", ["line 2", "'later'", "train, val, test"]),
         ("path,label\na.png,circle,extra\n", ["line 2", "['extra']", "path,label"]),
         ("path,label\n", ["has no images"]),
         ("\x00\x00", ["table.csv"]),

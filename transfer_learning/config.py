@@ -19,11 +19,13 @@ from transfer_learning.errors import UserError, did_you_mean
 
 PHASES = ("frozen", "fine_tune")
 FORMAT = 2  # of the JSON; 1 had other names of some fields, and no number
+EARLIER = {"small_classes": "drawn"}  # what saved configs without these fields mean, where it is not the default
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 RESIZES = ("squash", "crop", "pad")
 CLASS_WEIGHTS = ("none", "balanced")
 HEAD_INITS = ("ridge", "random")
 NAMED_WEIGHTS = ("imagenet", "none")  # any other value is a file
+SMALL_CLASSES = ("ranked", "drawn")
 MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
 MAX_SIZE = 8192  # pixels per side: a decoded image takes 0.2 GB
 
@@ -146,6 +148,13 @@ class RunConfig:
         0.15, "fraction of the images for testing, unless the dataset has a split", low=0, below=1
     )
     group_by: str = data("", "regular expression on paths; images with the same match (or first group) share a split")
+    small_classes: str = data(
+        "ranked",
+        "classes of fewer than 10 images: ranked: each has a training and, of two images, a test image; drawn: by chance",
+        choices=SMALL_CLASSES,
+    )
+    path_column: str = data("", "column of a table with the paths, if its name does not say so", changes_result=False)
+    label_column: str = data("", "column of a table with the labels, if its name does not say so", changes_result=False)
     # What it corrects decides the result, and is in the fingerprint of the images; where the file is does not.
     corrections: str = data(
         "", "table of images to relabel or drop: the edited corrections.csv of `prepare`", changes_result=False
@@ -249,7 +258,7 @@ class RunConfig:
         """Reads what `to_json` of this or an earlier version wrote; a missing field takes its default. A UserError that
         begins with `source` if it is no JSON, or has an unknown field or a value of another type.
         """
-        return with_values(RunConfig(), values_from_json(text, source))
+        return with_values(RunConfig(), EARLIER | values_from_json(text, source))
 
 
 def values_from_json(text: str, source: str = "the config") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support.logs import log_messages
-from transfer_learning.datasets.dataset import UNSEEN, Example, split_off_unseen, with_class_names
+from transfer_learning.datasets.dataset import UNSEEN, Example, as_names, split_off_unseen, with_class_names
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.errors import UserError
 
@@ -27,7 +27,31 @@ def test_the_classes_that_are_named_go_and_the_others_stay_as_they_are(names, un
 
 
 @pytest.mark.parametrize(
-    ("names", "words"), [("e", "no class e"), ("a,bb", "no class bb"), ("a,b,c", "leaves 1"), ("a,b,c,d", "leaves 0")]
+    ("names", "unseen"),
+    [
+        ("owl, brown", {"owl, brown"}),
+        ('"owl, brown",fox', {"owl, brown", "fox"}),
+        (' fox , "owl, brown"', {"owl, brown", "fox"}),
+        ('"fox"', {"fox"}),
+        ('"say ""hi"""', {'say "hi"'}),
+    ],
+)
+def test_names_with_commas_are_quoted(names, unseen):
+    labels = ("owl, brown", "fox", 'say "hi"', "cat", "dog")
+    dataset = with_class_names("animals", [Example(label, label, "", None) for label in labels])
+    assert set(split_off_unseen(dataset, names).class_names) == set(labels) - unseen
+    assert set(split_off_unseen(dataset, as_names(sorted(unseen))).class_names) == set(labels) - unseen
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ('"a', "close each double quote"),
+        ("e", "no class e"),
+        ("a,bb", "no class bb"),
+        ("a,b,c", "leaves 1"),
+        ("a,b,c,d", "leaves 0"),
+    ],
 )
 def test_a_class_that_is_not_there_and_too_few_that_are_left(names, words):
     with pytest.raises(UserError, match=words):

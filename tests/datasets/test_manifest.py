@@ -1,7 +1,6 @@
 """The manifest: who is in which split and why, decided by content, so that what was decided stays."""
 
 import hashlib
-import re
 from collections import Counter
 
 import pandas as pd
@@ -98,37 +97,52 @@ def test_identical_files_share_a_split():
     assert set(manifest["split"]) == {"train", "val", "test"}
 
 
-def test_a_split_of_which_a_class_has_nothing_is_named_and_empty_stays_empty():
-    """An image's split hangs on that image alone, so chance may leave a class of few without one; nothing moves over."""
+def test_a_split_of_which_a_class_has_nothing_is_named():
     manifest, said = manifest_of(images("a", 60) + images("b", 2))
-    assert set(manifest["split"][:60]) == {"train", "val", "test"} and set(manifest["split"][60:]) == {"train"}
-    assert [sentence.split(";")[0] for sentence in said[-2:]] == [
-        "The class b has no val image",
-        "The class b has no test image",
+    assert set(manifest["split"][:60]) == {"train", "val", "test"} and set(manifest["split"][60:]) == {"train", "test"}
+    assert said[-1] == (
+        "The class b has no val image, so it does not count in validation; add images, or give the splits in a table."
+    )
+    _, said = manifest_of(images("a", 60) + [row for label in "bcdefghijk" for row in images(label, 1)])
+    assert said[-1].startswith(
+        "10 classes (b, c, d, e, ...) have no test image, so their accuracy cannot be measured; add"
+    )
+
+
+def test_what_is_said_of_drawn_splits_is_not_said_of_those_of_the_dataset():
+    rows = images("a", 9, "train") + images("b", 9, "train", 9) + images("a", 2, "test", 20) + images("a", 2, "val", 30)
+    _, said = manifest_of(rows)
+    assert said == [
+        f"The class b has no {split} image, so {lacks}; add images to the dataset's {split} split."
+        for split, lacks in (("val", "it does not count in validation"), ("test", "its accuracy cannot be measured"))
     ]
-    _, said = manifest_of(images("a", 60) + [row for label in "bcdefghijk" for row in images(label, 1)], test=0)
-    assert re.match(r"\d classes \(b, e, f, g, \.\.\.\) have no val image;", said[-1])
 
 
 @pytest.mark.parametrize(
-    ("rows", "val", "test", "words"),
+    ("rows", "words"),
     [
         (
-            images("a", 9) + images("b", 1),
-            0.8,
-            0.15,
-            r"class b has no training image \(its images: 1 val\); add images",
+            images("a", 9, "train") + images("b", 9, "test"),
+            r"class b has no training image \(its images: 9 test\); add",
         ),
-        (images("a", 9) + [("b", "same")] * 9, 0.15, 0.8, r"class b has no training image \(its images: 9 test\);"),
-        (images("a", 9) + images("b", 1) + images("c", 1), 0.8, 0.15, "class b .*, nor has another class;"),
-        (images("a", 9, "train") + images("b", 9, "test"), 0.15, 0.15, "class b has no training image"),
-        (images("a", 9) + [("b", "x", "", "it is cut off")], 0.15, 0.15, r"\(its images: 1 skipped\)"),
+        (
+            images("a", 9, "train") + images("b", 1, "val") + images("c", 1, "test"),
+            "class b .*, nor has another class;",
+        ),
+        (images("a", 9) + [("b", "x", "", "it is cut off")], r"\(its images: 1 skipped\)"),
+        (images("a", 9, "train") + images("b, c", 1, "val"), r"leave the class out with --unseen-classes '\"b, c\"'"),
     ],
 )
-def test_a_class_with_nothing_to_train_on_is_named(rows, val, test, words):
-    manifest, _ = manifest_of(rows, val, test, skip=True)
+def test_a_class_with_nothing_to_train_on_is_named(rows, words):
+    manifest, _ = manifest_of(rows, skip=True)
     with pytest.raises(UserError, match=words):
         check_classes(manifest, tuple(sorted(set(manifest["label"]))))
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.8, 0.15), (0.15, 0.8)])
+def test_every_class_trains_where_splits_are_drawn(val, test):
+    manifest, _ = manifest_of(images("a", 30) + images("b", 1) + images("c", 3) + [("d", "same")] * 9, val, test)
+    assert set(manifest.loc[manifest["split"] == "train", "label"]) == set("abcd")
 
 
 def test_one_image_a_class_is_enough_where_all_are_for_training():

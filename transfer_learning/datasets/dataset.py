@@ -1,6 +1,8 @@
 """A dataset: labelled examples and the names of their classes; nothing is decoded yet."""
 
+import csv
 import errno
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,6 +60,13 @@ class Example(NamedTuple):
     group: str = ""  # examples of one group are drawn into one split; "": no group
 
 
+class Note(NamedTuple):
+    """A sentence about how a dataset was read, for the log."""
+
+    level: int  # logging.INFO or logging.WARNING
+    text: str
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Examples, class names in the order of the model's outputs, and the ignored files with reasons."""
@@ -67,14 +76,19 @@ class Dataset:
     examples: tuple[Example, ...]
     ignored: tuple[tuple[str, str], ...] = ()  # (file, reason)
     folder: Path | None = None  # every file below it is an example or ignored
+    notes: tuple[Note, ...] = ()
 
 
 def with_class_names(
-    name: str, examples: Sequence[Example], ignored: Sequence[tuple[str, str]] = (), folder: Path | None = None
+    name: str,
+    examples: Sequence[Example],
+    ignored: Sequence[tuple[str, str]] = (),
+    folder: Path | None = None,
+    notes: Sequence[Note] = (),
 ) -> Dataset:
     """A dataset whose class names are the sorted labels of its examples."""
     class_names = tuple(sorted({example.label for example in examples}))
-    return Dataset(name, class_names, tuple(examples), tuple(ignored), folder)
+    return Dataset(name, class_names, tuple(examples), tuple(ignored), folder, tuple(notes))
 
 
 def check_class_names(dataset: Dataset, expected: tuple[str, ...], of: str, advice: str) -> None:
@@ -86,16 +100,28 @@ def check_class_names(dataset: Dataset, expected: tuple[str, ...], of: str, advi
         )
 
 
+def as_names(names: Sequence[str]) -> str:
+    """Class names as `split_off_unseen` reads them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
+
+
 def split_off_unseen(dataset: Dataset, names: str) -> Dataset:
     """Moves the images of some classes to the split UNSEEN and takes these classes out of `class_names`.
 
     Args:
-        names: class names separated by commas; "" for none.
+        names: class names separated by commas, one with a comma in double quotes; or one class name; "" for none.
 
     Raises:
         UserError: a class is unknown, or fewer than two are left.
     """
-    unseen_classes = {name.strip() for name in names.split(",") if name.strip()}
+    try:
+        cells = next(csv.reader([names], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise UserError(f"--unseen-classes {names} cannot be read ({error}); close each double quote.") from None
+    is_one = names in dataset.class_names
+    unseen_classes = {names} if is_one else {name.strip() for name in cells if name.strip()}
     if not unseen_classes:
         return dataset
     for name in sorted(unseen_classes - set(dataset.class_names)):

@@ -3,9 +3,8 @@
 Columns: id, file ("" for arrays), sha256, label, split ("" if skipped), width, height (pixels), group ("" for none),
 problem (a text), kind (of the problem, see `dataset`).
 
-The split of an image depends on this image alone: on the dataset's own splits, else on its group, else on its content.
-So adding, removing or renaming images moves no other image. The cost: a class with few images may have none in a split,
-which is logged, and is an error for the training split.
+The split of an image is the dataset's own, or is drawn by its group or content, see `split`. A class of few images may
+have none in a split, which is logged.
 
 Equal images, and images of one group, never stay in two splits: those in the lower one (train < val < test) are
 skipped.
@@ -30,8 +29,10 @@ from transfer_learning.datasets.dataset import (
     SPLITS,
     UNSEEN,
     Dataset,
+    as_names,
 )
 from transfer_learning.datasets.decoding.value_range import Ranges, is_plain, to_json
+from transfer_learning.datasets.split import draw_splits
 from transfer_learning.errors import MissingExtra, UserError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def make_manifest(
     skip_unreadable: bool = False,
     group_by: str = "",
     dropped: Mapping[str, str] | None = None,
+    rank_small: bool = True,
 ) -> pd.DataFrame:
     """Assigns every readable example to a split.
 
@@ -71,6 +73,7 @@ def make_manifest(
         group_by: regular expression on ids; its first group, or else the whole match, is the image's group. Without a
             match, the group is the dataset's own, if it has one.
         dropped: id -> reason, of images that are not used.
+        rank_small: see `draw_splits`.
 
     Raises:
         UserError: an image is unreadable and `skip_unreadable` is false, or `group_by` matches no id.
@@ -91,14 +94,14 @@ def make_manifest(
     _skip_unreadable(manifest, skip_unreadable)
     named = {example.split for example in dataset.examples}
     fractions = {"test": 0.0 if "test" in named else test_fraction, "val": 0.0 if "val" in named else val_fraction}
-    _draw_splits(manifest, fractions)
+    _draw_splits(manifest, fractions, rank_small)
     drawn = {split: fraction for split, fraction in fractions.items() if fraction}
     if drawn:
         parts = " and ".join(f"{fraction:.0%} for {split}" for split, fraction in drawn.items())
         logger.info(f"Split by {'group' if group_by else 'content'}: about {parts}.")
     _drop_cross_split_duplicates(manifest)
     _warn_of_two_labels(manifest)
-    _warn_of_empty_splits(manifest, dataset.class_names, named | set(drawn))
+    _warn_of_empty_splits(manifest, dataset.class_names, named, set(drawn))
     return manifest[list(COLUMNS)]
 
 
@@ -121,8 +124,8 @@ def check_classes(manifest: pd.DataFrame, class_names: tuple[str, ...]) -> None:
         others = len(missing) - 1
         more = f", nor has {'another class' if others == 1 else f'any of {others:,} others'}" if others else ""
         raise UserError(
-            f"The class {missing[0]} has no training image (its images: {where}){more}; add images, give the splits "
-            f"in a table path,label,split, or leave the class out with --unseen-classes {shlex.quote(missing[0])}."
+            f"The class {missing[0]} has no training image (its images: {where}){more}; add training images, or leave the "
+            f"class out with --unseen-classes {shlex.quote(as_names([missing[0]]))}."
         )
 
 
@@ -184,17 +187,12 @@ def _skip_unreadable(manifest: pd.DataFrame, skip_unreadable: bool) -> None:
     manifest.loc[bad.index, "split"] = ""
 
 
-def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float]) -> None:
+def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float], rank_small: bool) -> None:
     """Draws the split of the examples without one and of training examples, in place."""
     pool = manifest[(manifest["problem"] == "") & manifest["split"].isin(("", "train"))]
-    test = fractions["test"]
-    val = test + (1 - test) * fractions["val"]
-    split_of = {}
-    for group, digest in set(zip(pool["group"], pool["sha256"], strict=True)):
-        key = hashlib.sha256(f"group {group}".encode()).hexdigest() if group else digest
-        place = int(key[:12], 16) / 16**12  # uniform in [0, 1)
-        split_of[group, digest] = "test" if place < test else "val" if place < val else "train"
-    manifest.loc[pool.index, "split"] = [split_of[key] for key in zip(pool["group"], pool["sha256"], strict=True)]
+    test, val = fractions["test"], fractions["val"]
+    splits = draw_splits(pool["group"], pool["sha256"], pool["label"], test, val, rank_small)
+    manifest.loc[pool.index, "split"] = splits
 
 
 def _drop_cross_split_duplicates(manifest: pd.DataFrame) -> None:
@@ -233,11 +231,21 @@ def _warn_of_two_labels(manifest: pd.DataFrame) -> None:
         logger.warning(f"{len(conflicts):,} images have the same pixels and different labels, such as {named}.")
 
 
-def _warn_of_empty_splits(manifest: pd.DataFrame, class_names: tuple[str, ...], wanted: set[str]) -> None:
+def _warn_of_empty_splits(
+    manifest: pd.DataFrame, class_names: tuple[str, ...], named: set[str], drawn: set[str]
+) -> None:
     counts = Counter(zip(manifest["label"], manifest["split"], strict=True))
     for split in ("val", "test"):
         empty = [name for name in class_names if not counts[name, split]]
-        if split in wanted and empty:
-            named = ", ".join(empty[:NUM_NAMED]) + (", ..." if len(empty) > NUM_NAMED else "")
-            have = f"The class {named} has" if len(empty) == 1 else f"{len(empty):,} classes ({named}) have"
-            logger.warning(f"{have} no {split} image; add images, or give the splits in a table.")
+        if split in named | drawn and empty:
+            listed = ", ".join(empty[:NUM_NAMED]) + (", ..." if len(empty) > NUM_NAMED else "")
+            have = f"The class {listed} has" if len(empty) == 1 else f"{len(empty):,} classes ({listed}) have"
+            lacks = "so their accuracy cannot be measured" if split == "test" else "so they do not count in validation"
+            if len(empty) == 1:
+                lacks = lacks.replace("their", "its").replace("they do", "it does")
+            do = (
+                "add images, or give the splits in a table"
+                if split in drawn
+                else f"add images to the dataset's {split} split"
+            )
+            logger.warning(f"{have} no {split} image, {lacks}; {do}.")

@@ -1,5 +1,7 @@
 """A dataset that is ready for a run: loaded, decoded and split."""
 
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,15 @@ from transfer_learning.datasets.dataset import UNSEEN, Dataset, split_off_unseen
 from transfer_learning.datasets.decoding.pixel_cache import CachedImages, cached_images
 from transfer_learning.datasets.decoding.value_range import Ranges
 from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
+from transfer_learning.datasets.names import alike, folded_label
 from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.storage.cache import Cache
 
 if TYPE_CHECKING:
     from transfer_learning.datasets.pipeline import Examples
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class PreparedDataset:
 
     @property
     def eval_split(self) -> str:
-        """The evaluation split: "test", or "val" for a dataset without test images."""
-        return "test" if (self.manifest["split"] == "test").any() else "val"
+        """The evaluation split: "test"; "val" for a dataset without test images; "train" for one without both."""
+        return next((name for name in ("test", "val") if (self.manifest["split"] == name).any()), "train")
 
     def describe(self) -> str:
         """``1,200 images of 10 classes: 812 train, 148 val, 240 test, 0 skipped; 3 other files ignored``."""
@@ -60,24 +66,49 @@ class PreparedDataset:
         )
 
 
+def load_dataset_of(config: RunConfig) -> Dataset:
+    """Loads the dataset of a config; Raises as `load_dataset`."""
+    return load_dataset(config.dataset, config.data_dir, columns=Columns(config.path_column, config.label_column))
+
+
 def load_prepared(config: RunConfig, ranges: Ranges | None = None) -> PreparedDataset:
     """Loads, decodes (what is not cached) and splits the dataset of `config`; UserError if there is no such dataset, or
     no classifier can be trained on it. `ranges`: of values with more than 8 bits, those of a run; None: of the dataset.
     """
-    return prepare_dataset(load_dataset(config.dataset, config.data_dir), config, ranges=ranges)
+    return prepare_dataset(load_dataset_of(config), config, ranges=ranges)
 
 
 def prepare_dataset(
     dataset: Dataset, config: RunConfig, allow_empty_classes: bool = False, ranges: Ranges | None = None
 ) -> PreparedDataset:
     """As `load_prepared`, of a dataset that is loaded; `allow_empty_classes`: classes may lack training images."""
+    for level, text in dataset.notes:
+        logger.log(level, text)
     dropped: dict[str, str] = {}
     if config.corrections:
         dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections))
     dataset = split_off_unseen(dataset, config.unseen_classes)  # by the corrected labels
+    _warn_of_similar_classes(dataset)
     images = cached_images(dataset, config.stored_size, config.resize, Cache.of(config), config.decoded_gb, ranges)
     fractions = config.val_fraction, config.test_fraction
-    manifest = make_manifest(dataset, images.facts, *fractions, config.skip_unreadable, config.group_by, dropped)
+    is_ranked = config.small_classes == "ranked"
+    manifest = make_manifest(
+        dataset, images.facts, *fractions, config.skip_unreadable, config.group_by, dropped, rank_small=is_ranked
+    )
     if not allow_empty_classes:
         check_classes(manifest, dataset.class_names)
     return PreparedDataset(dataset.class_names, dataset.ignored, images, manifest)
+
+
+def _warn_of_similar_classes(dataset: Dataset) -> None:
+    """The audit lists the images of such classes: ``similar class names``."""
+    groups = alike(dataset.class_names, folded_label)
+    if groups:
+        counts = Counter(example.label for example in dataset.examples)
+        names = [[dataset.class_names[number] for number in group] for group in groups]
+        listed = "; ".join(" and ".join(f"{name!r} ({counts[name]:,} images)" for name in group) for group in names[:4])
+        more = f"; and {len(groups) - 4:,} more" if len(groups) > 4 else ""
+        logger.warning(
+            f"Class names that are nearly the same are trained as different classes: {listed}{more}; if they are one "
+            "class, give it one name."
+        )

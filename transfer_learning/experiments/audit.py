@@ -12,8 +12,7 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.findings import Audit, Features, audit
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.manifest import check_classes, check_decoders
-from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
-from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.datasets.prepared import PreparedDataset, load_dataset_of, prepare_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.cache_index import FEATURES
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 def prepare_for_audit(config: RunConfig) -> tuple[Dataset, PreparedDataset]:
     """Loads and prepares the dataset; unreadable images are skipped, and classes may lack training images."""
     started = time.monotonic()
-    dataset = load_dataset(config.dataset, config.data_dir)
+    dataset = load_dataset_of(config)
     data = prepare_dataset(dataset, replace(config, skip_unreadable=True), allow_empty_classes=True)
     seconds, entry = time.monotonic() - started, data.images.cached_in
     logger.info(

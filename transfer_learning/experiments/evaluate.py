@@ -31,7 +31,8 @@ def calibrate_and_evaluate(
         The calibrated classifier, and for each split that has images what `evaluate_split` returns; that of the
         evaluation split also has ``rejection``, see `rejection.measure`, None without validation images.
     """
-    logits = {split: _logits(classifier, data, split) for split in ("val", "test") if len(data.split(split))}
+    splits = [split for split in ("val", "test") if len(data.split(split))] or [data.eval_split]
+    logits = {split: _logits(classifier, data, split) for split in splits}
     if "val" in logits:
         temperature, reason = calibration.fitted_temperature(logits["val"], data.split("val").labels)
         logger.info(reason)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,8 +17,7 @@ from transfer_learning.config import PHASES, RunConfig
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.moved import with_recorded_ids
-from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
-from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.datasets.prepared import PreparedDataset, load_dataset_of, prepare_dataset
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.evaluate import calibrate_and_evaluate, draw_figures
@@ -71,7 +71,7 @@ def run_experiment(
             monitor = stack.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, scalars))
 
             # The files of the dataset, and the classifier with its preprocessing inside and a new head.
-            dataset = load_dataset(config.dataset, config.data_dir)
+            dataset = load_dataset_of(config)
             without_unseen = split_off_unseen(dataset, config.unseen_classes)
             classifier = build_classifier(config, without_unseen.class_names)
             logger.info(
@@ -98,6 +98,7 @@ def run_experiment(
                     data = with_recorded_ids(data, run_dir.manifest, begun_with["dataset"]["fingerprint"])
             del dataset, without_unseen  # the paths of a million images take a gigabyte
             check_splits(config, data)
+            config = without_validation(config, data)
             logger.info(f"{data.describe()}.")
 
             # Training, from the newest checkpoint if there is one.
@@ -152,7 +153,7 @@ def oom_as_user_error(config: RunConfig) -> Iterator[None]:
 def check_splits(config: RunConfig, data: PreparedDataset) -> None:
     """Raises UserError if images are missing that the config needs for validation or evaluation."""
     if not len(data.split("val")):
-        if config.monitor.startswith("val"):
+        if config.monitor.startswith("val") and config.val_fraction == 0:
             raise UserError(
                 f"--monitor {config.monitor} needs validation images, and {config.dataset} has none; raise "
                 "--val-fraction, or pass --monitor loss."
@@ -162,11 +163,27 @@ def check_splits(config: RunConfig, data: PreparedDataset) -> None:
                 f"--unseen-classes {config.unseen_classes} needs validation images for the rejection threshold, and "
                 f"{config.dataset} has none; raise --val-fraction, or leave the flag out."
             )
-    if not len(data.split(data.eval_split)):
+    if data.eval_split == "train" and config.val_fraction == config.test_fraction == 0:
         raise UserError(
             f"{config.dataset} has neither validation nor test images, so nothing could be evaluated; raise "
             "--val-fraction or --test-fraction."
         )
+
+
+def without_validation(config: RunConfig, data: PreparedDataset) -> RunConfig:
+    """The config of a run whose classes have too few images for validation, after a warning; else `config` itself."""
+    if len(data.split("val")):
+        return config
+    logger.warning(
+        "There are no validation images: the confidences are not calibrated, unknown images are not rejected"
+        + (f", and --monitor is loss instead of {config.monitor}." if config.monitor.startswith("val") else ".")
+    )
+    if data.eval_split == "train":
+        logger.warning(
+            "There are no test images either: the accuracy on new images cannot be measured, and the figures below are "
+            "those of the training images; add images."
+        )
+    return replace(config, monitor=config.monitor.removeprefix("val_"))
 
 
 def config_callbacks(config: RunConfig, run_dir: RunDir) -> list[keras.callbacks.Callback]:

@@ -10,6 +10,7 @@ from transfer_learning.cli.flags import given_values
 from transfer_learning.config import NAMED_WEIGHTS, PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
+from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
@@ -52,7 +53,8 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     scheme, _ = scheme_of(values["dataset"])
     if recipe := RECIPES.get(scheme or values["dataset"]):
         return recipe(), {}, values
-    dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir))
+    columns = Columns(values.get("path_column", ""), values.get("label_column", ""))
+    dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir), columns=columns)
     dataset = split_off_unseen(dataset, values.get("unseen_classes", RunConfig.unseen_classes))
     return *auto_recipe(values["dataset"], **survey(dataset)._asdict()), values
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from transfer_learning.config import RunConfig, difference, named, values_from_json, with_values
+from transfer_learning.config import EARLIER, RunConfig, difference, named, values_from_json, with_values
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import write_text
 
@@ -71,7 +71,7 @@ class RunDir:
             raise UserError(
                 f"{self.config} names no dataset, so it is not the config of a run; restore it, or start a new run."
             )
-        config = with_values(RunConfig(), values)
+        config = with_values(RunConfig(), EARLIER | values)
         config.check()
         return config
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support.odd_photos import CLASSES, drawing, make_odd_photos
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.audit.findings import Features, audit, count_files, folded
+from transfer_learning.datasets.audit.findings import Features, audit, count_files
 from transfer_learning.datasets.audit.kinds import KINDS, REVIEWED
 from transfer_learning.datasets.dataset import (
     DROPPED,
@@ -27,6 +27,7 @@ from transfer_learning.datasets.dataset import (
     Example,
     with_class_names,
 )
+from transfer_learning.datasets.names import folded
 from transfer_learning.datasets.prepared import prepare_dataset
 from transfer_learning.datasets.sources import archive, folder
 from transfer_learning.datasets.sources.registry import load_dataset

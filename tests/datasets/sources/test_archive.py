@@ -76,8 +76,17 @@ HOSTILE = {
     "absolute twice over": ([GOOD, ("//{outside}/evil.png", b"x")], OUTSIDE),
     "nothing": ([GOOD, ("./.", b"x")], OUTSIDE),
     "of Windows": ([GOOD, ("C:evil.png", b"x")], NO_NAME),
-    "backslashes": ([GOOD, ("..\\..\\evil.png", b"x")], NO_NAME),
+    "a drive": ([GOOD, ("C:\\evil.png", b"x")], NO_NAME),
+    "backslashes": ([GOOD, ("..\\..\\evil.png", b"x")], OUTSIDE),
+    "backslashes from inside": ([GOOD, ("a\\..\\..\\evil.png", b"x")], OUTSIDE),
+    "backslash first": ([GOOD, ("\\evil.png", b"x")], OUTSIDE),
+    "a share": ([GOOD, ("\\\\host\\share\\evil.png", b"x")], OUTSIDE),
+    "twice in two ways of Windows": ([GOOD, ("a\\1.png", b"x")], "is the same as 'a/1.png'"),
     "line end": ([GOOD, ("a/evil\n.png", b"x")], NO_NAME),
+    "separates lines": ([GOOD, ("a/evil\u2028.png", b"x")], NO_NAME),
+    "isolates": ([GOOD, ("a/\u2066evil.png", b"x")], NO_NAME),
+    "marks a direction": ([GOOD, ("a/\u200fevil.png", b"x")], NO_NAME),
+    "no text": ([GOOD, ("a/evil\x7f.png", b"x")], NO_NAME),
     "writes right to left": ([GOOD, ("a/\u202egnp.exe", b"x")], NO_NAME),
     "turns the terminal red": ([GOOD, ("a/\x1b[31m.png", b"x")], NO_NAME),
     "long name": ([GOOD, ("a/" + "x" * 300, b"x")], "is longer than a file name may be"),
@@ -154,6 +163,37 @@ def test_rights_and_owners_are_those_of_any_new_file(tmp_path):
     path = zipped(tmp_path / "x.zip", [("a/1.png", b"x"), ("b/1.png", b"y")], mode=stat.S_IFREG | 0o7777)
     file = load_dataset(str(path), tmp_path / "data").examples[0].source
     assert not file.stat().st_mode & 0o7111
+
+
+@pytest.mark.parametrize("pack", [zipped, tarred], ids=["zip", "tar"])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("photos\\{}\\1.png", "photos/{}/1.png"),
+        ("{}/Screenshot 2026-04-15 at 1.00.11\u202fAM.png", None),
+        ("{}/no\u00a0break\u3000wide\u2009thin.png", None),
+        ("{}/photo 12:30:05.png", None),
+        ("{}/cafe\u0301.png", None),
+        ("{}/\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645.png", None),
+        ("{}/\U0001f468\u200d\U0001f469.png", None),
+    ],
+)
+def test_names_of_other_systems_are_unpacked(name, file, pack, tmp_path):
+    members = [(name.format(label), label.encode()) for label in ("a", "b")]
+    if "\\" in name and pack is zipped:
+        members.append(("photos\\a\\", b""))  # an entry for the folder
+    dataset = load_dataset(str(pack(tmp_path / ("x.zip" if pack is zipped else "x.tar"), members)), tmp_path / "data")
+    assert [example.id for example in dataset.examples] == [(file or name).format(label) for label in ("a", "b")]
+    assert [example.source.read_bytes() for example in dataset.examples] == [b"a", b"b"]
+    assert dataset.class_names == ("a", "b")
+
+
+def test_an_archive_of_nothing_but_an_archive_says_where_that_is(tmp_path):
+    inner = zipped(tmp_path / "photos.zip", [("a/1.png", b"x"), ("b/1.png", b"y")])
+    path = zipped(tmp_path / "download.zip", [("photos.zip", inner.read_bytes()), ("read me.txt", b"x")])
+    with pytest.raises(UserError, match="holds no images but the archive photos.zip; .* pass --dataset") as error:
+        load_dataset(str(path), tmp_path / "data")
+    assert load_dataset(str(error.value).split("--dataset ")[1][:-1], tmp_path / "data").class_names == ("a", "b")
 
 
 def test_an_encrypted_zip_is_refused(tmp_path):

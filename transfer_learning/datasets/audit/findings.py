@@ -1,9 +1,7 @@
 """Audits a dataset before any training: every finding about every file, by kind; nothing is changed."""
 
 import os
-import unicodedata
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +21,7 @@ from transfer_learning.datasets.decoding.formats import (
     suffix_of,
 )
 from transfer_learning.datasets.decoding.value_range import values_in
+from transfer_learning.datasets.names import alike, folded_label
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.datasets.sources.folder import is_hidden
 from transfer_learning.errors import MissingExtra
@@ -151,32 +150,18 @@ def _num_bytes(source: Source) -> int:
         return 0
 
 
-def folded(name: str) -> str:
-    """A name without case, accents and letter width."""
-    decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", name).casefold())
-    return "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-
-
 def _name_findings(dataset: Dataset, files: pd.DataFrame) -> Iterator[Finding]:
     labels = files["label"].to_numpy()
-    for alike in _alike(dataset.class_names):
-        positions = np.flatnonzero(np.isin(labels, [dataset.class_names[number] for number in alike]))
-        names = " and ".join(dataset.class_names[number] for number in alike)
+    for same in alike(dataset.class_names, folded_label):
+        positions = np.flatnonzero(np.isin(labels, [dataset.class_names[number] for number in same]))
+        names = " and ".join(dataset.class_names[number] for number in same)
         yield from ((position, "similar class names", names) for position in positions.tolist())
     ids = files["id"].tolist()
-    for first, *others in _alike(ids):
+    for first, *others in alike(ids):
         yield first, "similar file names", ids[others[0]]
         yield from ((position, "similar file names", ids[first]) for position in others)
     if dataset.folder:
         yield from _links(dataset, dataset.folder)
-
-
-def _alike(names: Sequence[str]) -> list[list[int]]:
-    """The positions of different names that are equal when folded."""
-    positions: defaultdict[str, dict[str, int]] = defaultdict(dict)
-    for position, name in enumerate(names):
-        positions[folded(name)].setdefault(name, position)  # ignored entries may repeat a name
-    return [list(alike.values()) for alike in positions.values() if len(alike) > 1]
 
 
 def _links(dataset: Dataset, folder: Path) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ ELONGATED = 4.0  # ratio of the sides
 
 # In the order in which a person should look at them.
 KINDS = {
-    "similar class names": "class names differ only in case, accents or letter width: probably one class",
+    "similar class names": "class names differ only in case, accents, spaces or the like: probably one class",
     "label issue": "another label is more probable; review it in corrections.csv",
     "duplicate with another label": "the same picture has two labels; review it in corrections.csv",
     "near-duplicate with another label": "nearly the same picture has another label; review it in corrections.csv",

@@ -11,6 +11,8 @@ import hashlib
 import itertools
 import logging
 import lzma
+import re
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -45,6 +47,7 @@ ALWAYS_ALLOWED = 100e6  # unpacked bytes, whatever the expansion
 MAX_LISTED_BYTES = 300 * MAX_ENTRIES  # of the list of entries of a .zip
 MAX_HEADER_BYTES = 1 << 20  # before an entry of a .tar
 MAX_PATH_LENGTH, MAX_PATH_DEPTH = 1000, 30  # in characters and folders
+JOINERS = "\u200c\u200d"  # inside words of some languages, and inside emoji
 BLOCK = 4096  # smallest number of bytes of a file on disk
 
 DAMAGED = (
@@ -79,7 +82,15 @@ def read(path: Path, data_dir: Path) -> Dataset:
     Raises:
         UserError: as `unpacked`, or it has no class folders.
     """
-    return replace(folder.read(unpacked(path, data_dir)), name=str(path))
+    place = unpacked(path, data_dir)
+    dataset = folder.read(place)
+    inner = [file for file, _ in dataset.ignored if file.lower().endswith(SUFFIXES)]
+    if inner and not dataset.examples:
+        raise UserError(
+            f"{path} holds no images but the archive {inner[0]}; it is unpacked in {place}, so pass --dataset "
+            f"{shlex.quote(str(place / inner[0]))}."
+        )
+    return replace(dataset, name=str(path))
 
 
 def unpacked(path: Path, data_dir: Path) -> Path:
@@ -159,9 +170,9 @@ def entries(path: Path) -> Iterator[Iterator[Entry]]:
     if name.endswith(".zip"):
         with open(path, "rb") as file, zipfile.ZipFile(_Guarded(path, file, MAX_LISTED_BYTES)) as archive:
             yield (
-                Entry(info.filename, info.file_size, _problem_in_zip(info), partial(archive.open, info))
+                Entry(_slashed(info.filename), info.file_size, _problem_in_zip(info), partial(archive.open, info))
                 for info in archive.infolist()
-                if not info.is_dir()
+                if not _slashed(info.filename).endswith("/")
             )
     else:
         opener = next(opener for suffix, opener in OPENERS.items() if name.endswith(suffix))
@@ -171,12 +182,17 @@ def entries(path: Path) -> Iterator[Iterator[Entry]]:
                 yield _entries_of_tar(archive, guarded)
 
 
+def _slashed(name: str) -> str:
+    """Some programs of Windows write backslashes between folders; what is no file name there leads nowhere else here."""
+    return name.replace("\\", "/")
+
+
 def _entries_of_tar(archive: tarfile.TarFile, file: _Guarded) -> Iterator[Entry]:
     while info := archive.next():
         archive.members = []  # type: ignore[attr-defined]  # else it collects them all
         if not info.isdir():
             problem = "" if info.isreg() and not info.issparse() else "is a link or a device"
-            yield Entry(info.name, info.size, problem, partial(archive.extractfile, info))
+            yield Entry(_slashed(info.name), info.size, problem, partial(archive.extractfile, info))
     if file.last_read.strip(b"\0"):  # the module takes a damaged header for the end
         raise tarfile.ReadError("its last entry is followed by other bytes")
 
@@ -216,7 +232,7 @@ def _problem_of_name(name: str, files: dict[str, str], folders: dict[str, str]) 
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or not parts:
         return "leads out of the folder"
-    if "\\" in name or ":" in name or not name.isprintable():
+    if re.match("[A-Za-z]:", name) or any(map(_is_unsafe, name)):
         return "is not a valid name on every system"
     if len(name) > MAX_PATH_LENGTH or len(parts) > MAX_PATH_DEPTH:
         return "has too long or deep a path"
@@ -235,6 +251,11 @@ def _problem_of_name(name: str, files: dict[str, str], folders: dict[str, str]) 
             return f"lies in {written!r}, which is {folders[place]!r} on some systems"
     files[folded] = name
     return ""
+
+
+def _is_unsafe(letter: str) -> bool:
+    """Whether a character ends lines, controls a terminal or turns the direction of writing; spaces of any kind do not."""
+    return letter not in JOINERS and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def _refusal(path: Path, reason: str) -> UserError:

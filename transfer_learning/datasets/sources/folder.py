@@ -1,22 +1,47 @@
 """A folder with one subfolder of images per class, optionally inside train, val and test folders."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
-from transfer_learning.datasets.decoding.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES, begins_like_an_image, suffix_of
+from transfer_learning.datasets.dataset import Dataset, Example, Note, with_class_names
+from transfer_learning.datasets.decoding.formats import (
+    IMAGE_SUFFIXES,
+    OTHER_SUFFIXES,
+    begins_like_an_image,
+    count_by_suffix,
+    suffix_of,
+)
+from transfer_learning.datasets.sources import layout
 from transfer_learning.errors import UserError
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+# What operating systems, network storage, zip programs and Python leave behind.
+LEFT_BEHIND = frozenset(
+    {
+        "__macosx",
+        "__pycache__",
+        "#recycle",
+        "#snapshot",
+        "$recycle.bin",
+        "~snapshot",
+        "@eadir",
+        "@recently-snapshot",
+        "@recycle",
+        "@tmp",
+        "desktop.ini",
+        "ehthumbs.db",
+        "icon\r",
+        "lost+found",
+        "lost.dir",
+        "network trash folder",
+        "recycled",
+        "recycler",
+        "system volume information",
+        "temporary items",
+        "thumbs.db",
+    }
+)
 
 LINK_BACK = "a link to one of its parent folders"
 
@@ -24,42 +49,70 @@ LINK_BACK = "a link to one of its parent folders"
 def read(root: Path) -> Dataset:
     """Lists every file below `root`, as an example or as ignored with a reason; only files without suffix are opened.
 
-    A class is a folder right below `root` (or below a split folder), with all images in it at any depth. If `root`
-    holds nothing but one folder, as an unpacked archive often does, that folder is used.
+    A class is a folder right below `root`, or as `layout.understand` says, with all images in it at any depth. If
+    `root` holds nothing but one folder, as an unpacked archive often does, that folder is used. A class folder without
+    an image is left out.
 
     Raises:
-        UserError: images lie beside the class folders; split folders lie beside other folders; or a class folder has no
-            image.
+        UserError: images lie beside the class folders, or the layout is not clear.
     """
-    top = _top_folder(root)
-    split_of = {entry.name: SPLIT_FOLDERS.get(entry.name.lower(), "") for entry in _folders(top)}
-    has_splits = bool(split_of) and all(split_of.values())
-    if not has_splits and "train" in split_of.values() and len(set(split_of.values()) - {""}) > 1:
-        others = ", ".join(name for name, split in split_of.items() if not split)
-        raise UserError(
-            f"{top} has split folders and other folders ({others}); either splits or classes were expected, so move "
-            "the others away."
-        )
-    examples, ignored = [], []
+    images, ignored = [], []
     for path in files_below(root):
         name = path.relative_to(root).as_posix()
         if reason := reason_to_ignore(path, root):
             ignored.append((name, reason))
-            continue
-        parts = path.relative_to(top).parts if path.is_relative_to(top) else ()
-        split = split_of.get(parts[0], "") if has_splits and parts else ""
-        folders = parts[1 if split else 0 : -1]
-        if not folders:
-            raise UserError(f"{path} lies beside the class folders of {root}; move it into the folder of its class.")
-        examples.append(Example(name, folders[0], split, path))
-    class_folders = [folder for split in _folders(top) for folder in _folders(split)] if has_splits else _folders(top)
-    empty = sorted({folder.name for folder in class_folders} - {example.label for example in examples})
-    if examples and empty:
+        else:
+            images.append((path, path.relative_to(root).parts[:-1]))
+    others = {(Path(name).parent.parts, Path(name).suffix.lower()) for name, _ in ignored}
+    tree = layout.tree_of(folder for _, folder in images)
+    top, tree = _top_folder(root, tree, others)
+    _refuse_stray_images(root, top, tree, images)
+    found = layout.understand(tree, top, str(root.joinpath(*top)))
+    examples = []
+    for path, folder in images:
+        above = [folder[:depth] for depth in range(len(top) + 1, len(folder) + 1)]
+        name = path.relative_to(root).as_posix()
+        if left_out := [found.left_out[place] for place in above if place in found.left_out]:
+            ignored.append((name, left_out[0]))
+        elif classes := [found.classes[place] for place in above if place in found.classes]:
+            examples.append(Example(name, *classes[0], path))
+        else:
+            raise _stray(path, root)
+    notes = [Note(logging.INFO, text) for text in found.notes]
+    notes += [Note(logging.WARNING, text) for text in (*found.warnings, *_empty_classes(root, top, found, ignored))]
+    return with_class_names(str(root), examples, sorted(ignored), root, notes)
+
+
+def _refuse_stray_images(root: Path, top: layout.Folder, tree: layout.Tree, images: list) -> None:
+    """Raises UserError if images lie beside the class folders, or if there are no class folders."""
+    if tree.num_images and tree.folders:
+        raise _stray(next(path for path, folder in images if folder == top), root)
+    if tree.num_images:
         raise UserError(
-            f"The folder {empty[0]} in {root} has no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add images, or "
-            "remove the folder."
+            f"{root.joinpath(*top)} holds {tree.num_images:,} images and no class folders; move each image into a folder "
+            "of its class, as in cats/1.jpg, or give a table with the columns path,label."
         )
-    return with_class_names(str(root), examples, ignored, root)
+
+
+def _stray(path: Path, root: Path) -> UserError:
+    return UserError(f"{path} lies beside the class folders of {root}; move it into the folder of its class.")
+
+
+def _empty_classes(
+    root: Path, top: layout.Folder, found: layout.Layout, ignored: list[tuple[str, str]]
+) -> Iterator[str]:
+    """A warning for each folder beside the class folders that has no image."""
+    known = {label for label, _ in found.classes.values()} | {
+        path[len(top)] for path in (*found.classes, *found.left_out)
+    }
+    beside = {path[:-1] for path in found.classes if path[-1] == found.classes[path][0]} | {top}
+    empty = {folder.name: folder for place in sorted(beside) for folder in _folders(root.joinpath(*place))}
+    for name in sorted(empty.keys() - known):
+        inside = empty[name].relative_to(root).as_posix() + "/"
+        holds = count_by_suffix(file for file, _ in ignored if file.startswith(inside)) or "nothing"
+        yield (
+            f"The folder {name} in {root} has no image (it holds {holds}) and is left out; add images, or remove it."
+        )
 
 
 def files_below(folder: Path) -> Iterator[Path]:
@@ -94,16 +147,26 @@ def _entries(folder: Path) -> Iterator[os.DirEntry]:
         return iter(sorted(entries, key=lambda entry: entry.name))
 
 
-def _top_folder(root: Path) -> Path:
-    """The folder of the class (or split) folders: `root`, or a single folder below it."""
-    top = root
-    while True:
-        folders = _folders(top)
-        if len(folders) != 1 or any(not reason_to_ignore(path, root) for path in top.iterdir() if path.is_file()):
-            return top
-        if not _folders(folders[0]):  # a single class folder
-            return top
-        top = folders[0]
+def _top_folder(root: Path, tree: layout.Tree, others: set) -> tuple[layout.Folder, layout.Tree]:
+    """The folder of the class (or split) folders: `root`, or the only folder below it that has images.
+
+    Args:
+        others: folder and suffix of the files that are no images.
+    """
+    top: layout.Folder = ()
+    while not tree.num_images and len(tree.folders) == 1:
+        [(name, inner)] = tree.folders.items()
+        beside = [folder.name for folder in _folders(root.joinpath(*top)) if folder.name != name]
+        if not inner.folders or not all(_has_only_texts((*top, other), others) for other in beside):
+            break  # a class, alone or beside empty ones
+        top, tree = (*top, name), inner
+    return top, tree
+
+
+def _has_only_texts(folder: layout.Folder, others: set) -> bool:
+    """Whether a folder without images holds files all the same, and none that might be a photo: `annotations`."""
+    suffixes = {suffix for place, suffix in others if place[: len(folder)] == folder}
+    return bool(suffixes) and suffixes.isdisjoint(OTHER_SUFFIXES)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -112,7 +175,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def is_hidden(name: str) -> bool:
     """Whether a file or folder is hidden, or left behind by a zip program or an operating system."""
-    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
 
 
 def reason_to_ignore(path: Path, root: Path) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer_learning.datasets.dataset import Dataset, Example, FilePart, Source
-from transfer_learning.datasets.sources.folder import SPLIT_FOLDERS
+from transfer_learning.datasets.split_names import split_of
 from transfer_learning.errors import UserError, did_you_mean, needs_extra
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def read(place: str, data_dir: Path) -> Dataset:
     tables = _load(name, options.get("config"))
     features = next(iter(tables.values())).features
     image, label = _columns(place, features, options)
-    split_of = {split: SPLIT_FOLDERS.get(split.lower()) if len(tables) > 1 else "" for split in tables}
-    if "train" not in split_of.values() and len(tables) > 1:
+    splits = {split: split_of(split) or None if len(tables) > 1 else "" for split in tables}
+    if "train" not in splits.values() and len(tables) > 1:
         raise UserError(
             f"hf:{place} has the splits {', '.join(tables)}, and none is train; save it with such a split by "
             "save_to_disk, and pass hf:FOLDER."
@@ -55,7 +55,7 @@ def read(place: str, data_dir: Path) -> Dataset:
     folders = _folders_of_images(name)
     examples, ignored, labels = [], [], set()
     for split, table in tables.items():
-        if (named := split_of[split]) is None:
+        if (named := splits[split]) is None:
             ignored.append((f"{split} ({len(table):,} rows)", "a split that is neither train, validation nor test"))
             continue
         files = [file["filename"] for file in table.cache_files]

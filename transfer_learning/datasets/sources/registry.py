@@ -58,9 +58,14 @@ SCHEMES = {
 }
 
 
-def load_dataset(name: str, data_dir: str | Path, for_training: bool = True) -> Dataset:
+def load_dataset(
+    name: str, data_dir: str | Path, for_training: bool = True, columns: table.Columns = table.BY_NAME
+) -> Dataset:
     """Loads a dataset by its known name, by the path of a folder, archive or table, or by ``SCHEME:PLACE``; UserError
     if there is no such name or path, or, `for_training`, it has fewer than two classes.
+
+    Args:
+        columns: of a table, where their names do not say which they are.
     """
     scheme, place = scheme_of(name)
     if name in DATASETS:
@@ -75,7 +80,7 @@ def load_dataset(name: str, data_dir: str | Path, for_training: bool = True) -> 
         if explained := explain_other_file(Path(name)):
             what, advice = explained
             raise UserError(f"--dataset {name} is {what}, and a folder, archive or table was expected; {advice}.")
-        dataset = table.read(Path(name))
+        dataset = table.read(Path(name), columns)
     else:
         known = [*DATASETS, *(f"{scheme}:PLACE" for scheme in SCHEMES)]
         raise UserError(
