@@ -17,7 +17,7 @@ LAYERS = (
     ("machine", "storage"),  # the cache asks how much memory there is, and the monitor writes its file
     ("datasets", "models"),
     ("evaluation",),
-    ("training", "recipes"),
+    ("training", "recipes", "exports"),
     ("reports", "serving"),
     ("experiments",),
 )

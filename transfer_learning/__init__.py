@@ -6,6 +6,7 @@
     run.evaluation["accuracy"]
     run.predict(["a.jpg", "folder/"])
     run = tl.load_run("runs/photos-efficientnet_lite0-20260131-120000")
+    tl.Predictor("model.onnx").predict("folder/")  # an exported file, without TensorFlow
 
 `python -m transfer_learning` is the command line, `experiments/train.py` what a run does from top to bottom.
 """
@@ -18,8 +19,9 @@ from transfer_learning.machine.keras_settings import choose_backend
 
 if TYPE_CHECKING:
     from transfer_learning.experiments.finished_run import FinishedRun
+    from transfer_learning.exports.predictor import Predictor
 
-__all__ = ["load_run", "train"]
+__all__ = ["Predictor", "load_run", "train"]
 __version__ = "0.2.0"
 
 # TensorFlow and Keras read these once, when they are first imported. Only the backend cannot be chosen.
@@ -57,3 +59,11 @@ def load_run(path: str | Path) -> "FinishedRun":
     from transfer_learning.storage.run_directory import evaluated_run_dir
 
     return FinishedRun(evaluated_run_dir(path))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Predictor":  # imported when it is first used, with NumPy and Pillow
+        from transfer_learning.exports.predictor import Predictor
+
+        return Predictor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

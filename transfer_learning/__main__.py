@@ -15,6 +15,7 @@ COMMANDS = {  # each a module of this name beside this one, imported only when i
     "prepare": "check, split and decode a dataset, and audit its labels",
     "evaluate": "evaluate finished runs again, alone, as an ensemble or as a soup",
     "predict": "predict images with a finished run",
+    "export": "write a finished run as SavedModel, ONNX, LiteRT, OpenVINO or Keras",
     "serve": "serve a finished run over HTTP, with a page to try it",
     "compare": "compare configs on the same images",
     "report": "write the report of a finished run again",

@@ -13,6 +13,7 @@ class ExitCode(IntEnum):
     DONE = 0
     FAILED = 1  # a bug: a traceback is printed
     USER_ERROR = 2
+    LIMIT_EXCEEDED = 3  # a file or a model is worse than a limit allows
     DIVERGED = 4  # training diverged, and would again
     INTERRUPTED = 130
     NO_READER = 141  # the reader of a result on standard output has left, as `head` does

@@ -64,8 +64,14 @@ SENTENCES = {
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
-# Lines that TensorFlow's libraries write to standard error while they are loaded.
-REMARKS = ("I0000 ", "WARNING: All log messages before absl::InitializeLog()", "To enable the following instructions")
+# Lines that TensorFlow's libraries, and LiteRT's, write to standard error while they are loaded or convert a network.
+REMARKS = (
+    "I0000 ",
+    "WARNING: All log messages before absl::InitializeLog()",
+    "To enable the following instructions",
+    "INFO: Created TensorFlow Lite XNNPACK delegate",
+    "fully_quantize: ",
+)
 
 
 def run_main(

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from transfer_learning.errors import UserError
 from transfer_learning.machine.keras_settings import SETTINGS, apply_settings
-from transfer_learning.machine.resources import usable_cores
+from transfer_learning.machine.resources import processor_name, usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _log_processor(threads: int) -> str:
             f"A GPU driver for CUDA {driver} is there, but TensorFlow {reason}; install tensorflow[and-cuda]."
         )
     onednn = "off" if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" else "on"
-    name = _processor_name()
+    name = processor_name()
     logger.info(f"Device: {name}, {threads} thread{'s' if threads > 1 else ''}, oneDNN {onednn}; no GPU.")
     return name
 
@@ -162,11 +162,3 @@ def _fingerprint(name: str, num_gpus: int, threads: int) -> dict[str, str]:
         "system": platform.system(),
         "keras_settings": " ".join(map(str, SETTINGS.values())),
     }
-
-
-def _processor_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -1,6 +1,7 @@
 """Processor cores and memory that this process may use: the machine's, or less in a container or a batch job."""
 
 import os
+import platform
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,15 @@ VERSION_2 = "memory.max", "memory.current", "inactive_file"
 def usable_cores() -> int:
     """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Such as ``Intel(R) Xeon(R) Processor``."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def total_bytes() -> int:

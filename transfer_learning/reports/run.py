@@ -88,6 +88,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "ignored": _reasons(_read_csv(run_dir.ignored), "reason"),
         "notes": [note["text"] for note in notes] if notes is not None else None,
         "hardware": monitor.describe(hardware) if len(hardware) else None,
+        "exports": read_json(run_dir.export_table, formats=list)["formats"] if run_dir.export_table.exists() else None,
         "warnings": [note["text"] for note in notes or () if note["level"] == "warning"],
         "config": flat(config),
         "environment": _environment(run_dir.environment),

@@ -40,6 +40,8 @@ class RunDir:
         self.classification_report = self.path / "classification_report.txt"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"  # the report; written last, so a run with a report is finished
+        self.export = self.path / "export"  # exported files and their model card
+        self.export_table = self.export / "export.json"  # what the gate found for each of them
         self.tensorboard = self.path / "tensorboard"
         self.csv_log = self.path / "csv_log.csv"
         self.lock = self.path / ".lock"

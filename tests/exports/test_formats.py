@@ -1,0 +1,123 @@
+"""What each format promises to the programs of others."""
+
+import ast
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.exports.conftest import CLASSES
+from transfer_learning.datasets.decoding.decode import decode
+from transfer_learning.evaluation import predictions
+from transfer_learning.exports.metadata import Metadata
+from transfer_learning.exports.saved_model import _opened
+
+
+@pytest.fixture(scope="module")
+def recorded(run):
+    return predictions.read(run.run_dir.predictions("test"))
+
+
+def test_a_saved_model_takes_encoded_images_as_tensorflow_serving_sends_them(files, recorded, photos_folder):
+    import tensorflow as tf
+
+    model = tf.saved_model.load(str(files["saved_model"]))
+    content = [(photos_folder / id).read_bytes() for id in recorded["id"]]
+    signature = model.signatures["image_bytes"]
+    assert signature.structured_input_signature[1]["image_bytes"].dtype == tf.string
+    result = {name: value.numpy() for name, value in signature(image_bytes=tf.constant(content)).items()}
+    assert abs(result["probabilities"] - predictions.probabilities(recorded)).max() < 0.02
+    labels = [label.decode() for label in result["label"]]
+    names = predictions.class_names(recorded)
+    assert labels == [names[place] for place in result["probabilities"].argmax(axis=1)]
+    assert (result["confidence"] == result["probabilities"].max(axis=1)).all()
+    assert set(model.signatures["serving_default"].structured_outputs) == {"probabilities", "label", "confidence"}
+
+
+def test_onnx_has_the_keys_of_others_a_dynamic_batch_and_plain_names(files):
+    import onnx
+
+    model = onnx.load(files["onnx"])
+    onnx.checker.check_model(model)
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    assert sorted(ast.literal_eval(properties["names"]).values()) == sorted(CLASSES)
+    assert sorted(json.loads(properties["class_names"])) == sorted(CLASSES)
+    for value, name in ((model.graph.input[0], "image"), (model.graph.output[0], "probabilities")):
+        assert value.name == name and value.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@pytest.mark.parametrize("name", ["litert", "litert-int8"])
+def test_litert_has_official_metadata_labels_and_built_in_operators_only(name, files):
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = files[name].read_bytes()
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    assert {code.builtinCode for code in model.operatorCodes} and all(
+        not code.customCode for code in model.operatorCodes
+    )
+    (entry,) = [entry for entry in model.metadata if entry.name == b"TFLITE_METADATA"]
+    described = bytes(model.buffers[entry.buffer].data)
+    assert described[4:8] == b"M001" and b"labels.txt" in described
+    (given,) = [model.subgraphs[0].tensors[place] for place in model.subgraphs[0].inputs]
+    assert given.type == schema.TensorType.UINT8
+    with zipfile.ZipFile(files[name]) as archive:
+        labels = archive.read("labels.txt").split(b"\n")
+        assert len(labels) == len(CLASSES) and b"two lines" in labels  # a line per class
+
+
+def test_int8_weights_have_a_scale_per_channel(files):
+    from ai_edge_litert.interpreter import Interpreter
+
+    details = Interpreter(str(files["litert-int8"])).get_tensor_details()
+    assert max(len(tensor["quantization_parameters"]["scales"]) for tensor in details) >= 16
+    assert np.int8 in {tensor["dtype"] for tensor in details}
+
+
+def test_openvino_has_the_labels_of_its_model_api(files):
+    import openvino
+
+    model = openvino.Core().read_model(files["openvino"] / "model.xml")
+    assert model.get_rt_info(["model_info", "model_type"]).value == "Classification"
+    assert len(model.get_rt_info(["model_info", "labels"]).value.split()) == len(CLASSES)
+    assert "two_lines" in model.get_rt_info(["model_info", "labels"]).value
+
+
+def test_a_thousand_classes_fit_the_metadata():
+    names = tuple(f"class {number}, \"'\n🦉" for number in range(1000))
+    metadata = Metadata(names, 224, "crop", 1.5, 0.4, "0" * 64)
+    assert Metadata.from_json(metadata.to_json()) == metadata
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": []},
+        {"class_names": "ab"},
+        {"class_names": [1]},
+        {"image_size": 0},
+        {"image_size": 10**9},
+        {"image_size": True},
+        {"resize": "../x"},
+        {"temperature": "1"},
+        {"rejection_threshold": float("nan")},
+    ],
+)
+def test_metadata_of_a_stranger_is_checked(change):
+    values = json.loads(Metadata(("a", "b"), 16, "pad").to_json())
+    assert Metadata.from_json(json.dumps(values | {"unknown": 1}))
+    with pytest.raises(ValueError, match="its "):
+        Metadata.from_json(json.dumps(values | change))
+
+
+@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+def test_tensorflow_resizes_encoded_images_as_pillow_does(resize):
+    rng = np.random.default_rng(0)
+    for shape in ((20, 24), (300, 401), (33, 16)):
+        stream = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(stream, "PNG")
+        there = decode(stream.getvalue(), 16, resize).pixels.astype(int)
+        difference = abs(_opened(stream.getvalue(), 16, resize).numpy() - there)
+        assert difference.mean() < 0.5, shape

@@ -1,0 +1,138 @@
+"""Export a finished run: write each format, keep it only if it passes the gate, write the table and the model card."""
+
+import gc
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from transfer_learning.cli.console import muted
+from transfer_learning.cli.parser import quiet_start
+from transfer_learning.datasets.prepared import load_prepared
+from transfer_learning.datasets.sources.registry import DATASETS
+from transfer_learning.exports.formats import Format
+from transfer_learning.exports.gate import check
+from transfer_learning.exports.images import load_images
+from transfer_learning.exports.metadata import Metadata
+from transfer_learning.exports.model_card import write_card
+from transfer_learning.exports.network import Network
+from transfer_learning.machine.devices import set_up_devices
+from transfer_learning.models.backbones import find_backbone
+from transfer_learning.models.classifier import load_model
+from transfer_learning.storage.files import read_json, write_json
+from transfer_learning.storage.run_directory import RunDir
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"  # beside the files
+CALIBRATION_IMAGES = 100  # training images for int8 formats; litert's guide asks for 100 to 500
+
+
+def export_run(run_dir: RunDir, formats: Sequence[Format], folder: Path, int8_limit: float) -> list[dict[str, Any]]:
+    """Writes a finished run in these formats.
+
+    A file that fails its gate does not get its final name. The table of the gate, ``export.json``, and the model card
+    cover all files in the folder that have the weights of the run.
+
+    Returns:
+        What the gate found for each format, see `gate.check`.
+
+    Raises:
+        UserError: the model, the images or a package is missing.
+    """
+    images = load_images(run_dir)
+    network = load_network(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    results = []
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        for format in formats:
+            path = Path(partial) / format.path
+            logger.info(f"Writing {format.name} ...")
+            with quiet_start():
+                format.write(network, path)
+            result = check(format, path, images, int8_limit) | {"weights_sha256": network.metadata.weights_sha256}
+            results.append(result)
+            if result["problem"]:
+                logger.error(f"{folder / format.path} was not written: {result['problem']}.")
+                continue
+            _replace(path, folder / format.path)
+    table = folder / run_dir.export_table.name
+    rows = _rows(table, network.metadata, results)
+    write_json(table, {"formats": rows})
+    if passed := [row for row in rows if not row["problem"]]:
+        write_card(folder / CARD, network.metadata, read_json(run_dir.evaluation), passed, _about(run_dir))
+    return results
+
+
+def load_network(run_dir: RunDir) -> Network:
+    """Loads the trained model of a finished run in float32, whatever the precision of its training.
+
+    Raises:
+        UserError: the model is missing, damaged, or not the one that was evaluated.
+    """
+    gc.collect()  # layers and variables refer to each other, so an earlier model may still be in memory
+    config, evaluation = run_dir.read_config(), read_json(run_dir.evaluation, weights_sha256=str)
+    with muted():
+        set_up_devices("float32", config.seed)
+    classifier = load_model(config, run_dir.model, evaluation["weights_sha256"])
+    metadata = Metadata(
+        classifier.class_names,
+        config.stored_size,
+        config.resize,
+        classifier.temperature,
+        classifier.rejection_threshold,
+        evaluation["weights_sha256"],
+    )
+
+    def calibration_images() -> np.ndarray:
+        train = load_prepared(config).split("train")
+        chosen = np.random.default_rng(config.seed).permutation(len(train))[:CALIBRATION_IMAGES]
+        return train.inputs[train.rows[np.sort(chosen)]]
+
+    return Network(classifier, metadata, calibration_images)
+
+
+def _rows(table: Path, metadata: Metadata, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The table: these results, and those of earlier calls whose files are still there and have the same weights."""
+    earlier = read_json(table, formats=list)["formats"] if table.exists() else []
+    new = {row["format"] for row in results}
+    rows = list(results)
+    for row in earlier:
+        if row["format"] in new:
+            continue
+        if row.get("weights_sha256") == metadata.weights_sha256:
+            rows.append(row)
+        elif (table.parent / row["file"]).exists():
+            logger.warning(
+                f"{table.parent / row['file']} has other weights than the run; export {row['format']} again."
+            )
+    return rows
+
+
+def _replace(new: Path, path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)  # a folder cannot be replaced
+    os.replace(new, path)
+
+
+def _about(run_dir: RunDir) -> dict[str, Any]:
+    """What the model card says of the data and the pretrained weights."""
+    config = run_dir.read_config()
+    source = DATASETS.get(config.dataset)
+    counts = None
+    if run_dir.manifest.exists():
+        split = pd.read_csv(run_dir.manifest, dtype=str, na_filter=False)["split"]
+        counts = {name: int((split == name).sum()) for name in ("train", "val", "test")}
+    return {
+        "dataset": config.dataset if source or ":" in config.dataset else Path(config.dataset).stem,
+        "backbone": config.backbone,
+        "weights_licence": find_backbone(config.backbone).weights_licence if config.weights == "imagenet" else "",
+        "images_licence": source.licence if source else "",
+        "counts": counts,
+    }

@@ -1,0 +1,44 @@
+"""What an exported file says about itself: class names, the size and resize method of its images, calibration."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+
+from transfer_learning.config import MAX_SIZE, RESIZES
+
+KEY = "transfer_learning"  # of the text of `Metadata.to_json` in each file
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The contract of a file: uint8 RGB (n, image_size, image_size, 3) -> float32 probabilities (n, classes)."""
+
+    class_names: tuple[str, ...]
+    image_size: int  # side of the images in pixels
+    resize: str  # how an image becomes square: squash, crop or pad
+    temperature: float = 1.0  # inside the network
+    rejection_threshold: float = 0.0  # images whose highest probability is below are rejected; 0: none is
+    weights_sha256: str = ""  # of the run's weights
+
+    def to_json(self) -> str:
+        """ASCII on one line, which every container of metadata takes."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Metadata":
+        """Reads the text of `to_json`, perhaps a stranger's or a later version's; ValueError if it is something else."""
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("its metadata is not an object")
+        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        names, size = known.get("class_names"), known.get("image_size")
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("its class_names are not a list of names")
+        if type(size) is not int or not 1 <= size <= MAX_SIZE:
+            raise ValueError(f"its image_size {size!r} is not in 1..{MAX_SIZE}")
+        if known.get("resize") not in RESIZES:
+            raise ValueError(f"its resize {known.get('resize')!r} is none of {', '.join(RESIZES)}")
+        for name in ("temperature", "rejection_threshold"):
+            if not isinstance(known.get(name, 0.0), int | float) or not math.isfinite(known.get(name, 0.0)):
+                raise ValueError(f"its {name} is not a number")
+        return cls(**known | {"class_names": tuple(names)})

@@ -1,0 +1,176 @@
+"""Predictions with an exported file, without TensorFlow: Pillow, NumPy and the runtime of the file."""
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transfer_learning.cli.parser import quiet_start
+from transfer_learning.datasets.decoding.decode import Decoded, decode
+from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
+from transfer_learning.errors import MissingExtra, UserError
+from transfer_learning.exports.formats import FORMATS, format_of
+from transfer_learning.machine.resources import usable_cores
+from transfer_learning.storage.files import read_json
+from transfer_learning.storage.run_directory import RunDir
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH = 32  # images per call of the runtime
+FASTEST = ("litert", "onnx", "openvino")  # formats without TensorFlow, by the time until the first prediction
+Image = bytes | str | os.PathLike | np.ndarray  # an encoded image, the path of one, or uint8 pixels (h, w) or (h, w, 3)
+
+
+class Predictor:
+    """A classifier in an exported file: ``Predictor("model.onnx").predict("photos/")``.
+
+    Images are decoded and resized exactly as in training, so an image of the test split gets the probabilities in the
+    run's ``predictions/test.csv``, to 1e-4 for float formats. Thread-safe.
+
+    Args:
+        path: a file of `export`: ``model.onnx``, ``model.tflite``, ``openvino/model.xml``, ``saved_model/`` or
+            ``model.keras``; the last two import TensorFlow.
+        threads: that the runtime uses; by default as many as there are usable cores.
+
+    Attributes:
+        class_names: the classes by position.
+        image_size: side of the network's input in pixels.
+        resize: how images become square: "squash", "crop" or "pad".
+        rejection_threshold: images whose highest probability is below are rejected; 0: none is.
+
+    Raises:
+        UserError: there is no such file, it is damaged or was not made by `export`; `MissingExtra` if its runtime is
+            not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int | None = None):
+        self.path = Path(path)
+        format = format_of(self.path)
+        if not self.path.exists():
+            raise UserError(f"There is no file {path}; make one with transfer-learning export RUN_DIR.")
+        try:
+            with quiet_start():
+                self.metadata, self._run = format.load(self.path, threads or usable_cores())
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"{path} cannot be used as {format.name} ({reason}); write it again with transfer-learning export."
+            ) from None
+        self.class_names = self.metadata.class_names
+        self.image_size = self.metadata.image_size
+        self.resize = self.metadata.resize
+        self.rejection_threshold = self.metadata.rejection_threshold
+
+    def open_image(self, image: Image) -> np.ndarray:
+        """Decodes, rotates by EXIF, makes square and resizes one image, as the run did.
+
+        Returns:
+            The pixels that the network sees, uint8 (image_size, image_size, 3).
+
+        Raises:
+            UserError: it cannot be decoded; the message says why.
+        """
+        decoded = self._decoded(image)
+        if decoded.problem:
+            name = "The image" if isinstance(image, bytes | np.ndarray) else f"The image {os.fspath(image)}"
+            raise UserError(f"{name} cannot be used: {decoded.problem}; leave it out, or repair it.")
+        return decoded.pixels
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns probabilities, float32 (n, classes), of images as `open_image` returns them, uint8 (n, size, size, 3).
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        expected = (self.image_size, self.image_size, 3)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise ValueError(f"Expected uint8 images of shape (n, *{expected}); got {images.dtype} {images.shape}.")
+        results = np.empty((len(images), len(self.class_names)), np.float32)
+        for start in range(0, len(images), BATCH):
+            part = slice(start, start + BATCH)
+            results[part] = self._run(np.ascontiguousarray(images[part]))
+        return results
+
+    def predict(self, images: Image | Iterable[Image]) -> "pd.DataFrame":
+        """Predicts images: paths of files, paths of folders that are searched for images, encoded bytes, arrays.
+
+        Returns:
+            One row per image, in order: ``file`` (the path, "" for bytes and arrays), ``class``, ``confidence``,
+            ``rejected`` (whether the confidence is below the threshold), ``problem`` ("", or why the image cannot be
+            decoded; then ``class`` is "" and ``confidence`` NaN).
+
+        Raises:
+            UserError: a path does not exist, or a folder has no images.
+        """
+        import pandas as pd
+
+        rows = []
+        for image, decoded, found in self.predicted(images):
+            file = "" if isinstance(image, bytes | np.ndarray) else os.fspath(image)
+            confidence = float("nan") if found is None else float(found.max())
+            name = "" if found is None else self.class_names[found.argmax()]
+            rows.append((file, name, confidence, confidence < self.rejection_threshold, decoded.problem))
+        return pd.DataFrame(rows, columns=["file", "class", "confidence", "rejected", "problem"])
+
+    def predicted(self, images: Image | Iterable[Image]) -> Iterator[tuple[Image, Decoded, np.ndarray | None]]:
+        """Yields (image, what was decoded, probabilities float32 (classes,) or None), a batch in memory at a time."""
+        sources = list(_sources([images] if isinstance(images, Image) else images))
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            for start in range(0, len(sources), BATCH):
+                part = sources[start : start + BATCH]
+                decoded = list(threads.map(self._decoded, part))
+                readable = [image.pixels for image in decoded if not image.problem]
+                found = iter(self.probabilities(np.stack(readable)) if readable else ())
+                for source, image in zip(part, decoded, strict=True):
+                    yield source, image, None if image.problem else next(found)
+
+    def _decoded(self, image: Image) -> Decoded:
+        source = Path(image) if isinstance(image, str | os.PathLike) else image
+        return decode(source, self.image_size, self.resize)
+
+
+def _sources(images: Iterable[Image]) -> Iterator[Image]:
+    """The images, with those of a folder in its place."""
+    for image in images:
+        if not isinstance(image, str | os.PathLike) or Path(image).is_file():
+            yield image
+        elif files := _images_below(Path(image)):
+            yield from files
+        else:
+            raise UserError(f"There is no image at {os.fspath(image)}; give paths of images, or of folders of images.")
+
+
+def _images_below(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [file for file in files_below(folder) if not reason_to_ignore(file, folder)]
+
+
+def predictor_of_run(run_dir: RunDir) -> Predictor | None:
+    """Opens the fastest file in a run's own ``export/`` that passed the gate with the run's weights.
+
+    Returns:
+        The predictor, which starts without TensorFlow; None if there is no such file, or none whose runtime is installed.
+
+    Raises:
+        UserError: the table of the export or the evaluation is damaged.
+    """
+    if not run_dir.export_table.exists():
+        return None
+    weights = read_json(run_dir.evaluation, weights_sha256=str)["weights_sha256"]
+    rows = {row["format"]: row for row in read_json(run_dir.export_table, formats=list)["formats"]}
+    for name in FASTEST:
+        path = run_dir.export / FORMATS[name].path
+        row = rows.get(name, {"problem": "not exported"})
+        if row["problem"] or row["weights_sha256"] != weights or not path.exists():
+            continue
+        with suppress(MissingExtra):
+            predictor = Predictor(path)
+            if predictor.metadata.weights_sha256 == weights:
+                return predictor
+    return None
