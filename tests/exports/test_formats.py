@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import sys
 import zipfile
 
 import numpy as np
@@ -83,6 +84,7 @@ def test_openvino_has_the_labels_of_its_model_api(files):
     assert model.get_rt_info(["model_info", "model_type"]).value == "Classification"
     assert len(model.get_rt_info(["model_info", "labels"]).value.split()) == len(CLASSES)
     assert "two_lines" in model.get_rt_info(["model_info", "labels"]).value
+    assert not [name for name in sys.modules if name.startswith("openvino_telemetry.")]  # nothing is reported
 
 
 def test_a_thousand_classes_fit_the_metadata():

@@ -1,8 +1,9 @@
 """OpenVINO: a folder of two files for Intel's processors and OpenVINO Model Server."""
 
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,9 +39,7 @@ def write(network: "Network", path: Path) -> None:
     Raises:
         MissingExtra: openvino is not installed.
     """
-    with needs_extra("export"):
-        import openvino
-
+    openvino = _without_telemetry()
     model = openvino.convert_model(network.function.get_concrete_function())
     model.input(0).get_tensor().set_names({"image"})
     model.output(0).get_tensor().set_names({"probabilities"})
@@ -61,9 +60,7 @@ def load(path: Path, threads: int) -> Loaded:
         MissingExtra: openvino is not installed.
         ValueError: the files are not those of `write`, or are damaged.
     """
-    with needs_extra("export"):
-        import openvino
-
+    openvino = _without_telemetry()
     try:
         model = openvino.Core().read_model(path if path.suffix == ".xml" else path / FILE)
         if not model.has_rt_info([KEY, "metadata"]):
@@ -77,3 +74,12 @@ def load(path: Path, threads: int) -> Loaded:
         return compiled.create_infer_request().infer([images])[0]  # a request per call: threads share none
 
     return Loaded(metadata, run)
+
+
+def _without_telemetry() -> Any:
+    """Imports OpenVINO, which would report every import and conversion to Google if its telemetry could be imported."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    with needs_extra("export"):
+        import openvino
+
+    return openvino
