@@ -24,7 +24,7 @@ EXAMPLES = """examples:
   export runs/a                                write ONNX into runs/a/export/
   export runs/a --format all                   write every format
   export runs/a --format litert,litert-int8    for phones, also with 8-bit integers
-  export runs/a --gate-only model.onnx         check a file on this machine; needs the images and its runtime only
+  export runs/a --gate-only model.onnx         check a file again, here or elsewhere
   export runs/a --push-to-hub me/birds         also upload the folder to the Hugging Face Hub"""
 
 
@@ -34,14 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     run_dir = evaluated_run_dir(flags.run_dir)
     limit = flags.int8_limit / 100
     if flags.gate_only:
-        results = check_file(run_dir, Path(flags.gate_only), limit)
+        results = check_file(run_dir, Path(flags.gate_only), limit, flags.dataset)
     else:
         formats, folder = chosen_formats(flags.format), Path(flags.output or run_dir.export)
         with quiet_start():
             from transfer_learning.experiments.export import export_run
             from transfer_learning.reports.run import write_report
 
-        results = export_run(run_dir, formats, folder, limit)
+        results = export_run(run_dir, formats, folder, limit, flags.dataset)
         if folder == run_dir.export and run_dir.is_finished:
             write_report(run_dir)
     show(results)
@@ -73,6 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=2.0,
         help="loss of accuracy at which an integer format fails, in percentage points (default: 2)",
     )
+    parser.add_argument("--dataset", metavar="DATASET", default="", help="where the images are now, if they were moved")
     parser.add_argument("--gate-only", metavar="FILE", help="check a file that exists; write nothing")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder, if all files pass")
     flags = parser.parse_args(arguments)
@@ -84,13 +85,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
-def check_file(run_dir: RunDir, path: Path, int8_limit: float) -> list[dict[str, Any]]:
+def check_file(run_dir: RunDir, path: Path, int8_limit: float, dataset: str) -> list[dict[str, Any]]:
     """Checks one file without TensorFlow, unless its format is TensorFlow's."""
     format = format_of(path)
     from transfer_learning.exports.gate import check
     from transfer_learning.exports.images import load_images
 
-    result = check(format, path, load_images(run_dir), int8_limit)
+    result = check(format, path, load_images(run_dir, dataset), int8_limit)
     if result["problem"]:
         logging.getLogger(__name__).error(f"{path} fails: {result['problem']}.")
     return [result]

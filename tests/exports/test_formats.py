@@ -89,7 +89,7 @@ def test_openvino_has_the_labels_of_its_model_api(files):
 
 def test_a_thousand_classes_fit_the_metadata():
     names = tuple(f"class {number}, \"'\n🦉" for number in range(1000))
-    metadata = Metadata(names, 224, "crop", 1.5, 0.4, "0" * 64)
+    metadata = Metadata(names, 224, "crop", 1.5, 0.4, "0" * 64, {"uint16": (0.0, 4095.0)})
     assert Metadata.from_json(metadata.to_json()) == metadata
 
 
@@ -104,6 +104,7 @@ def test_a_thousand_classes_fit_the_metadata():
         {"image_size": True},
         {"resize": "../x"},
         {"temperature": "1"},
+        {"value_ranges": {"uint16": [0]}},
         {"rejection_threshold": float("nan")},
     ],
 )

@@ -1,6 +1,7 @@
 """The gate measures a file by its own runtime and refuses one that differs from the recorded predictions."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_a_snippet_has_at_most_12_lines_and_is_python(name, resize):
     assert FORMATS[name].path in text
 
 
-def test_changed_missing_and_other_images_are_refused(run, images, files, photos_folder):
+def test_changed_and_missing_images_are_refused_and_moved_ones_found(run, images, files, photos_folder, tmp_path):
     path = photos_folder / images.recorded["id"][0]
     content = path.read_bytes()
     try:
@@ -95,6 +96,9 @@ def test_changed_missing_and_other_images_are_refused(run, images, files, photos
             load_images(run.run_dir)
     finally:
         path.write_bytes(content)
+    moved = shutil.copytree(photos_folder, tmp_path / "moved" / "deeper")
+    again = load_images(run.run_dir, str(moved.parent))
+    assert (again.pixels == images.pixels).all()
     other = images.recorded.rename(columns={images.recorded.columns[4]: "another class"})
     with pytest.raises(UserError, match="other classes"):
         gate.check(ONNX, files["onnx"], images._replace(recorded=other), 1.0, seconds=0.01)

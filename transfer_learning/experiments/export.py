@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 
 from transfer_learning.cli.console import muted
 from transfer_learning.cli.parser import quiet_start
+from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources.registry import DATASETS
 from transfer_learning.exports.formats import Format
@@ -34,11 +36,17 @@ CARD = "README.md"  # beside the files
 CALIBRATION_IMAGES = 100  # training images for int8 formats; litert's guide asks for 100 to 500
 
 
-def export_run(run_dir: RunDir, formats: Sequence[Format], folder: Path, int8_limit: float) -> list[dict[str, Any]]:
+def export_run(
+    run_dir: RunDir, formats: Sequence[Format], folder: Path, int8_limit: float, dataset: str = ""
+) -> list[dict[str, Any]]:
     """Writes a finished run in these formats.
 
     A file that fails its gate does not get its final name. The table of the gate, ``export.json``, and the model card
     cover all files in the folder that have the weights of the run.
+
+    Args:
+        int8_limit: the loss of accuracy at which an integer format fails, 0..1.
+        dataset: where the images are, if not where they were.
 
     Returns:
         What the gate found for each format, see `gate.check`.
@@ -46,8 +54,8 @@ def export_run(run_dir: RunDir, formats: Sequence[Format], folder: Path, int8_li
     Raises:
         UserError: the model, the images or a package is missing.
     """
-    images = load_images(run_dir)
-    network = load_network(run_dir)
+    images = load_images(run_dir, dataset)
+    network = load_network(run_dir, dataset)
     folder.mkdir(parents=True, exist_ok=True)
     results = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
@@ -70,14 +78,18 @@ def export_run(run_dir: RunDir, formats: Sequence[Format], folder: Path, int8_li
     return results
 
 
-def load_network(run_dir: RunDir) -> Network:
+def load_network(run_dir: RunDir, dataset: str = "") -> Network:
     """Loads the trained model of a finished run in float32, whatever the precision of its training.
+
+    Args:
+        dataset: where the images are, if not where they were.
 
     Raises:
         UserError: the model is missing, damaged, or not the one that was evaluated.
     """
     gc.collect()  # layers and variables refer to each other, so an earlier model may still be in memory
     config, evaluation = run_dir.read_config(), read_json(run_dir.evaluation, weights_sha256=str)
+    ranges = value_range.recorded(read_json(run_dir.environment, dataset=dict))
     with muted():
         set_up_devices("float32", config.seed)
     classifier = load_model(config, run_dir.model, evaluation["weights_sha256"])
@@ -88,10 +100,11 @@ def load_network(run_dir: RunDir) -> Network:
         classifier.temperature,
         classifier.rejection_threshold,
         evaluation["weights_sha256"],
+        ranges,
     )
 
     def calibration_images() -> np.ndarray:
-        train = load_prepared(config).split("train")
+        train = load_prepared(replace(config, dataset=dataset or config.dataset), ranges).split("train")
         chosen = np.random.default_rng(config.seed).permutation(len(train))[:CALIBRATION_IMAGES]
         return train.inputs[train.rows[np.sort(chosen)]]
 

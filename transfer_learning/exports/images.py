@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from transfer_learning.datasets.dataset import FilePart, Source
+from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.decoding.decode import content_hash, decode, read_file
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.datasets.moved import read_manifest
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
@@ -23,30 +24,41 @@ from transfer_learning.storage.run_directory import RunDir
 CHUNK = 256  # images that are decoded before the next ones are asked for
 
 
-def load_images(run_dir: RunDir) -> EvaluatedImages:
+def load_images(run_dir: RunDir, dataset: str = "") -> EvaluatedImages:
     """Decodes the images of the evaluation split; their pixels are in a temporary file, since they may be many.
 
+    Args:
+        dataset: where the images are, if not where they were; then they are known by their contents.
+
     Raises:
-        UserError: the dataset is missing, or an image has changed since the run.
+        UserError: the dataset is missing, or an image is missing or has changed since the run.
     """
     config, evaluation = run_dir.read_config(), read_json(run_dir.evaluation, split=str)
     recorded = predictions.read(run_dir.predictions(evaluation["split"]))
-    sources = {example.id: example.source for example in load_dataset(config.dataset, config.data_dir).examples}
+    place, environment = dataset or config.dataset, read_json(run_dir.environment, device=dict, dataset=dict)
+    examples = load_dataset(place, config.data_dir).examples
+    manifest = read_manifest(run_dir.manifest)
+    if manifest is None:
+        raise UserError(f"{run_dir.manifest} is missing or damaged; restore it.")
+    hashes = dict(manifest[["id", "sha256"]].to_numpy())
+    sources = {example.id: example.source for example in examples}
+    if not set(recorded["id"]) <= set(sources):
+        by_hash = {content_hash(example.source): example.source for example in examples}
+        sources = {id: by_hash[hashes[id]] for id in recorded["id"] if hashes.get(id) in by_hash}
     if missing := [id for id in recorded["id"] if id not in sources]:
         raise UserError(
-            f"{config.dataset} lacks {len(missing):,} of {len(recorded):,} {evaluation['split']} images of "
-            f"{run_dir.path}, such as {missing[0]}; restore them, and call it in the folder where the run was made."
+            f"{place} lacks {len(missing):,} of {len(recorded):,} {evaluation['split']} images of {run_dir.path}, such as "
+            f"{missing[0]}; restore them, or say where they are with --dataset."
         )
     chosen = [sources[id] for id in recorded["id"]]
-    hashes = dict(pd.read_csv(run_dir.manifest, dtype=str, na_filter=False)[["id", "sha256"]].to_numpy())
-    size = config.stored_size
+    size, ranges = config.stored_size, value_range.recorded(environment)
     with tempfile.TemporaryFile() as file:
         pixels = np.memmap(file, np.uint8, "w+", shape=(len(chosen), size, size, 3))
-    with DecodeWorkers(size, config.resize) as workers, ThreadPoolExecutor(usable_cores()) as threads:
+    with DecodeWorkers(size, config.resize, ranges=ranges) as workers, ThreadPoolExecutor(usable_cores()) as threads:
 
         def decoded(source: Source) -> tuple[str, np.ndarray | None]:
             if isinstance(source, np.ndarray):
-                return content_hash(source), decode(source, size, config.resize).pixels
+                return content_hash(source), decode(source, size, config.resize, ranges).pixels
             digest, image = workers.decode(source)
             return digest, image.pixels
 
@@ -60,8 +72,7 @@ def load_images(run_dir: RunDir) -> EvaluatedImages:
                 pixels[row] = image
     # The most certain image: small differences of decoding do not change its class.
     row = int(recorded["confidence"].to_numpy().argmax())
-    device = read_json(run_dir.environment, device=dict)["device"] if run_dir.environment.exists() else {}
-    limit = FLOAT_LIMIT if device.get("precision", "float32") == "float32" else REDUCED_LIMIT
+    limit = FLOAT_LIMIT if environment["device"].get("precision", "float32") == "float32" else REDUCED_LIMIT
     return EvaluatedImages(recorded, pixels, _encoded(chosen[row]), row, limit)
 
 

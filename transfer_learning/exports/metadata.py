@@ -2,9 +2,11 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 
 from transfer_learning.config import MAX_SIZE, RESIZES
+from transfer_learning.datasets.decoding import value_range
+from transfer_learning.datasets.decoding.value_range import Ranges
 
 KEY = "transfer_learning"  # of the text of `Metadata.to_json` in each file
 
@@ -19,6 +21,7 @@ class Metadata:
     temperature: float = 1.0  # inside the network
     rejection_threshold: float = 0.0  # images whose highest probability is below are rejected; 0: none is
     weights_sha256: str = ""  # of the run's weights
+    value_ranges: Ranges = field(default_factory=dict)  # of images with more than 8 bits
 
     def to_json(self) -> str:
         """ASCII on one line, which every container of metadata takes."""
@@ -30,7 +33,7 @@ class Metadata:
         values = json.loads(text)
         if not isinstance(values, dict):
             raise ValueError("its metadata is not an object")
-        known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        known = {one.name: values[one.name] for one in fields(cls) if one.name in values}
         names, size = known.get("class_names"), known.get("image_size")
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError("its class_names are not a list of names")
@@ -41,4 +44,8 @@ class Metadata:
         for name in ("temperature", "rejection_threshold"):
             if not isinstance(known.get(name, 0.0), int | float) or not math.isfinite(known.get(name, 0.0)):
                 raise ValueError(f"its {name} is not a number")
-        return cls(**known | {"class_names": tuple(names)})
+        try:
+            ranges = value_range.from_json(known.get("value_ranges"))
+        except (AttributeError, TypeError, ValueError):
+            raise ValueError("its value_ranges are not pairs of numbers by type") from None
+        return cls(**known | {"class_names": tuple(names), "value_ranges": ranges})

@@ -42,6 +42,7 @@ class Predictor:
         image_size: side of the network's input in pixels.
         resize: how images become square: "squash", "crop" or "pad".
         rejection_threshold: images whose highest probability is below are rejected; 0: none is.
+        value_ranges: of images with more than 8 bits, as `decode` takes them.
 
     Raises:
         UserError: there is no such file, it is damaged or was not made by `export`; `MissingExtra` if its runtime is
@@ -65,6 +66,7 @@ class Predictor:
         self.image_size = self.metadata.image_size
         self.resize = self.metadata.resize
         self.rejection_threshold = self.metadata.rejection_threshold
+        self.value_ranges = self.metadata.value_ranges
 
     def open_image(self, image: Image) -> np.ndarray:
         """Decodes, rotates by EXIF, makes square and resizes one image, as the run did.
@@ -131,7 +133,7 @@ class Predictor:
 
     def _decoded(self, image: Image) -> Decoded:
         source = Path(image) if isinstance(image, str | os.PathLike) else image
-        return decode(source, self.image_size, self.resize)
+        return decode(source, self.image_size, self.resize, self.value_ranges)
 
 
 def _sources(images: Iterable[Image]) -> Iterator[Image]:
