@@ -1,4 +1,4 @@
-"""Predict images with a finished run: one row per image with class, confidence, and whether it is rejected."""
+"""Predict images with a finished run or an exported file: class, confidence and rejection, one row per image."""
 
 import argparse
 import os
@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses the flags."""
     parser = Parser("predict", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("model", metavar="RUN_DIR", help="a directory that `run` made")
+    parser.add_argument(
+        "model", metavar="RUN|EXPORT", help="a directory that `run` made, or a file that `export` wrote"
+    )
     parser.add_argument("images", metavar="IMAGE|FOLDER|PATTERN|-", nargs="+", help=f"{IMAGES}; - reads names of them")
     parser.add_argument(
         "--top-k", type=int, default=1, metavar="N", help="name the N most probable classes (default: 1)"

@@ -5,25 +5,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from transfer_learning.cli.parser import quiet_start
+from transfer_learning.config import RunConfig
+from transfer_learning.errors import UserError
+from transfer_learning.exports.formats import format_of
+from transfer_learning.exports.predictor import Predictor
 from transfer_learning.storage.run_directory import RunDir, evaluated_run_dir
 
 
 class TrainedModel(NamedTuple):
-    """A finished run."""
+    """A finished run, or an exported file."""
 
     name: str  # its path
     data_dir: str  # where its datasets are
-    open: Callable[[], Any]  # -> RunPredictor
+    open: Callable[[], Any]  # -> RunPredictor or Predictor
 
 
 def find_trained_model(path: str) -> TrainedModel:
-    """Checks what is at a path.
+    """Checks what is at a path; an export is opened without TensorFlow, unless its format is TensorFlow's.
 
     Raises:
-        UserError: there is no finished run.
+        UserError: there is neither a finished run nor an exported file.
     """
+    if not RunDir(path).config.exists() and _is_export(Path(path)):
+        return TrainedModel(path, RunConfig.data_dir, lambda: Predictor(path))
     run_dir = evaluated_run_dir(path)
-    return TrainedModel(str(Path(path)), run_dir.read_config().data_dir, lambda: _run_predictor(run_dir))
+    return TrainedModel(path, run_dir.read_config().data_dir, lambda: _run_predictor(run_dir))
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        format_of(path)
+    except UserError:
+        return False
+    return True
 
 
 def _run_predictor(run_dir: RunDir) -> Any:

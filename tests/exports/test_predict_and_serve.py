@@ -1,0 +1,68 @@
+"""`predict` and `serve` take exported files, and the documented request of TensorFlow Serving fits the SavedModel."""
+
+import base64
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import transfer_learning as tl
+from tests.support import ROOT
+from tests.support.serving import served
+from transfer_learning.evaluation import predictions
+from transfer_learning.experiments.trained_model import find_trained_model
+
+
+@pytest.fixture(scope="module")
+def recorded(run):
+    table = predictions.read(run.run_dir.predictions("test"))
+    return table, predictions.probabilities(table)
+
+
+@pytest.mark.parametrize("name", ["onnx", "litert"])
+def test_the_command_predicts_with_an_export_without_tensorflow(name, files, recorded, photos_folder):
+    table, expected = recorded
+    code = (
+        "import sys\nfor name in ('tensorflow', 'keras'): sys.modules[name] = None\n"
+        "from transfer_learning.__main__ import main\nsys.exit(main())"
+    )
+    images = [str(photos_folder / id) for id in table["id"]]
+    command = [sys.executable, "-c", code, "predict", str(files[name]), *images, "--top-k", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode("utf-8", "surrogateescape"))))
+    assert [row["class"] for row in rows] == list(table["predicted"])
+    assert np.allclose([float(row["confidence"]) for row in rows], expected.max(axis=1), atol=1e-4)
+    assert np.allclose([float(row["confidence_2"]) for row in rows], np.sort(expected)[:, -2], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["onnx", "saved_model"])
+def test_an_export_is_served_with_the_recorded_probabilities_and_has_no_grad_cam(name, files, recorded, photos_folder):
+    table, expected = recorded
+    with served(find_trained_model(str(files[name])).open()) as client:
+        for id, row in zip(table["id"], expected, strict=True):
+            answer = client.post("/predict", (photos_folder / id).read_bytes()).json
+            assert np.allclose([top["probability"] for top in answer["top"]], np.sort(row)[::-1], atol=1e-4)
+        answer = client.post("/grad-cam?class=x", b"")
+        assert answer.status == 404
+        model = client.get("/model").json
+        assert model["class_names"] == list(tl.Predictor(files[name]).class_names) and model["drift"] is None
+
+
+def test_the_documented_request_of_tensorflow_serving_fits_the_signature(files, recorded, photos_folder):
+    """TensorFlow Serving decodes the texts under b64, and gives the named input of each instance to the signature."""
+    import tensorflow as tf
+
+    (text,) = re.findall(r'"(\{\\"signature_name.*?)"\n', (ROOT / "docs/serving.md").read_text())
+    content = (photos_folder / recorded[0]["id"][0]).read_bytes()
+    encoded = base64.b64encode(content).decode()
+    request = json.loads(text.replace('\\"', '"').replace("$(base64 -w0 photo.jpg)", encoded))
+    (instance,) = request["instances"]
+    inputs = {name: tf.constant([base64.b64decode(value["b64"])]) for name, value in instance.items()}
+    model = tf.saved_model.load(str(files["saved_model"]))
+    result = model.signatures[request["signature_name"]](**inputs)
+    assert np.allclose(result["probabilities"][0], recorded[1][0], atol=0.02)
