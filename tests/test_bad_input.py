@@ -268,7 +268,9 @@ def test_a_head_that_starts_at_random_gets_the_epochs_that_it_needs(flags, from_
     config, reasons = resolve_config(run.parse(["--dataset", str(photos), *flags]))
     assert any("ridge regression" in reason for reason in reasons) == from_ridge
     assert any("random weights" in reason for reason in reasons) != from_ridge
-    assert config.frozen.learning_rate == (3e-4 if from_ridge else 1e-3) and config.starts_from_ridge == from_ridge
+    assert (
+        config.frozen.learning_rate == (3e-4 if from_ridge else 1e-3) and config.starts_from_closed_form == from_ridge
+    )
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from transfer_learning.machine.devices import Devices, git_commit, set_up_device
 from transfer_learning.machine.monitor import Monitor
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import build_classifier
+from transfer_learning.models.standardization import fold_standardization, standardized
 from transfer_learning.reports.run import write_report
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, write_json, write_text
@@ -73,7 +74,9 @@ def run_experiment(
             # The files of the dataset, and the classifier with its preprocessing inside and a new head.
             dataset = load_dataset(config.dataset, config.data_dir)
             without_unseen = split_off_unseen(dataset, config.unseen_classes)
-            classifier = build_classifier(config, without_unseen.class_names)
+            classifier = plain = build_classifier(config, without_unseen.class_names)
+            if config.head_features != "last":
+                classifier = standardized(plain)
             logger.info(
                 f"{find_backbone(config.backbone).description}, {config.weights} weights, and a new head: "
                 f"{classifier.model.count_params():,} parameters."
@@ -111,6 +114,8 @@ def run_experiment(
             all_callbacks = [*callbacks, *config_callbacks(config, run_dir)]
             trainer = Trainer(identity, phases, run_dir, stop, all_callbacks, stage, monitor.trained)
             state = trainer.train(state, arrays)
+            if classifier is not plain:
+                classifier = fold_standardization(classifier, plain)
 
             # Evaluation of the model that is saved, from images to probabilities, without cached features.
             with stage("evaluate"):

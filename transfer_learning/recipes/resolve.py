@@ -100,7 +100,7 @@ def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
     config, reason_by_field, values = recipe_for(values)
     config = with_values(config, values)
     config.check()
-    if "frozen.epochs" in reason_by_field and not config.starts_from_ridge and "frozen.epochs" not in values:
+    if "frozen.epochs" in reason_by_field and not config.starts_from_closed_form and "frozen.epochs" not in values:
         longer = {"frozen.epochs": 3 * config.frozen.epochs, "frozen.patience": 5, "frozen.learning_rate": 1e-3}
         config = with_values(config, {name: value for name, value in longer.items() if name not in values})
         reason_by_field["frozen.epochs"] = (

@@ -1,0 +1,52 @@
+"""A run with a head on all stages, from the closed form to the saved model."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from transfer_learning.errors import Stopped
+from transfer_learning.experiments.train import run_experiment
+from transfer_learning.storage.run_directory import RunDir
+
+
+class StopAtEpoch(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise Stopped(15)
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    return dataclasses.replace(small_config, head=(), head_features="all", head_init="lda")
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    run_dir = RunDir(tmp_path_factory.mktemp("runs") / "finished")
+    return run_dir, run_experiment(config, run_dir)
+
+
+def test_keras_alone_reads_the_model_that_was_evaluated(finished):
+    run_dir, evaluation = finished
+    model = keras.models.load_model(run_dir.model)  # without our code: no layer of our own is inside
+    table = pd.read_csv(run_dir.predictions("test"))
+    assert len(table) and evaluation["weights_sha256"] == json.loads(run_dir.evaluation.read_text())["weights_sha256"]
+    assert model.count_params() == evaluation["num_parameters"]
+    assert np.isfinite(model.predict(np.zeros((1, *model.input_shape[1:])), verbose=0)).all()
+
+
+@pytest.mark.parametrize("epoch", [1, 3])  # in each phase
+def test_a_stopped_run_ends_with_the_same_bits(epoch, config, finished, tmp_path):
+    run_dir = RunDir(tmp_path / "stopped")
+    with pytest.raises(Stopped):
+        run_experiment(config, run_dir, callbacks=[StopAtEpoch(epoch)])
+    assert run_experiment(config, run_dir)["weights_sha256"] == finished[1]["weights_sha256"]
+    assert run_dir.history.read_bytes() == finished[0].history.read_bytes()
