@@ -121,13 +121,14 @@ def run_experiment(
             with stage("evaluate"):
                 classifier, results = calibrate_and_evaluate(classifier, data, run_dir)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
-                if worse := fine_tuned_worse(by_phase, config.monitor):
+                if not state.final_weights and (worse := fine_tuned_worse(by_phase, config.monitor)):
                     logger.warning(worse)
                 evaluation = results[data.eval_split] | {
                     "weights_sha256": classifier.weights_digest(),
                     "num_parameters": classifier.model.count_params(),
                     **dict.fromkeys(PHASES),
                     **by_phase,
+                    "final_weights": state.final_weights,
                 }
                 draw_figures(classifier, data, config.seed, state.history, evaluation, run_dir)
                 write_json(run_dir.evaluation, evaluation)
