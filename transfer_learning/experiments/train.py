@@ -32,7 +32,7 @@ from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.notes import NotesHandler
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.estimate import RunEstimate, estimate_run
-from transfer_learning.training.history import describe_phase, fine_tuned_worse, phase_results
+from transfer_learning.training.history import describe_phase, phase_results
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer, restore
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
@@ -121,8 +121,6 @@ def run_experiment(
             with stage("evaluate"):
                 classifier, results = calibrate_and_evaluate(classifier, data, run_dir)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
-                if not state.final_weights and (worse := fine_tuned_worse(by_phase, config.monitor)):
-                    logger.warning(worse)
                 evaluation = results[data.eval_split] | {
                     "weights_sha256": classifier.weights_digest(),
                     "num_parameters": classifier.model.count_params(),
