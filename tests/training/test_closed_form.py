@@ -99,6 +99,32 @@ def test_lda_is_the_discriminant_analysis_with_a_shrunken_covariance(monkeypatch
     np.testing.assert_allclose(features @ head.kernel + head.bias, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("groups", [None, np.arange(30) // 3])
+@pytest.mark.parametrize("width", [6, 60])
+def test_the_loss_of_lda_is_that_of_analyses_without_each_group(width, groups, monkeypatch):
+    monkeypatch.setattr(closed_form, "PENALTIES", np.array([0.03]))
+    examples = clouds(30, width)
+    features, labels, one_hot = examples.inputs.astype(np.float64), examples.labels, np.eye(3)[examples.labels]
+    penalty = 0.03 * ((features - features.mean(axis=0)) ** 2).sum() / width
+    raw = np.empty((30, 3))
+    for group in np.unique(np.arange(30) if groups is None else groups):
+        inside = (np.arange(30) if groups is None else groups) == group
+        rest, classes = features[~inside], one_hot[~inside]
+        means = classes.T @ rest / classes.sum(axis=0)[:, None]
+        within = (rest - classes @ means).T @ (rest - classes @ means) + penalty * np.eye(width)
+        center = features.mean(axis=0)
+        directions = np.linalg.solve(within, (means - center).T)
+        offset = -0.5 * np.einsum("kd,dk->k", means - center, directions)
+        raw[inside] = (features[inside] - center) @ directions + offset
+    raw -= raw.mean(axis=1, keepdims=True)
+    prior = np.log(np.bincount(labels) / 30)
+    losses = [
+        -scipy.special.log_softmax(factor * raw / raw.std() + prior, axis=1)[np.arange(30), labels].mean()
+        for factor in closed_form.FACTORS
+    ]
+    assert closed_form_head(examples, 3, [1.0] * 3, "lda", groups=groups).loss == pytest.approx(min(losses), rel=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["ridge", "lda"])
 @pytest.mark.parametrize("num_examples", [15, 200])  # fewer than features, and more
 def test_standardized_features_have_no_scale_and_either_equation_gives_the_head(num_examples, kind, monkeypatch):

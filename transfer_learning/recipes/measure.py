@@ -79,24 +79,30 @@ def measured_choices(
     chosen = train[np.linspace(0, len(train) - 1, min(len(train), MAX_IMAGES)).round().astype(int)]
     with muted():  # the run logs its device
         runtime = set_up_devices(config.precision, config.seed).fingerprint
+    num_val = int((data.manifest["split"] == "val").sum())
+    # Fine-tuning starts from the last feature map, see `PhaseBuilder.restart_head`.
+    is_fine_tuned = num_val >= MIN_VAL and config.fine_tune.epochs > 0 and "head_features" not in given
+    kinds = ("last", "all") if is_fine_tuned else HEAD_FEATURES
     candidates: list[Candidate] = []
+
+    def best_of(size: int) -> Candidate:
+        return _best([one for one in candidates if one.image_size == size and one.head_features in kinds])
+
     sizes = [config.image_size] if "image_size" in given or config.input_size else image_sizes(config.image_size)
     for size in sizes:
         candidates += _score(replace(config, image_size=size), dataset, data, chosen, runtime, given, config.resize)
-    best = _best([candidate for candidate in candidates if candidate.image_size == sizes[0]])
+    best = best_of(sizes[0])
     for size in sizes[1:]:
-        larger = _best([candidate for candidate in candidates if candidate.image_size == size])
-        best = larger if larger.loss < GAIN * best.loss else best
+        best = best_of(size) if best_of(size).loss < GAIN * best.loss else best
     sides = data.manifest[["width", "height"]].iloc[chosen].to_numpy(float)
     if "resize" not in given and np.median(sides.max(axis=1) / np.maximum(1, sides.min(axis=1))) > NOT_SQUARE:
         for resize in ("crop", "pad"):
             other = replace(config, image_size=best.image_size, resize=resize)
             candidates += _score(other, dataset, data, chosen, runtime, given, config.resize)
-        best = _best([candidate for candidate in candidates if candidate.image_size == best.image_size])
+        best = best_of(best.image_size)
     for candidate in candidates:
         logger.debug(candidate.describe())
     values, reasons = _as_choice(best, candidates, len(chosen))
-    num_val, num_images = (data.manifest["split"].isin(splits).sum() for splits in (["val"], ["train", "val"]))
     if num_val < MIN_VAL:
         values |= {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-5}
         reasons["fine_tune.epochs"] = (
@@ -105,7 +111,7 @@ def measured_choices(
         if not num_val:
             values["monitor"] = "loss"
     elif best.image_size != config.image_size and config.fine_tune.epochs:
-        epochs = values["fine_tune.epochs"] = fine_tune_epochs_for(int(num_images), best.image_size)
+        epochs = values["fine_tune.epochs"] = fine_tune_epochs_for(num_val + len(train), best.image_size)
         reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
     return {name: value for name, value in values.items() if name not in given}, reasons, candidates
 

@@ -6,8 +6,8 @@ Tibshirani and Friedman, The Elements of Statistical Learning, 2009, eq. 7.64). 
 together.
 
 "lda": linear discriminant analysis with a shrunken covariance. A matrix of (classes, classes) turns the scores of the
-same regression into its logits (Hastie, Buja and Tibshirani, "Penalized Discriminant Analysis", 1995), so penalty and
-factor are chosen in the same way, up to the small influence of one example on that matrix.
+same regression into its logits (Hastie, Buja and Tibshirani, "Penalized Discriminant Analysis", 1995). Penalty and factor
+are chosen in the same way.
 """
 
 from typing import NamedTuple
@@ -66,7 +66,7 @@ def closed_form_head(
         blocks: widths of the parts of the features that are standardized, see `standardization`; (): none is.
         groups: (n,), examples with the same value are left out together; None: each alone.
     """
-    weights = np.asarray(class_weights)[examples.labels]
+    weights = np.asarray(class_weights, np.float64)[examples.labels]
     center, scale = standardization(examples, blocks) if blocks else (np.zeros(1), np.ones(1))
 
     def features(chunk: slice | np.ndarray) -> np.ndarray:
@@ -74,35 +74,36 @@ def closed_form_head(
         return (found - center) * scale if blocks else found
 
     fit = _regression(features, examples.labels, weights, num_classes, is_wide_solved_by_examples=bool(blocks))
-    chosen = _left_out(len(examples), groups)
-    labels, projected = examples.labels[chosen], (features(chosen) - fit.mean) @ fit.directions
-    target = np.eye(num_classes)[labels] - fit.mean_scores
-    parts = _parts(groups[chosen]) if groups is not None else []
+    most = MAX_LEFT_OUT if kind == "ridge" else max(64, min(MAX_LEFT_OUT, 40_000_000 // num_classes**2))
+    chosen = _left_out(len(examples), groups, most)
+    without = _LeftOut(
+        labels := examples.labels[chosen],
+        weights[chosen],
+        (features(chosen) - fit.mean) @ fit.directions,
+        _parts(groups[chosen]) if groups is not None else [],
+    )
+    prior = np.zeros(num_classes) if kind == "ridge" else np.log(_counts(fit) / _counts(fit).sum())
     best = None
-    width = len(fit.mean)
-    for penalty in PENALTIES * max(fit.variances.sum() / width, 1e-12):  # features may all be constant
+    for penalty in PENALTIES * max(fit.variances.sum() / len(fit.mean), 1e-12):  # features may all be constant
         inverse = 1 / (np.maximum(fit.variances, 0) + penalty)
-        residual = target - projected @ (inverse[:, None] * fit.rotated)
-        leverage = weights[chosen] * (projected**2 @ inverse + 1 / fit.total)
-        without = residual / np.maximum(1 - leverage, 1e-6)[:, None]
-        for part in parts:
-            hat = (projected[part] * inverse) @ projected[part].T + 1 / fit.total
-            rest = np.eye(len(part)) * (1 + 1e-6) - hat * weights[chosen][part]
-            without[part] = np.linalg.solve(rest, residual[part])
-        scores = target - without  # centered
-        to_logits, offset, prior = _to_logits(kind, fit, inverse, scores)
-        raw = scores @ to_logits + offset
-        for factor in FACTORS:
+        raw = (
+            _scores_without(without, fit, inverse) if kind == "ridge" else _discriminants_without(without, fit, inverse)
+        )
+        unit = 1.0 if kind == "ridge" else max(float(raw.std()), 1e-12)
+        for factor in FACTORS / unit:
             log_probabilities = scipy.special.log_softmax(factor * raw + prior, axis=1)
             losses = -log_probabilities[np.arange(len(labels)), labels]
             loss = float(np.average(losses, weights=weights[chosen]))
             if best is None or loss < best[0]:
-                best = loss, factor, inverse, to_logits, offset, prior, log_probabilities
+                best = loss, factor, inverse, log_probabilities
     assert best is not None  # there are factors
-    loss, factor, inverse, to_logits, offset, prior, log_probabilities = best
+    loss, factor, inverse, log_probabilities = best
     kernel = factor * fit.directions @ (inverse[:, None] * fit.rotated)
+    offset = fit.mean_scores
     if kind == "lda":
-        kernel = kernel @ to_logits
+        between = fit.rotated.T @ (inverse[:, None] * fit.rotated)
+        matrix, offset = _discriminants(_counts(fit), between)
+        kernel = kernel @ matrix
     bias = factor * offset + prior - fit.mean @ kernel
     head = kernel.astype(np.float32), bias.astype(np.float32), loss
     left_out = chosen, log_probabilities
@@ -155,31 +156,80 @@ def _regression(features, labels, weights, num_classes, is_wide_solved_by_exampl
     return _Regression(mean, mean_scores, total, variances, directions, directions.T @ correlation)
 
 
-def _to_logits(
-    kind: str, fit: _Regression, inverse: np.ndarray, scores: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns a matrix (classes, classes), an offset and a prior (classes,): logits are
-    ``factor * (scores @ matrix + offset) + prior``, for centered scores.
+class _LeftOut(NamedTuple):
+    """Examples that are left out, each with its group."""
+
+    labels: np.ndarray  # (k,)
+    weights: np.ndarray  # (k,)
+    projected: np.ndarray  # (k, rank), on the directions
+    parts: list[np.ndarray]  # positions of each group with several examples
+
+
+def _scores_without(examples: _LeftOut, fit: _Regression, inverse: np.ndarray) -> np.ndarray:
+    """Scores (k, classes) that the regression without the group of each example gives it."""
+    projected, weights = examples.projected, examples.weights
+    target = np.eye(len(fit.mean_scores))[examples.labels] - fit.mean_scores
+    residual = target - projected @ (inverse[:, None] * fit.rotated)
+    leverage = weights * (projected**2 @ inverse + 1 / fit.total)
+    error = residual / np.maximum(1 - leverage, 1e-6)[:, None]
+    for part in examples.parts:
+        hat = (projected[part] * inverse) @ projected[part].T + 1 / fit.total
+        error[part] = np.linalg.solve(np.eye(len(part)) * (1 + 1e-6) - hat * weights[part], residual[part])
+    return fit.mean_scores + target - error
+
+
+def _counts(fit: _Regression) -> np.ndarray:
+    """Weighted examples of each class, float64 (classes,), above 0."""
+    return np.maximum(fit.total * fit.mean_scores, 1e-6)
+
+
+def _discriminants(counts: np.ndarray, between: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the matrix (classes, classes) and the offset (classes,) from class sums to linear discriminants.
+
+    Class means pass through the inverse of the covariance within classes, by Woodbury's identity from that of all.
+
+    Args:
+        counts: (..., classes), examples of each class.
+        between: (..., classes, classes), products of the class sums through the inverse of the whole covariance.
     """
-    num_classes = len(fit.mean_scores)
-    if kind == "ridge":
-        return np.eye(num_classes), fit.mean_scores, np.zeros(num_classes)
-    counts = np.maximum(fit.total * fit.mean_scores, 1e-6)
-    between = fit.rotated.T @ (inverse[:, None] * fit.rotated)
-    # Class means through the inverse of the covariance within classes, by Woodbury's identity.
-    matrix = np.linalg.inv(np.diag(counts) - between)
-    offset = -0.5 * np.diag(between @ matrix) / counts
-    matrix = matrix - matrix.mean(axis=1, keepdims=True)  # the same for all classes: no probability changes
-    unit = max(float((scores @ matrix).std()), 1e-12)
-    return matrix / unit, (offset - offset.mean()) / unit, np.log(counts / counts.sum())
+    matrix = np.linalg.inv(np.eye(counts.shape[-1]) * counts[..., None, :] - between)
+    offset = -0.5 * np.einsum("...kj,...jk->...k", between, matrix) / counts
+    # What is the same for all classes changes no probability.
+    return matrix - matrix.mean(axis=-1, keepdims=True), offset - offset.mean(axis=-1, keepdims=True)
 
 
-def _left_out(num_examples: int, groups: np.ndarray | None) -> np.ndarray:
-    """Positions, int64 (k,), of the examples that choose: all, or whole groups spread evenly over all of them."""
+def _discriminants_without(examples: _LeftOut, fit: _Regression, inverse: np.ndarray) -> np.ndarray:
+    """Discriminants (k, classes) of each example by an analysis of all others but its group; exact."""
+    counts, between = _counts(fit), fit.rotated.T @ (inverse[:, None] * fit.rotated)
+    one_hot = np.eye(len(counts))[examples.labels]
+    scaled = examples.projected * np.sqrt(inverse)
+    sums = scaled @ (np.sqrt(inverse)[:, None] * fit.rotated)  # products of examples and class sums
+    results = np.empty_like(one_hot)
+    alone = np.setdiff1d(np.arange(len(one_hot)), np.concatenate([np.zeros(0, int), *examples.parts]))
+    chunk = max(1, 4_000_000 // len(counts) ** 2)
+    singles = [alone[start : start + chunk, None] for start in range(0, len(alone), chunk)]
+    for part in [*singles, *(group[None] for group in examples.parts)]:  # (groups, members) of examples
+        own, product, of_class = scaled[part], sums[part], one_hot[part] * examples.weights[part][..., None]
+        gram = own @ own.swapaxes(1, 2)
+        rest = np.eye(part.shape[1]) * (1 / examples.weights[part])[:, None] - gram
+        downdate = np.linalg.inv(rest + np.eye(part.shape[1]) * 1e-9)
+        # Products through the inverse of the covariance without these examples, then without them in the class sums.
+        between_all = between + product.swapaxes(1, 2) @ downdate @ product
+        with_sums = product + gram @ downdate @ product
+        gram = gram + gram @ downdate @ gram
+        crossed = of_class.swapaxes(1, 2) @ with_sums
+        between_rest = between_all - crossed - crossed.swapaxes(1, 2) + of_class.swapaxes(1, 2) @ gram @ of_class
+        matrix, offset = _discriminants(np.maximum(counts - of_class.sum(axis=1), 1e-6), between_rest)
+        results[part] = (with_sums - gram @ of_class) @ matrix + offset[:, None]
+    return results
+
+
+def _left_out(num_examples: int, groups: np.ndarray | None, most: int) -> np.ndarray:
+    """Positions, int64 (k,), of the examples that choose: some `most`, or whole groups, spread evenly over all."""
     if groups is None:
-        return np.linspace(0, num_examples - 1, min(num_examples, MAX_LEFT_OUT)).round().astype(int)
-    names, first, sizes = np.unique(groups, return_index=True, return_counts=True)
-    step = max(1, round(num_examples / MAX_LEFT_OUT))
+        return np.linspace(0, num_examples - 1, min(num_examples, most)).round().astype(int)
+    names, first = np.unique(groups, return_index=True)
+    step = max(1, round(num_examples / most))
     return np.flatnonzero(np.isin(groups, names[np.argsort(first)][::step]))
 
 

@@ -137,6 +137,8 @@ class Trainer:
                     loss, accuracy = evaluate(active)
                     active.keep_best()  # the closed form may be better than any epoch after it
                     state.best_value = loss if self.config.monitor == "val_loss" else accuracy
+            if state.phase:
+                self.phases.restart_head()
             self.save(state, active.arrays())
         self.model.stop_training, self.model.optimizer = False, active.optimizer  # read by callbacks
         with self.stop.deferred(), EpochProgress(self.on_steps) as progress:

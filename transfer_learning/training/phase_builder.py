@@ -84,6 +84,29 @@ class PhaseBuilder:
             initialize_head(config, classifier, train.in_copy(0), groups)
         return start_phase(name, config, classifier, train, val, cut)
 
+    def restart_head(self) -> None:
+        """Gives fine-tuning a head that it can start from: ridge regression on the last feature map alone.
+
+        Discriminant analysis weighs directions in which features hardly vary, so the first steps of the layers below
+        ruin it: the loss rises tenfold. The other features get the scale 0.
+        """
+        config, cut = self.config, self.cuts.get("frozen")
+        is_robust = config.head_init == "ridge" and config.head_features == "last"
+        if is_robust or config.head_features == "stages" or not config.starts_from_closed_form or cut is None:
+            return
+        train, _ = make_phase_inputs(cut, config.frozen, "frozen" in self.cached, config, self.data, self.runtime)
+        features = train.in_copy(0)
+        width = feature_blocks(self.classifier.backbone, config.head_features)[0]
+        last = replace(features, inputs=features.inputs[features.rows][:, :width], rows=np.arange(len(features)))
+        weights = class_weights(config.class_weights, features.labels, len(self.classifier.class_names))
+        head = closed_form_head(last, len(weights), weights)
+        logits, total = self.classifier.head.get_layer("logits"), features.inputs.shape[1]
+        logits.set_weights([np.pad(head.kernel, ((0, total - width), (0, 0))), head.bias])
+        if config.head_features == "all":
+            scale = np.arange(total) < width
+            self.classifier.head.get_layer(STANDARDIZE).set_weights([np.zeros(total), scale.astype(np.float32)])
+        logger.info(f"Fine-tuning starts from ridge regression on the last map (leave-one-out loss {head.loss:.3f}).")
+
 
 def initialize_head(
     config: RunConfig, classifier: Classifier, features: Examples, groups: np.ndarray | None = None
