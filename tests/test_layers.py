@@ -19,6 +19,9 @@ LAYERS = (
     ("evaluation",),
     ("training", "recipes"),
     ("reports", "serving"),
+    ("training",),
+    ("recipes",),  # the automatic one solves heads in closed form
+    ("reports",),
     ("experiments",),
 )
 COMMANDS = len(LAYERS)

@@ -55,8 +55,8 @@ class TrainingState:
         return self.epoch >= phase.epochs or is_stopped
 
     def cannot_win(self, phase: Phase) -> bool:
-        """Whether fine-tuning is so far behind the frozen phase after half of its epochs that it ends early."""
-        if self.initial_value is None or self.best_value is None or 2 * self.epoch < phase.epochs:
+        """Whether fine-tuning ends early, after half of its epochs or two, because the frozen phase is far ahead."""
+        if self.initial_value is None or self.best_value is None or 2 * self.epoch < max(4, phase.epochs):
             return False
         return self.best_value > HOPELESS * self.initial_value
 
