@@ -1,7 +1,7 @@
 """Measured choices of the automatic recipe: image size, resizing and head, by the leave-one-out loss of closed forms.
 
 A head on cached features is solved in seconds, and its leave-one-out loss needs no validation images. Only training
-images are used, at most MAX_IMAGES of them.
+images are used, of large datasets a part of them.
 """
 
 import itertools
@@ -36,6 +36,7 @@ from transfer_learning.training.phases import class_weights
 logger = logging.getLogger(__name__)
 
 MAX_IMAGES = 1000
+MIN_PER_CLASS = 10  # of which a larger number of images is taken, where there are many classes
 NOT_SQUARE = 1.15  # median ratio of the sides from which resizing matters
 MIN_VAL = 20  # validation images below which nothing can be decided by them
 GAIN = 0.95  # a choice that costs time needs a loss of at most this times that of the cheaper one
@@ -76,7 +77,8 @@ def measured_choices(
         return {}, {}, []
     data = prepare_dataset(dataset, config)
     train = np.flatnonzero(data.manifest["split"] == "train")
-    chosen = train[np.linspace(0, len(train) - 1, min(len(train), MAX_IMAGES)).round().astype(int)]
+    num_chosen = min(len(train), max(MAX_IMAGES, MIN_PER_CLASS * len(data.class_names)))
+    chosen = train[np.linspace(0, len(train) - 1, num_chosen).round().astype(int)]
     with muted():  # the run logs its device
         runtime = set_up_devices(config.precision, config.seed).fingerprint
     num_val = int((data.manifest["split"] == "val").sum())
