@@ -17,11 +17,9 @@ LAYERS = (
     ("machine", "storage"),  # the cache asks how much memory there is, and the monitor writes its file
     ("datasets", "models"),
     ("evaluation",),
-    ("training", "recipes"),
-    ("reports", "serving"),
     ("training",),
     ("recipes",),  # the automatic one solves heads in closed form
-    ("reports",),
+    ("reports", "serving"),
     ("experiments",),
 )
 COMMANDS = len(LAYERS)

@@ -151,7 +151,9 @@ def _score(
     else:
         wanted = set(part["id"])
         some = replace(dataset, examples=tuple(example for example in dataset.examples if example.id in wanted))
-        images = cached_images(some, config.stored_size, config.resize, Cache.of(config), config.decoded_gb)
+        images = cached_images(
+            some, config.stored_size, config.resize, Cache.of(config), config.decoded_gb, data.images.ranges
+        )
         rows = images.rows
     frozen = FrozenPart(activations_of_cut(cut, config, images.pixel_key, runtime), lambda batch: cut.below_fn(batch))
     named = NamedImages(images.pixels, rows, part["sha256"].tolist())
