@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from transfer_learning.cli.flags import given_values
-from transfer_learning.config import NAMED_WEIGHTS, PHASES, RunConfig, flag_name, with_values
 from transfer_learning.cli.parser import quiet_start
-from transfer_learning.config import PHASES, RunConfig, flag_name, with_values
+from transfer_learning.config import NAMED_WEIGHTS, PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.datasets.survey import survey
