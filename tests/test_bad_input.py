@@ -213,7 +213,8 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
 
 
 def test_a_monitored_val_metric_needs_validation_images(refused, photos, here):
-    line = refused("--dataset", photos, "--val-fraction", "0", "--image-size", "32", "--cache-dir", here / "cache")
+    flags = "--val-fraction 0 --monitor val_loss --image-size 32".split()
+    line = refused("--dataset", photos, *flags, "--cache-dir", here / "cache")
     assert "needs validation images" in line and "--val-fraction" in line
 
 

@@ -105,13 +105,13 @@ def measured_choices(
     for candidate in candidates:
         logger.debug(candidate.describe())
     values, reasons = _as_choice(best, candidates, len(chosen))
-    if num_val < MIN_VAL:
+    if not num_val:
+        values["monitor"] = "loss"
+    if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
         values |= {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-5}
         reasons["fine_tune.epochs"] = (
             f"No fine-tuning: {num_val} validation images are too few to tell whether it helps, so the closed form stays."
         )
-        if not num_val:
-            values["monitor"] = "loss"
     elif best.image_size != config.image_size and config.fine_tune.epochs:
         epochs = values["fine_tune.epochs"] = fine_tune_epochs_for(num_val + len(train), best.image_size)
         reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
