@@ -203,7 +203,8 @@ def test_skipping_goes_on_and_counts_what_cannot_be_read(small_config, here):
 
 
 def test_a_monitored_val_metric_needs_validation_images(refused, photos, here):
-    line = refused("--dataset", photos, "--val-fraction", "0", "--image-size", "32", "--cache-dir", here / "cache")
+    flags = "--val-fraction 0 --monitor val_loss --image-size 32".split()
+    line = refused("--dataset", photos, *flags, "--cache-dir", here / "cache")
     assert "needs validation images" in line and "--val-fraction" in line
 
 
@@ -258,7 +259,9 @@ def test_a_head_that_starts_at_random_gets_the_epochs_that_it_needs(flags, from_
     config, reasons = resolve_config(run.parse(["--dataset", str(photos), *flags]))
     assert any("ridge regression" in reason for reason in reasons) == from_ridge
     assert any("random weights" in reason for reason in reasons) != from_ridge
-    assert config.frozen.learning_rate == (3e-4 if from_ridge else 1e-3) and config.starts_from_ridge == from_ridge
+    assert (
+        config.frozen.learning_rate == (3e-4 if from_ridge else 1e-3) and config.starts_from_closed_form == from_ridge
+    )
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import measure, tables
+from benchmarks import accuracy, measure, tables
 from benchmarks.cases import CASES, FIGURES, Case, Entry
 from tests.support import ROOT
+from tests.support.photos import draw_photos
 from transfer_learning.cli.parser import run_main
 from transfer_learning.experiments.measurements import MeasurementFailed, number, run_child
 from transfer_learning.machine.resources import usable_cores
@@ -189,3 +190,23 @@ def test_job_augmentation_runs_for_this_package_and_for_keras(tmp_path, capsys):
     tools = measured["augmentation of a batch of 32 images"]
     assert len(tools) == 2 and all(len(rows) == 1 and rows[0]["milliseconds"] > 0 for rows in tools.values())
     assert "| ours | 1 | " in capsys.readouterr().out
+
+
+def test_accuracy_is_measured_on_drawn_training_images_and_all_test_images(tmp_path, monkeypatch, capsys):
+    draw_photos(tmp_path / "set" / "train", num_per_class=6)
+    draw_photos(tmp_path / "set" / "test", num_per_class=2)
+    monkeypatch.chdir(tmp_path)
+    measured = []
+
+    def measure_one(subset, options, *_):
+        files = [path.relative_to(subset).parts for path in sorted(subset.rglob("*.png"))]
+        measured.append((len(options) > 0, sum(part[0] == "train" for part in files), len(files)))
+        return dict.fromkeys(accuracy.FIGURES, 0.5) | {"n": 6}
+
+    monkeypatch.setattr(accuracy, "measure", measure_one)
+    arguments = ["set", "--per-class", "4,0", "--seeds", "0,1", "--tools", "lda/ all stages,automatic recipe"]
+    accuracy.main(arguments)
+    assert measured == [(True, 12, 18), (False, 12, 18)] * 2 + [(True, 18, 24), (False, 18, 24)] * 2
+    assert "| set | 4 | automatic recipe | 50.0% (50.0%-50.0%) |" in capsys.readouterr().out
+    accuracy.main(arguments)
+    assert len(measured) == 8, "nothing is measured twice"

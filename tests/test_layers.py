@@ -17,7 +17,8 @@ LAYERS = (
     ("machine", "storage"),  # the cache asks how much memory there is, and the monitor writes its file
     ("datasets", "models"),
     ("evaluation",),
-    ("training", "recipes", "exports"),
+    ("training",),
+    ("recipes", "exports"),  # the automatic recipe solves heads in closed form
     ("reports", "serving"),
     ("experiments",),
 )

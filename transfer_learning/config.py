@@ -23,9 +23,10 @@ EARLIER = {"small_classes": "drawn"}  # what saved configs without these fields 
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 RESIZES = ("squash", "crop", "pad")
 CLASS_WEIGHTS = ("none", "balanced")
-HEAD_INITS = ("ridge", "random")
 NAMED_WEIGHTS = ("imagenet", "none")  # any other value is a file
 SMALL_CLASSES = ("ranked", "drawn")
+HEAD_FEATURES = ("last", "stages", "all")
+HEAD_INITS = ("ridge", "lda", "random")
 MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
 MAX_SIZE = 8192  # pixels per side: a decoded image takes 0.2 GB
 
@@ -123,12 +124,18 @@ class RunConfig:
     )
     resize: str = data("squash", "how images become square: squash, crop the center, or pad the sides", choices=RESIZES)
     head: tuple[int, ...] = model((), "widths of hidden dense layers, as 512,256; none: one linear layer")
+    head_features: str = model(
+        "last",
+        "what the head sees, pooled: the last feature map, the outputs of the stages below it, or all of these",
+        choices=HEAD_FEATURES,
+    )
     dropout: float = model(
         0.0, "dropout rate after each hidden layer of the head, or before a linear head", low=0, below=1
     )
     head_init: str = training(
         "ridge",
-        "initial weights of a linear head on cached features: the closed-form ridge solution, or random",
+        "initial weights of a linear head on cached features: the closed-form solution of ridge regression or of "
+        "shrinkage discriminant analysis (lda), or random",
         choices=HEAD_INITS,
         was="head_start",
         were=(("auto", "ridge"),),
@@ -184,10 +191,10 @@ class RunConfig:
         return self.input_size or self.image_size
 
     @property
-    def starts_from_ridge(self) -> bool:
+    def starts_from_closed_form(self) -> bool:
         """Whether the head starts from its closed-form solution: a linear head on cached features."""
         sees_same_pixels = self.frozen.augmentation == "none" or self.frozen.copies > 0
-        return self.head_init == "ridge" and not self.head and self.frozen.epochs > 0 and sees_same_pixels
+        return self.head_init != "random" and not self.head and self.frozen.epochs > 0 and sees_same_pixels
 
     @property
     def num_epochs(self) -> int:

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             logger.info(f"{run_dir.path} is finished; its report is {run_dir.report}.")
             return ExitCode.DONE
     else:
-        config, reasons = resolve_config(flags)
+        config, reasons = resolve_config(flags, measure=True)
         run_dir = new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
     logger.info(f"Run directory: {run_dir.path}")
     continuing = command_line("run", "--resume", str(run_dir.path))

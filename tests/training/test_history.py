@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.support.fault_injection import around_calls
-from transfer_learning.training.history import add_timing, describe_phase, fine_tuned_worse, phase_results
+from transfer_learning.training.history import add_timing, describe_phase, phase_results
 
 
 def history(*val_losses, phase="frozen", start=1):
@@ -73,27 +73,3 @@ def test_times_that_nobody_wrote_down_are_left_out(seconds, tmp_path):
     pd.DataFrame([timing]).to_csv(tmp_path / "timings.csv", index=False)
     (result,) = phase_results(history(1.0), tmp_path / "timings.csv", "val_loss", seconds).values()
     assert result["preparation_seconds"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("monitor", "frozen", "fine_tune", "is_worse"),
-    [
-        ("val_loss", 1.0, 1.1, True),
-        ("val_loss", 1.0, 1.0, False),
-        ("val_loss", 1.0, 0.9, False),
-        ("val_accuracy", 0.9, 0.8, True),
-        ("val_accuracy", 0.8, 0.9, False),
-        ("loss", 1.0, 2.0, False),  # of training images, which each phase may change in its own way
-        ("val_loss", 1.0, None, False),  # one phase alone
-        ("val_loss", None, 1.0, False),
-    ],
-)
-def test_fine_tuning_that_ends_below_the_frozen_phase_is_reported(monitor, frozen, fine_tune, is_worse):
-    values = {"frozen": frozen, "fine_tune": fine_tune}
-    results = {name: {monitor: value} for name, value in values.items() if value is not None}
-    sentence = fine_tuned_worse(results, monitor)
-    assert bool(sentence) == is_worse
-    if is_worse:
-        assert (
-            f"{fine_tune:.4f}" in sentence and f"{frozen:.4f}" in sentence and "--fine-tune.learning-rate" in sentence
-        )

@@ -7,7 +7,7 @@ from transfer_learning.models.classifier import Classifier
 
 
 def grad_cam(classifier: Classifier, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Computes Grad-CAM on the last feature map of the backbone.
+    """Computes Grad-CAM on the last feature map that the head sees.
 
     The channels of the feature map are summed, each weighted by the mean gradient of the logit of the class; negative
     values become 0. With a linear head this equals CAM (Zhou et al., 2016, arXiv:1512.04150).
@@ -24,11 +24,12 @@ def grad_cam(classifier: Classifier, images: np.ndarray, classes: np.ndarray) ->
     maps = tf.constant(images, tf.float32)
     for layer in backbone:
         maps = layer(maps, training=False)
+    highest = tf.nest.flatten(maps)[0]
     with tf.GradientTape() as tape:
-        tape.watch(maps)
+        tape.watch(highest)
         logits = classifier.head(pooling(maps), training=False)
         of_classes = tf.gather(logits, tf.constant(classes, tf.int32), batch_dims=1)
-    gradients = tape.gradient(of_classes, maps)
+    gradients = tape.gradient(of_classes, highest)
     weights = tf.reduce_mean(tf.cast(gradients, tf.float32), axis=(1, 2), keepdims=True)
-    importance = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1))
+    importance = tf.nn.relu(tf.reduce_sum(weights * tf.cast(highest, tf.float32), axis=-1))
     return tf.math.divide_no_nan(importance, tf.reduce_max(importance, axis=(1, 2), keepdims=True)).numpy()

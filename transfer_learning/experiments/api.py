@@ -25,7 +25,7 @@ def train_dataset(
     if not logging.getLogger(PACKAGE).handlers:
         set_up_logging()
     given = {"dataset": dataset, **options} | ({} if epochs is None else {"fine_tune.epochs": epochs})
-    config, reasons = config_from_values(values_from_options(given))
+    config, reasons = config_from_values(values_from_options(given), measure=True)
     directory = RunDir(run_dir) if run_dir is not None else None
     if directory is None or not directory.config.exists():
         directory = new_run_dir(run_dir, f"{Path(config.dataset).stem}-{config.backbone}")

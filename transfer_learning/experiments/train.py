@@ -25,13 +25,14 @@ from transfer_learning.machine.devices import Devices, git_commit, set_up_device
 from transfer_learning.machine.monitor import Monitor
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import build_classifier
+from transfer_learning.models.standardization import fold_standardization, standardized
 from transfer_learning.reports.run import write_report
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.notes import NotesHandler
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.estimate import RunEstimate, estimate_run
-from transfer_learning.training.history import describe_phase, fine_tuned_worse, phase_results
+from transfer_learning.training.history import describe_phase, phase_results
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer, restore
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
@@ -73,7 +74,9 @@ def run_experiment(
             # The files of the dataset, and the classifier with its preprocessing inside and a new head.
             dataset = load_dataset_of(config)
             without_unseen = split_off_unseen(dataset, config.unseen_classes)
-            classifier = build_classifier(config, without_unseen.class_names)
+            classifier = plain = build_classifier(config, without_unseen.class_names)
+            if config.head_features != "last":
+                classifier = standardized(plain)
             logger.info(
                 f"{find_backbone(config.backbone).description}, {config.weights} weights, and a new head: "
                 f"{classifier.model.count_params():,} parameters."
@@ -112,18 +115,19 @@ def run_experiment(
             all_callbacks = [*callbacks, *config_callbacks(config, run_dir)]
             trainer = Trainer(identity, phases, run_dir, stop, all_callbacks, stage, monitor.trained)
             state = trainer.train(state, arrays)
+            if classifier is not plain:
+                classifier = fold_standardization(classifier, plain)
 
             # Evaluation of the model that is saved, from images to probabilities, without cached features.
             with stage("evaluate"):
                 classifier, results = calibrate_and_evaluate(classifier, data, run_dir)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
-                if worse := fine_tuned_worse(by_phase, config.monitor):
-                    logger.warning(worse)
                 evaluation = results[data.eval_split] | {
                     "weights_sha256": classifier.weights_digest(),
                     "num_parameters": classifier.model.count_params(),
                     **dict.fromkeys(PHASES),
                     **by_phase,
+                    "final_weights": state.final_weights,
                 }
                 draw_figures(classifier, data, config.seed, state.history, evaluation, run_dir)
                 write_json(run_dir.evaluation, evaluation)

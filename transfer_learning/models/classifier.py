@@ -1,7 +1,7 @@
-"""The classifier: backbone, global average pooling and head, and which of its layers train.
+"""The classifier: backbone, pooling and head, and which of its layers train.
 
 images uint8 or float (n, stored, stored, 3), 0..255
-  -> extractor: resize -> preprocessing -> backbone -> mean over the plane -> features (n, width)
+  -> extractor: resize -> preprocessing -> backbone -> pooling over the plane -> features (n, width)
   -> head: (Dense, ReLU, Dropout) for each width -> Dense -> logits float32 (n, classes)
 """
 
@@ -24,6 +24,7 @@ from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import available_bytes
 from transfer_learning.models.backbones import build_backbone, find_backbone
+from transfer_learning.models.head_features import make_pooling, with_stage_outputs
 from transfer_learning.models.inference_graph import InferenceFunction
 from transfer_learning.models.weights import check_hdf5, weights_digest
 from transfer_learning.storage.files import renamed, written_atomically
@@ -44,7 +45,7 @@ class Classifier:
     """A network as a whole and in two parts, which share its weights."""
 
     class_names: tuple[str, ...]
-    backbone: keras.Model  # images -> feature map, with the preprocessing inside
+    backbone: keras.Model  # images -> feature map, or several, the highest first; with the preprocessing inside
     extractor: keras.Model  # images -> features
     head: keras.Model  # features -> logits
     model: keras.Model  # images -> logits
@@ -90,8 +91,11 @@ def build_classifier(
     # Each layer has a name and a seed of its own, so that two builds are equal.
     backbone = build_backbone(config.backbone, config.image_size, initial_weights or config.weights, config.seed)
     resizing = keras.layers.Resizing(config.image_size, config.image_size, dtype="float32", name="resize")
-    pooling = keras.layers.GlobalAveragePooling2D(name="pool")
-    _check_head((backbone.output_shape[-1], *config.head, len(class_names)), max_head_weights)
+    if config.head_features != "last":
+        backbone = with_stage_outputs(backbone, find_backbone(config.backbone), config.head_features)
+    pooling = make_pooling(backbone, config.head_features)
+    width = pooling.compute_output_shape(backbone.output_shape)[-1]
+    _check_head((width, *config.head, len(class_names)), max_head_weights)
     head_layers = []
     for number, width in enumerate(config.head):
         head_layers.append(_dense(width, config.seed, number, activation="relu"))

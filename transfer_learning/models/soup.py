@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 # The fields of a config that must be equal for weights to be averaged.
-ALIKE = ("backbone", "weights", "image_size", "input_size", "resize", "head")
+ALIKE = ("backbone", "weights", "image_size", "input_size", "resize", "head", "head_features")
 
 
 class Step(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_learning.cli.flags import given_values
+from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import NAMED_WEIGHTS, PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
@@ -20,9 +21,13 @@ from transfer_learning.recipes.known import RECIPES
 logger = logging.getLogger(__name__)
 
 
-def resolve_config(flags: argparse.Namespace) -> tuple[RunConfig, list[str]]:
-    """Returns the config that the flags ask for and the reasons for automatic choices, which are logged."""
-    config, reasons = config_from_values(given_values(flags))
+def resolve_config(flags: argparse.Namespace, measure: bool = False) -> tuple[RunConfig, list[str]]:
+    """Returns the config that the flags ask for and the reasons for automatic choices, which are logged.
+
+    Args:
+        measure: see `config_from_values`.
+    """
+    config, reasons = config_from_values(given_values(flags), measure)
     for reason in reasons:
         logger.info(reason)
     return config, reasons
@@ -93,21 +98,26 @@ def _check_places(values: dict[str, Any]) -> None:
             )
 
 
-def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
+def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[RunConfig, list[str]]:
     """Returns the config of a dataset with these values, and the reasons for automatic choices of other fields.
 
     Args:
         values: given ones, by the names that `config.with_values` takes.
+        measure: whether the automatic recipe compares settings on the images, for which it decodes them.
     """
     config, reason_by_field, values = recipe_for(values)
     config = with_values(config, values)
     config.check()
-    if "frozen.epochs" in reason_by_field and not config.starts_from_ridge and "frozen.epochs" not in values:
+    if "frozen.epochs" in reason_by_field and not config.starts_from_closed_form and "frozen.epochs" not in values:
         longer = {"frozen.epochs": 3 * config.frozen.epochs, "frozen.patience": 5, "frozen.learning_rate": 1e-3}
         config = with_values(config, {name: value for name, value in longer.items() if name not in values})
         reason_by_field["frozen.epochs"] = (
             f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping; the head starts from random weights."
         )
+    if measure and reason_by_field:
+        measured, measured_reasons = _measured(config, values)
+        config = with_values(config, measured)
+        reason_by_field |= measured_reasons
     backbone = find_backbone(config.backbone)
     try:
         backbone.check_unfreeze(config.fine_tune.unfreeze)
@@ -124,3 +134,10 @@ def config_from_values(values: dict[str, Any]) -> tuple[RunConfig, list[str]]:
         reason for name, reason in reason_by_field.items() if name not in values and not name.startswith(skipped)
     ]
     return config, reasons
+
+
+def _measured(config: RunConfig, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values that are measured on the images, and reasons, by the name of their field."""
+    with quiet_start():  # imports TensorFlow
+        from transfer_learning.recipes.measure import measured_choices
+    return measured_choices(config, load_dataset(config.dataset, config.data_dir), values)[:2]

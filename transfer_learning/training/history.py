@@ -7,7 +7,6 @@ from pathlib import Path
 import pandas as pd
 
 from transfer_learning.cli.formatting import duration
-from transfer_learning.config import PHASES
 from transfer_learning.storage.files import write_text, written_atomically
 from transfer_learning.training.state import TrainingState
 
@@ -56,20 +55,6 @@ def phase_results(
                 "images_per_second": round(float(of_phase["images_per_second"].median()), 1),
             }
     return results
-
-
-def fine_tuned_worse(results: Mapping[str, dict], monitor: str) -> str:
-    """Returns a warning if the best fine-tuned epoch is worse than the best frozen one, else ""."""
-    before, after = (results[name][monitor] if name in results else None for name in PHASES)
-    # Metrics on training images are not comparable: the phases may augment them differently.
-    if not monitor.startswith("val") or before is None or after is None:
-        return ""
-    if not TrainingState(best_value=after).is_better(before, monitor):
-        return ""
-    return (
-        f"Fine-tuning made {monitor} worse: {after:.4f} at best, against {before:.4f} in the frozen phase; try a lower "
-        "--fine-tune.learning-rate, or --fine-tune.epochs 0, which trains the head on cached features."
-    )
 
 
 def describe_phase(name: str, result: dict) -> str:

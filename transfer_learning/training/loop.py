@@ -17,6 +17,7 @@ from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import Diverged, UserError
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
+from transfer_learning.training.final_weights import choose_final_weights, note_start
 from transfer_learning.training.history import add_timing, write_history
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.phase_builder import PhaseBuilder
@@ -129,12 +130,28 @@ class Trainer:
         if arrays:
             active.assign(arrays)
         else:
+            if self.config.monitor.startswith("val") and len(active.val):
+                if state.phase:
+                    note_start(active, state, self.config.monitor)
+                elif self.config.head_init == "lda" and self.config.starts_from_closed_form:
+                    loss, accuracy = evaluate(active)
+                    active.keep_best()  # the closed form may be better than any epoch after it
+                    state.best_value = loss if self.config.monitor == "val_loss" else accuracy
+            if state.phase:
+                self.phases.restart_head()
             self.save(state, active.arrays())
         self.model.stop_training, self.model.optimizer = False, active.optimizer  # read by callbacks
         with self.stop.deferred(), EpochProgress(self.on_steps) as progress:
             while not state.phase_is_over(active.settings):
                 _Epoch(self, active, state, progress).run()
+        if state.epoch < active.settings.epochs and state.cannot_win(active.settings):
+            logger.info(
+                f"Fine-tuning ends after {state.epoch} of {active.settings.epochs} epochs: its val_loss "
+                f"{state.best_value:.4f} is too far above the {state.initial_value:.4f} of the frozen phase."
+            )
         active.restore_best()
+        if active.initial:
+            state.final_weights = choose_final_weights(active, self.config.monitor)
         state.end_phase()
         if state.phase == len(self.phase_names):
             self.save(state, active.arrays())

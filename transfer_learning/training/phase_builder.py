@@ -4,15 +4,20 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
+import pandas as pd
+
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.models.classifier import Classifier, unfreeze_layers
 from transfer_learning.models.freezing import Cut, find_cut
+from transfer_learning.models.head_features import feature_blocks
+from transfer_learning.models.standardization import NAME as STANDARDIZE
+from transfer_learning.training.closed_form import closed_form_head, standardization
 from transfer_learning.training.phase_inputs import make_phase_inputs
 from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
-from transfer_learning.training.ridge import ridge_head
 
 logger = logging.getLogger(__name__)
 
@@ -67,21 +72,64 @@ class PhaseBuilder:
         settings = config.phase(name)
         unfrozen = unfreeze_layers(classifier, config.backbone, settings.unfreeze)
         logger.info(f"Phase {name} trains {unfrozen}.")
-        if name == "frozen" and not config.head and not config.starts_from_ridge:
-            reason = "--head-init random" if config.head_init == "random" else "a ridge solution needs cached features"
+        if name == "frozen" and not config.head and not config.starts_from_closed_form:
+            reason = "--head-init random" if config.head_init == "random" else "a closed form needs cached features"
             logger.info(f"The head starts from random weights: {reason}.")
         if cut is None:
             return start_phase(name, config, classifier, self.data.split("train"), self.data.split("val"))
         is_cached = name in self.cached and not is_over
         train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime)
-        if name == "frozen" and config.starts_from_ridge and not is_resumed:
-            initialize_head(config, classifier, train)
+        if name == "frozen" and not is_resumed:
+            groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
+            initialize_head(config, classifier, train.in_copy(0), groups)
         return start_phase(name, config, classifier, train, val, cut)
 
+    def restart_head(self) -> None:
+        """Gives fine-tuning a head that it can start from: ridge regression on the last feature map alone.
 
-def initialize_head(config: RunConfig, classifier: Classifier, features: Examples) -> None:
-    """Sets a linear head to the solution of ridge regression, from which the frozen phase needs few epochs."""
-    weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
-    head = ridge_head(features.in_copy(0), len(classifier.class_names), weights)
-    classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
-    logger.info(f"The head starts from ridge regression on the features (leave-one-out loss {head.loss:.3f}).")
+        Discriminant analysis weighs directions in which features hardly vary, so the first steps of the layers below
+        ruin it: the loss rises tenfold. The other features get the scale 0.
+        """
+        config, cut = self.config, self.cuts.get("frozen")
+        is_robust = config.head_init == "ridge" and config.head_features == "last"
+        if is_robust or config.head_features == "stages" or not config.starts_from_closed_form or cut is None:
+            return
+        train, _ = make_phase_inputs(cut, config.frozen, "frozen" in self.cached, config, self.data, self.runtime)
+        features = train.in_copy(0)
+        width = feature_blocks(self.classifier.backbone, config.head_features)[0]
+        last = replace(features, inputs=features.inputs[features.rows][:, :width], rows=np.arange(len(features)))
+        weights = class_weights(config.class_weights, features.labels, len(self.classifier.class_names))
+        head = closed_form_head(last, len(weights), weights)
+        logits, total = self.classifier.head.get_layer("logits"), features.inputs.shape[1]
+        logits.set_weights([np.pad(head.kernel, ((0, total - width), (0, 0))), head.bias])
+        if config.head_features == "all":
+            scale = np.arange(total) < width
+            self.classifier.head.get_layer(STANDARDIZE).set_weights([np.zeros(total), scale.astype(np.float32)])
+        logger.info(f"Fine-tuning starts from ridge regression on the last map (leave-one-out loss {head.loss:.3f}).")
+
+
+def initialize_head(
+    config: RunConfig, classifier: Classifier, features: Examples, groups: np.ndarray | None = None
+) -> None:
+    """Standardizes the features of several maps, and sets a linear head to its closed-form solution.
+
+    Args:
+        features: of the training images, float32 (n, width).
+        groups: see `closed_form_head`.
+    """
+    blocks = feature_blocks(classifier.backbone, config.head_features) if config.head_features != "last" else ()
+    if config.starts_from_closed_form:
+        weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
+        head = closed_form_head(features, len(weights), weights, config.head_init, blocks, groups)
+        classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
+        method = {"ridge": "ridge regression", "lda": "shrinkage discriminant analysis"}[config.head_init]
+        logger.info(f"The head starts from {method} on the features (leave-one-out loss {head.loss:.3f}).")
+    if blocks:
+        mean, scale = standardization(features, blocks)
+        classifier.head.get_layer(STANDARDIZE).set_weights([mean, scale])
+
+
+def group_numbers(manifest: pd.DataFrame) -> np.ndarray | None:
+    """The group of each row, int64 (n,); None if all images are alone."""
+    alone = manifest["group"] == ""
+    return None if alone.all() else pd.factorize(manifest["group"].where(~alone, manifest["id"]))[0]

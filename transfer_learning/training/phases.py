@@ -40,6 +40,7 @@ class ActivePhase:
     eval_step: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]  # see make_eval_step
     eval_batch_size: int  # no more than training has in memory at once
     best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
+    initial: list[np.ndarray] = field(default_factory=list)  # `weights` at the start of fine-tuning; [] if not needed
 
     def keep_best(self) -> None:
         """Copies the weights, as those of the best epoch so far."""
@@ -53,7 +54,7 @@ class ActivePhase:
     def arrays(self) -> Arrays:
         """Copies of all arrays that the next train step or the end of the phase depends on."""
         copies = {group: [np.array(variable) for variable in variables] for group, variables in self._groups().items()}
-        return copies | {"best": self.best}  # never changed in place, so it needs no copy
+        return copies | {"best": self.best, "initial": self.initial}  # never changed in place, so they need no copy
 
     def assign(self, arrays: Arrays) -> None:
         """Restores what `arrays` returned.
@@ -71,7 +72,7 @@ class ActivePhase:
                 )
             for variable, array in zip(variables, arrays[group], strict=True):
                 variable.assign(array)
-        self.best = arrays["best"]
+        self.best, self.initial = arrays["best"], arrays.get("initial", [])  # earlier versions had no initial ones
 
     def _groups(self) -> dict[str, list]:
         return {

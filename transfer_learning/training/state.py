@@ -7,6 +7,9 @@ from typing import Any
 from transfer_learning.config import Phase
 from transfer_learning.storage.files import renamed
 
+HOPELESS = (
+    1.5  # times the validation loss of the frozen phase; the second half of a schedule gained less where measured
+)
 EARLIER_NAMES = {"update": "step", "micro_batches": "gradient_accumulation_steps"}
 
 
@@ -23,6 +26,10 @@ class TrainingState:
     plateau_scale: float = 1.0  # product of plateau's factors so far
     stopped_by_callback: bool = False  # a Keras callback has set `stop_training` in this phase
     gradient_accumulation_steps: int = 0  # raised after memory ran out; 0: the config's value
+    initial_value: float | None = (
+        None  # monitored val_loss ahead of fine-tuning; None: another metric, or another phase
+    )
+    final_weights: list[dict] = field(default_factory=list)  # candidates, see final_weights.py
     seconds: float = 0.0  # of earlier sessions in this epoch; the only field that no result depends on
     history: list[dict] = field(default_factory=list)  # one row per epoch, over all phases
 
@@ -44,7 +51,14 @@ class TrainingState:
 
         It depends on the state alone, so that a run killed right after that epoch still knows it.
         """
-        return self.epoch >= phase.epochs or 0 < phase.patience <= self.wait or self.stopped_by_callback
+        is_stopped = 0 < phase.patience <= self.wait or self.stopped_by_callback or self.cannot_win(phase)
+        return self.epoch >= phase.epochs or is_stopped
+
+    def cannot_win(self, phase: Phase) -> bool:
+        """Whether fine-tuning ends early, after half of its epochs or two, because the frozen phase is far ahead."""
+        if self.initial_value is None or self.best_value is None or 2 * self.epoch < max(4, phase.epochs):
+            return False
+        return self.best_value > HOPELESS * self.initial_value
 
     def end_epoch(self, row: dict, phase: Phase, monitor: str) -> bool:
         """Appends the epoch's row, moves to the next epoch, and returns whether this one is the best of the phase."""
@@ -67,3 +81,4 @@ class TrainingState:
         self.phase += 1
         self.epoch = self.step = self.wait = self.plateau_wait = 0
         self.plateau_scale, self.best_value, self.stopped_by_callback = 1.0, None, False
+        self.initial_value = None

@@ -340,7 +340,7 @@ def test_the_recipe_has_the_facts_of_the_system_that_it_follows():
     assert (config.backbone, config.weights, config.head, config.image_size) == ("resnet18", "imagenet", (), 224)
     assert (config.val_fraction, config.test_fraction, config.batch_size) == (0.1, 0.0, 32)
     phase = config.frozen
-    assert (phase.epochs, config.fine_tune.epochs, config.starts_from_ridge) == (10, 0, False)
+    assert (phase.epochs, config.fine_tune.epochs, config.starts_from_closed_form) == (10, 0, False)
     assert (phase.optimizer, phase.momentum, phase.schedule) == ("sgd", 0.9, "triangular2")
     assert (phase.min_learning_rate, phase.learning_rate, phase.augmentation, config.flip) == (
         1e-6,

@@ -1,0 +1,76 @@
+"""A run with a head on all stages, from the closed form to the saved model."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support.logs import log_messages
+from transfer_learning.errors import Stopped
+from transfer_learning.experiments.train import run_experiment
+from transfer_learning.storage.run_directory import RunDir
+
+
+class StopAtEpoch(keras.callbacks.Callback):
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise Stopped(15)
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    return dataclasses.replace(small_config, head=(), head_features="all", head_init="lda")
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    run_dir = RunDir(tmp_path_factory.mktemp("runs") / "finished")
+    return run_dir, run_experiment(config, run_dir)
+
+
+def test_keras_alone_reads_the_model_that_was_evaluated(finished):
+    run_dir, evaluation = finished
+    model = keras.models.load_model(run_dir.model)  # without our code: no layer of our own is inside
+    table = pd.read_csv(run_dir.predictions("test"))
+    assert len(table) and evaluation["weights_sha256"] == json.loads(run_dir.evaluation.read_text())["weights_sha256"]
+    assert model.count_params() == evaluation["num_parameters"]
+    assert np.isfinite(model.predict(np.zeros((1, *model.input_shape[1:])), verbose=0)).all()
+
+
+@pytest.mark.parametrize("epoch", [1, 3])  # in each phase
+def test_a_stopped_run_ends_with_the_same_bits(epoch, config, finished, tmp_path):
+    run_dir = RunDir(tmp_path / "stopped")
+    with pytest.raises(Stopped):
+        run_experiment(config, run_dir, callbacks=[StopAtEpoch(epoch)])
+    assert run_experiment(config, run_dir)["weights_sha256"] == finished[1]["weights_sha256"]
+    assert run_dir.history.read_bytes() == finished[0].history.read_bytes()
+
+
+def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config, finished, tmp_path):
+    fine_tune = dataclasses.replace(config.fine_tune, epochs=6, learning_rate=0.2, unfreeze="all")
+    run_dir = RunDir(tmp_path / "worse")
+    messages = log_messages()
+    evaluation = run_experiment(dataclasses.replace(config, fine_tune=fine_tune), run_dir)
+    chosen = next(row for row in evaluation["final_weights"] if row["chosen"])
+    assert chosen["val_loss"] == min(row["val_loss"] for row in evaluation["final_weights"])
+    assert chosen["val_loss"] <= evaluation["frozen"]["val_loss"] < evaluation["fine_tune"]["val_loss"]
+    assert evaluation["fine_tune"]["epochs"] == 3
+    assert any("Fine-tuning ends after 3 of 6 epochs" in message for message in messages)
+    assert any(message.startswith("Final weights: the frozen phase") for message in messages)
+    assert not any("made val_loss worse" in message for message in messages)
+    assert "Final weights" in run_dir.report.read_text()
+
+
+def test_all_parts_of_the_way_are_compared(finished):
+    rows = finished[1]["final_weights"]
+    assert [row["fine_tuned"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert rows[0]["val_loss"] <= finished[1]["frozen"]["val_loss"] * 1.0001  # the closed form may be better
+    assert rows[-1]["val_loss"] == pytest.approx(finished[1]["fine_tune"]["val_loss"], rel=1e-4)
+    assert sum(row["chosen"] for row in rows) == 1

@@ -1,0 +1,81 @@
+"""Measured choices: the candidate with the least leave-one-out loss, from training images alone, never a given field."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests.support.photos import draw_photos
+from transfer_learning.config import Phase, with_values
+from transfer_learning.datasets.prepared import load_prepared
+from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.recipes import measure
+from transfer_learning.recipes.measure import measured_choices
+
+
+@pytest.fixture(scope="module")
+def config(small_config):
+    return dataclasses.replace(small_config, head=(), dropout=0.0, frozen=Phase(epochs=3), val_fraction=0.45)
+
+
+def chosen_for(config, given=()):
+    return measured_choices(config, load_dataset(config.dataset, "data"), given)
+
+
+def test_the_head_with_the_least_loss_is_chosen(config, monkeypatch):
+    monkeypatch.setattr(measure, "image_sizes", lambda size: [size, 2 * size])
+    values, reasons, candidates = chosen_for(config)
+    assert {(one.head_features, one.head_init) for one in candidates} == {
+        (kind, init) for kind in ("last", "stages", "all") for init in ("ridge", "lda")
+    }
+    assert {one.image_size for one in candidates} == {16, 32}
+    of_size = [one for one in candidates if one.image_size == values["image_size"]]
+    of_size = [one for one in of_size if one.head_features != "stages"]  # from which no fine-tuning starts
+    best = min(of_size, key=lambda one: one.loss)
+    assert (values["head_features"], values["head_init"]) == (best.head_features, best.head_init)
+    assert all(0 <= one.error <= 1 and np.isfinite(one.loss) and one.seconds > 0 for one in candidates)
+    assert "leave-one-out loss" in reasons["head_features"] and "16" in reasons["image_size"]
+    assert "resize" not in reasons, "the images are square"
+    with_values(config, values).check()
+    assert chosen_for(config)[0] == values, "the same again, from the cache"
+
+
+def test_given_fields_are_not_measured(config):
+    given = ("image_size", "head_features", "head_init", "resize")
+    values, _, candidates = chosen_for(dataclasses.replace(config, head_features="stages"), given)
+    assert not set(given) & set(values)
+    assert [(one.head_features, one.head_init) for one in candidates] == [("stages", "ridge")]
+
+
+@pytest.mark.parametrize("options", [{"head": (16,)}, {"head_init": "random"}])
+def test_without_a_closed_form_nothing_is_measured(options, config):
+    assert chosen_for(dataclasses.replace(config, **options)) == ({}, {}, [])
+
+
+def test_images_that_are_not_square_are_squashed_cropped_and_padded(config, tmp_path):
+    wide = dataclasses.replace(config, dataset=str(draw_photos(tmp_path / "wide", shape=(16, 32))))
+    values, reasons, candidates = chosen_for(wide, ("image_size",))
+    assert {one.resize for one in candidates} == {"squash", "crop", "pad"}
+    assert values["resize"] in reasons["resize"]
+
+
+def test_few_validation_images_decide_nothing(config):
+    few = dataclasses.replace(config, val_fraction=0.1)
+    assert 0 < (load_prepared(few).manifest["split"] == "val").sum() < measure.MIN_VAL
+    values, reasons, _ = chosen_for(few)
+    assert values["fine_tune.epochs"] == 0 and "too few" in reasons["fine_tune.epochs"] and "monitor" not in values
+    none = dataclasses.replace(config, val_fraction=0.0)
+    values = chosen_for(none)[0]
+    assert values["monitor"] == "loss"
+    with_values(none, values).check()
+
+
+def test_test_images_are_not_looked_at(config, monkeypatch):
+    seen = []
+    real = measure.cached_activations
+    monkeypatch.setattr(
+        measure, "cached_activations", lambda f, images, c: seen.extend(images.names) or real(f, images, c)
+    )
+    chosen_for(config)
+    manifest = load_prepared(config).manifest
+    assert seen and set(seen) == set(manifest.loc[manifest["split"] == "train", "sha256"])

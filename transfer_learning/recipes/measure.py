@@ -1,0 +1,205 @@
+"""Measured choices of the automatic recipe: image size, resizing and head, by the leave-one-out loss of closed forms.
+
+A head on cached features is solved in seconds, and its leave-one-out loss needs no validation images. Only training
+images are used, of large datasets a part of them.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transfer_learning.cli.console import muted
+from transfer_learning.cli.formatting import duration
+from transfer_learning.config import HEAD_FEATURES, RunConfig
+from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.decoding.pixel_cache import cached_images
+from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
+from transfer_learning.machine.devices import set_up_devices
+from transfer_learning.models.backbones import find_backbone
+from transfer_learning.models.classifier import build_classifier, unfreeze_layers
+from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
+from transfer_learning.models.freezing import find_cut
+from transfer_learning.models.head_features import feature_blocks
+from transfer_learning.recipes.auto import fine_tune_epochs_for
+from transfer_learning.storage.cache import Cache
+from transfer_learning.training.closed_form import closed_form_head
+from transfer_learning.training.phase_builder import group_numbers
+from transfer_learning.training.phase_inputs import activations_of_cut
+from transfer_learning.training.phases import class_weights
+
+logger = logging.getLogger(__name__)
+
+MAX_IMAGES = 1000
+MIN_PER_CLASS = 10  # of which a larger number of images is taken, where there are many classes
+NOT_SQUARE = 1.15  # median ratio of the sides from which resizing matters
+MIN_VAL = 20  # validation images below which nothing can be decided by them
+GAIN = 0.95  # a choice that costs time needs a loss of at most this times that of the cheaper one
+
+
+class Candidate(NamedTuple):
+    """A head on the features of one preprocessing, and how it predicts images that it has not seen."""
+
+    image_size: int
+    resize: str
+    head_features: str
+    head_init: str
+    loss: float  # leave-one-out cross-entropy
+    error: float  # leave-one-out error rate, 0..1
+    seconds: float  # for the features and the head
+
+    def describe(self) -> str:
+        """``224 px squash, lda on all: leave-one-out loss 0.123, error 3.4 %``."""
+        return (
+            f"{self.image_size} px {self.resize}, {self.head_init} on {self.head_features}: leave-one-out loss "
+            f"{self.loss:.3f}, error {self.error:.1%}"
+        )
+
+
+def measured_choices(
+    config: RunConfig, dataset: Dataset, given: Collection[str]
+) -> tuple[dict[str, Any], dict[str, str], list[Candidate]]:
+    """Chooses image size, resizing and head of a config of the automatic recipe, except for the `given` fields.
+
+    Returns:
+        Values and reasons by the name of the field, and all candidates; nothing if no head of the config has a closed
+        form.
+
+    Raises:
+        UserError: no classifier can be trained on the dataset.
+    """
+    if not config.starts_from_closed_form or config.weights == "none":
+        return {}, {}, []
+    data = prepare_dataset(dataset, config)
+    train = np.flatnonzero(data.manifest["split"] == "train")
+    num_chosen = min(len(train), max(MAX_IMAGES, MIN_PER_CLASS * len(data.class_names)))
+    chosen = train[np.linspace(0, len(train) - 1, num_chosen).round().astype(int)]
+    with muted():  # the run logs its device
+        runtime = set_up_devices(config.precision, config.seed).fingerprint
+    num_val = int((data.manifest["split"] == "val").sum())
+    # Fine-tuning starts from the last feature map, see `PhaseBuilder.restart_head`.
+    is_fine_tuned = num_val >= MIN_VAL and config.fine_tune.epochs > 0 and "head_features" not in given
+    kinds = ("last", "all") if is_fine_tuned else HEAD_FEATURES
+    candidates: list[Candidate] = []
+
+    def best_of(size: int) -> Candidate:
+        return _best([one for one in candidates if one.image_size == size and one.head_features in kinds])
+
+    sizes = [config.image_size] if "image_size" in given or config.input_size else image_sizes(config.image_size)
+    for size in sizes:
+        candidates += _score(replace(config, image_size=size), dataset, data, chosen, runtime, given, config.resize)
+    best = best_of(sizes[0])
+    for size in sizes[1:]:
+        best = best_of(size) if best_of(size).loss < GAIN * best.loss else best
+    sides = data.manifest[["width", "height"]].iloc[chosen].to_numpy(float)
+    if "resize" not in given and np.median(sides.max(axis=1) / np.maximum(1, sides.min(axis=1))) > NOT_SQUARE:
+        for resize in ("crop", "pad"):
+            other = replace(config, image_size=best.image_size, resize=resize)
+            candidates += _score(other, dataset, data, chosen, runtime, given, config.resize)
+        best = best_of(best.image_size)
+    for candidate in candidates:
+        logger.debug(candidate.describe())
+    values, reasons = _as_choice(best, candidates, len(chosen))
+    if not num_val:
+        values["monitor"] = "loss"
+    if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
+        values |= {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-5}
+        reasons["fine_tune.epochs"] = (
+            f"No fine-tuning: {num_val} validation images are too few to tell whether it helps, so the closed form stays."
+        )
+    elif best.image_size != config.image_size and config.fine_tune.epochs:
+        epochs = values["fine_tune.epochs"] = fine_tune_epochs_for(num_val + len(train), best.image_size)
+        reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
+    return {name: value for name, value in values.items() if name not in given}, reasons, candidates
+
+
+def image_sizes(size: int) -> list[int]:
+    """The image sizes to compare, the cheapest first."""
+    return [160, 224] if size in (160, 224) else [size]
+
+
+def _best(candidates: list[Candidate]) -> Candidate:
+    return min(candidates, key=lambda candidate: candidate.loss)
+
+
+def _score(
+    config: RunConfig,
+    dataset: Dataset,
+    data: PreparedDataset,
+    chosen: np.ndarray,
+    runtime: dict[str, str],
+    given: Collection[str],
+    decoded_resize: str,
+) -> list[Candidate]:
+    """The candidates of one image size and resizing, on the `chosen` rows of the manifest of `data`."""
+    started = time.monotonic()
+    widest = config.head_features if "head_features" in given else "all"
+    if len(find_backbone(config.backbone).stages) < 2:
+        widest = "last"
+    classifier = build_classifier(replace(config, head_features=widest), data.class_names)
+    unfreeze_layers(classifier, config.backbone, "none")
+    cut = find_cut(classifier)
+    assert cut is not None  # the backbone is pretrained and frozen
+    part = data.manifest.iloc[chosen]
+    if (config.stored_size, config.resize) == (data.images.pixels.shape[1], decoded_resize):
+        images, rows = data.images, data.images.rows[chosen]
+    else:
+        wanted = set(part["id"])
+        some = replace(dataset, examples=tuple(example for example in dataset.examples if example.id in wanted))
+        images = cached_images(
+            some, config.stored_size, config.resize, Cache.of(config), config.decoded_gb, data.images.ranges
+        )
+        rows = images.rows
+    frozen = FrozenPart(activations_of_cut(cut, config, images.pixel_key, runtime), lambda batch: cut.below_fn(batch))
+    named = NamedImages(images.pixels, rows, part["sha256"].tolist())
+    cached, positions = cached_activations(frozen, named, Cache.of(config))
+    features = np.asarray(cached[positions])
+    seconds = time.monotonic() - started
+    blocks = feature_blocks(classifier.backbone, widest)
+    parts = {widest: slice(None)}
+    if widest == "all":
+        parts |= {"last": slice(0, blocks[0]), "stages": slice(blocks[0], None)}
+    number = {name: index for index, name in enumerate(data.class_names)}
+    labels = part["label"].map(number).to_numpy(np.int32)
+    groups, weights = group_numbers(part), class_weights(config.class_weights, labels, len(data.class_names))
+    results = []
+    inits = [config.head_init] if "head_init" in given else ["ridge", "lda"]
+    for kind, init in itertools.product([kind for kind in HEAD_FEATURES if kind in parts], inits):
+        began = time.monotonic()
+        examples = Examples(features[:, parts[kind]], np.arange(len(labels)), labels, part["id"].to_numpy(object))
+        of_kind = {"last": (), "stages": blocks[1:], "all": blocks}[kind] if widest == "all" else blocks
+        if kind == "last":
+            of_kind = ()
+        head = closed_form_head(examples, len(weights), weights, init, of_kind, groups)
+        assert head.left_out is not None
+        without, log_probabilities = head.left_out
+        error = float((log_probabilities.argmax(axis=1) != labels[without]).mean())
+        spent = seconds + time.monotonic() - began
+        results.append(Candidate(config.image_size, config.resize, kind, init, head.loss, error, round(spent, 2)))
+    return results
+
+
+def _as_choice(best: Candidate, candidates: list[Candidate], num_images: int) -> tuple[dict[str, Any], dict[str, str]]:
+    values = {name: getattr(best, name) for name in ("image_size", "resize", "head_features", "head_init")}
+    seconds = sum({(one.image_size, one.resize): one.seconds for one in candidates}.values())
+    usual = next((one for one in candidates if (one.head_features, one.head_init) == ("last", "ridge")), best)
+    reasons = {
+        "head_features": f"Head: {best.head_init} on {best.head_features}, leave-one-out loss {best.loss:.3f} (error "
+        f"{best.error:.1%}) on {num_images:,} training images; ridge on last: {usual.loss:.3f} ({usual.error:.1%}). "
+        f"Measured in {duration(seconds)}."
+    }
+    for name in ("image_size", "resize"):
+        settings = list(dict.fromkeys(getattr(one, name) for one in candidates))
+        if len(settings) > 1:
+            losses = ", ".join(
+                f"{setting} {_best([one for one in candidates if getattr(one, name) == setting]).loss:.3f}"
+                for setting in settings
+            )
+            title = name.replace("_", " ").capitalize()
+            reasons[name] = f"{title} {values[name]}: leave-one-out loss by {name.replace('_', ' ')}: {losses}."
+    return values, reasons
