@@ -1,6 +1,7 @@
 """Measured choices: the candidate with the least leave-one-out loss, from training images alone, never a given field."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.recipes import measure
 from transfer_learning.recipes.measure import measured_choices
+from transfer_learning.recipes.resolve import config_from_values
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +81,13 @@ def test_test_images_are_not_looked_at(config, monkeypatch):
     chosen_for(config)
     manifest = load_prepared(config).manifest
     assert seen and set(seen) == set(manifest.loc[manifest["split"] == "train", "sha256"])
+
+
+def test_a_table_with_other_column_names_is_measured(config, tmp_path):
+    files = sorted(Path(config.dataset).rglob("*.png"))
+    table = tmp_path / "table.csv"
+    table.write_text("".join(["file,kind\n", *(f"{file},{file.parent.name}\n" for file in files)]))
+    values = {"dataset": str(table), "path_column": "file", "label_column": "kind", "image_size": 16}
+    values |= {name: getattr(config, name) for name in ("backbone", "weights", "cache_dir")}
+    chosen, reasons = config_from_values(values, measure=True)
+    assert chosen.path_column == "file" and any("leave-one-out loss" in reason for reason in reasons)

@@ -140,4 +140,5 @@ def _measured(config: RunConfig, values: dict[str, Any]) -> tuple[dict[str, Any]
     """Values that are measured on the images, and reasons, by the name of their field."""
     with quiet_start():  # imports TensorFlow
         from transfer_learning.recipes.measure import measured_choices
-    return measured_choices(config, load_dataset(config.dataset, config.data_dir), values)[:2]
+    columns = Columns(config.path_column, config.label_column)
+    return measured_choices(config, load_dataset(config.dataset, config.data_dir, columns=columns), values)[:2]
