@@ -18,7 +18,7 @@ from transfer_learning.storage.run_directory import evaluated_run_dir, new_run_d
 
 EXAMPLES = """examples:
   evaluate runs/a --split val             predict and evaluate the validation images again
-  evaluate runs/a --dataset new_photos/   the accuracy on other labelled images, or on its own that were moved
+  evaluate runs/a --dataset new_photos/   the accuracy on other labelled images, or on moved ones
   evaluate runs/a --tta flip              test-time augmentation: average with the mirrored image
   evaluate runs/a --tta flip,crops        the same for the image, its centre and its four corners
   evaluate runs/a runs/b runs/c           an ensemble: average the probabilities of three runs
