@@ -9,7 +9,7 @@ import pytest
 
 from transfer_learning import benchmark
 from transfer_learning.cli.parser import run_main
-from transfer_learning.experiments import device_benchmark
+from transfer_learning.experiments import measurements
 from transfer_learning.recipes.known import RECIPES
 
 
@@ -37,7 +37,7 @@ def assert_is_measured(tmp_path, capsys):
 
 def test_the_processor_is_measured_and_the_table_printed(small_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(RECIPES, "digits", lambda: small_config)
-    monkeypatch.setattr(device_benchmark, "run_child", in_this_process)
+    monkeypatch.setattr(measurements, "run_child", in_this_process)
     assert_is_measured(tmp_path, capsys)
 
 

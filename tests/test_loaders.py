@@ -72,6 +72,8 @@ FORBIDDEN_OPTIONS = {
 }  # with the one value that they may have
 
 ALLOWED = {  # (module, call): why
+    ("exports/keras_file.py", "keras.models.load_model"): "in safe mode, the exported file that the user names",
+    ("exports/saved_model.py", "tensorflow.saved_model.load"): "a graph, the exported file that the user names",
     ("datasets/pipeline.py", "tensorflow.numpy_function"): "calls a function of the pipeline on its own arrays",
     ("models/inference_graph.py", "keras.models.clone_model"): "of a network in memory, without any file",
     ("models/backbones.py", "keras.models.clone_model"): "of a network in memory, without any file",

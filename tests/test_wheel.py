@@ -59,4 +59,4 @@ def test_an_installed_wheel_trains_the_demo_in_an_empty_folder(wheel, tmp_path):
     assert "<h2>" in (empty / "a" / "report.html").read_text()
     image = next((empty / "data" / "drawn_pills").rglob("*.jpg"))
     printed = call([*command, "predict", "a", str(image)], cwd=empty, env=variables)
-    assert printed.startswith("file,class,confidence\n") and printed.count("\n") == 2
+    assert printed.startswith("file,class,confidence,rejected,problem\n") and printed.count("\n") == 2

@@ -29,9 +29,10 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Predicts images and writes the table; messages go to standard error."""
-    flags = parse(arguments)
-    with messages_on_stderr(), nullcontext() if flags.output else output_is_result():
-        _predict(flags)
+    with messages_on_stderr():  # parsing warns of earlier names of flags
+        flags = parse(arguments)
+        with nullcontext() if flags.output else output_is_result():
+            _predict(flags)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
