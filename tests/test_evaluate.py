@@ -216,6 +216,26 @@ def test_two_runs_are_compared_image_by_image(runs, here, capsys):
     assert all(f"<li>{id}</li>" in page for id in result["only_before_right_ids"] + result["only_after_right_ids"])
 
 
+def test_a_run_that_loses_more_than_the_limit_ends_with_exit_code_3(runs, here, capsys):
+    pair = paths(runs, "seed 0", "other")
+    accuracies = [read_json(runs[name].evaluation)["accuracy"] for name in ("seed 0", "other")]
+    better, worse = (pair[np.argmax(accuracies)], pair[np.argmin(accuracies)])
+    loss = 100 * abs(accuracies[0] - accuracies[1])
+    assert loss, "the runs of this test differ"
+    for limit, first, second, exit_code in (
+        (0, worse, better, 3),
+        (0, better, worse, 0),
+        (loss, worse, better, 0),
+        (loss - 0.1, worse, better, 3),
+    ):
+        name = f"{limit}{exit_code}"
+        flags = ["--paired", "--not-worse-than", str(limit), "--run-dir", name]
+        assert run_main(evaluate.main, [first, second, *flags]) == exit_code
+        assert read_json(RunDir(here / name).comparison_of("test"))["is_worse"] == (exit_code == 3)
+        assert ("points worse than B; the limit is" in capsys.readouterr().out) == (exit_code == 3)
+        assert "--not-worse-than" in RunDir(here / name).comparison_page_of("test").read_text()
+
+
 def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):
     evaluated(*paths(runs), "--soup", "--run-dir", "soup")
     soup, output = RunDir(here / "soup"), capsys.readouterr().out
@@ -338,6 +358,8 @@ def test_an_unfinished_run_is_refused(runs, small_config, tmp_path_factory, refu
         (["seed 0", "seed 1"], ["--soup", "--tta", "flip"], ["make the soup, then"]),
         (["seed 0", "seed 1"], ["--soup", "--split", "val"], ["--split", "make the soup, then"]),
         (["seed 0"], ["--run-dir", "x"], ["leave out --run-dir x"]),
+        (["seed 0", "seed 1"], ["--not-worse-than", "1"], ["give --paired"]),
+        (["seed 0", "seed 1"], ["--paired", "--not-worse-than", "-1"], ["not in 0..100"]),
     ],
 )
 def test_flags_that_do_not_fit_together(runs, refused, names, flags, words):

@@ -12,9 +12,10 @@ from transfer_learning.cli.console import console, is_quiet
 from transfer_learning.cli.flags import EarlierName
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
-from transfer_learning.errors import UserError
+from transfer_learning.errors import ExitCode, UserError
 from transfer_learning.evaluation.tta import transforms_of
-from transfer_learning.storage.run_directory import evaluated_run_dir, new_run_dir
+from transfer_learning.experiments.trained_model import is_export
+from transfer_learning.storage.run_directory import RunDir, evaluated_run_dir, new_run_dir
 
 EXAMPLES = """examples:
   evaluate runs/a --split val             predict and evaluate the validation images again
@@ -24,21 +25,31 @@ EXAMPLES = """examples:
   evaluate runs/a runs/b runs/c           an ensemble: average the probabilities of three runs
   evaluate runs/a runs/b runs/c --soup    average their weights into one network, a run of its own
   evaluate runs/a runs/b --paired         compare two runs image by image
+  evaluate runs/new runs/old --paired --not-worse-than 1
+                                          exit code 3 if the first is more than a point of accuracy worse
+  evaluate runs/a/export/model.onnx runs/a --paired --not-worse-than 1
+                                          the same for an exported file
 
 Results of one run go into its directory. Those of several go into a new one, which holds no run unless it is a soup."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Evaluates runs and prints the results."""
+def main(arguments: Sequence[str] | None = None) -> ExitCode:
+    """Evaluates runs and prints the results; exit code 3 if the first one is worse than --not-worse-than allows."""
     flags = parse(arguments)
     transforms = transforms_of(flags.tta.split(",") if flags.tta is not None else [])
-    run_dirs = [evaluated_run_dir(path) for path in flags.run_dirs]
+    places = [path if flags.paired and is_export(path) else evaluated_run_dir(path) for path in flags.run_dirs]
+    run_dirs = [place for place in places if isinstance(place, RunDir)]
+    if not run_dirs:
+        raise UserError("--paired was given two exported files, which have no images; name a run in place of one.")
+    if len(run_dirs) < len(places) and len(transforms) > 1:
+        raise UserError("--tta is for runs, and one of the two is an exported file; leave out --tta.")
     what = "soup" if flags.soup else "paired" if flags.paired else "ensemble"
-    new = new_run_dir(flags.run_dir, what) if len(run_dirs) > 1 else None
+    new = new_run_dir(flags.run_dir, what) if len(places) > 1 else None
     split = flags.split or "test"
 
     with quiet_start():
         from transfer_learning.experiments import ensembles
+        from transfer_learning.experiments.exported_file import ExportedFile
         from transfer_learning.experiments.finished_run import FinishedRun
         from transfer_learning.experiments.other_dataset import evaluate_on
         from transfer_learning.experiments.soups import make_soup
@@ -54,9 +65,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif flags.soup:
         show(soup_table(make_soup(runs, new)["soup"]["members"]))
     elif flags.paired:
-        show(paired_table(ensembles.compare_pair(runs, split, transforms, new)))
+        limit = None if flags.not_worse_than is None else flags.not_worse_than / 100
+        pair = [FinishedRun(place) if isinstance(place, RunDir) else ExportedFile(place, runs[0]) for place in places]
+        comparison = ensembles.compare_pair(pair, split, transforms, new, limit)
+        show(paired_table(comparison))
+        if comparison.get("is_worse"):
+            return ExitCode.LIMIT_EXCEEDED
     else:
         show(ensemble_table(ensembles.evaluate_ensemble(runs, split, transforms, new)))
+    return ExitCode.DONE
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,13 +83,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         UserError: a flag is unknown, or flags contradict each other.
     """
     parser = Parser("evaluate", description=__doc__, epilog=EXAMPLES)
-    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="a directory that `run` made")
+    a_run = "a directory that `run` made; with --paired one of the two may be an exported file"
+    parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help=a_run)
     parser.add_argument("--split", choices=("val", "test"), help="which images (default: test)")
     parser.add_argument("--tta", metavar="KINDS", help="test-time augmentation: flip, crops or flip,crops")
     parser.add_argument("--views", dest="tta", action=EarlierName, const="tta", help=argparse.SUPPRESS)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--soup", action="store_true", help="average the weights of several runs, not their predictions")
     what.add_argument("--paired", action="store_true", help="compare two runs image by image; average nothing")
+    limit = "with --paired: exit code 3 if the first run classifies more than X %% fewer of the images correctly"
+    parser.add_argument("--not-worse-than", metavar="X", type=float, help=f"{limit} (the estimate, not its interval)")
     parser.add_argument(
         "--run-dir", metavar="DIR", help="directory for the results of several runs (default: a new one under runs/)"
     )
@@ -85,6 +105,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"A run is named twice in {' '.join(flags.run_dirs)}; name every run once.")
     if flags.paired and num_runs != 2:
         raise UserError(f"--paired compares two runs, but {num_runs} were given; name two.")
+    if flags.not_worse_than is not None and not flags.paired:
+        raise UserError("--not-worse-than compares two runs; give --paired, the new run and the old one.")
+    if flags.not_worse_than is not None and not 0 <= flags.not_worse_than <= 100:
+        raise UserError(
+            f"--not-worse-than {flags.not_worse_than:g} is not in 0..100; give percentage points, such as 1."
+        )
     if flags.soup and num_runs < 2:
         raise UserError("--soup averages the weights of several runs, but one was given; name more.")
     if flags.soup and (flags.tta is not None or flags.split):

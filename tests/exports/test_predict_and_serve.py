@@ -66,3 +66,23 @@ def test_the_documented_request_of_tensorflow_serving_fits_the_signature(files, 
     model = tf.saved_model.load(str(files["saved_model"]))
     result = model.signatures[request["signature_name"]](**inputs)
     assert np.allclose(result["probabilities"][0], recorded[1][0], atol=0.02)
+
+
+def test_an_export_is_compared_with_its_run_on_the_images_of_the_run(run, files, recorded, tmp_path, capsys):
+    from transfer_learning import evaluate
+    from transfer_learning.cli.parser import run_main
+
+    flags = ["--paired", "--not-worse-than", "0"]
+    for name, (new, old) in {"a": (files["onnx"], run.name), "b": (run.name, files["onnx"])}.items():
+        assert run_main(evaluate.main, [str(new), str(old), *flags, "--run-dir", str(tmp_path / name)]) == 0
+        result = json.loads((tmp_path / name / "comparison_test.json").read_text())
+        assert (result["before"], result["after"]) == (str(new), str(old))
+        assert result["num_examples"] == len(recorded[0]) and not result["is_worse"]
+        assert not result["only_before_right"] + result["only_after_right"], "the file predicts what the run does"
+    for wrong, words in (
+        ([str(files["onnx"]), str(files["litert"]), "--paired"], "two exported files"),
+        ([str(files["onnx"]), run.name, "--paired", "--tta", "flip"], "leave out --tta"),
+        ([str(files["onnx"]), run.name], "run directory"),
+    ):
+        assert run_main(evaluate.main, [*wrong, "--run-dir", str(tmp_path / "wrong")]) == 2
+        assert words in capsys.readouterr().err

@@ -126,6 +126,14 @@ def paired_difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, An
     }
 
 
+def loses_more_than(limit: float, difference: float) -> bool:
+    """Whether the accuracy falls by more than `limit` (0..1), by the ``difference`` of `paired_difference`.
+
+    The estimate itself is compared, not an end of its interval: a test set that is too small to show a loss passes.
+    """
+    return -difference > limit + 1e-9  # 7 of 1,000 images are not more than 0.7 points, whatever the rounding
+
+
 def describe(gain: Mapping[str, Any], before: str, after: str) -> str:
     """Describes the result of `paired_difference` in a sentence, such as
 

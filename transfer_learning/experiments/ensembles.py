@@ -16,6 +16,7 @@ from transfer_learning.cli.progress import count_progress
 from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.evaluation.tta import Transform
 from transfer_learning.experiments.evaluate import evaluate_split
+from transfer_learning.experiments.exported_file import ExportedFile
 from transfer_learning.experiments.finished_run import FinishedRun
 from transfer_learning.models.classifier import probabilities
 from transfer_learning.reports.paired import write_paired
@@ -98,14 +99,28 @@ def evaluate_ensemble(
 
 @each_message_once()
 def compare_pair(
-    runs: Sequence[FinishedRun], split: str, transforms: Sequence[Transform], run_dir: RunDir
+    runs: Sequence[FinishedRun | ExportedFile],
+    split: str,
+    transforms: Sequence[Transform],
+    run_dir: RunDir,
+    limit: float | None = None,
 ) -> dict[str, Any]:
-    """Compares two runs image by image, and writes the results and their report into a new directory."""
+    """Compares two runs, or a run and an exported file, image by image; writes results and report into a new directory.
+
+    Args:
+        limit: the loss of accuracy of the first against the second, 0..1, above which it is worse; None: no limit.
+
+    Returns:
+        The content of ``comparison_SPLIT.json``; with a limit it has ``limit`` and ``is_worse``.
+    """
     check_same_images(runs, [split])
-    warn_of_mirrors(runs, transforms)
+    warn_of_mirrors([run for run in runs if isinstance(run, FinishedRun)], transforms)
     tables, seconds = {}, {}
     for run in runs:
-        of_transforms, seconds_of = predict_transforms(run, split, transforms)
+        if isinstance(run, FinishedRun):
+            of_transforms, seconds_of = predict_transforms(run, split, transforms)
+        else:
+            of_transforms, seconds_of = run.predictions(split)
         tables[run], seconds[run] = ensemble.average(of_transforms), sum(seconds_of.values())
     (first, first_table), (second, second_table) = tables.items()
     difference = ensemble.paired_difference(first_table, second_table)
@@ -121,6 +136,15 @@ def compare_pair(
     }
     logger.info(f"A: {first.name}\nB: {second.name}")
     logger.info(ensemble.describe(difference, "A", "B"))
+    if limit is not None:
+        is_worse = ensemble.loses_more_than(limit, -difference["difference"])
+        comparison |= {"limit": limit, "is_worse": is_worse}
+        if is_worse:
+            logger.error(
+                f"A is {100 * difference['difference']:.2f} points worse than B; the limit is {100 * limit:g}."
+            )
+        else:
+            logger.info(f"A is not more than {100 * limit:g} points worse than B.")
     with run_dir.locked():
         write_json(run_dir.comparison_of(split), comparison)
         write_paired(comparison, run_dir.comparison_of(split), run_dir.comparison_page_of(split))
@@ -155,7 +179,7 @@ def warn_of_mirrors(runs: Sequence[FinishedRun], transforms: Sequence[Transform]
         logger.warning(f"--tta flip may lower the accuracy: {', '.join(unflipped)} trained with --no-flip.")
 
 
-def check_same_images(runs: Sequence[FinishedRun], splits: Sequence[str]) -> None:
+def check_same_images(runs: Sequence[FinishedRun | ExportedFile], splits: Sequence[str]) -> None:
     """Raises UserError if images, labels, splits or classes of the runs differ, before anything is computed."""
     class_names = {run.name: run.class_names for run in runs}
     for split in splits:

@@ -26,15 +26,18 @@ def find_trained_model(path: str) -> TrainedModel:
     Raises:
         UserError: there is neither a finished run nor an exported file.
     """
-    if not RunDir(path).config.exists() and _is_export(Path(path)):
+    if is_export(path):
         return TrainedModel(path, RunConfig.data_dir, lambda: Predictor(path))
     run_dir = evaluated_run_dir(path)
     return TrainedModel(path, run_dir.read_config().data_dir, lambda: _run_predictor(run_dir))
 
 
-def _is_export(path: Path) -> bool:
+def is_export(path: str) -> bool:
+    """Whether there is an exported file at a path, by its name; the directory of a run is none."""
+    if RunDir(path).config.exists():
+        return False
     try:
-        format_of(path)
+        format_of(Path(path))
     except UserError:
         return False
     return True

@@ -15,7 +15,7 @@ import pandas as pd
 
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
-from transfer_learning.evaluation.ensemble import is_correct, paired_difference
+from transfer_learning.evaluation.ensemble import is_correct, loses_more_than, paired_difference
 from transfer_learning.evaluation.intervals import wilson_interval
 from transfer_learning.exports.formats import Format
 from transfer_learning.exports.predictor import Predictor
@@ -89,11 +89,11 @@ def check(
 
 def problem_of(format: Format, result: dict[str, Any]) -> str:
     """Why a file fails its limit, or "" if it passes."""
-    difference, loss, limit = result["largest_difference"], -result["difference"], result["limit"]
+    difference, limit = result["largest_difference"], result["limit"]
     if format.is_float and difference > limit:
         return f"a probability differs from the recorded one by {difference:.2g}, more than {limit:g}"
-    if not format.is_float and loss > limit:
-        return f"its accuracy is {100 * loss:.2f} points lower, more than {100 * limit:g}"
+    if not format.is_float and loses_more_than(limit, result["difference"]):
+        return f"its accuracy is {-100 * result['difference']:.2f} points lower, more than {100 * limit:g}"
     return ""
 
 
