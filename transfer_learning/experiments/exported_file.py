@@ -1,4 +1,4 @@
-"""An exported file, evaluated on the images of a run, beside which it stands in a paired comparison."""
+"""An exported file that is compared with a run, on the images of the run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
