@@ -92,6 +92,12 @@ class Phase:
         low=0,
         was="views",
     )
+    ema_decay: float = option(
+        0.0,
+        "decay per step of a moving average of the weights, a candidate for the final ones; 0: none",
+        low=0,
+        below=1,
+    )
     unfreeze: str = option(
         "none", "what trains in the backbone: a stage such as conv5, a fraction from the top, all, or none", was="open"
     )

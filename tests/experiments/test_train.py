@@ -26,7 +26,8 @@ class StopAtEpoch(keras.callbacks.Callback):
 
 @pytest.fixture(scope="module")
 def config(small_config):
-    return dataclasses.replace(small_config, head=(), head_features="all", head_init="lda")
+    fine_tune = dataclasses.replace(small_config.fine_tune, ema_decay=0.5)
+    return dataclasses.replace(small_config, head=(), head_features="all", head_init="lda", fine_tune=fine_tune)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,9 @@ def test_a_stopped_run_ends_with_the_same_bits(epoch, config, finished, tmp_path
     run_dir = RunDir(tmp_path / "stopped")
     with pytest.raises(Stopped):
         run_experiment(config, run_dir, callbacks=[StopAtEpoch(epoch)])
-    assert run_experiment(config, run_dir)["weights_sha256"] == finished[1]["weights_sha256"]
+    evaluation = run_experiment(config, run_dir)
+    assert evaluation["weights_sha256"] == finished[1]["weights_sha256"]
+    assert evaluation["final_weights"] == finished[1]["final_weights"]  # one of which is the moving average
     assert run_dir.history.read_bytes() == finished[0].history.read_bytes()
 
 
@@ -59,8 +62,8 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     messages = log_messages()
     evaluation = run_experiment(dataclasses.replace(config, fine_tune=fine_tune), run_dir)
     chosen = next(row for row in evaluation["final_weights"] if row["chosen"])
-    assert chosen["val_loss"] == min(row["val_loss"] for row in evaluation["final_weights"])
-    assert chosen["val_loss"] <= evaluation["frozen"]["val_loss"] < evaluation["fine_tune"]["val_loss"]
+    assert chosen["fine_tuned"] == 0.0
+    assert evaluation["frozen"]["val_loss"] < evaluation["fine_tune"]["val_loss"]
     assert evaluation["fine_tune"]["epochs"] == 3
     assert any("Fine-tuning ends after 3 of 6 epochs" in message for message in messages)
     assert any(message.startswith("Final weights: the frozen phase") for message in messages)
@@ -68,9 +71,10 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     assert "Final weights" in run_dir.report.read_text()
 
 
-def test_all_parts_of_the_way_are_compared(finished):
-    rows = finished[1]["final_weights"]
+def test_all_parts_of_the_way_and_the_moving_average_are_compared(finished):
+    *rows, average = finished[1]["final_weights"]
     assert [row["fine_tuned"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert rows[0]["val_loss"] <= finished[1]["frozen"]["val_loss"] * 1.0001  # the closed form may be better
-    assert rows[-1]["val_loss"] == pytest.approx(finished[1]["fine_tune"]["val_loss"], rel=1e-4)
-    assert sum(row["chosen"] for row in rows) == 1
+    assert average["is_average"] and not any(row["is_average"] for row in rows)
+    assert rows[0]["val_loss"] <= finished[1]["frozen"]["val_loss"] * 1.0001  # calibrated
+    assert rows[-1]["val_accuracy"] == pytest.approx(finished[1]["fine_tune"]["val_accuracy"])
+    assert sum(row["chosen"] for row in [*rows, average]) == 1

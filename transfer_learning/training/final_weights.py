@@ -1,42 +1,63 @@
-"""The weights that a run ends with: the frozen phase's, the fine-tuned ones, or between them, by the validation images.
+"""The weights that a run ends with: the frozen phase's, the fine-tuned ones, between them, or their moving average.
 
-Weights between those of a head on a frozen network and the fine-tuned ones are often better than both: Wortsman et al.,
-"Robust fine-tuning of zero-shot models", 2022, arXiv:2109.01903.
+The validation images decide. Weights between those of a head on a frozen network and the fine-tuned ones are often
+better than both: Wortsman et al., "Robust fine-tuning of zero-shot models", 2022, arXiv:2109.01903.
 """
 
 import logging
-import math
 
 import numpy as np
+from scipy.special import log_softmax
 
-from transfer_learning.training.phases import ActivePhase, evaluate
+from transfer_learning.evaluation.calibration import fitted_temperature
+from transfer_learning.training.phases import ActivePhase, evaluate, validation_logits
 from transfer_learning.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from the frozen phase's weights to the fine-tuned ones
+NAMES = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
+MARGIN = 1.0  # standard errors by which others have to beat the frozen phase: Breiman et al., CART, 1984, section 3.4
 
 
 def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
-    """Gives the network the best of several weights, by `monitor`, and equal ones by the lower loss.
+    """Gives the network the best of several weights, or the frozen phase's if no others are clearly better.
+
+    They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will
+    be calibrated too; or by accuracy, equal ones by that loss.
 
     Args:
         active: the finished fine-tune phase, which knows the weights that it started from.
         monitor: "val_loss" or "val_accuracy".
 
     Returns:
-        One row per candidate: ``fine_tuned`` (a number of PARTS), ``val_loss``, ``val_accuracy``, ``chosen``.
+        One row per candidate: ``fine_tuned`` (a number of PARTS), ``is_average`` (the moving average of fine-tuning),
+        ``val_loss`` (calibrated), ``val_accuracy``, ``gain`` (of what is compared, against the frozen phase),
+        ``standard_error`` (of the gain), ``chosen``.
     """
-    rows = []
-    for part in PARTS:
-        _assign(active, part)
-        loss, accuracy = evaluate(active)
-        rows.append({"fine_tuned": part, "val_loss": loss, "val_accuracy": accuracy, "chosen": False})
-    finite = [row for row in rows if math.isfinite(row["val_loss"])]
-    sign = -1 if monitor.endswith("accuracy") else 1
-    best = min(finite, key=lambda row: (sign * row[monitor], row["val_loss"]))
+    labels = active.val.labels
+    candidates = [(part, False) for part in PARTS] + ([(1.0, True)] if active.settings.ema_decay else [])
+    rows: list[dict] = []
+    frozen = np.zeros(len(labels))
+    for part, is_average in candidates:
+        _assign(active, part, is_average)
+        logits = validation_logits(active)
+        losses = -log_softmax(logits / fitted_temperature(logits, labels)[0], axis=1)[np.arange(len(labels)), labels]
+        wrong = logits.argmax(axis=1) != labels
+        compared = losses if monitor == "val_loss" else wrong.astype(np.float64)
+        frozen = frozen if rows else compared
+        row = {
+            "fine_tuned": part,
+            "is_average": is_average,
+            "val_loss": losses.mean(),
+            "val_accuracy": 1 - wrong.mean(),
+        }
+        row |= {"gain": (frozen - compared).mean(), "standard_error": (frozen - compared).std() / len(labels) ** 0.5}
+        rows.append({name: float(value) for name, value in row.items()} | {"is_average": is_average, "chosen": False})
+    better = [row for row in rows[1:] if row["gain"] > MARGIN * row["standard_error"]]
+    best = min(better, key=lambda row: (-row["gain"], row["val_loss"]), default=rows[0])
     best["chosen"] = True
-    _assign(active, best["fine_tuned"])
+    _assign(active, best["fine_tuned"], best["is_average"])
     active.keep_best()
     active.initial = []  # no checkpoint needs them any more
     logger.info(describe_choice(rows, monitor))
@@ -44,13 +65,15 @@ def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
 
 
 def describe_choice(rows: list[dict], monitor: str) -> str:
-    """``Final weights: fine-tuned (val_loss 0.31; frozen phase 0.42, halfway 0.33).``"""
-    names = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
+    """``Final weights: fine-tuned (calibrated val_loss 0.31; the frozen phase 0.42, halfway 0.33).``"""
+    names = ["moving average" if row["is_average"] else NAMES[row["fine_tuned"]] for row in rows]
     best = next(row for row in rows if row["chosen"])
-    others = [f"{names[row['fine_tuned']]} {row[monitor]:.4f}" for row in rows if row is not best]
-    name = names[best["fine_tuned"]]
+    name = names[rows.index(best)]
+    others = [f"{other} {row[monitor]:.4f}" for other, row in zip(names, rows, strict=True) if row is not best]
     between = "" if best["fine_tuned"] in (0.0, 1.0) else " from the frozen phase's to the fine-tuned ones"
-    return f"Final weights: {name}{between} ({monitor} {best[monitor]:.4f}; {', '.join(others)})."
+    metric = f"{'calibrated ' if monitor == 'val_loss' else ''}{monitor} {best[monitor]:.4f}"
+    lead = "" if best is not rows[0] else ", which nothing beats by more than a standard error"
+    return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
 
 
 def note_start(active: ActivePhase, state: TrainingState, monitor: str) -> None:
@@ -59,8 +82,10 @@ def note_start(active: ActivePhase, state: TrainingState, monitor: str) -> None:
     state.initial_value = evaluate(active)[0] if monitor == "val_loss" else None
 
 
-def _assign(active: ActivePhase, part: float) -> None:
+def _assign(active: ActivePhase, part: float, is_average: bool) -> None:
     """Gives the network the weights `part` of the way from the initial ones to the best ones of the phase."""
     for variable, start, end in zip(active.weights, active.initial, active.best, strict=True):
         value = start + np.asarray(part, start.dtype) * (end - start) if 0 < part < 1 else (end if part else start)
         variable.assign(value)
+    if is_average:
+        active.optimizer.finalize_variable_values([variable for variable in active.weights if variable.trainable])

@@ -37,7 +37,7 @@ class ActivePhase:
     train_steps: Callable[[tf.Tensor, tf.Tensor, Sequence[float]], None]  # see make_train_step
     steps_per_execution: int  # train steps in one call
     steps_per_epoch: int
-    eval_step: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]  # see make_eval_step
+    eval_step: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]  # see make_eval_step
     eval_batch_size: int  # no more than training has in memory at once
     best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
     initial: list[np.ndarray] = field(default_factory=list)  # `weights` at the start of fine-tuning; [] if not needed
@@ -145,9 +145,16 @@ def evaluate(active: ActivePhase, after_batch: Callable[[], None] = lambda: None
     """Returns mean loss and accuracy on the phase's validation images, without dropout; NaN if there are none."""
     results = []
     for inputs, labels in batches_in_order(active.val, active.eval_batch_size):
-        results.append([np.asarray(values, np.float64) for values in active.eval_step(inputs, labels)])
+        losses, correct, _ = active.eval_step(inputs, labels)
+        results.append([np.asarray(values, np.float64) for values in (losses, correct)])
         after_batch()
     if not results:
         return float("nan"), float("nan")
     losses, correct = (np.concatenate([result[i] for result in results]) for i in (0, 1))
     return float(losses.mean()), float(correct.mean())
+
+
+def validation_logits(active: ActivePhase) -> np.ndarray:
+    """Returns the logits of the phase's validation images, without dropout, float32 (n, classes)."""
+    batches = batches_in_order(active.val, active.eval_batch_size)
+    return np.concatenate([np.asarray(active.eval_step(inputs, labels)[2]) for inputs, labels in batches])

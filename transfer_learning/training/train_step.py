@@ -113,14 +113,16 @@ def make_train_step(
 
 def make_eval_step(
     logits: Callable[..., tf.Tensor], settings: StepSettings, signature: Signature
-) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Returns a compiled function of (inputs, labels) -> (cross-entropy (batch,), correct (batch,)), both float32."""
+) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Returns a compiled function of (inputs, labels) -> (cross-entropy (batch,), correct (batch,), logits (batch,
+    classes)), all float32.
+    """
 
     @tf.function(input_signature=signature, autograph=False)
     def eval_step(inputs, labels):
         predicted = logits(tf.cast(inputs, tf.float32), training=False)
         losses = cross_entropy(labels, predicted, settings.num_classes, settings.label_smoothing)
-        return losses, is_correct(labels, predicted)
+        return losses, is_correct(labels, predicted), predicted
 
     return eval_step
 

@@ -1,0 +1,88 @@
+"""Which weights a run ends with: fine-tuned ones only if the validation images say so clearly."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from transfer_learning.config import Phase
+from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.training.final_weights import choose_final_weights
+from transfer_learning.training.optimizers import make_optimizer
+
+
+def finished_phase(frozen, fine_tuned, labels):
+    """A phase whose network moves from the logits `frozen` to the logits `fine_tuned` while its only weight goes to 1."""
+    weight = keras.Variable(1.0)
+
+    def eval_step(inputs, labels):
+        logits = (1 - weight) * inputs[:, 0] + weight * inputs[:, 1]
+        return np.zeros(len(labels)), np.zeros(len(labels)), logits
+
+    rows = np.arange(len(labels))
+    examples = Examples(np.stack([frozen, fine_tuned], axis=1), rows, labels, rows.astype(object))
+    phase = SimpleNamespace(
+        settings=Phase(),
+        val=examples,
+        eval_step=eval_step,
+        eval_batch_size=16,
+        weights=[weight],
+        initial=[np.float32(0)],
+        best=[np.float32(1)],
+    )
+    phase.keep_best = lambda: setattr(phase, "best", [np.array(weight)])
+    return phase
+
+
+def logits_with_errors(labels, wrong, scale=4.0):
+    """Two classes; the images at the positions `wrong` get the other class."""
+    predicted = np.where(np.isin(np.arange(len(labels)), wrong), 1 - labels, labels)
+    noise = np.random.default_rng(0).normal(size=(len(labels), 2))
+    return (scale * np.eye(2)[predicted] + noise).astype(np.float32)
+
+
+LABELS = np.arange(100, dtype=np.int32) % 2
+MANY, FEW = range(30), range(6)
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy"])
+@pytest.mark.parametrize(
+    ("frozen", "fine_tuned", "is_frozen"),
+    [(MANY, FEW, False), (FEW, MANY, True), (FEW, FEW, True), (MANY, range(3, 32), True)],
+    ids=["clearly better", "worse", "equal", "hardly better"],
+)
+def test_fine_tuned_weights_are_taken_only_if_they_are_clearly_better(frozen, fine_tuned, is_frozen, monitor):
+    phase = finished_phase(logits_with_errors(LABELS, frozen), logits_with_errors(LABELS, fine_tuned), LABELS)
+    rows = choose_final_weights(phase, monitor)
+    assert [row["fine_tuned"] for row in rows if row["chosen"]] == ([0.0] if is_frozen else [float(phase.best[0])])
+    assert (phase.best[0] == 0) == is_frozen == (float(phase.weights[0]) == 0)
+    assert phase.initial == []
+
+
+def test_overconfidence_of_the_better_weights_does_not_count_against_them():
+    """Before calibration the log loss of the fine-tuned weights is the higher one, although they err less."""
+    labels = LABELS
+    confident = logits_with_errors(labels, range(8), scale=60.0)
+    phase = finished_phase(logits_with_errors(labels, MANY, scale=1.0), confident, labels)
+    assert choose_final_weights(phase, "val_loss")[0]["chosen"] is False
+
+
+def test_weights_that_give_nan_are_not_taken():
+    broken = np.full((100, 2), np.nan, np.float32)
+    phase = finished_phase(logits_with_errors(LABELS, MANY), broken, LABELS)
+    assert choose_final_weights(phase, "val_loss")[0]["chosen"] is True
+
+
+def test_the_moving_average_of_the_weights_is_a_candidate():
+    phase = finished_phase(logits_with_errors(LABELS, MANY), logits_with_errors(LABELS, FEW), LABELS)
+    weight, phase.best, phase.settings = phase.weights[0], [np.float32(0)], Phase(ema_decay=0.5)
+    phase.optimizer = make_optimizer(phase.settings)
+    phase.optimizer.build([weight])
+    phase.optimizer.learning_rate = 0.0
+    for value in (2.0, 0.0):  # averages: 2, then 1
+        weight.assign(value)
+        phase.optimizer.apply([weight * 0], [weight])
+    *rows, average = choose_final_weights(phase, "val_loss")
+    assert average["is_average"] and average["chosen"] and not any(row["chosen"] for row in rows)
+    assert float(weight) == float(phase.best[0]) == 1.0
