@@ -18,7 +18,7 @@ COMMANDS = {  # each a module of this name beside this one, imported only when i
     "export": "write a finished run as SavedModel, ONNX, LiteRT, OpenVINO or Keras",
     "serve": "serve a finished run over HTTP, with a page to try it",
     "compare": "compare configs on the same images",
-    "report": "write the report of a finished run again",
+    "report": "write the report of a run again, or a leaderboard of several",
     "list": "list the known datasets, backbones and recipes",
     "cache": "show or clear the cache of decoded images and features",
     "benchmark": "measure the processor and the GPUs of this machine",

@@ -1,19 +1,39 @@
-"""Write the report of a finished run again and print its path."""
+"""Write the report of a run again, or one page that ranks several runs, and print its path."""
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from transfer_learning.cli.console import print_line
 from transfer_learning.cli.parser import Parser, run_main
+from transfer_learning.errors import UserError
+from transfer_learning.reports.leaderboard import FILE, find_runs, write_leaderboard
 from transfer_learning.reports.run import write_report
-from transfer_learning.storage.run_directory import existing_run_dir
+from transfer_learning.storage.run_directory import RunDir, existing_run_dir
+
+EXAMPLES = f"""examples:
+  report runs/a                 write runs/a/report.html again
+  report runs/                  write runs/{FILE}: all runs below, sortable, a table per test set
+  report runs/a runs/b          the same for these runs
+  report runs/ --output x.html  under another name"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the report of a run again and prints its path."""
-    parser = Parser("report", description=__doc__)
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a directory that `run` made")
-    print_line(str(write_report(existing_run_dir(parser.parse_args(arguments).run_dir))))
+    """Writes the report of one run, or the leaderboard of several, and prints its path."""
+    parser = Parser("report", description=__doc__, epilog=EXAMPLES)
+    places = "a directory that `run` made; several, or a folder of them, are ranked on one page"
+    parser.add_argument("run_dirs", metavar="RUN_DIR|FOLDER", nargs="+", help=places)
+    parser.add_argument("--output", metavar="FILE", help=f"the page of several runs (default: {FILE} in their folder)")
+    flags = parser.parse_args(arguments)
+    first, is_alone = RunDir(flags.run_dirs[0]), len(flags.run_dirs) == 1
+    if is_alone and (first.config.exists() or not first.path.is_dir()):
+        if flags.output:
+            raise UserError(f"--output {flags.output} is for several runs; the report of one is in its directory.")
+        print_line(str(write_report(existing_run_dir(first.path))))
+        return
+    runs = find_runs(flags.run_dirs)
+    folder = first.path if is_alone else first.path.parent
+    print_line(str(write_leaderboard(runs, Path(flags.output or folder / FILE))))
 
 
 if __name__ == "__main__":

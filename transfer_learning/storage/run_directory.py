@@ -66,6 +66,16 @@ class RunDir:
     def is_finished(self) -> bool:
         return self.report.exists()
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a process is writing the run, as far as its lock says."""
+        try:
+            with open(self.lock) as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:  # there is no lock, or the file system has none
+            return isinstance(error, BlockingIOError)
+        return False
+
     def read_config(self) -> RunConfig:
         """The config of the run; UserError if the file is damaged or holds invalid values."""
         values = values_from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
