@@ -74,9 +74,9 @@ def test_several_runs_are_ranked_on_a_page_beside_them_or_where_the_user_says(ru
     assert run_main(report.main, [*pair, pair[0], "--output", str(output)]) == 0
     assert str(output) in capsys.readouterr().out and "Leaderboard of 2 runs" in output.read_text()
     for arguments, words in (
-        ([str(tmp_path)], "holds no run directories"),
+        ([str(tmp_path)], "not a run directory and holds none"),
         ([str(tmp_path / "x")], "There is no run directory"),
-        ([*pair, str(tmp_path / "x")], "holds no run directories"),
+        ([*pair, str(tmp_path / "x")], "not a run directory and holds none"),
         ([pair[0], "--output", "x.html"], "is for several runs"),
     ):
         assert run_main(report.main, arguments) == 2
