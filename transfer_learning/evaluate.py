@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   evaluate runs/a runs/b runs/c --soup    average their weights into one network, a run of its own
   evaluate runs/a runs/b --paired         compare two runs image by image
   evaluate runs/new runs/old --paired --not-worse-than 1
-                                          exit code 3 if the accuracy of the first is over a point lower
+                                          exit code 3 if the first is over a point worse
   evaluate runs/a/export/model.onnx runs/a --paired --not-worse-than 1
                                           the same for an exported file
 

@@ -13,7 +13,7 @@ from transfer_learning.storage.run_directory import RunDir, existing_run_dir
 
 EXAMPLES = f"""examples:
   report runs/a                 write runs/a/report.html again
-  report runs/                  write runs/{FILE}: all runs below, sortable, a table per test set
+  report runs/                  write runs/{FILE}: all runs below, sortable
   report runs/a runs/b          the same for these runs
   report runs/ --output x.html  under another name"""
 
