@@ -3,8 +3,9 @@
 import pytest
 
 from tests.support.logs import log_messages
-from transfer_learning.datasets.corrections import Corrections, apply_corrections, read_corrections
+from transfer_learning.datasets.corrections import COLUMNS, Corrections, apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import Example, with_class_names
+from transfer_learning.datasets.decoding.decode import content_hash
 from transfer_learning.errors import UserError
 
 
@@ -49,6 +50,42 @@ def test_a_table_of_two_columns_as_a_spreadsheet_saves_it_will_do(tmp_path):
     assert apply_corrections(dataset(), read_corrections(table(tmp_path))) == (dataset(), {})
 
 
+@pytest.mark.parametrize(("separator", "encoding"), [(";", "cp1252"), ("\t", "utf-16"), (",", "utf-8-sig")])
+def test_a_table_is_read_as_spreadsheets_write_it(separator, encoding, tmp_path):
+    path = tmp_path / "c.csv"
+    path.write_bytes(f"id{separator}action\r\nBäume/1.jpg{separator}drop\r\n".encode(encoding))
+    assert read_corrections(path).dropped == {"Bäume/1.jpg"}
+
+
+def moved_table(tmp_path, content="same", labels="ab"):
+    """Rows for two images of equal contents and different labels, and for one more; all under other ids than below."""
+    sha256 = {name: content_hash(name.encode()) for name in ("same", "own", content)}
+    rows = [f"x/{label}/0.jpg,{label},,,,relabel:b,{sha256[content]}" for label in labels]
+    return table(tmp_path, *rows, f"x/a/1.jpg,a,,,,drop,{sha256['own']}", head=",".join(COLUMNS))
+
+
+@pytest.fixture
+def with_files(tmp_path):
+    contents = {"a/0.jpg": "same", "b/0.jpg": "same", "a/1.jpg": "own", "b/1.jpg": "another"}
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    return with_class_names("photos", [Example(name, name[0], "", tmp_path / name) for name in contents])
+
+
+def test_images_that_have_moved_are_known_by_their_contents(with_files, tmp_path):
+    messages = log_messages()
+    corrected, dropped = apply_corrections(with_files, read_corrections(moved_table(tmp_path)))
+    assert [example.label for example in corrected.examples] == ["b", "b", "a", "b"] and list(dropped) == ["a/1.jpg"]
+    assert "3 images have other ids (such as a/0.jpg instead of x/a/0.jpg) and the same contents." in messages[0]
+
+
+@pytest.mark.parametrize("options", [{"content": "changed"}, {"labels": "ac"}])
+def test_contents_that_are_not_there_are_refused(options, with_files, tmp_path):
+    with pytest.raises(UserError, match="has no such image"):
+        apply_corrections(with_files, read_corrections(moved_table(tmp_path, **options)))
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -81,7 +118,7 @@ def test_a_kept_image_may_be_gone(tmp_path):
         (b"", r"has the columns \(none\); id and action"),
         (b"path,label\n1.jpg,a\n", "has the columns path, label; id and action"),
         (b'id,action\n"a\n', "cannot be read as a table"),
-        (b"id,action\n\xff\xfe,drop\n", "cannot be read as a table"),
+        (b"id,action\n\0\xff,drop\n", "cannot be read as a table"),
     ],
 )
 def test_what_is_no_such_table_is_refused(content, words, tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 from PIL import Image
 
+from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
 from transfer_learning.experiments.prediction import find_images
 
@@ -37,6 +38,10 @@ def test_an_archive_a_table_and_a_known_dataset_are_taken_as_by_run(mixed, here)
     (here / "table.csv").write_text("path,label\nmixed/a.png,one\nmixed/below/b.jpg,two\n")
     assert names(find_images(["photos.zip"], "data")) == ["photos.zip/mixed/a.png", "photos.zip/mixed/below/b.jpg"]
     assert names(find_images(["table.csv"], "data")) == ["mixed/a.png", "mixed/below/b.jpg"]
+    (here / "files.csv").write_text("file\nmixed\\below\\b.jpg\n")
+    messages = log_messages()
+    assert names(find_images(["files.csv"], "data")) == ["mixed/below/b.jpg"]
+    assert messages[0].startswith("None of the paths in files.csv exists as it is written")
     assert len(find_images(["digits", mixed / "a.png"], "data").images) == 1798
 
 

@@ -1,22 +1,27 @@
 """Corrections of a dataset: the table of images to review that `prepare` writes, a person edits and `run` reads.
 
-Columns: id and action; others are information (`prepare` writes label, suggestion, probability, why). An action is
-``keep``, ``drop``, ``relabel:NAME``, or ``relabel`` for the suggestion. No image file is changed.
+Columns: id and action; others are information (`prepare` writes label, suggestion, probability, why, sha256). An action
+is ``keep``, ``drop``, ``relabel:NAME``, or ``relabel`` for the suggestion. No image file is changed.
+
+An id is a path, so images that have moved have others: then the contents decide, if the table has the column sha256.
 """
 
 import csv
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.dataset import Dataset, Example
+from transfer_learning.datasets.decoding.decode import content_hash
+from transfer_learning.datasets.sources.table import opened
 from transfer_learning.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("id", "label", "suggestion", "probability", "why", "action")
+COLUMNS = ("id", "label", "suggestion", "probability", "why", "action", "sha256")
 NAMED = 4
 
 
@@ -27,6 +32,7 @@ class Corrections(NamedTuple):
     kept: frozenset[str]  # ids
     dropped: frozenset[str]  # ids
     labels: Mapping[str, str]  # id -> new label
+    contents: Mapping[str, tuple[str, str]] = {}  # id -> SHA-256 and label of the image, where the table has them
 
     @property
     def actions(self) -> dict[str, str]:
@@ -41,16 +47,17 @@ def read_corrections(path: str | Path) -> Corrections:
     """
     path = Path(path)
     actions: dict[str, str] = {}
+    contents: dict[str, tuple[str, str]] = {}
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
+        with opened(path) as text:
+            rows = csv.DictReader(text.lines, delimiter=text.separator, strict=True)
             if not {"id", "action"} <= set(rows.fieldnames or ()):
                 raise UserError(
                     f"{path} has the columns {', '.join(rows.fieldnames or ()) or '(none)'}; id and action were "
                     "expected in its first line, as `prepare` writes them."
                 )
             for row in rows:
-                id, action = row["id"] or "", _action(row)
+                id, action, content = row["id"] or "", _action(row), row.get("sha256")
                 if not action:
                     raise UserError(
                         f"{path} line {rows.line_num} has the action {row['action']!r} for {id}; write keep, drop, "
@@ -59,6 +66,8 @@ def read_corrections(path: str | Path) -> Corrections:
                 if id in actions:
                     raise UserError(f"{path} line {rows.line_num} names {id} for the second time; remove one row.")
                 actions[id] = action
+                if content:
+                    contents[id] = content, row.get("label") or ""
     except FileNotFoundError:
         raise UserError(
             f"There is no table {path}; give the path of the corrections.csv that `prepare` wrote."
@@ -72,6 +81,7 @@ def read_corrections(path: str | Path) -> Corrections:
         frozenset(id for id, action in actions.items() if action == "keep"),
         frozenset(id for id, action in actions.items() if action == "drop"),
         {id: action.removeprefix("relabel:") for id, action in actions.items() if action.startswith("relabel:")},
+        contents,
     )
 
 
@@ -79,6 +89,7 @@ def apply_corrections(dataset: Dataset, corrections: Corrections) -> tuple[Datas
     """Returns the dataset with the new labels, and the reason by the id of each image to drop; UserError for an image
     that is not in the dataset, or a new label that is not one of its classes.
     """
+    corrections = _with_ids_of(dataset, corrections)
     path, labels = corrections.path, corrections.labels
     old = {example.id: example.label for example in dataset.examples}
     for id in sorted({*corrections.dropped, *labels} - old.keys()):
@@ -100,6 +111,35 @@ def apply_corrections(dataset: Dataset, corrections: Corrections) -> tuple[Datas
         f"{len(corrections.dropped):,} dropped{dropped}, {len(corrections.kept):,} unchanged."
     )
     return replace(dataset, examples=examples), dict.fromkeys(corrections.dropped, f"dropped by {path.name}")
+
+
+def _with_ids_of(dataset: Dataset, corrections: Corrections) -> Corrections:
+    """The corrections with the ids that the dataset gives to the same contents, where it has none of theirs."""
+    known = {example.id for example in dataset.examples}
+    missing = sorted({*corrections.dropped, *corrections.labels} - known)
+    if not missing or not corrections.contents.keys() >= {*missing}:
+        return corrections
+    by_content: defaultdict[str, list[Example]] = defaultdict(list)
+    for example in dataset.examples:
+        if example.id not in corrections.contents:
+            by_content[content_hash(example.source)].append(example)
+    sole = {content for content, examples in by_content.items() if len(examples) == 1}
+    new: dict[str, str] = {}
+    for id in missing:
+        content, label = corrections.contents[id]
+        equal = by_content[content]
+        if not (same := [example for example in equal if content in sole or example.label == label]):
+            return corrections
+        equal.remove(same[0])
+        new[id] = same[0].id
+    logger.info(
+        f"{corrections.path.name}: {len(new):,} images have other ids (such as {new[missing[0]]} instead of {missing[0]}) "
+        "and the same contents."
+    )
+    return corrections._replace(
+        dropped=frozenset(new.get(id, id) for id in corrections.dropped),
+        labels={new.get(id, id): label for id, label in corrections.labels.items()},
+    )
 
 
 def _action(row: Mapping[str, str | None]) -> str:

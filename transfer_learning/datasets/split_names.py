@@ -11,6 +11,7 @@ WORDS = {
     "valid": "val",
     "validation": "val",
     "validate": "val",
+    "vld": "val",
     "dev": "val",
     "development": "val",
     "eval": "val",
@@ -18,6 +19,7 @@ WORDS = {
     "test": "test",
     "testing": "test",
     "tst": "test",
+    "holdout": "test",
 }
 # Words that change nothing beside one of the above.
 FILLERS = frozenset(

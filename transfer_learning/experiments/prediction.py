@@ -169,7 +169,7 @@ def _images_at(place: str, data_dir: Path) -> FoundImages:
     if path.is_file() and path.suffix.lower() not in TABLE_SUFFIXES:
         return FoundImages([Image(str(path), path)], [])
     if path.is_file():
-        dataset = table.read(path)
+        dataset = table.read(path, with_labels=False)
     elif place in DATASETS or scheme_of(place)[0]:
         dataset = load_dataset(place, data_dir)
     elif glob.has_magic(place):
@@ -178,6 +178,8 @@ def _images_at(place: str, data_dir: Path) -> FoundImages:
         raise UserError(
             f"There is no image and no folder {place}; give images, or folders, archives or tables of images."
         )
+    for note in dataset.notes:
+        logger.log(*note)
     images = [
         Image(str(example.source) if isinstance(example.source, Path) else example.id, example.source)
         for example in dataset.examples

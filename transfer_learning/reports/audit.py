@@ -76,7 +76,9 @@ def write_audit(
     to_review = to_review[~to_review["id"].isin(actions.keys())]
     before = audit.files[audit.files["id"].isin(actions.keys())]
     before = before.assign(why="reviewed before", action=before["id"].map(actions))
-    rows = pd.concat([before, to_review.assign(action="keep")], ignore_index=True)[list(COLUMNS)]
+    rows = pd.concat([before, to_review.assign(action="keep")], ignore_index=True)
+    contents = dict(zip(data.manifest["id"], data.manifest["sha256"], strict=True))
+    rows = rows.assign(sha256=rows["id"].map(contents))[list(COLUMNS)]
     write_text(written.corrections, rows.to_csv(index=False, lineterminator="\n", float_format="%.3f"))
     content = page_content(audit, dataset, data, config, to_review)
     corrected = command_line("run", *flags, "--corrections", str(written.corrections))

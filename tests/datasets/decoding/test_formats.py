@@ -130,6 +130,9 @@ def test_a_folder_without_images_says_what_lies_there(tmp_path):
 OTHERS = {
     "photos.7z": (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", "unpack it"),
     "photos.rar": (b"Rar!\x1a\x07", "is a RAR archive", "unpack it"),
+    "labels.csv.gz": (b"\x1f\x8b\x08", "is a compressed file", "pass what is inside"),
+    "labels.jsonl": (b'{"path": "1.png"}', "is a JSON file", "CSV file with the columns path,label"),
+    "boxes.xml": (b"<?xml", "is an XML or YAML file", "CSV file with the columns path,label"),
     "labels.xlsx": (b"PK\3\4", "is an Excel table", "CSV"),
     "labels.xls": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an Excel table", "CSV"),
     "labels.ods": (b"PK\3\4", "is a table of an office program", "CSV"),

@@ -65,6 +65,23 @@ def test_an_archive_is_read_like_its_folder(name, photos, tmp_path):
     assert len(said) == 1
 
 
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ("Äpfel/ß 日本.png".encode(), "Äpfel/ß 日本.png"),
+        ("cafe\u0301/1.png".encode(), "cafe\u0301/1.png"),
+        ("Ä/1.png".encode("cp437"), "Ä/1.png"),
+    ],
+    ids=["UTF-8", "decomposed UTF-8", "code page 437"],
+)
+def test_names_in_utf8_are_known_without_the_flag(raw, name, tmp_path):
+    """As macOS's Compress writes them."""
+    made = zipped(tmp_path / "photos.zip", [("x" * len(raw), b"1")])
+    made.write_bytes(made.read_bytes().replace(b"x" * len(raw), raw))
+    with archive.entries(made) as found:
+        assert [(entry.name, entry.open().read()) for entry in found] == [(name, b"1")]
+
+
 GOOD = ("a/1.png", b"image")
 OUTSIDE = "leads out of the folder"
 NO_NAME = "is not a valid name on every system"

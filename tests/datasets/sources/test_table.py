@@ -107,6 +107,7 @@ HEAD = ("path", "label")
         (HEAD, ROWS, {"encoding": "utf-8-sig", "separator": "\t"}),
         (("sep=;\npath", "label"), ROWS, {"separator": ";"}),
         (("\n\npath", "label"), ROWS, {}),
+        ((",\n,,\npath", "label"), ROWS, {}),
         (("Path", "Label"), ROWS, {}),
         (("PATH", "LABEL"), ROWS, {}),
         (("filename", "class"), ROWS, {}),
@@ -138,19 +139,68 @@ def test_what_people_write_is_understood(head, rows, options, images):
     dataset = table.read(write(images, head, rows, **options))
     assert [example.source.resolve() for example in dataset.examples] == [images / path for path, _ in ROWS]
     assert [example.label for example in dataset.examples] == [label for _, label in ROWS]
-    has_said = any(head[0].strip().endswith(name) for name in ("path", "sep=;")) or head[0] == ""
-    is_plain = head[-2:] in (HEAD, ("sep=;\npath", "label"), ("\n\npath", "label"))
+    is_plain = (
+        head[-2:] in (HEAD, ("\n\npath", "label"), (",\n,,\npath", "label"))
+        and not {"separator", "encoding"} & options.keys()
+    )
     exists = all((images / path.strip()).exists() for path, *_ in rows if path.strip()) and "name" not in options
     is_once = len(rows) == len({row for row in rows})
-    assert has_said or dataset.notes
     assert bool(dataset.notes) == (not (is_plain and (exists or head[0] == "") and is_once)), dataset.notes
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"separator": ";"}, "t.csv is read with semicolons between its cells."),
+        ({"encoding": "utf-16"}, "t.csv is read as UTF-16."),
+        ({"encoding": "utf-16-be"}, "t.csv is read as UTF-16-BE."),
+        ({"encoding": "utf-32"}, "t.csv is read as UTF-32."),
+        ({"encoding": "utf-8-sig"}, None),
+    ],
+)
+def test_an_unusual_way_of_writing_is_said(options, words, images):
+    notes = table.read(write(images, HEAD, ROWS, **options)).notes
+    assert [note.text.endswith(words) for note in notes] == [True] * (words is not None)
+
+
+def test_the_home_directory_in_a_path_is_filled_in(images, monkeypatch):
+    monkeypatch.setenv("HOME", str(images))
+    dataset = table.read(write(images, HEAD, [("~/img/alpha/000.png", "alpha"), *ROWS[1:]]))
+    assert dataset.examples[0].source == images / ROWS[0][0] and not dataset.notes
+
+
+@pytest.mark.parametrize(
+    ("head", "rows"),
+    [
+        (("path",), [(path,) for path, _ in ROWS]),
+        (("what it is called",), [(path,) for path, _ in ROWS]),
+        (("what it is called", "label"), ROWS),
+        (("id", "filename", "width"), [("7", path, "10") for path, _ in ROWS]),
+        (("path", "label", "split"), [(path, "", "later") for path, _ in ROWS]),
+        (("path", "label"), [*ROWS, (ROWS[0][0], "beta")]),
+    ],
+)
+def test_for_prediction_paths_are_enough(head, rows, images):
+    dataset = table.read(write(images, head, rows), with_labels=False)
+    assert [example.source for example in dataset.examples] == [images / path for path, _ in ROWS]
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [(("img/1.png",), "begins with 'img/1.png'.*RUN - < FILE"), (("a", "b"), "has the columns a, b; a column path")],
+)
+def test_a_table_without_paths_is_explained_for_prediction(head, words, images):
+    with pytest.raises(UserError, match=words):
+        table.read(write(images, head, ROWS), with_labels=False)
 
 
 def test_a_table_in_windows_1252_is_read_and_said(images):
     rows = [(path, label.replace("beta", "Bête")) for path, label in ROWS]
     dataset = table.read(write(images, HEAD, rows, encoding="cp1252"))
     assert dataset.class_names == ("Bête", "alpha", "gamma")
-    assert dataset.notes[0].text.endswith("t.csv is not UTF-8; it is read as Windows-1252.")
+    assert dataset.notes[0].text.endswith(
+        "t.csv is not UTF-8, so it is read as Windows-1252; if names look wrong, save it as UTF-8."
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,6 +211,7 @@ def test_a_table_in_windows_1252_is_read_and_said(images):
         ("train", "valid", "test"),
         ("training", "validation", "testing"),
         ("train ", "dev ", " test"),
+        ("TRN", "VLD", "holdout"),
         ("train_set", "val_set", "test_set"),
     ],
 )
@@ -178,6 +229,12 @@ def test_a_split_may_be_left_open_as_pandas_does(images):
     ]
 
 
+def test_columns_that_are_not_used_are_said(images):
+    rows = [(str(number), *row, "1") for number, row in enumerate(ROWS)]
+    (note,) = table.read(write(images, ("", *HEAD, "is_train"), rows)).notes
+    assert note.text.endswith("t.csv: these columns are not used: is_train.")
+
+
 def test_columns_can_be_named(images):
     rows = [(str(number), *row, "x") for number, row in enumerate(ROWS)]
     path = write(images, ("id", "where it is", "what it is", "label"), rows)
@@ -193,6 +250,8 @@ def test_columns_can_be_named(images):
     ("head", "rows", "words"),
     [
         (("image", *LABELS), [(path, *(str(int(label == name)) for name in LABELS)) for path, label in ROWS], "idxmax"),
+        (("image", *LABELS), [(path, *(str(label == name) for name in LABELS)) for path, label in ROWS], "idxmax"),
+        (HEAD, [], "t.csv has no images below its first line"),
         (
             ("image", *LABELS),
             [(path, *(f"{label == name:.1f}" for name in LABELS)) for path, label in ROWS],

@@ -87,13 +87,17 @@ class _Other(NamedTuple):
 
 _UNPACK = "unpack it, and pass the folder"
 _SAVE_AS_CSV = "save the sheet as a CSV file with the columns path,label, and pass that"
+_AS_CSV = "write its paths and labels to a CSV file with the columns path,label, and pass that"
 _AS_FOLDER = "write the images into one folder per class, and pass the folder above"
 _OTHERS = (
     _Other("a 7z archive", _UNPACK, (".7z",), b"7z\xbc\xaf\x27\x1c"),
     _Other("a RAR archive", _UNPACK, (".rar",), b"Rar!\x1a\x07"),
+    _Other("a compressed file", "unpack it, and pass what is inside", (".gz", ".bz2", ".xz"), b"\x1f\x8b"),
     _Other("an archive of a kind that is not read", _UNPACK, (".zst", ".lz4", ".lzma", ".cab", ".iso", ".dmg")),
     _Other("an Excel table", _SAVE_AS_CSV, (".xlsx", ".xlsm", ".xls", ".xlsb")),
     _Other("a table of an office program", _SAVE_AS_CSV, (".ods", ".numbers")),
+    _Other("a JSON file", _AS_CSV, (".json", ".jsonl", ".ndjson")),
+    _Other("an XML or YAML file", _AS_CSV, (".xml", ".yaml", ".yml"), b"<?xml"),
     _Other("a document", _AS_FOLDER, (".pdf", ".docx", ".doc", ".odt", ".pptx", ".ppt"), b"%PDF-"),
     _Other("an Office document", _SAVE_AS_CSV, (), b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"),
     _Other("a zip archive", "rename it so that its name ends in .zip", (), b"PK\3\4"),

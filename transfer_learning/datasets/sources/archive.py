@@ -20,7 +20,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ ALWAYS_ALLOWED = 100e6  # unpacked bytes, whatever the expansion
 MAX_LISTED_BYTES = 300 * MAX_ENTRIES  # of the list of entries of a .zip
 MAX_HEADER_BYTES = 1 << 20  # before an entry of a .tar
 MAX_PATH_LENGTH, MAX_PATH_DEPTH = 1000, 30  # in characters and folders
+UTF8_FLAG = 0x800  # of an entry of a .zip
 JOINERS = "\u200c\u200d"  # inside words of some languages, and inside emoji
 BLOCK = 4096  # smallest number of bytes of a file on disk
 
@@ -170,9 +171,9 @@ def entries(path: Path) -> Iterator[Iterator[Entry]]:
     if name.endswith(".zip"):
         with open(path, "rb") as file, zipfile.ZipFile(_Guarded(path, file, MAX_LISTED_BYTES)) as archive:
             yield (
-                Entry(_slashed(info.filename), info.file_size, _problem_in_zip(info), partial(archive.open, info))
+                Entry(inside, info.file_size, _problem_in_zip(info), partial(archive.open, info))
                 for info in archive.infolist()
-                if not _slashed(info.filename).endswith("/")
+                if not (inside := _slashed(_name_in_zip(info))).endswith("/")
             )
     else:
         opener = next(opener for suffix, opener in OPENERS.items() if name.endswith(suffix))
@@ -180,6 +181,14 @@ def entries(path: Path) -> Iterator[Iterator[Entry]]:
             guarded = _Guarded(path, file, MAX_HEADER_BYTES)
             with tarfile.open(fileobj=cast(BinaryIO, guarded), mode="r:") as archive:
                 yield _entries_of_tar(archive, guarded)
+
+
+def _name_in_zip(info: zipfile.ZipInfo) -> str:
+    """The name of an entry; macOS writes UTF-8 without the flag that says so, which `zipfile` reads as code page 437."""
+    if not info.flag_bits & UTF8_FLAG:
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode()
+    return info.filename
 
 
 def _slashed(name: str) -> str:

@@ -65,8 +65,8 @@ def understand(tree: Tree, top: Folder, where: str) -> Layout:
         first = next(iter(tree.folders))
         raise UserError(
             f"{where} has the same folders ({_named(common)}) in each of its folders ({_named(tree.folders)}), so either "
-            f"could be the classes; pass one of them, such as --dataset '{where}/{first}', or a table with the columns "
-            "path,label of all images."
+            f"could be the classes; pass one of them, such as --dataset '{where}/{first}', rename splits to train, val and "
+            "test, or give a table with the columns path,label of all images."
         )
     notes = [
         f"The folder {name} of {where} counts as a class, not as a split, since it lies beside "

@@ -14,6 +14,7 @@ import textwrap
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +28,13 @@ from transfer_learning.errors import UserError, did_you_mean
 MAX_BYTES = 10**9  # a table of ImageNet takes a tenth of it; an endless line would fill the memory
 MAX_FILES = 3_000_000  # below the folder of a table, that are looked through
 SEPARATORS = ",;\t|"
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # which begins like UTF-16
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+ONE_HOT = {"0", "1", "0.0", "1.0", "true", "false"}
 NO_SPLIT = ("", "-", "nan", "none", "null", "na", "n/a")
 # Names of columns without case, spaces and underscores; the first one that a table has is used.
 PATH_COLUMNS = (
@@ -50,6 +57,14 @@ class Columns(NamedTuple):
 BY_NAME = Columns()
 
 
+class Text(NamedTuple):
+    """The lines of a table, and how they are written."""
+
+    lines: Iterator[str]
+    separator: str
+    encoding: str
+
+
 class Row(NamedTuple):
     line: int
     path: str
@@ -57,8 +72,11 @@ class Row(NamedTuple):
     split: str
 
 
-def read(table: Path, named: Columns = BY_NAME) -> Dataset:
+def read(table: Path, named: Columns = BY_NAME, with_labels: bool = True) -> Dataset:
     """Reads the table; every row is an example. Equal rows count once.
+
+    Args:
+        with_labels: False: only paths are read, for prediction; labels and splits are "".
 
     Raises:
         UserError: the file is not a table; a column or value is missing; a row is longer than the first line; a path
@@ -71,16 +89,15 @@ def read(table: Path, named: Columns = BY_NAME) -> Dataset:
         )
     notes: list[Note] = []
     try:
-        encoding = _encoding(table)
-        with open(table, encoding=encoding, newline="") as file:
-            separator, lines = _separator(file)
-            rows = _rows(table, lines, separator, named, notes)
+        with opened(table) as text:
+            rows = _rows(table, text, named if with_labels else None, notes)
     except (ValueError, csv.Error) as error:
         raise UserError(
             f"{table} cannot be read as a table ({error}); a CSV file with the columns path,label was expected."
         ) from None
-    if encoding == "cp1252":
-        notes.insert(0, Note(logging.INFO, f"{table} is not UTF-8; it is read as Windows-1252."))
+    notes[:0] = _notes_on_text(table, text)
+    if not rows:
+        raise UserError(f"{table} has no images below its first line; a row for each image was expected, so add them.")
     paths = _existing(table, [row.path for row in rows], notes)
     examples = [Example(path, row.label, row.split, table.parent / path) for path, row in zip(paths, rows, strict=True)]
     return with_class_names(str(table), examples, notes=notes)
@@ -90,14 +107,42 @@ def read(table: Path, named: Columns = BY_NAME) -> Dataset:
 # Text and cells
 
 
+@contextmanager
+def opened(table: Path) -> Iterator[Text]:
+    """Opens a table with the encoding and the separator that it is written with.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: while its lines are read: they are no text.
+    """
+    encoding = _encoding(table)
+    with open(table, encoding=encoding, newline="") as file:
+        separator, lines = _separator(file)
+        yield Text(lines, separator, encoding)
+
+
+def _notes_on_text(table: Path, text: Text) -> list[Note]:
+    """What is unusual about the way a table is written."""
+    found = []
+    if text.encoding == "cp1252":
+        advice = "if names look wrong, save it as UTF-8"
+        found.append(Note(logging.WARNING, f"{table} is not UTF-8, so it is read as Windows-1252; {advice}."))
+    elif not text.encoding.startswith("utf-8"):
+        found.append(Note(logging.INFO, f"{table} is read as {text.encoding.upper()}."))
+    if text.separator != ",":
+        name = {"\t": "tabs", ";": "semicolons"}.get(text.separator, text.separator)
+        found.append(Note(logging.INFO, f"{table} is read with {name} between its cells."))
+    return found
+
+
 def _encoding(table: Path) -> str:
     """The encoding of a text file: by its byte order mark, else UTF-8, else UTF-16 or Windows-1252."""
     with open(table, "rb") as file:
         beginning = file.read(1000)
         if mark := next((mark for mark in MARKS if beginning.startswith(mark)), b""):
             return MARKS[mark]
-        if beginning[1:2] == b"\0" and beginning[:1] != b"\0":
-            return "utf-16-le"
+        if beginning[:2].count(b"\0") == 1:
+            return "utf-16-le" if beginning[0] else "utf-16-be"
         file.seek(0)
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -111,19 +156,23 @@ def _encoding(table: Path) -> str:
 
 def _separator(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
     """The separator of the cells, by the first line that is not empty; and all lines from that one on."""
-    first = next((line for line in lines if line.strip()), "")
+    first = next((line for line in lines if line.strip(f"{SEPARATORS} \r\n")), "")
     if hint := re.fullmatch(r"sep=(.)\s*", first):  # for Excel
         return hint[1], lines
     return max(SEPARATORS, key=first.count), itertools.chain([first], lines)
 
 
-def _rows(table: Path, lines: Iterator[str], separator: str, named: Columns, notes: list[Note]) -> list[Row]:
-    cells = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+def _rows(table: Path, text: Text, named: Columns | None, notes: list[Note]) -> list[Row]:
+    """The rows with their columns `named`; None: paths alone."""
+    cells = csv.reader(text.lines, delimiter=text.separator, skipinitialspace=True, strict=True)
     names = [name.strip() for name in next(cells, [])]
     body = ((cells.line_num, [cell.strip() for cell in row]) for row in cells)
     filled = ((line, row) for line, row in body if any(row))
     begin = list(itertools.islice(filled, 20))
-    path_at, label_at, split_at = _columns(table, names, [row for _, row in begin], named, notes)
+    if named is None:
+        path_at, label_at, split_at = _column_of_paths(table, names), -1, -1
+    else:
+        path_at, label_at, split_at = _columns(table, names, [row for _, row in begin], named, notes)
     rows: dict[str, Row] = {}
     num_repeated = 0
     for line, row in itertools.chain(begin, filled):
@@ -133,11 +182,12 @@ def _rows(table: Path, lines: Iterator[str], separator: str, named: Columns, not
                 "so correct it."
             )
         path, label, split = (row[at] if 0 <= at < len(row) else "" for at in (path_at, label_at, split_at))
+        path = os.path.expanduser(path) if path.startswith("~/") else path
         found = Row(line, path, label, "" if split.lower() in NO_SPLIT else split_of(split))
         before = rows.get(path)
         for column, value, is_right, expected in (
             ("path", path, path != "", "a path in every row"),
-            ("label", label, label != "", "a label in every row"),
+            ("label", label, label != "" or named is None, "a label in every row"),
             ("split", split, bool(found.split) or split.lower() in NO_SPLIT, "train, val, test or nothing"),
             (
                 "path",
@@ -166,9 +216,7 @@ def _columns(
     Raises:
         UserError: there is no such column.
     """
-    found: dict[str, int] = {}
-    for at, name in enumerate(names):
-        found.setdefault(re.sub(r"[\s_.-]+", "", name.lower()), at)
+    found = _by_folded_name(names)
 
     def position(known: Sequence[str], flag: str, given: str) -> int:
         if given:
@@ -199,20 +247,48 @@ def _columns(
         notes.append(
             Note(logging.INFO, f"{table}: paths are in the column {names[path]}, labels in {names[label]}{unused}.")
         )
+    if spare := [names[at] for at in left if at not in (path, label)]:
+        shown = textwrap.shorten(", ".join(spare), 100, placeholder=" ...")
+        notes.append(Note(logging.INFO, f"{table}: these columns are not used: {shown}."))
     return path, label, split
+
+
+def _column_of_paths(table: Path, names: list[str]) -> int:
+    """The position of the paths among the columns `names`; UserError if there are none."""
+    found = _by_folded_name(names)
+    others = [at for name, at in found.items() if name and name not in (*LABEL_COLUMNS, *SPLIT_COLUMNS)]
+    if known := [found[name] for name in PATH_COLUMNS if name in found]:
+        return known[0]
+    if names and Path(names[0]).suffix.lower() in IMAGE_SUFFIXES:
+        raise UserError(
+            f"{table} begins with {names[0]!r}, and the name path was expected in its first line; add it, or send names "
+            "alone to standard input, as in: transfer-learning predict RUN - < FILE."
+        )
+    if len(others) == 1:
+        return others[0]
+    listed = textwrap.shorten(", ".join(names), 200, placeholder=" ...") or "(none)"
+    raise UserError(f"{table} has the columns {listed}; a column path was expected, so rename that of the paths.")
+
+
+def _by_folded_name(names: list[str]) -> dict[str, int]:
+    """The positions of columns by their names without case, spaces and underscores."""
+    found: dict[str, int] = {}
+    for at, name in enumerate(names):
+        found.setdefault(re.sub(r"[\s_.-]+", "", name.lower()), at)
+    return found
 
 
 def _advice(names: list[str], beginning: list[list[str]], path: int, left: list[int]) -> str:
     """What to do about a table without columns of known names."""
     values = {at: {row[at] for row in beginning if at < len(row)} for at in left}
-    one_hot = [names[at] for at in left if values[at] and values[at] <= {"0", "1", "0.0", "1.0"}]
+    one_hot = [names[at] for at in left if values[at] and {value.lower() for value in values[at]} <= ONE_HOT]
     if Path(names[0]).suffix.lower() in IMAGE_SUFFIXES:
         return "path,label[,split] were expected in its first line, so add such a line above the first image."
     if path >= 0 and len(one_hot) > 1:
         shown = ", ".join(one_hot[:4])
         return (
             f"one label per image was expected, and {shown} look like one column per class: add a column label with the "
-            "name of the column that is 1 (with pandas: table[columns].idxmax(axis=1))."
+            "name of the column that is set (with pandas: table[columns].idxmax(axis=1))."
         )
     if len(names) > 1:
         return "path,label[,split] were expected in its first line; name yours with --path-column and --label-column."
