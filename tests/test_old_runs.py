@@ -81,6 +81,15 @@ def test_a_stopped_run_continues_to_the_same_result(old, capsys):
     )
 
 
+def test_a_finished_run_is_the_start_of_another(old):
+    arguments = ["--from", A, "--run-dir", "runs/next", "--frozen.epochs", "2", "--fine-tune.epochs", "0"]
+    assert run_main(run.main, [*arguments, "--frozen.warmup-epochs", "1"]) == 0
+    result = read("runs/next/evaluation.json")["earlier_run"]
+    assert result["weights_sha256"] == read(f"{A}/evaluation.json")["weights_sha256"]
+    assert result["copied_classes"] == ["circle", "cross", "stripes"] and result["num_trained_on"] == 0
+    assert result["comparison"]["accuracy_before"] == EXPECTED["finished_a"]["accuracy"]["test"]
+
+
 def test_a_comparison_goes_on_with_another_seed(old, monkeypatch, capsys):
     started = []
 

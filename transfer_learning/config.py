@@ -123,7 +123,7 @@ class RunConfig:
         "pretrained network under the head, or keras:NAME of keras.applications",
         known="models.backbones:BACKBONES",
     )
-    weights: str = model("imagenet", "initial weights of the backbone: imagenet, none (random), or a file")
+    weights: str = model("imagenet", "initial weights: imagenet, none (random), a file, or a finished run (as --from)")
     image_size: int = model(224, "side in pixels of the square that the backbone sees", low=8, high=MAX_SIZE)
     input_size: int = data(
         0, "side in pixels at which images are cached and given to the model; 0: image_size", low=0, high=MAX_SIZE

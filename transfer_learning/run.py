@@ -25,7 +25,8 @@ images. There are recipes for {", ".join(RECIPES)}.
 examples:
   transfer-learning run --dataset drawn_pills
   transfer-learning run --dataset photos/ --backbone resnet50 --fine-tune.epochs 20
-  transfer-learning run --resume runs/photos-resnet50-20260131-120000"""
+  transfer-learning run --resume runs/photos-resnet50-20260131-120000
+  transfer-learning run --from runs/mine --dataset more_photos/ --fine-tune.epochs 5"""
 
 
 @early_messages()
@@ -63,12 +64,25 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    usage = "transfer-learning run (--dataset DATASET | --resume RUN_DIR) [options]"
+    usage = "transfer-learning run (--dataset DATASET | --from RUN_DIR | --resume RUN_DIR) [options]"
     parser = Parser("run", usage=usage, description=__doc__, epilog=EPILOG)
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run, to the same result as if never stopped")
+    parser.add_argument(
+        "--from",
+        dest="start",
+        metavar="RUN_DIR",
+        help="a new run from the weights of this finished one: more epochs, images or classes; as --weights RUN_DIR",
+    )
     parser.add_argument("--run-dir", metavar="DIR", help="directory of a new run (default: a new one under runs/)")
     add_config_flags(parser)
-    return parser.parse_args(arguments)
+    flags = parser.parse_args(arguments)
+    if flags.start:
+        if flags.resume:
+            raise UserError("--resume continues a stopped run, and --from starts a new one; give one of them.")
+        if hasattr(flags, "weights"):
+            raise UserError(f"--from {flags.start} and --weights {flags.weights} both name weights; give one of them.")
+        flags.weights = str(existing_run_dir(flags.start).path)
+    return flags
 
 
 def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
@@ -80,8 +94,8 @@ def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
     config = with_values(old, with_full_paths(given_values(flags)))
     if fields := difference(old, config, may_have_moved=True):
         longer = (
-            "; its schedules depend on the number of epochs, so none can be added: a start from the weights of a run "
-            "(run --from RUN_DIR) is planned for that"
+            "; its schedules depend on the number of epochs, so none can be added: once it is finished, "
+            f"run --from {run_dir.path} trains on from its weights"
         )
         more = longer if any(name.endswith(".epochs") for name in fields) else ""
         raise UserError(

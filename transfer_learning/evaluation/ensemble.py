@@ -110,7 +110,11 @@ def paired_difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, An
     Raises:
         UserError: images, labels or classes of the tables differ.
     """
-    was_right, is_right = map(is_correct, aligned({"before": before, "after": after}))
+    return compare_correct(*map(is_correct, aligned({"before": before, "after": after})))
+
+
+def compare_correct(was_right: np.ndarray, is_right: np.ndarray) -> dict[str, Any]:
+    """What `paired_difference` returns, from whether each image was and is classified correctly, bool (n,), n > 0."""
     gained, lost = int(np.sum(is_right & ~was_right)), int(np.sum(was_right & ~is_right))
     return {
         "num_examples": len(is_right),

@@ -20,11 +20,13 @@ from transfer_learning.datasets.moved import with_recorded_ids
 from transfer_learning.datasets.prepared import PreparedDataset, load_dataset_of, prepare_dataset
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import metrics
+from transfer_learning.experiments.earlier_run import compare_with_earlier
 from transfer_learning.experiments.evaluate import calibrate_and_evaluate, draw_figures
 from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.machine.monitor import Monitor
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import build_classifier
+from transfer_learning.models.earlier_run import names_run
 from transfer_learning.models.standardization import fold_standardization, standardized
 from transfer_learning.reports.run import write_report
 from transfer_learning.storage.cache import Cache
@@ -77,8 +79,10 @@ def run_experiment(
             classifier = plain = build_classifier(config, without_unseen.class_names)
             if config.head_features != "last":
                 classifier = standardized(plain)
+            num_copied, num_classes = len(classifier.copied), len(classifier.class_names)
+            head = f"{num_copied:,} of {num_classes:,} classes of its head" if num_copied else "a new head"
             logger.info(
-                f"{find_backbone(config.backbone).description}, {config.weights} weights, and a new head: "
+                f"{find_backbone(config.backbone).description}, {config.weights} weights, and {head}: "
                 f"{classifier.model.count_params():,} parameters."
             )
             cuts = find_cuts(config, classifier)
@@ -129,6 +133,8 @@ def run_experiment(
                     **by_phase,
                     "final_weights": state.final_weights,
                 }
+                if names_run(config.weights):
+                    evaluation["earlier_run"] = compare_with_earlier(classifier, config, data, run_dir)
                 draw_figures(classifier, data, config.seed, state.history, evaluation, run_dir)
                 write_json(run_dir.evaluation, evaluation)
 

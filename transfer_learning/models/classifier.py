@@ -24,6 +24,7 @@ from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import available_bytes
 from transfer_learning.models.backbones import build_backbone, find_backbone
+from transfer_learning.models.earlier_run import names_run, with_earlier_weights
 from transfer_learning.models.head_features import make_pooling, with_stage_outputs
 from transfer_learning.models.inference_graph import InferenceFunction
 from transfer_learning.models.weights import check_hdf5, weights_digest
@@ -53,6 +54,7 @@ class Classifier:
     inference: InferenceFunction = field(repr=False, compare=False)  # of `model`; copies of the classifier share it
     temperature: float = 1.0  # logits are divided by it before the softmax
     rejection_threshold: float = 0.0  # images whose highest probability is below are rejected
+    copied: tuple[str, ...] = ()  # classes whose rows of the head came from an earlier run, ahead of training
 
     def logits(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Returns logits float32 (n, classes) of images (n, stored, stored, 3).
@@ -89,7 +91,9 @@ def build_classifier(
         ValueError: the head has more than `max_head_weights`.
     """
     # Each layer has a name and a seed of its own, so that two builds are equal.
-    backbone = build_backbone(config.backbone, config.image_size, initial_weights or config.weights, config.seed)
+    continues_run = initial_weights is None and names_run(config.weights)
+    weights = initial_weights or ("none" if continues_run else config.weights)
+    backbone = build_backbone(config.backbone, config.image_size, weights, config.seed)
     resizing = keras.layers.Resizing(config.image_size, config.image_size, dtype="float32", name="resize")
     if config.head_features != "last":
         backbone = with_stage_outputs(backbone, find_backbone(config.backbone), config.head_features)
@@ -114,7 +118,7 @@ def build_classifier(
         logits = layer(logits)
     head = keras.Model(features, logits, name="head")
     model = keras.Model(images, head(extractor(images)), name="classifier")
-    return Classifier(
+    classifier = Classifier(
         class_names=class_names,
         backbone=backbone,
         extractor=extractor,
@@ -123,6 +127,7 @@ def build_classifier(
         pretrained=config.weights != "none",
         inference=InferenceFunction(model, BATCH),
     )
+    return with_earlier_weights(classifier, config) if continues_run else classifier
 
 
 def unfreeze_layers(classifier: Classifier, backbone_name: str, unfreeze: str) -> str:

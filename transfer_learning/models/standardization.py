@@ -40,6 +40,15 @@ def standardized(classifier: Classifier) -> Classifier:
     return replace(classifier, head=head, model=model, inference=InferenceFunction(model, BATCH))
 
 
+def unfold_standardization(trained: Classifier, mean: np.ndarray, scale: np.ndarray) -> None:
+    """Sets `Standardize`, so far the identity, and the first dense layer, so that the classifier computes the same."""
+    trained.head.get_layer(NAME).set_weights([mean, scale])
+    mean, scale = (value.astype(np.float32).astype(np.float64) for value in (mean, scale))
+    dense = next(layer for layer in trained.head.layers if isinstance(layer, keras.layers.Dense))
+    kernel, bias = (value.astype(np.float64) for value in dense.get_weights())
+    dense.set_weights([kernel / scale[:, None], bias + mean @ kernel])
+
+
 def fold_standardization(trained: Classifier, plain: Classifier) -> Classifier:
     """Folds `Standardize` of a trained classifier into the first dense layer, which `plain` shares; returns `plain`."""
     standardize = trained.head.get_layer(NAME)

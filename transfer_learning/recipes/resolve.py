@@ -15,6 +15,7 @@ from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
+from transfer_learning.models.earlier_run import earlier_run, names_run
 from transfer_learning.recipes.auto import auto_recipe
 from transfer_learning.recipes.known import RECIPES
 
@@ -48,10 +49,12 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     values = dict(values)
     if "backbone" in values:
         find_backbone(values["backbone"])  # a misspelt name fails before the dataset is read
+    if names_run(values.get("weights", "")):
+        return _config_of_earlier_run(values)
     if "dataset" not in values:
         raise UserError(
             "--dataset is missing; name one of "
-            f"{', '.join(DATASETS)}, a folder or a table, or continue a run with --resume."
+            f"{', '.join(DATASETS)}, a folder or a table, or continue a run with --resume or --from."
         )
     values = with_full_paths(values)
     _check_places(values)
@@ -62,6 +65,19 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir), columns=columns)
     dataset = split_off_unseen(dataset, values.get("unseen_classes", RunConfig.unseen_classes))
     return *auto_recipe(values["dataset"], **survey(dataset)._asdict()), values
+
+
+def _config_of_earlier_run(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:
+    """As `recipe_for`, of a run that starts from a finished one: the config of that, for its dataset or another one."""
+    values = with_full_paths(values)
+    _, config = earlier_run(values["weights"], values.get("backbone"))
+    logger.info(f"Settings that are not given are those of {values['weights']}.")
+    if values.get("dataset", config.dataset) != config.dataset:
+        fields = ("unseen_classes", "corrections", "path_column", "label_column")  # of the other dataset
+        config = with_values(config, {name: getattr(RunConfig, name) for name in fields})
+    values = {"dataset": config.dataset} | values
+    _check_places(values)
+    return config, {}, values
 
 
 def with_full_paths(values: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
 # Fields of evaluation.json; those that are optional are not in every version's.
 REQUIRED = ("split", "accuracy", "accuracy_interval", "num_examples", "macro_f1")
 OPTIONAL = (
-    "macro_f1_interval top_5_accuracy top_5_interval log_loss weights_sha256 soup calibration final_weights".split()
+    "macro_f1_interval top_5_accuracy top_5_interval log_loss weights_sha256 soup calibration final_weights "
+    "earlier_run".split()
 )
 NUM_NAMED = 50  # files or errors in a table
 NUM_WORST = 10

@@ -133,9 +133,9 @@ class Trainer:
             if self.config.monitor.startswith("val") and len(active.val):
                 if state.phase:
                     note_start(active, state, self.config.monitor)
-                elif self.config.head_init == "lda" and self.config.starts_from_closed_form:
+                elif self.phases.may_keep_start:
                     loss, accuracy = evaluate(active)
-                    active.keep_best()  # the closed form may be better than any epoch after it
+                    active.keep_best()
                     state.best_value = loss if self.config.monitor == "val_loss" else accuracy
             if state.phase:
                 self.phases.restart_head()

@@ -16,6 +16,7 @@ from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.training.closed_form import closed_form_head, standardization
+from transfer_learning.training.copied_head import complete_head
 from transfer_learning.training.phase_inputs import make_phase_inputs
 from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
 
@@ -72,7 +73,7 @@ class PhaseBuilder:
         settings = config.phase(name)
         unfrozen = unfreeze_layers(classifier, config.backbone, settings.unfreeze)
         logger.info(f"Phase {name} trains {unfrozen}.")
-        if name == "frozen" and not config.head and not config.starts_from_closed_form:
+        if name == "frozen" and not config.head and not config.starts_from_closed_form and not classifier.copied:
             reason = "--head-init random" if config.head_init == "random" else "a closed form needs cached features"
             logger.info(f"The head starts from random weights: {reason}.")
         if cut is None:
@@ -81,8 +82,14 @@ class PhaseBuilder:
         train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime)
         if name == "frozen" and not is_resumed:
             groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
-            initialize_head(config, classifier, train.in_copy(0), groups)
+            initialize_head(config, classifier, train.in_copy(0), groups, val)
         return start_phase(name, config, classifier, train, val, cut)
+
+    @property
+    def may_keep_start(self) -> bool:
+        """Whether the weights that the first phase starts from may be better than any epoch after it."""
+        config = self.config
+        return bool(self.classifier.copied) or (config.head_init == "lda" and config.starts_from_closed_form)
 
     def restart_head(self) -> None:
         """Gives fine-tuning a head that it can start from: ridge regression on the last feature map alone.
@@ -92,7 +99,8 @@ class PhaseBuilder:
         """
         config, cut = self.config, self.cuts.get("frozen")
         is_robust = config.head_init == "ridge" and config.head_features == "last"
-        if is_robust or config.head_features == "stages" or not config.starts_from_closed_form or cut is None:
+        is_kept = is_robust or config.head_features == "stages" or bool(self.classifier.copied)
+        if is_kept or not config.starts_from_closed_form or cut is None:
             return
         train, _ = make_phase_inputs(cut, config.frozen, "frozen" in self.cached, config, self.data, self.runtime)
         features = train.in_copy(0)
@@ -109,14 +117,23 @@ class PhaseBuilder:
 
 
 def initialize_head(
-    config: RunConfig, classifier: Classifier, features: Examples, groups: np.ndarray | None = None
+    config: RunConfig,
+    classifier: Classifier,
+    features: Examples,
+    groups: np.ndarray | None = None,
+    val: Examples | None = None,
 ) -> None:
     """Standardizes the features of several maps, and sets a linear head to its closed-form solution.
 
     Args:
         features: of the training images, float32 (n, width).
         groups: see `closed_form_head`.
+        val: features of the validation images, which decide between an earlier run's head and the closed form.
     """
+    if classifier.copied:
+        weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
+        complete_head(config, classifier, features, features.at(np.arange(0)) if val is None else val, weights, groups)
+        return
     blocks = feature_blocks(classifier.backbone, config.head_features) if config.head_features != "last" else ()
     if config.starts_from_closed_form:
         weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
