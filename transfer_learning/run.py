@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    usage = "transfer-learning run (--dataset DATASET | --from RUN_DIR | --resume RUN_DIR) [options]"
+    usage = "transfer-learning run (--dataset DATASET | --from RUN | --resume RUN) [options]"
     parser = Parser("run", usage=usage, description=__doc__, epilog=EPILOG)
     parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run, to the same result as if never stopped")
     parser.add_argument(

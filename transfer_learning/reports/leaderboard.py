@@ -29,7 +29,9 @@ def find_runs(places: Iterable[str]) -> list[Path]:
         folder = RunDir(place).path
         below = [folder] if RunDir(folder).config.exists() else _runs_below(folder)
         if not below:
-            raise UserError(f"{place} is not a run directory and holds none; give what `run` printed, or a folder of runs.")
+            raise UserError(
+                f"{place} is not a run directory and holds none; give what `run` printed, or a folder of runs."
+            )
         found += below
     return list(dict.fromkeys(found))
 
