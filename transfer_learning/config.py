@@ -92,6 +92,7 @@ class Phase:
         low=0,
         was="views",
     )
+    clip_norm: float = option(0.0, "largest norm of the gradients of a train step, all together; 0: any", low=0)
     ema_decay: float = option(
         0.0,
         "decay per step of a moving average of the weights, a candidate for the final ones; 0: none",

@@ -22,6 +22,7 @@ from transfer_learning.datasets.pipeline import (
 
 SIZE = 12
 AUGMENTATIONS = ("none", *augmentation.AUGMENTATIONS)
+MIXING = [name for name, kind in augmentation.AUGMENTATIONS.items() if kind.share]
 
 
 def make_examples(count, seed=0):
@@ -40,7 +41,7 @@ def arrays(batches):
 def draw(kind, flip, seed, epoch, keys, size=SIZE):
     """The transforms (n, 8) and the changes of colour (n, 2) that are drawn for images of these keys."""
     parameters = augmentation.draw(kind, flip, seed, epoch, np.array(keys, np.uint64), size)
-    return parameters[:, :8], parameters[:, 8:]
+    return parameters[:, :8], parameters[:, 8:10]
 
 
 def assert_same(one, other):
@@ -70,6 +71,7 @@ def test_an_epoch_holds_every_example_once_with_its_own_label(augmentation):
     batches = arrays(training_batches(examples, 5, seed=3, epoch=1, augmentation=augmentation))
     assert [len(labels) for _, labels in batches] == [5, 5, 5, 5, 3]
     labels = np.concatenate([labels for _, labels in batches])
+    labels = labels[:, 0] if augmentation in MIXING else labels
     np.testing.assert_array_equal(labels, order(23, 3, 1))  # the label of an example is its number here
     if augmentation == "none":
         images = np.concatenate([inputs for inputs, _ in batches])
@@ -87,7 +89,7 @@ def test_resumed_at_any_update_it_gives_the_remaining_batches_to_the_bit(augment
         assert_same(epoch_from(first_update), whole[first_update:])
 
 
-@pytest.mark.parametrize("augmentation", AUGMENTATIONS[1:])
+@pytest.mark.parametrize("augmentation", sorted(set(AUGMENTATIONS[1:]) - set(MIXING)))
 def test_an_image_is_changed_alike_whatever_stands_beside_it(augmentation):
     def by_label(examples, batch_size):
         batches = arrays(training_batches(examples, batch_size, 7, 2, augmentation=augmentation))
@@ -113,6 +115,73 @@ def test_epochs_seeds_and_images_are_changed_each_in_its_own_way():
         for image in inputs
     }
     assert len(seen) == 2 * 3 * 8
+
+
+@pytest.mark.parametrize("kind", MIXING)
+def test_mixed_images_hold_as_much_of_the_next_image_as_their_labels_say(kind):
+    colours = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250], [0, 0, 0]], np.uint8)
+    inputs = np.broadcast_to(colours[:, None, None], (4, 48, 48, 3)).copy()
+    ids = np.array(list("abcd"), object)
+    examples = Examples(inputs, np.arange(4), np.arange(4, dtype=np.int32), ids)
+    shares = []
+    for epoch in range(20):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(augmentation.STRENGTHS, "light", dict.fromkeys(augmentation.STRENGTHS["light"], 0.0))
+            ((images, labels),) = arrays(training_batches(examples, 4, 0, epoch, augmentation=kind))
+        own, other, share = labels.T
+        np.testing.assert_array_equal(other, np.roll(own, -1))
+        expected = share[:, None] * colours[own.astype(int)] + (1 - share[:, None]) * colours[other.astype(int)]
+        np.testing.assert_allclose(images.mean(axis=(1, 2)), expected, atol=1e-2)
+        shares += list(share)
+    assert min(shares) >= 0 and max(shares) <= 1 and max(shares) - min(shares) > 0.3
+
+
+def test_half_of_the_images_lose_a_rectangle_to_random_erasing():
+    parameters = augmentation.draw("erasing", True, 0, 0, np.arange(500, dtype=np.uint64), 100)
+    left, top, right, bottom = parameters[:, 10:].T
+    area = (right - left) * (bottom - top) / 100**2
+    erased = area > 0
+    assert 0.4 < erased.mean() < 0.6 and 0.015 < area[erased].min() and area.max() < 0.34
+    assert (left >= 0).all() and (top >= 0).all() and (right <= 100).all() and (bottom <= 100).all()
+    plain = np.array([[1, 0, 0, 0, 1, 0, 0, 0, 0, 1, *box] for box in parameters[:20, 10:]], np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (20, 100, 100, 3)).astype(np.uint8)
+    changed = np.asarray(augmentation.apply("erasing", images, plain))
+    replaced = (changed != images).any(axis=3).mean(axis=(1, 2))
+    np.testing.assert_allclose(replaced, area[:20], atol=0.01)
+
+
+GREY, COLOUR = [100.0, 100.0, 100.0], [200.0, 100.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "value", "before", "after"),
+    [
+        ("saturation", 0.0, COLOUR, [121.92] * 3),
+        ("saturation", 1.0, COLOUR, COLOUR),
+        ("saturation", 1.5, GREY, GREY),
+        ("brightness", 1.5, COLOUR, [255.0, 150.0, 45.0]),
+        ("levels", 4.0, COLOUR, [192.0, 64.0, 0.0]),
+        ("threshold", 128.0, COLOUR, [55.0, 100.0, 30.0]),
+    ],
+)
+def test_trivial_changes_of_colour(change, value, before, after):
+    parameters = np.array([[1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 256, 256, 0]], np.float32)
+    parameters[0, {"brightness": 10, "saturation": 11, "levels": 12, "threshold": 13}[change]] = value
+    image = np.broadcast_to(np.array(before, np.uint8), (1, 6, 6, 3))
+    changed = np.asarray(augmentation.apply("trivial", image, parameters))
+    np.testing.assert_allclose(changed, np.broadcast_to(np.array(after), (1, 6, 6, 3)), atol=0.1)
+
+
+def test_trivial_makes_one_change_of_every_kind_and_stretches_contrast():
+    parameters = augmentation.draw("trivial", False, 0, 0, np.arange(600, dtype=np.uint64), 50)
+    plain = np.array([1, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 256, 256, 0], np.float32)
+    is_changed = abs(parameters - plain) > 1e-6
+    assert is_changed[:, [*range(6), *range(9, 15)]].any(axis=0).all()
+    assert (is_changed[:, 8:].sum(axis=1) <= 1).all() and not is_changed.all(axis=1).any()
+    image = np.random.default_rng(0).integers(90, 110, (1, 6, 6, 3)).astype(np.uint8)
+    plain[14] = 1
+    changed = np.asarray(augmentation.apply("trivial", image, plain[None]))
+    assert changed.min() == 0 and changed.max() == pytest.approx(255)
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS[1:])
@@ -363,8 +432,10 @@ VIEWS = {  # the transforms of two images that are to come out
     ],
     "rotation": [[1.0, 0.025, -1.199, -0.025, 1.0, 1.229, 0, 0], [-0.999, 0.039, 97.056, 0.039, 0.999, -1.871, 0, 0]],
     "padded_crop": [[-1, 0, 103, 0, 1, 3, 0, 0], [-1, 0, 91, 0, 1, 8, 0, 0]],
+    "trivial": [[1, 0, 4.587, 0, 1, 0, 0, 0], [1, 0, 0, -0.604, 1, 29.876, 0, 0]],
     "resized_crop": [[-0.94, 0, 97.03, 0, 0.93, 4.965, 0, 0], [-0.69, 0, 74.155, 0, 0.58, 33.79, 0, 0]],
 }
+VIEWS |= dict.fromkeys(("erasing", *MIXING), VIEWS["light"])
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS[1:])

@@ -36,7 +36,8 @@ def trained(
     optimizer.build(network.trainable_variables)
     metrics = EpochMetrics()
     settings = StepSettings(batch_size, class_weights, gradient_accumulation_steps, label_smoothing)
-    train_steps = make_train_step(network, network.trainable_variables, optimizer, metrics, settings, SIGNATURE)
+    signature = SIGNATURE if labels.ndim == 1 else (SIGNATURE[0], tf.TensorSpec((None, 3), tf.float32))
+    train_steps = make_train_step(network, network.trainable_variables, optimizer, metrics, settings, signature)
     at_once = at_once or len(rates)
     for first in range(0, len(rates), at_once):
         examples = slice(first * batch_size, (first + at_once) * batch_size)
@@ -65,6 +66,25 @@ def test_a_step_descends_the_mean_loss_however_the_batch_is_split(
     inputs, labels = INPUTS[:num_examples], LABELS[:num_examples]
     kernel, *_ = trained(inputs, labels, gradient_accumulation_steps, label_smoothing, class_weights, batch_size)
     assert kernel == pytest.approx(expected_kernel(inputs, labels, label_smoothing, class_weights), abs=1e-5)
+
+
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
+@pytest.mark.parametrize("class_weights", [(1.0, 1.0, 1.0), (0.5, 2.0, 1.0)])
+def test_of_mixed_images_each_label_counts_by_its_share(class_weights, gradient_accumulation_steps):
+    share, others = np.linspace(0, 1, 10, dtype=np.float32), np.roll(LABELS, -1)
+    kernel, loss, *_ = trained(
+        INPUTS, np.stack([LABELS, others, share], axis=1), gradient_accumulation_steps, 0.0, class_weights
+    )
+    twice, labels = np.concatenate([INPUTS, INPUTS]), np.concatenate([LABELS, others])
+    shares = np.concatenate([share, 1 - share])[:, None]
+    logits = twice @ linear_network().layers[-1].kernel.numpy()
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    weights = shares * np.asarray(class_weights)[labels][:, None]
+    before = linear_network().layers[-1].kernel.numpy()
+    expected = before - twice.T @ (weights * (probabilities - np.eye(NUM_CLASSES)[labels])) / 10
+    assert kernel == pytest.approx(expected, abs=1e-5)
+    losses = -np.log(probabilities[np.arange(20), labels])
+    assert loss == pytest.approx((weights[:, 0] * losses).sum() / 10, abs=1e-5)
 
 
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])

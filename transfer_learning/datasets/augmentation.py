@@ -10,6 +10,10 @@ pixels are interpolated once.
   Ren and Sun, "Deep Residual Learning", 2016, section 4.2).
 * "resized_crop" flips and enlarges a random part (Szegedy et al., "Going Deeper with Convolutions", 2015), drawn as by
   torchvision's RandomResizedCrop.
+* "trivial" flips and makes one random change of a random strength (Mueller and Hutter, "TrivialAugment", 2021,
+  arXiv:2103.10158), without its equalization and sharpness.
+* "erasing" is "light", and every second image loses a rectangle (Zhong et al., "Random Erasing", 2017, arXiv:1708.04896).
+* "mixup" and "cutmix" are "light", and mix each image with the next one of its batch, see mixing.py.
 """
 
 from collections.abc import Callable
@@ -17,6 +21,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from transfer_learning.datasets import mixing
 
 if TYPE_CHECKING:  # the table is read where TensorFlow is not wanted, as by `--help`
     import tensorflow as tf
@@ -32,6 +38,20 @@ PADDING = 4 / 32  # of the side: the largest shift of "padded_crop"
 CROP_AREA = (0.08, 1.0)  # of the image: the part that "resized_crop" takes
 CROP_ASPECT = (3 / 4, 4 / 3)  # width by height of that part
 CROP_TRIES = 10  # to draw a part inside the image; the whole image is taken after that
+ERASED_AREA, ERASED_ASPECT = (0.02, 0.33), (0.3, 3.3)  # of the rectangle that "erasing" takes away
+# Largest strength of the changes of "trivial", the wide ones of the paper: degrees, shear, shift of the side, factors.
+TRIVIAL = {
+    "rotation": 135.0,
+    "shear": 0.99,
+    "shift": 32 / 224,
+    "brightness": 0.99,
+    "contrast": 0.99,
+    "saturation": 0.99,
+}
+TRIVIAL_KINDS = (
+    *("none", "rotation", "shear_x", "shear_y", "shift_x", "shift_y"),
+    *("brightness", "contrast", "saturation", "posterize", "solarize", "autocontrast"),
+)
 
 Uniform = Callable[[int], np.ndarray]  # count -> float64 (n, count), uniform in -1..1
 
@@ -43,10 +63,13 @@ class Augmentation(NamedTuple):
         draw: (uniform, flip, size) -> float (n, k) parameters, which only `apply` has to understand. `uniform(count)`
             gives numbers float64 (n, count) in -1..1; `flip` allows mirroring; `size` is the side in pixels.
         apply: (images float32 (n, size, size, 3) in 0..255, parameters float32 (n, k)) -> images of the same shape.
+        share: of the label of each image itself, by the parameters, float32 (n,); the rest is that of the next image of
+            the batch. None: images are not mixed.
     """
 
     draw: Callable[[Uniform, bool, int], np.ndarray]
     apply: "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]"
+    share: "Callable[[tf.Tensor], tf.Tensor] | None" = None
 
 
 def draw(kind: str, flip: bool, seed: int, epoch: int | np.ndarray, keys: np.ndarray, size: int) -> np.ndarray:
@@ -129,6 +152,85 @@ def _draw_resized_crop(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
     return _of_part(_whole(right, size - width), _whole(down, size - height), width, height, flip & (mirror < 0), size)
 
 
+def _draw_trivial(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
+    """Parameters (n, 15): the 10 of `_transform`, then factors of brightness and saturation, the number of levels, the
+    threshold of solarization, and whether the contrast is stretched.
+    """
+    kind, strength, mirror = uniform(3).T
+    names = np.array(TRIVIAL_KINDS)[_whole(kind, len(TRIVIAL_KINDS) - 1).astype(int)]
+
+    def of(name: str, most: float) -> np.ndarray:
+        return np.where(names == name, most * strength, 0.0)
+
+    angle = np.deg2rad(of("rotation", TRIVIAL["rotation"]))
+    sign = np.where(flip & (mirror < 0), -1.0, 1.0)
+    shear_x, shear_y = of("shear_x", TRIVIAL["shear"]), of("shear_y", TRIVIAL["shear"])
+    x_by_x, x_by_y = sign * np.cos(angle), shear_x - np.sin(angle)
+    y_by_x, y_by_y = sign * (np.sin(angle) + shear_y), np.cos(angle)
+    middle = (size - 1) / 2
+    to_x = x_by_x, x_by_y, middle * (1 - x_by_x - x_by_y) + size * of("shift_x", TRIVIAL["shift"])
+    to_y = y_by_x, y_by_y, middle * (1 - y_by_x - y_by_y) + size * of("shift_y", TRIVIAL["shift"])
+    zero = np.zeros_like(angle)
+    colours = [1 + of(name, TRIVIAL[name]) for name in ("contrast", "brightness", "saturation")]
+    amount = np.abs(strength)
+    levels = np.where(names == "posterize", 2.0 ** (8 - np.round(6 * amount)), 256.0)
+    threshold = np.where(names == "solarize", 255 * (1 - amount), 256.0)
+    stretch = (names == "autocontrast").astype(float)
+    return np.stack([*to_x, *to_y, zero, zero, zero, *colours, levels, threshold, stretch], axis=1)
+
+
+def _change_trivially(images: "tf.Tensor", parameters: "tf.Tensor") -> "tf.Tensor":
+    import tensorflow as tf
+
+    images = _transform(images, parameters, fill_mode="CONSTANT")
+    factor, saturation, levels, threshold, stretch = (parameters[:, i, None, None, None] for i in range(10, 15))
+    images = tf.clip_by_value(factor * images, 0.0, 255.0)
+    grey = tf.image.rgb_to_grayscale(images)
+    images = tf.clip_by_value(grey + saturation * (images - grey), 0.0, 255.0)
+    images = tf.where(levels < 256, tf.floor(images / (256 / levels)) * (256 / levels), images)
+    images = tf.where(images >= threshold, 255.0 - images, images)
+    low, high = (reduce(images, axis=(1, 2), keepdims=True) for reduce in (tf.reduce_min, tf.reduce_max))
+    return tf.where(stretch > 0, (images - low) * (255.0 / tf.maximum(high - low, 1.0)), images)
+
+
+def _draw_erasing(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
+    """Parameters (n, 14): the 10 of "light", then left, top, right and bottom of the rectangle; 0 to 0: none."""
+    light, (erased, area, aspect, right, down) = _with_light(uniform, flip, size, 5)
+    area, aspect = _between(area, *ERASED_AREA) * size**2, np.exp(_between(aspect, *np.log(ERASED_ASPECT)))
+    width, height = (np.clip(np.round(np.sqrt(pixels)), 1, size) for pixels in (area * aspect, area / aspect))
+    left, top = _whole(right, size - width), _whole(down, size - height)
+    box = np.stack([left, top, left + width, top + height], axis=1)
+    return np.concatenate([light, np.where(erased[:, None] < 0, box, 0.0)], axis=1)
+
+
+def _erase(images: "tf.Tensor", parameters: "tf.Tensor") -> "tf.Tensor":
+    import tensorflow as tf
+
+    images = _transform(images, parameters)
+    mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
+    return tf.where(mixing.inside(parameters[:, 10:], images), mean, images)
+
+
+def _draw_mixed(drawn: Callable[[np.ndarray, int], np.ndarray], count: int) -> Callable:
+    """Parameters of "light", and after them those of a function of mixing.py, which takes `count` numbers in 0..1."""
+
+    def draw_both(uniform: Uniform, flip: bool, size: int) -> np.ndarray:
+        light, numbers = _with_light(uniform, flip, size, count)
+        return np.concatenate([light, drawn((numbers + 1) / 2, size)], axis=1)
+
+    return draw_both
+
+
+def _with_light(uniform: Uniform, flip: bool, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The parameters (n, 10) of "light", and `count` further numbers for each image, (count, n) in -1..1."""
+    numbers = uniform(7 + count)
+    return _draw_turn(STRENGTHS["light"], lambda first: numbers[:, :first], flip, size), numbers[:, 7:].T
+
+
+def _mix(mixed: "Callable[[tf.Tensor, tf.Tensor], tf.Tensor]", images: "tf.Tensor", parameters: "tf.Tensor"):
+    return mixed(_transform(images, parameters), parameters[:, 10:])
+
+
 def _of_part(
     left: np.ndarray, top: np.ndarray, width: np.ndarray, height: np.ndarray, is_mirrored: np.ndarray, size: int
 ) -> np.ndarray:
@@ -174,4 +276,12 @@ AUGMENTATIONS = {
     "rotation": Augmentation(partial(_draw_turn, STRENGTHS["rotation"]), _transform),
     "padded_crop": Augmentation(_draw_padded_crop, partial(_transform, fill_mode="CONSTANT")),
     "resized_crop": Augmentation(_draw_resized_crop, _transform),
+    "trivial": Augmentation(_draw_trivial, _change_trivially),
+    "erasing": Augmentation(_draw_erasing, _erase),
+    "mixup": Augmentation(
+        _draw_mixed(mixing.draw_mixup, 1), partial(_mix, mixing.mixup), lambda parameters: parameters[:, 10]
+    ),
+    "cutmix": Augmentation(
+        _draw_mixed(mixing.draw_cutmix, 3), partial(_mix, mixing.cutmix), lambda parameters: parameters[:, 14]
+    ),
 }

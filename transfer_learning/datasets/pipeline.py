@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from transfer_learning.datasets.augmentation import apply, draw
+from transfer_learning.datasets.augmentation import AUGMENTATIONS, apply, draw
 from transfer_learning.datasets.dataset import UNSEEN
+from transfer_learning.datasets.mixing import mixed_labels
 from transfer_learning.storage.rows import Rows
 
 BATCHES_AHEAD = 2  # read while one is in use
@@ -86,7 +87,8 @@ def training_batches(
 ) -> Iterable[Batch]:
     """The batches of an epoch without its first `start` images; the last may be short.
 
-    Inputs are as stored, or float32 images in 0..255 where `augmentation` is not "none".
+    Inputs are as stored, or float32 images in 0..255 where `augmentation` is not "none". Labels are int32 (n,), or what
+    `mixed_labels` returns where it mixes images.
     """
     examples = examples.in_epoch(epoch)
     chosen = order(len(examples), seed, epoch)[start:]
@@ -105,7 +107,8 @@ def training_batches(
         images.set_shape((None, *examples.inputs.shape[1:]))
         labels.set_shape((None,))
         parameters.set_shape((None, None))
-        return apply(augmentation, images, parameters), labels
+        share = AUGMENTATIONS[augmentation].share
+        return apply(augmentation, images, parameters), mixed_labels(labels, share(parameters)) if share else labels
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size)
     return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)

@@ -13,6 +13,7 @@ def make_optimizer(phase: Phase) -> "keras.optimizers.Optimizer":
     import keras
 
     optimizer = OPTIMIZERS[phase.optimizer](phase)
+    optimizer.global_clipnorm = phase.clip_norm or None
     optimizer.use_ema, optimizer.ema_momentum = phase.ema_decay > 0, phase.ema_decay
     if keras.mixed_precision.dtype_policy().name == "mixed_float16":
         return keras.mixed_precision.LossScaleOptimizer(optimizer)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_learning.config import PHASES, RunConfig, flag_name
+from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
@@ -30,6 +31,11 @@ def find_cuts(config: RunConfig, classifier: Classifier) -> dict[str, Cut | None
     cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
     for name, cut in cuts.items():
         settings, flag = config.phase(name), f"--{flag_name(name)}"
+        if settings.copies and AUGMENTATIONS[settings.augmentation].share:
+            raise UserError(
+                f"{flag}.copies {settings.copies} caches features of single images, and {flag}.augmentation "
+                f"{settings.augmentation} mixes images; pass {flag}.copies 0 or another augmentation."
+            )
         if cut is None and settings.copies:
             raise UserError(
                 f"{flag}.copies {settings.copies} caches activations of frozen layers, and {flag}.unfreeze "

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer_learning.config import Phase, RunConfig
+from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.pipeline import Examples, batches_in_order
 from transfer_learning.errors import UserError
 from transfer_learning.models.classifier import Classifier, leaf_layers
@@ -110,6 +111,7 @@ def start_phase(
     stored = tf.TensorSpec((None, *train.inputs.shape[1:]), train.inputs.dtype)
     trained_on = stored if augmentation == "none" else tf.TensorSpec(stored.shape, tf.float32)
     labels = tf.TensorSpec((None,), tf.int32)
+    is_mixed = augmentation != "none" and AUGMENTATIONS[augmentation].share is not None
     # A step of the head alone is as short as Python's work between two steps, so one call makes several.
     batch_bytes = config.batch_size * int(np.prod(stored.shape[1:])) * stored.dtype.size
     steps_per_execution = max(1, int(BYTES_PER_EXECUTION // batch_bytes)) if len(stored.shape) == 2 else 1
@@ -124,7 +126,12 @@ def start_phase(
         seeds=seeds,
         augmentation=augmentation,
         train_steps=make_train_step(
-            partial(logits, training=True), variables, optimizer, metrics, step_settings, (trained_on, labels)
+            partial(logits, training=True),
+            variables,
+            optimizer,
+            metrics,
+            step_settings,
+            (trained_on, tf.TensorSpec((None, 3), tf.float32) if is_mixed else labels),
         ),
         steps_per_execution=steps_per_execution,
         steps_per_epoch=math.ceil(len(train) / config.batch_size),

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import keras
 import tensorflow as tf
 
-Signature = tuple[tf.TensorSpec, tf.TensorSpec]  # of inputs (None, ...) and labels int32 (None,)
+# Of inputs (None, ...) and labels int32 (None,), or those of mixed images, see `mixed_labels`.
+Signature = tuple[tf.TensorSpec, tf.TensorSpec]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def make_train_step(
     learning rate at the same position. Several steps per call give the same bits as one; they only save Python's time.
 
     The loss of a step is the sum of weight x cross-entropy over the batch, divided by the size of the batch, whatever
-    the number of accumulation steps. The metrics take every example before the weights change.
+    the number of accumulation steps. The metrics take every example before the weights change; of mixed images the
+    accuracy counts the label of the first.
 
     Args:
         training_logits: float32 inputs -> float32 logits (batch, classes), with dropout. A BatchNorm in training mode
@@ -71,11 +73,19 @@ def make_train_step(
     """
     part_size = settings.batch_size // settings.gradient_accumulation_steps
 
-    def gradients(inputs: tf.Tensor, labels: tf.Tensor, num_examples: tf.Tensor) -> list[tf.Tensor]:
+    def weighted_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         weights = tf.gather(tf.constant(settings.class_weights, tf.float32), labels)
+        return weights * cross_entropy(labels, logits, settings.num_classes, settings.label_smoothing)
+
+    def gradients(inputs: tf.Tensor, labels: tf.Tensor, num_examples: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             logits = training_logits(tf.cast(inputs, tf.float32))
-            losses = weights * cross_entropy(labels, logits, settings.num_classes, settings.label_smoothing)
+            if labels.shape.rank == 2:  # mixed images
+                share = labels[:, 2]
+                labels, others = (tf.cast(labels[:, i], tf.int32) for i in (0, 1))
+                losses = share * weighted_losses(labels, logits) + (1 - share) * weighted_losses(others, logits)
+            else:
+                losses = weighted_losses(labels, logits)
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / tf.cast(num_examples, tf.float32))
         metrics.loss.update_state(losses)
         metrics.accuracy.update_state(is_correct(labels, logits))
