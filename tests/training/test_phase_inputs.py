@@ -14,13 +14,14 @@ from transfer_learning.config import Phase
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import key_of
 from transfer_learning.datasets.prepared import load_prepared
+from transfer_learning.errors import UserError
 from transfer_learning.models import freezing
 from transfer_learning.models.classifier import build_classifier, probabilities
 from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer
-from transfer_learning.training.phase_builder import PhaseBuilder, cut_of_phase
+from transfer_learning.training.phase_builder import PhaseBuilder, cut_of_phase, find_cuts
 from transfer_learning.training.phase_inputs import COPY_SEED, copy_names, make_phase_inputs
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
@@ -189,3 +190,11 @@ def test_without_room_anywhere_they_are_computed_in_every_epoch_to_the_same_bits
     train, _ = make_phase_inputs(cut, config.frozen, True, changed, data, {})
     assert "need 1 MB in" in messages[-1] and "computes them in every epoch" in messages[-1]
     np.testing.assert_array_equal(train.inputs[train.rows], expected.inputs[expected.rows])
+
+
+@pytest.mark.parametrize("name", [name for name, kind in augmentation.AUGMENTATIONS.items() if kind.share])
+def test_features_of_mixed_images_are_not_cached_and_the_error_says_so(config, name):
+    fine_tune = dataclasses.replace(config.fine_tune, unfreeze="block5", augmentation=name, copies=2)
+    config = dataclasses.replace(config, fine_tune=fine_tune)
+    with pytest.raises(UserError, match=f"--fine-tune.augmentation {name} mixes images; pass --fine-tune.copies 0"):
+        find_cuts(config, build_classifier(config, ("circle", "cross", "stripes")))
