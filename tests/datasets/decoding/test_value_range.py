@@ -116,6 +116,10 @@ RANGES = {
     "interpolated floats of 8 bits": ([Values("float", -3.5, 260.0)], {"float": (-4, 255)}),
     "faint floats": ([Values("float", 0, 0.003)], {"float": (0, 2**-8)}),
     "Hounsfield": ([Values("int16", -1000, 3071)], {"int16": (-1024, 4095)}),
+    "temperatures": ([Values("float", 281.3, 290.0), Values("float", 283.0, 303.9)], {"float": (280, 304)}),
+    "an offset": ([Values("uint16", 30000, 31000)], {"uint16": (29952, 31104)}),
+    "one value": ([Values("uint16", 1000, 1000)], {"uint16": (0, 1023)}),
+    "far below 0": ([Values("int32", -5010, -5000)], {"int32": (-5010, -5000)}),
     "nothing but NaN": ([Values("float", np.inf, -np.inf)], {"float": (0, 1)}),
     "nothing but 0": ([Values("float", 0, 0)], {"float": (0, 1)}),
     "nothing above 0": ([Values("float", -0.4, -0.1)], {"float": (-0.5, 0)}),
@@ -134,7 +138,7 @@ def test_what_is_no_number_is_black_and_what_is_outside_is_clipped():
 
 def test_missing_pixels_do_not_count():
     array = wide(GREY, 1 / 255, np.float32)
-    array[:4], array[4:6] = np.nan, -3.4e38
+    array[:4], array[4:6], array[6:8] = np.nan, -3.4e38, -9999
     found = values_in(decode(tiff(array), 32, "squash").remarks)
     assert 0 <= found.low <= found.high <= 1
     assert decode(tiff(np.full((8, 8), np.nan, np.float32)), 8, "squash", {"float": (0, 1)}).pixels.max() == 0

@@ -29,7 +29,9 @@ def zipped(path, members, mode=stat.S_IFREG | 0o644):
 
 
 def tarred(path, members, kind=tarfile.REGTYPE, target="", **options):
-    with tarfile.open(path, f"w:{path.suffix[1:]}" if path.suffix != ".tar" else "w", **options) as made:
+    with tarfile.open(
+        path, f"w:{path.suffix[1:].removeprefix('t')}" if path.suffix != ".tar" else "w", **options
+    ) as made:
         for name, content in members:
             info = tarfile.TarInfo(name)
             info.size, info.type, info.linkname = len(content) if kind == tarfile.REGTYPE else 0, kind, target
@@ -42,7 +44,17 @@ def contents(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["photos.zip", "photos.tar", "photos.tar.gz", "photos.tar.xz", "photos.tar.bz2", "PHOTOS.ZIP", "a.b.TAR.GZ"]
+    "name",
+    [
+        "photos.zip",
+        "photos.tar",
+        "photos.tar.gz",
+        "photos.tar.xz",
+        "photos.tar.bz2",
+        "photos.txz",
+        "PHOTOS.ZIP",
+        "a.b.TAR.GZ",
+    ],
 )
 def test_an_archive_is_read_like_its_folder(name, photos, tmp_path):
     said = log_messages()

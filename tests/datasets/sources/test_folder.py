@@ -205,6 +205,25 @@ def test_a_layout_that_could_be_misread_is_refused(names, words, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "table"),
+    [
+        (["img/1.jpg", "img/2.jpg", "labels.csv"], "labels.csv"),
+        (["1.jpg", "2.jpg", "x/boxes.csv", "train.tsv"], "train.tsv"),
+        (["train/1.jpg", "test/2.jpg", "train.csv"], "train.csv"),
+        (["train/1.jpg", "test/2.jpg", "notes.txt"], None),
+    ],
+)
+def test_a_table_beside_images_without_class_folders_is_named(names, table, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError) as caught:
+        load_dataset(str(tmp_path), tmp_path)
+    sentence = f" If {table} has their labels, pass --dataset {tmp_path / (table or '')}."
+    assert str(caught.value).endswith(sentence) if table else "has their labels" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("names", "words"), [([], "has no images"), (["a/1.txt"], "has no images"), (["a/1.jpg"], "only one class, a;")]
 )
 def test_a_folder_needs_images_of_two_classes(names, words, tmp_path):

@@ -50,6 +50,11 @@ def test_an_unknown_name_is_answered_with_what_is_known(tmp_path):
         load_dataset("zzz", tmp_path)
 
 
+def test_an_address_is_to_be_downloaded(tmp_path):
+    with pytest.raises(UserError, match="--dataset https://example.org/a.zip is an address; download it"):
+        load_dataset("https://example.org/a.zip", tmp_path)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_scheme_without_a_place_is_suggested(scheme, tmp_path):
     for name in (scheme, f"{scheme}:"):

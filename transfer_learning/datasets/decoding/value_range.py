@@ -20,6 +20,8 @@ PLAIN: Range = (0, 65535)  # the upper 8 bits of 16
 SMALL_DEPTHS = (1, 2, 4, 8)  # as PNG has them; then 9, 10, ...
 OVERSHOOT = 1 / 16  # of the highest value, which interpolated floats may exceed
 NO_DATA = 1e30  # floats from here on mark missing pixels
+MISSING = (-9999, -99999)  # as do these numbers in scans, depths and temperatures
+TIGHT = 1 / 8  # of a range: values that take less get a range of their own
 ROWS_BYTES = 1 << 23  # converted at once
 WORD = re.compile(r"values=([a-z]+\d*),([^,\s]+),([^,\s]+),(\d+)")
 
@@ -54,6 +56,8 @@ def extremes(kind: str, array: np.ndarray, bits: int = 0, no_data: float | None 
             part = part[np.abs(part) < NO_DATA]  # false for NaN
         if no_data is not None:
             part = part[part != no_data]
+        if part.size and part.min() in MISSING:
+            part = part[~np.isin(part, MISSING)]
         if part.size:
             low, high = min(low, float(part.min())), max(high, float(part.max()))
     return Values(kind, low, high, bits)
@@ -63,7 +67,7 @@ def ranges_of(images: Iterable[Values]) -> dict[str, Range]:
     """The range of each type of number in a dataset, from the values of its images.
 
     From 0, or for negative values minus a power of two, to ``2 ** bits - 1``; to 1 for floats from 1/16 to 1, or to a
-    smaller power of two.
+    smaller power of two. Values that take less than TIGHT of that, such as 281 to 304, get the range around them.
     """
     by_kind: dict[str, list[Values]] = {}
     for values in images:
@@ -75,7 +79,16 @@ def _range_of(kind: str, images: list[Values]) -> Range:
     depth = int(re.sub(r"\D", "", kind) or 0)
     if depth % 8:  # the depth of the file is that of its values
         return 0.0, 2.0**depth - 1
-    low, high = min(values.low for values in images), max(values.high for values in images)
+    found = min(values.low for values in images), max(values.high for values in images)
+    limits = _rounded(kind, *found, bits=max(values.bits for values in images))
+    used = found[1] - found[0]
+    if not 0 < used < TIGHT * (limits[1] - limits[0]):
+        return limits
+    step = 2.0 ** math.ceil(math.log2(TIGHT * used))
+    return math.floor(found[0] / step) * step, math.ceil(found[1] / step) * step
+
+
+def _rounded(kind: str, low: float, high: float, bits: int) -> Range:
     low = 0.0 if low >= 0 else -(2.0 ** math.ceil(math.log2(-low)))
     if high <= 0:
         return low, 0.0 if low else 1.0
@@ -84,8 +97,7 @@ def _range_of(kind: str, images: list[Values]) -> Range:
         if high <= 1:
             return low, 1.0 if high >= OVERSHOOT else 2.0 ** math.ceil(math.log2(high))
     depth = int(math.ceil(high)).bit_length()
-    said = max(values.bits for values in images)
-    depth = max(depth, said) if high < 2.0**said else depth
+    depth = max(depth, bits) if high < 2.0**bits else depth
     if not low:
         depth = next((small for small in SMALL_DEPTHS if depth <= small), depth)
     return low, 2.0**depth - 1

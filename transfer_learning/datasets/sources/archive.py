@@ -37,6 +37,8 @@ OPENERS: dict[str, Callable[..., Any]] = {
     ".tar": open,
     ".tar.gz": gzip.open,
     ".tgz": gzip.open,
+    ".tbz2": bz2.open,
+    ".txz": lzma.open,
     ".tar.bz2": bz2.open,
     ".tar.xz": lzma.open,
 }

@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from transfer_learning.datasets.dataset import Dataset, Example, Note, with_class_names
@@ -43,6 +44,7 @@ LEFT_BEHIND = frozenset(
     }
 )
 
+TABLE_SUFFIXES = (".csv", ".tsv")
 LINK_BACK = "a link to one of its parent folders"
 
 
@@ -66,8 +68,11 @@ def read(root: Path) -> Dataset:
     others = {(Path(name).parent.parts, Path(name).suffix.lower()) for name, _ in ignored}
     tree = layout.tree_of(folder for _, folder in images)
     top, tree = _top_folder(root, tree, others)
-    _refuse_stray_images(root, top, tree, images)
-    found = layout.understand(tree, top, str(root.joinpath(*top)))
+    try:
+        _refuse_stray_images(root, top, tree, images)
+        found = layout.understand(tree, top, str(root.joinpath(*top)))
+    except UserError as error:
+        raise UserError(f"{error}{name_table(root, ignored)}") from None
     examples = []
     for path, folder in images:
         above = [folder[:depth] for depth in range(len(top) + 1, len(folder) + 1)]
@@ -81,6 +86,14 @@ def read(root: Path) -> Dataset:
     notes = [Note(logging.INFO, text) for text in found.notes]
     notes += [Note(logging.WARNING, text) for text in (*found.warnings, *_empty_classes(root, top, found, ignored))]
     return with_class_names(str(root), examples, sorted(ignored), root, notes)
+
+
+def name_table(root: Path, ignored: Iterable[tuple[str, str]]) -> str:
+    """A sentence about the table beside the images of a folder, which may have their labels; "" for none."""
+    tables = sorted(
+        (name for name, _ in ignored if suffix_of(name) in TABLE_SUFFIXES), key=lambda name: name.count("/")
+    )
+    return f" If {tables[0]} has their labels, pass --dataset {shlex.quote(str(root / tables[0]))}." if tables else ""
 
 
 def _refuse_stray_images(root: Path, top: layout.Folder, tree: layout.Tree, images: list) -> None:

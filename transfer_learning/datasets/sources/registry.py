@@ -81,6 +81,8 @@ def load_dataset(
             what, advice = explained
             raise UserError(f"--dataset {name} is {what}, and a folder, archive or table was expected; {advice}.")
         dataset = table.read(Path(name), columns)
+    elif name.startswith(("http://", "https://")):
+        raise UserError(f"--dataset {name} is an address; download it, and pass the file or the unpacked folder.")
     else:
         known = [*DATASETS, *(f"{scheme}:PLACE" for scheme in SCHEMES)]
         raise UserError(
@@ -116,5 +118,5 @@ def check(dataset: Dataset, min_classes: int = 2) -> None:
     if len(dataset.class_names) < min_classes:
         raise UserError(
             f"{dataset.name} has only one class, {dataset.class_names[0]}; a classifier needs at least two, so add the "
-            "images of another class."
+            f"images of another class.{folder.name_table(dataset.folder, dataset.ignored) if dataset.folder else ''}"
         )
