@@ -119,6 +119,7 @@ def test_a_folder_that_cannot_be_trained_on(make, flags, words, refused, here):
         (["--dataset", "digit"], ["digit", "Did you mean digits?"]),
         (["--dataset", "digits", "--backbone", "resnet5"], ["resnet5", "Did you mean resnet50"]),
         (["--dataset", "no/such/folder", "--backbone", "resnet5"], ["resnet5"]),  # before a look at the data
+        (["--dataset", "no/such/folder", "--preset", "bets"], ["--preset bets", "Did you mean best?"]),
         (["--dataset", "digits", "--optimiser", "adam"], ["--optimiser", "--help"]),
         (["--dataset", "digits", "--batch-size", "x"], ["--batch-size", "'x'", "--help"]),
         (

@@ -27,6 +27,7 @@ NAMED_WEIGHTS = ("imagenet", "none")  # any other value is a file
 SMALL_CLASSES = ("ranked", "drawn")
 HEAD_FEATURES = ("last", "stages", "all")
 HEAD_INITS = ("ridge", "lda", "random")
+PRESETS = ("fast", "balanced", "best")
 MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
 MAX_SIZE = 8192  # pixels per side: a decoded image takes 0.2 GB
 
@@ -118,6 +119,12 @@ class RunConfig:
         "name, folder of class folders, archive, table with path,label columns, or SCHEME:PLACE",
         known="datasets.sources.registry:DATASETS",
         changes_result=False,
+    )
+    preset: str = training(
+        "balanced",
+        "what the automatic recipe compares and how long it trains, also for a dataset with a recipe of its own: "
+        "fast: no fine-tuning; best: more sizes, backbones and epochs",
+        choices=PRESETS,
     )
     backbone: str = model(
         "efficientnet_lite0",

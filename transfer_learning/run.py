@@ -15,6 +15,7 @@ from transfer_learning.config import NAMED_WEIGHTS, RunConfig, difference, named
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.recipes.resolve import resolve_config, with_full_paths
+from transfer_learning.storage.notes import Note
 from transfer_learning.storage.run_directory import RunDir, check_place, existing_run_dir, new_run_dir
 
 logger = logging.getLogger("transfer_learning.run")  # __name__ is "__main__" under `python -m`
@@ -85,7 +86,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
-def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[str]]:
+def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[Note | str]]:
     """The run to continue, its config, and no new reasons; UserError names the fields for which a flag asks otherwise."""
     if flags.run_dir:
         raise UserError("--resume already names the run directory; leave --run-dir out.")

@@ -25,7 +25,7 @@ def chosen_for(config, given=()):
 
 
 def test_the_head_with_the_least_loss_is_chosen(config, monkeypatch):
-    monkeypatch.setattr(measure, "image_sizes", lambda size: [size, 2 * size])
+    monkeypatch.setattr(measure, "sizes_to_compare", lambda config: [config.image_size, 2 * config.image_size])
     values, reasons, candidates = chosen_for(config)
     assert {(one.head_features, one.head_init) for one in candidates} == {
         (kind, init) for kind in ("last", "stages", "all") for init in ("ridge", "lda")
@@ -36,6 +36,7 @@ def test_the_head_with_the_least_loss_is_chosen(config, monkeypatch):
     best = min(of_size, key=lambda one: one.loss)
     assert (values["head_features"], values["head_init"]) == (best.head_features, best.head_init)
     assert all(0 <= one.error <= 1 and np.isfinite(one.loss) and one.seconds > 0 for one in candidates)
+    assert all(one.seconds_per_1000 > 0 for one in candidates) and sum(one.chosen for one in candidates) == 1
     assert "leave-one-out loss" in reasons["head_features"] and "16" in reasons["image_size"]
     assert "resize" not in reasons, "the images are square"
     with_values(config, values).check()
@@ -59,6 +60,33 @@ def test_images_that_are_not_square_are_squashed_cropped_and_padded(config, tmp_
     values, reasons, candidates = chosen_for(wide, ("image_size",))
     assert {one.resize for one in candidates} == {"squash", "crop", "pad"}
     assert values["resize"] in reasons["resize"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "given", "chosen"),
+    [
+        ({"small_cnn": 1.0, "other": 0.97, "third": 1.2}, (), "small_cnn"),
+        ({"small_cnn": 1.0, "other": 0.94, "third": 0.92}, (), "other"),
+        ({"small_cnn": 1.0, "other": 0.5, "third": 0.4}, (), "third"),
+        ({"small_cnn": 1.0, "other": 0.5, "third": 0.4}, ("backbone",), "small_cnn"),
+    ],
+)
+def test_a_slower_backbone_has_to_lower_the_loss_by_5_percent(losses, given, chosen, config, monkeypatch):
+    def score(config, *_):
+        setting = config.backbone, config.image_size, config.resize
+        return [
+            measure.Candidate(*setting, kind, "ridge", losses[config.backbone], 0.1, 1, 2) for kind in ("last", "all")
+        ]
+
+    monkeypatch.setattr(measure, "_score", score)
+    monkeypatch.setattr(measure, "backbones_to_compare", lambda config: ["other", "third"])
+    values, reasons, candidates = chosen_for(config, given)
+    assert [one.backbone for one in candidates if one.chosen] == [chosen]
+    if given:
+        assert "backbone" not in values and len(candidates) == 2
+    else:
+        assert values["backbone"] == chosen and len(candidates) == 6
+        assert reasons["backbone"].endswith(", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()) + ".")
 
 
 def test_few_validation_images_decide_nothing(config):
@@ -91,3 +119,4 @@ def test_a_table_with_other_column_names_is_measured(config, tmp_path):
     values |= {name: getattr(config, name) for name in ("backbone", "weights", "cache_dir")}
     chosen, reasons = config_from_values(values, measure=True)
     assert chosen.path_column == "file" and any("leave-one-out loss" in reason for reason in reasons)
+    assert len(reasons[-1]["candidates"]) == 6 and "6 candidates" in reasons[-1]["text"]

@@ -166,6 +166,22 @@ def test_the_same_files_give_the_same_bytes(tmp_path):
     assert [path.name for path in run_dir.path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_the_candidates_of_the_automatic_recipe_are_a_table(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    assert "Candidates" not in Page(run.write_report(run_dir)).text
+    setting = {"backbone": "efficientnet_lite0", "resize": "crop", "head_init": "lda", "head_features": "all"}
+    found = [
+        setting
+        | {"image_size": size, "loss": loss, "error": error, "seconds": 1, "seconds_per_1000": 12.5, "chosen": good}
+        for size, loss, error, good in ((160, 0.5, 0.25, False), (224, 0.25, 0.125, True))
+    ]
+    run_dir.notes.write_text(json.dumps([{"level": "info", "text": "2 candidates", "candidates": found}]))
+    text = Page(run.write_report(run_dir)).text
+    assert text.index("224 crop lda all 0.2500 87.50 % 12.5 chosen") < text.index(
+        "160 crop lda all 0.5000 75.00 % 12.5"
+    )
+
+
 @pytest.mark.parametrize("where", ["classes", "config", "notes", "environment", "ignored", "problem"])
 def test_no_name_acts_as_html(tmp_path, where):
     names = HOSTILE if where == "classes" else ("cat", "dog", "owl")

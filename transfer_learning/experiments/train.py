@@ -31,7 +31,7 @@ from transfer_learning.models.standardization import fold_standardization, stand
 from transfer_learning.reports.run import write_report
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, write_json, write_text
-from transfer_learning.storage.notes import NotesHandler
+from transfer_learning.storage.notes import Note, NotesHandler
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.estimate import RunEstimate, estimate_run
 from transfer_learning.training.history import describe_phase, phase_results
@@ -44,7 +44,10 @@ logger = logging.getLogger(__name__)
 
 
 def run_experiment(
-    config: RunConfig, run_dir: RunDir, callbacks: Sequence[keras.callbacks.Callback] = (), reasons: Sequence[str] = ()
+    config: RunConfig,
+    run_dir: RunDir,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    reasons: Sequence[Note | str] = (),
 ) -> dict[str, Any]:
     """Trains and evaluates what `config` asks for; a run directory with a checkpoint is continued bit-exactly.
 

@@ -1,4 +1,4 @@
-"""Measured choices of the automatic recipe: image size, resizing and head, by the leave-one-out loss of closed forms.
+"""Measured choices of the automatic recipe: size, backbone, resizing and head, by the leave-one-out loss of closed forms.
 
 A head on cached features is solved in seconds, and its leave-one-out loss needs no validation images. Only training
 images are used, of large datasets a part of them.
@@ -27,8 +27,10 @@ from transfer_learning.models.features import FrozenPart, NamedImages, cached_ac
 from transfer_learning.models.freezing import find_cut
 from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.recipes.auto import fine_tune_epochs_for
+from transfer_learning.recipes.presets import CLOSED_FORM_ONLY, PRESETS, backbones_to_compare, sizes_to_compare
 from transfer_learning.storage.cache import Cache
 from transfer_learning.training.closed_form import closed_form_head
+from transfer_learning.training.estimate import MeasuredRates
 from transfer_learning.training.phase_builder import group_numbers
 from transfer_learning.training.phase_inputs import activations_of_cut
 from transfer_learning.training.phases import class_weights
@@ -39,32 +41,36 @@ MAX_IMAGES = 1000
 MIN_PER_CLASS = 10  # of which a larger number of images is taken, where there are many classes
 NOT_SQUARE = 1.15  # median ratio of the sides from which resizing matters
 MIN_VAL = 20  # validation images below which nothing can be decided by them
+COMPARED = ("image_size", "backbone", "resize")  # one after the other, all heads with each
 GAIN = 0.95  # a choice that costs time needs a loss of at most this times that of the cheaper one
 
 
 class Candidate(NamedTuple):
     """A head on the features of one preprocessing, and how it predicts images that it has not seen."""
 
+    backbone: str
     image_size: int
     resize: str
     head_features: str
     head_init: str
     loss: float  # leave-one-out cross-entropy
     error: float  # leave-one-out error rate, 0..1
-    seconds: float  # for the features and the head
+    seconds: float  # to measure it: the features, less those in the cache, and the head
+    seconds_per_1000: float  # through the network, for 1,000 images on this machine
+    chosen: bool = False
 
     def describe(self) -> str:
-        """``224 px squash, lda on all: leave-one-out loss 0.123, error 3.4 %``."""
+        """``efficientnet_lite0, 224 px squash, lda on all: leave-one-out loss 0.123, error 3.4 %``."""
         return (
-            f"{self.image_size} px {self.resize}, {self.head_init} on {self.head_features}: leave-one-out loss "
-            f"{self.loss:.3f}, error {self.error:.1%}"
+            f"{self.backbone}, {self.image_size} px {self.resize}, {self.head_init} on {self.head_features}: "
+            f"leave-one-out loss {self.loss:.3f}, error {self.error:.1%}"
         )
 
 
 def measured_choices(
     config: RunConfig, dataset: Dataset, given: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, str], list[Candidate]]:
-    """Chooses image size, resizing and head of a config of the automatic recipe, except for the `given` fields.
+    """Chooses image size, backbone, resizing and head of a config of the automatic recipe, except for the `given` fields.
 
     Returns:
         Values and reasons by the name of the field, and all candidates; nothing if no head of the config has a closed
@@ -87,44 +93,46 @@ def measured_choices(
     kinds = ("last", "all") if is_fine_tuned else HEAD_FEATURES
     candidates: list[Candidate] = []
 
-    def best_of(size: int) -> Candidate:
-        return _best([one for one in candidates if one.image_size == size and one.head_features in kinds])
+    def best_with(**changes: Any) -> Candidate:
+        """The best candidate of another image size, backbone or resizing."""
+        measured = _score(replace(config, **changes), dataset, data, chosen, runtime, given, config.resize)
+        candidates.extend(measured)
+        return _best([one for one in measured if one.head_features in kinds])
 
-    sizes = [config.image_size] if "image_size" in given or config.input_size else image_sizes(config.image_size)
-    for size in sizes:
-        candidates += _score(replace(config, image_size=size), dataset, data, chosen, runtime, given, config.resize)
-    best = best_of(sizes[0])
+    sizes = [config.image_size] if "image_size" in given or config.input_size else sizes_to_compare(config)
+    best = best_with(image_size=sizes[0])
     for size in sizes[1:]:
-        best = best_of(size) if best_of(size).loss < GAIN * best.loss else best
+        best = _if_worth_it(best_with(image_size=size), best)
+    for backbone in [] if "backbone" in given else backbones_to_compare(config):
+        best = _if_worth_it(best_with(image_size=best.image_size, backbone=backbone), best)
     sides = data.manifest[["width", "height"]].iloc[chosen].to_numpy(float)
     if "resize" not in given and np.median(sides.max(axis=1) / np.maximum(1, sides.min(axis=1))) > NOT_SQUARE:
-        for resize in ("crop", "pad"):
-            other = replace(config, image_size=best.image_size, resize=resize)
-            candidates += _score(other, dataset, data, chosen, runtime, given, config.resize)
-        best = best_of(best.image_size)
+        same = {"image_size": best.image_size, "backbone": best.backbone}
+        best = _best([best, *(best_with(resize=resize, **same) for resize in ("crop", "pad"))])
+    candidates = [one._replace(chosen=one is best) for one in candidates]
     for candidate in candidates:
         logger.debug(candidate.describe())
     values, reasons = _as_choice(best, candidates, len(chosen))
     if not num_val:
         values["monitor"] = "loss"
     if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
-        values |= {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-5}
+        values |= CLOSED_FORM_ONLY
         reasons["fine_tune.epochs"] = (
             f"No fine-tuning: {num_val} validation images are too few to tell whether it helps, so the closed form stays."
         )
     elif best.image_size != config.image_size and config.fine_tune.epochs:
-        epochs = values["fine_tune.epochs"] = fine_tune_epochs_for(num_val + len(train), best.image_size)
+        usual = fine_tune_epochs_for(num_val + len(train), best.image_size)
+        epochs = values["fine_tune.epochs"] = PRESETS[config.preset].epochs * usual
         reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
     return {name: value for name, value in values.items() if name not in given}, reasons, candidates
 
 
-def image_sizes(size: int) -> list[int]:
-    """The image sizes to compare, the cheapest first."""
-    return [160, 224] if size in (160, 224) else [size]
-
-
 def _best(candidates: list[Candidate]) -> Candidate:
     return min(candidates, key=lambda candidate: candidate.loss)
+
+
+def _if_worth_it(slower: Candidate, best: Candidate) -> Candidate:
+    return slower if slower.loss < GAIN * best.loss else best
 
 
 def _score(
@@ -136,7 +144,7 @@ def _score(
     given: Collection[str],
     decoded_resize: str,
 ) -> list[Candidate]:
-    """The candidates of one image size and resizing, on the `chosen` rows of the manifest of `data`."""
+    """The candidates of one image size, backbone and resizing, on the `chosen` rows of the manifest of `data`."""
     started = time.monotonic()
     widest = config.head_features if "head_features" in given else "all"
     if len(find_backbone(config.backbone).stages) < 2:
@@ -155,11 +163,13 @@ def _score(
             some, config.stored_size, config.resize, Cache.of(config), config.decoded_gb, data.images.ranges
         )
         rows = images.rows
-    frozen = FrozenPart(activations_of_cut(cut, config, images.pixel_key, runtime), lambda batch: cut.below_fn(batch))
+    activations = activations_of_cut(cut, config, images.pixel_key, runtime)
+    frozen = FrozenPart(activations, lambda batch: cut.below_fn(batch))
     named = NamedImages(images.pixels, rows, part["sha256"].tolist())
     cached, positions = cached_activations(frozen, named, Cache.of(config))
     features = np.asarray(cached[positions])
     seconds = time.monotonic() - started
+    rate = MeasuredRates(Cache.of(config).folder / "rates.json").of(activations.name, cut, anew=False)
     blocks = feature_blocks(classifier.backbone, widest)
     parts = {widest: slice(None)}
     if widest == "all":
@@ -180,24 +190,29 @@ def _score(
         without, log_probabilities = head.left_out
         error = float((log_probabilities.argmax(axis=1) != labels[without]).mean())
         spent = seconds + time.monotonic() - began
-        results.append(Candidate(config.image_size, config.resize, kind, init, head.loss, error, round(spent, 2)))
+        setting = config.backbone, config.image_size, config.resize, kind, init
+        results.append(Candidate(*setting, head.loss, error, round(spent, 2), round(1000 / rate, 2)))
     return results
 
 
 def _as_choice(best: Candidate, candidates: list[Candidate], num_images: int) -> tuple[dict[str, Any], dict[str, str]]:
-    values = {name: getattr(best, name) for name in ("image_size", "resize", "head_features", "head_init")}
-    seconds = sum({(one.image_size, one.resize): one.seconds for one in candidates}.values())
+    values = {name: getattr(best, name) for name in (*COMPARED, "head_features", "head_init")}
+    seconds = sum({(one.backbone, one.image_size, one.resize): one.seconds for one in candidates}.values())
     usual = next((one for one in candidates if (one.head_features, one.head_init) == ("last", "ridge")), best)
     reasons = {
         "head_features": f"Head: {best.head_init} on {best.head_features}, leave-one-out loss {best.loss:.3f} (error "
         f"{best.error:.1%}) on {num_images:,} training images; ridge on last: {usual.loss:.3f} ({usual.error:.1%}). "
         f"Measured in {duration(seconds)}."
     }
-    for name in ("image_size", "resize"):
-        settings = list(dict.fromkeys(getattr(one, name) for one in candidates))
+    for place, name in enumerate(COMPARED):
+        # What was compared before has its best value, and what was compared later its first one.
+        wanted = {other: getattr(best, other) for other in COMPARED[:place]}
+        wanted |= {other: getattr(candidates[0], other) for other in COMPARED[place + 1 :]}
+        alike = [one for one in candidates if all(getattr(one, other) == wanted[other] for other in wanted)]
+        settings = list(dict.fromkeys(getattr(one, name) for one in alike))
         if len(settings) > 1:
             losses = ", ".join(
-                f"{setting} {_best([one for one in candidates if getattr(one, name) == setting]).loss:.3f}"
+                f"{setting} {_best([one for one in alike if getattr(one, name) == setting]).loss:.3f}"
                 for setting in settings
             )
             title = name.replace("_", " ").capitalize()

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.earlier_run import earlier_run, names_run
 from transfer_learning.recipes.auto import auto_recipe
 from transfer_learning.recipes.known import RECIPES
+from transfer_learning.recipes.presets import preset_values
+from transfer_learning.storage.notes import Note, as_note
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_config(flags: argparse.Namespace, measure: bool = False) -> tuple[RunConfig, list[str]]:
+def resolve_config(flags: argparse.Namespace, measure: bool = False) -> tuple[RunConfig, list[Note | str]]:
     """Returns the config that the flags ask for and the reasons for automatic choices, which are logged.
 
     Args:
@@ -30,7 +33,7 @@ def resolve_config(flags: argparse.Namespace, measure: bool = False) -> tuple[Ru
     """
     config, reasons = config_from_values(given_values(flags), measure)
     for reason in reasons:
-        logger.info(reason)
+        logger.info(as_note(reason)["text"])
     return config, reasons
 
 
@@ -49,7 +52,14 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     values = dict(values)
     if "backbone" in values:
         find_backbone(values["backbone"])  # a misspelt name fails before the dataset is read
+    if "preset" in values:
+        replace(RunConfig(), preset=values["preset"]).check()
     if names_run(values.get("weights", "")):
+        if "preset" in values:
+            raise UserError(
+                f"--preset {values['preset']} chooses settings, and a run from {values['weights']} has those of that run; "
+                "leave --preset out, or start without the run."
+            )
         return _config_of_earlier_run(values)
     if "dataset" not in values:
         raise UserError(
@@ -59,12 +69,15 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     values = with_full_paths(values)
     _check_places(values)
     scheme, _ = scheme_of(values["dataset"])
-    if recipe := RECIPES.get(scheme or values["dataset"]):
+    if "preset" not in values and (recipe := RECIPES.get(scheme or values["dataset"])):
         return recipe(), {}, values
     columns = Columns(values.get("path_column", ""), values.get("label_column", ""))
     dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir), columns=columns)
     dataset = split_off_unseen(dataset, values.get("unseen_classes", RunConfig.unseen_classes))
-    return *auto_recipe(values["dataset"], **survey(dataset)._asdict()), values
+    config, reasons = auto_recipe(values["dataset"], **survey(dataset)._asdict())
+    config = replace(config, preset=values.get("preset", config.preset))
+    preset, preset_reasons = preset_values(config)
+    return with_values(config, preset), reasons | preset_reasons, values
 
 
 def _config_of_earlier_run(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:
@@ -114,7 +127,7 @@ def _check_places(values: dict[str, Any]) -> None:
             )
 
 
-def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[RunConfig, list[str]]:
+def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[RunConfig, list[Note | str]]:
     """Returns the config of a dataset with these values, and the reasons for automatic choices of other fields.
 
     Args:
@@ -130,8 +143,10 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
         reason_by_field["frozen.epochs"] = (
             f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping; the head starts from random weights."
         )
+    notes: list[Note | str] = []
     if measure and reason_by_field:
-        measured, measured_reasons = _measured(config, values)
+        measured, measured_reasons, candidates = _measured(config, values)
+        notes = [candidates_note(candidates)] if candidates else []
         config = with_values(config, measured)
         reason_by_field |= measured_reasons
     backbone = find_backbone(config.backbone)
@@ -147,14 +162,22 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
         config = with_values(config, {"fine_tune.unfreeze": "0.3"})
     skipped = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
     reasons = [
-        reason for name, reason in reason_by_field.items() if name not in values and not name.startswith(skipped)
+        reason
+        for name, reason in reason_by_field.items()
+        if (name not in values or name == "preset") and not name.startswith(skipped)
     ]
-    return config, reasons
+    return config, [*reasons, *notes]
 
 
-def _measured(config: RunConfig, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Values that are measured on the images, and reasons, by the name of their field."""
+def _measured(config: RunConfig, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list]:
+    """Values that are measured on the images, reasons by the name of their field, and the candidates."""
     with quiet_start():  # imports TensorFlow
         from transfer_learning.recipes.measure import measured_choices
     columns = Columns(config.path_column, config.label_column)
-    return measured_choices(config, load_dataset(config.dataset, config.data_dir, columns=columns), values)[:2]
+    return measured_choices(config, load_dataset(config.dataset, config.data_dir, columns=columns), values)
+
+
+def candidates_note(candidates: list) -> Note:
+    """The candidates of the automatic recipe as a note, whose table the report of the run shows."""
+    text = f"{len(candidates)} candidates were compared; the report has their table."
+    return {"level": "info", "text": text, "candidates": [one._asdict() for one in candidates]}

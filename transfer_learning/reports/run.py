@@ -89,6 +89,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "unseen_classes": unseen_class_counts(manifest) if has_splits else {},
         "skipped": _reasons(manifest, "problem"),
         "ignored": _reasons(_read_csv(run_dir.ignored), "reason"),
+        "candidates": next((note["candidates"] for note in notes or () if "candidates" in note), None),
         "notes": [note["text"] for note in notes] if notes is not None else None,
         "hardware": monitor.describe(hardware) if len(hardware) else None,
         "exports": read_json(run_dir.export_table, formats=list)["formats"] if run_dir.export_table.exists() else None,

@@ -1,0 +1,68 @@
+"""Presets: what each tries and trains, only with weights that are here, and for a dataset with its own recipe too."""
+
+import dataclasses
+
+import pytest
+
+from transfer_learning import config as config_module
+from transfer_learning.config import RunConfig, with_values
+from transfer_learning.models.backbones import BACKBONES
+from transfer_learning.recipes.auto import auto_recipe
+from transfer_learning.recipes.presets import PRESETS, backbones_to_compare, preset_values, sizes_to_compare
+from transfer_learning.recipes.resolve import config_from_values
+
+PHOTOS = dict(num_images=400, num_classes=4, smallest_class=100, largest_class=100, short_side=500)
+
+
+def recipe(preset, **changes):
+    config, _ = auto_recipe("photos", **PHOTOS | changes)
+    config = dataclasses.replace(config, preset=preset)
+    return with_values(config, preset_values(config)[0]), preset_values(config)[1]
+
+
+def test_the_flag_takes_the_names_of_the_table():
+    assert config_module.PRESETS == tuple(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("preset", "sizes", "factor"), [("fast", [160], 0), ("balanced", [160, 224], 1), ("best", [160, 224, 288], 2)]
+)
+def test_a_preset_decides_sizes_and_fine_tuning(preset, sizes, factor):
+    config, reasons = recipe(preset)
+    config.check()
+    usual = auto_recipe("photos", **PHOTOS)[0]
+    assert sizes_to_compare(config) == sizes and config.image_size in sizes
+    assert config.fine_tune.epochs == factor * usual.fine_tune.epochs
+    assert (config == usual) == (preset == "balanced") == (not reasons)
+    assert all(reason.endswith(".") for reason in reasons.values())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_small_images_stay_as_they_are(preset):
+    config, _ = recipe(preset, short_side=28)
+    assert sizes_to_compare(config) == [config.image_size] == [96]
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "expected"),
+    [
+        ("balanced", {}, []),
+        ("best", {}, ["efficientnet_lite1", "efficientnet_lite2"]),
+        ("best", {"backbone": "efficientnet_lite1"}, ["efficientnet_lite2"]),
+        ("best", {"weights": "mine.h5"}, []),
+    ],
+)
+def test_larger_backbones_are_compared_if_their_weights_are_here(preset, changes, expected, monkeypatch):
+    config = dataclasses.replace(recipe(preset)[0], **changes)
+    assert backbones_to_compare(config) == expected
+    missing = dataclasses.replace(BACKBONES["efficientnet_lite2"], weights_package="no-such-package")
+    monkeypatch.setitem(BACKBONES, "efficientnet_lite2", missing)
+    assert backbones_to_compare(config) == [name for name in expected if name != "efficientnet_lite2"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_replaces_the_recipe_of_a_known_dataset(preset):
+    config, reasons = config_from_values({"dataset": "digits", "preset": preset, "fine_tune.patience": 4})
+    assert config.preset == preset and config.fine_tune.patience == 4 and reasons
+    assert (config.fine_tune.epochs == 0) == (preset == "fast")
+    assert config_from_values({"dataset": "digits"})[0].preset == RunConfig.preset

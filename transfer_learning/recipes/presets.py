@@ -1,0 +1,61 @@
+"""How much the automatic recipe tries and trains; a new preset is a row of `PRESETS`."""
+
+from typing import Any, NamedTuple
+
+from transfer_learning.config import RunConfig
+from transfer_learning.models.backbones import find_backbone
+
+LARGE_ENOUGH = (160, 224)  # image sizes of the recipe that others may replace; smaller images stay as they are
+# A tiny step: what is shipped is the closed form.
+CLOSED_FORM_ONLY = {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-5}
+
+
+class Preset(NamedTuple):
+    """What is compared by leave-one-out loss, and for how long the chosen network is fine-tuned."""
+
+    description: str
+    image_sizes: tuple[int, ...]  # the cheapest first
+    backbones: tuple[str, ...]  # beside that of the recipe, if their weights are installed; the cheapest first
+    epochs: int  # of fine-tuning, in units of the recipe's; 0: the closed form is the result
+
+
+PRESETS = {
+    "fast": Preset("the closed-form head at 160 pixels, no fine-tuning", (160,), (), 0),
+    "balanced": Preset("the head at 160 and 224 pixels, fine-tuning", (160, 224), (), 1),
+    "best": Preset(
+        "also 288 pixels and larger backbones, twice the fine-tuning",
+        (160, 224, 288),
+        ("efficientnet_lite1", "efficientnet_lite2"),
+        2,
+    ),
+}
+
+
+def sizes_to_compare(config: RunConfig) -> list[int]:
+    """The image sizes to compare, the cheapest first."""
+    sizes = PRESETS[config.preset].image_sizes
+    return list(sizes) if config.image_size in LARGE_ENOUGH else [config.image_size]
+
+
+def backbones_to_compare(config: RunConfig) -> list[str]:
+    """Backbones to compare with that of the config: those of its preset whose weights are here."""
+    if config.weights != "imagenet":
+        return []
+    names = [name for name in PRESETS[config.preset].backbones if name != config.backbone]
+    return [name for name in names if find_backbone(name).weights_status() in ("installed", "downloaded")]
+
+
+def preset_values(config: RunConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the preset changes in a config of the automatic recipe, and the reasons, by the name of the field."""
+    preset = PRESETS[config.preset]
+    values: dict[str, Any] = {}
+    reasons = {"preset": f"Preset {config.preset}: {preset.description}."} if config.preset != RunConfig.preset else {}
+    if config.image_size not in sizes_to_compare(config):
+        values["image_size"] = sizes_to_compare(config)[0]
+    if preset.epochs == 0:
+        values |= CLOSED_FORM_ONLY
+        reasons["frozen.epochs"] = "Frozen phase: 1 epoch at a tiny learning rate, so that the closed form stays."
+    elif preset.epochs > 1:
+        epochs = values["fine_tune.epochs"] = preset.epochs * config.fine_tune.epochs
+        reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
+    return values, reasons
