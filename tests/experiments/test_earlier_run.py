@@ -172,6 +172,7 @@ def test_a_bad_start_is_one_sentence(finished, tmp_path, capsys):
         (["--from", str(tmp_path)], "is not a run directory"),
         (["--from", str(tmp_path / "nowhere")], "There is no run directory"),
         (["--from", path, "--weights", "none"], "both name weights"),
+        (["--from", path, "--preset", "best"], "--preset best chooses settings"),
         (["--from", path, "--resume", path], "give one of them"),
     ):
         assert run_main(run.main, arguments) == ExitCode.USER_ERROR
