@@ -19,7 +19,8 @@ from transfer_learning.errors import UserError, did_you_mean
 
 PHASES = ("frozen", "fine_tune")
 FORMAT = 2  # of the JSON; 1 had other names of some fields, and no number
-EARLIER = {"small_classes": "drawn"}  # what saved configs without these fields mean, where it is not the default
+# What saved configs without these fields mean, where it is not the default.
+EARLIER = {"small_classes": "drawn", "fold_batch_norm": False}
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 RESIZES = ("squash", "crop", "pad")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -186,6 +187,9 @@ class RunConfig:
     monitor: str = training("val_loss", "metric for the best weights, early stopping and plateau", choices=MONITORS)
     decoded_gb: float = data(16.0, "datasets that are larger when decoded are cached as JPEGs, in GB", low=0)
     precision: str = training("auto", "dtype policy; auto: mixed_float16 on GPUs that gain from it", choices=PRECISIONS)
+    fold_batch_norm: bool = training(
+        True, "compute BatchNorm of a pretrained backbone inside its convolutions; --no-fold-batch-norm: apart, slower"
+    )
     unseen_classes: str = data(
         "", "classes, as owl,fox, that are not trained and only test the rejection rule", was="held_out"
     )

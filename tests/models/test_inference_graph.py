@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 from transfer_learning.models.backbones import build_backbone
-from transfer_learning.models.inference_graph import fold_batch_norm, inference_graph
+from transfer_learning.models.inference_graph import fold_batch_norm, inference_graph, trainable_inference_fn
 
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
 
@@ -50,6 +50,7 @@ NETWORKS = {  # what is built, and how many BatchNorms have to stay
     "an activation between": (chain(lambda: layers.Conv2D(4, 3, activation="relu"), norm), 1),
     "in front of the convolution": (chain(norm, lambda: layers.Conv2D(4, 3)), 1),
     "behind a dense layer": (chain(lambda: layers.Dense(4), norm), 1),
+    "over another axis": (chain(lambda: layers.Conv2D(4, 3), lambda: norm(axis=1)), 1),
     "used twice": (two_uses, 0),
     "nested": (nested, 0),
     "in a sequence": (a_sequence, 1),
@@ -115,3 +116,38 @@ def test_a_frozen_graph_keeps_the_weights_that_it_was_made_with(precision):
     assert actual.dtype == tf.float32
     tolerance = 2e-5 if precision == "float32" else 5e-2
     assert actual.numpy() == pytest.approx(expected, rel=0, abs=tolerance * float(np.abs(expected).max()))
+
+
+def outputs_and_gradients(compute, network):
+    """Of a loss whose gradient is another one for each output; gradients by the position of the weight."""
+    with tf.GradientTape() as tape:
+        outputs = compute(tf.constant(IMAGES / 255))
+        weights = tf.random.stateless_normal(outputs.shape, (0, 1))
+        loss = tf.reduce_sum(weights * tf.cast(outputs, tf.float32) ** 2)
+    gradients = tape.gradient(loss, network.trainable_variables)
+    return [
+        outputs.numpy(),
+        *(
+            np.zeros(v.shape) if g is None else g.numpy()
+            for v, g in zip(network.trainable_variables, gradients, strict=True)
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("build", "precision"),
+    [*((build, "float32") for build, _ in NETWORKS.values()), (NETWORKS["with a bias"][0], "mixed_float16")],
+    ids=[*NETWORKS, "with a bias, mixed_float16"],
+)
+def test_folding_in_training_gives_the_same_outputs_and_gradients(build, precision):
+    keras.config.set_dtype_policy(precision)
+    images = keras.Input((16, 16, 3))
+    network = with_statistics(keras.Model(images, build(images)))
+    compute = trainable_inference_fn(network)
+    for seed in (0, 1):  # the weights change and the function stays
+        with_statistics(network, seed)
+        expected = outputs_and_gradients(lambda images: network(images, training=False), network)
+        actual = outputs_and_gradients(compute, network)
+        for found, wanted in zip(actual, expected, strict=True):
+            tolerance = (1e-4 if precision == "float32" else 2e-2) * max(1.0, float(np.abs(wanted).max()))
+            assert found == pytest.approx(wanted, rel=0, abs=tolerance)

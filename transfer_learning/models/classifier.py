@@ -11,6 +11,7 @@ import math
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from transfer_learning.machine.resources import available_bytes
 from transfer_learning.models.backbones import build_backbone, find_backbone
 from transfer_learning.models.earlier_run import names_run, with_earlier_weights
 from transfer_learning.models.head_features import make_pooling, with_stage_outputs
-from transfer_learning.models.inference_graph import InferenceFunction
+from transfer_learning.models.inference_graph import InferenceFunction, trainable_inference_fn
 from transfer_learning.models.weights import check_hdf5, weights_digest
 from transfer_learning.storage.files import renamed, written_atomically
 from transfer_learning.storage.rows import Rows
@@ -51,6 +52,7 @@ class Classifier:
     head: keras.Model  # features -> logits
     model: keras.Model  # images -> logits
     pretrained: bool
+    folds_batch_norm: bool  # while it trains, see `training_fn`
     inference: InferenceFunction = field(repr=False, compare=False)  # of `model`; copies of the classifier share it
     temperature: float = 1.0  # logits are divided by it before the softmax
     rejection_threshold: float = 0.0  # images whose highest probability is below are rejected
@@ -62,8 +64,19 @@ class Classifier:
         In training, dropout in the head is active, and BatchNorm in a pretrained backbone stays in inference mode: its
         statistics are those of a million images. A backbone from random weights learns them.
         """
-        # Part by part, because training=True overrides the training=False of a nested functional model.
-        return self.head(self.extractor(images, training=training and not self.pretrained), training=training)
+        return self.head(self._extract(images, training), training=training)
+
+    @cached_property
+    def _extract(self) -> Callable[[tf.Tensor, bool], tf.Tensor]:
+        return self.training_fn(self.extractor)
+
+    def training_fn(self, network: keras.Model) -> Callable[[tf.Tensor, bool], tf.Tensor]:
+        """Returns a part below the head as a function of its inputs and `training`, for train and eval steps."""
+        if not self.pretrained:
+            return lambda images, training: network(images, training=training)
+        # By itself, because training=True of a functional model overrides the training=False of one nested in it.
+        compute = trainable_inference_fn(network) if self.folds_batch_norm else partial(network, training=False)
+        return lambda images, training: compute(images)
 
     def inference_fn(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """Returns the function of float32 images (BATCH, stored, stored, 3) to float32 logits with present weights."""
@@ -125,6 +138,7 @@ def build_classifier(
         head=head,
         model=model,
         pretrained=config.weights != "none",
+        folds_batch_norm=config.fold_batch_norm,
         inference=InferenceFunction(model, BATCH),
     )
     return with_earlier_weights(classifier, config) if continues_run else classifier

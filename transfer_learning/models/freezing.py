@@ -54,9 +54,10 @@ def find_cut(classifier: Classifier) -> Cut | None:
         return None
     backbone_above = keras.Model(tensor, classifier.backbone.output, name="backbone_above")
     pooling, head = classifier.extractor.layers[-1], classifier.head
+    extract = classifier.training_fn(backbone_above)
 
     def above(activations: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return head(pooling(backbone_above(activations, training=False)), training=training)
+        return head(pooling(extract(activations, training)), training=training)
 
     return Cut(below, above, [*leaf_layers(backbone_above), *leaf_layers(head)])
 
