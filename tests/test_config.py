@@ -80,12 +80,6 @@ CONTRADICTIONS = {  # fields that differ from the default, and what the sentence
 
 
 @pytest.mark.parametrize(("values", "named"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
-def test_a_config_without_folding_is_of_a_version_that_did_not_fold():
-    text = RunConfig().to_json()
-    assert RunConfig.from_json(text).fold_batch_norm
-    assert not RunConfig.from_json(text.replace('"fold_batch_norm": true,', "")).fold_batch_norm
-
-
 def test_refuses_a_contradiction_and_names_the_flag(values, named):
     with pytest.raises(UserError) as caught:
         with_values(RunConfig(), values).check()
@@ -225,3 +219,9 @@ def test_a_phase_and_a_config_cannot_be_changed():
     for frozen, name in ((RunConfig(), "seed"), (Phase(), "epochs")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(frozen, name, 1)
+
+
+def test_a_config_without_folding_is_of_a_version_that_did_not_fold():
+    text = RunConfig().to_json()
+    assert RunConfig.from_json(text).fold_batch_norm
+    assert not RunConfig.from_json(text.replace('"fold_batch_norm": true,', "")).fold_batch_norm

@@ -1,6 +1,9 @@
 """Imports point down: from the commands to the modules that do not need TensorFlow."""
 
 import ast
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,20 @@ def test_an_import_inside_a_function_counts(tmp_path):
     path = tmp_path / "module.py"
     path.write_text("def f():\n    from transfer_learning import run\n    import keras.layers\n")
     assert list(imported(path)) == ["transfer_learning.run", "keras.layers"]
+
+
+def test_prepare_cache_and_report_need_no_tensorflow(tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(Path(__file__).parent / "old_runs", folder)
+    code = (
+        "import sys\nfor name in ('tensorflow', 'keras', 'sklearn', 'matplotlib', 'cleanlab'): sys.modules[name] = None\n"
+        "from transfer_learning import cache, evaluate, predict, prepare, report, run\n"
+        "assert 'scipy' not in sys.modules\n"
+        "report.main(['runs/finished_a'])\n"
+        "prepare.main(['photos', '--image-size', '24', '--cache-dir', 'new', '--out', 'audit'])\n"
+        "cache.main(['--cache-dir', 'new'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for text in ("report.html", "42 images of 4 classes", "pixels/24-squash"):
+        assert text in done.stdout

@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from scipy.stats import binned_statistic
 
 from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.intervals import wilson_interval
@@ -33,6 +30,9 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, s
     Returns:
         The temperature, 1 if there are too few errors to fit it, and a message for the log.
     """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
     if not np.isfinite(logits).all():
         return 1.0, "Confidences not calibrated: the model outputs NaN or infinite values."
     num_errors = int(np.sum(logits.argmax(axis=1) != labels))
@@ -68,6 +68,8 @@ def measure(table: pd.DataFrame, temperature: float) -> dict[str, Any]:
         that are not empty, with ``low``, ``high``, ``num_examples``, the mean ``confidence``, the ``accuracy`` and its
         95 % Wilson ``interval``; and ``uncorrected``, ``error`` and ``bins`` at temperature 1.
     """
+    from scipy.special import softmax
+
     correct = (table["label"] == table["predicted"]).to_numpy()
     calibrated = _binned(table["confidence"].to_numpy(np.float64), correct)
     probabilities, before = predictions.probabilities(table), np.empty(len(table))
@@ -80,6 +82,8 @@ def measure(table: pd.DataFrame, temperature: float) -> dict[str, Any]:
 
 
 def _binned(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    from scipy.stats import binned_statistic
+
     values = [np.ones(len(correct)), np.clip(confidence, 0, 1), correct.astype(float)]
     (counts, confidences, num_correct), edges, _ = binned_statistic(values[1], values, "sum", NUM_BINS, range=(0, 1))
     bins = [

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
@@ -115,6 +114,8 @@ def paired_difference(before: pd.DataFrame, after: pd.DataFrame) -> dict[str, An
 
 def compare_correct(was_right: np.ndarray, is_right: np.ndarray) -> dict[str, Any]:
     """What `paired_difference` returns, from whether each image was and is classified correctly, bool (n,), n > 0."""
+    from scipy.stats import binomtest
+
     gained, lost = int(np.sum(is_right & ~was_right)), int(np.sum(was_right & ~is_right))
     return {
         "num_examples": len(is_right),

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
 
 NUM_RESAMPLES = 2000
 SEED = 0  # the same predictions give the same interval
@@ -13,6 +12,8 @@ MAX_NUMBERS = 2_000_000  # in memory at once
 
 def wilson_interval(num_right: int, num_images: int) -> list[float]:
     """Returns the 95 % interval ``[low, high]`` of a proportion (Wilson, 1927)."""
+    from scipy.stats import binomtest
+
     interval = binomtest(num_right, num_images).proportion_ci(confidence_level=0.95, method="wilson")
     return [float(interval.low), float(interval.high)]
 
@@ -31,6 +32,8 @@ def resampled_interval(
     Returns:
         Lower and upper ends, each of the shape of the statistic.
     """
+    from scipy.stats import bootstrap
+
     if len(values) < 2:
         low, high = (np.full(np.shape(statistic(values, axis=-1)), end) for end in widest)
         return low, high

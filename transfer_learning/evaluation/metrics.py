@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import classification_report as text_report
-from sklearn.metrics import confusion_matrix, f1_score, log_loss, precision_recall_fscore_support, top_k_accuracy_score
 
 from transfer_learning.evaluation.intervals import f1_interval, resampled_interval, wilson_interval
 from transfer_learning.evaluation.predictions import class_names as names_of
@@ -37,6 +35,14 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
     Raises:
         ValueError: there are no rows, or the classes are not those of the table.
     """
+    from sklearn.metrics import (
+        confusion_matrix,
+        f1_score,
+        log_loss,
+        precision_recall_fscore_support,
+        top_k_accuracy_score,
+    )
+
     true, predicted = _positions(predictions, class_names)
     every, present = range(len(class_names)), _present(true, predicted)
     num_right = int(np.sum(true == predicted))
@@ -130,6 +136,8 @@ def classification_report(predictions: pd.DataFrame, class_names: Sequence[str])
     Raises:
         ValueError: there are no rows, or the classes are not those of the table.
     """
+    from sklearn.metrics import classification_report as text_report
+
     true, predicted = _positions(predictions, class_names)
     present = _present(true, predicted)
     names = [class_names[position] for position in present]

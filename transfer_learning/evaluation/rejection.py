@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from transfer_learning.evaluation.intervals import wilson_interval
 from transfer_learning.storage.files import renamed
@@ -44,6 +43,8 @@ def measure(rejection_threshold: float, table: pd.DataFrame, others: Mapping[str
         ``interval``, and ``auroc``: the probability that such an image gets a lower confidence than an image of the
         classes; 0.5 is chance.
     """
+    from sklearn.metrics import roc_auc_score
+
     confidence = table["confidence"].to_numpy(np.float64)
     is_correct, is_rejected = (table["label"] == table["predicted"]).to_numpy(), confidence < rejection_threshold
     kinds = {}

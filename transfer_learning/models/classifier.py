@@ -17,7 +17,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import scipy.special
 import tensorflow as tf
 
 from transfer_learning.cli.formatting import size
@@ -225,6 +224,8 @@ def probabilities(
 
 def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Returns probabilities float32 (n, classes) of float32 logits, as the saved model computes them."""
+    import scipy.special
+
     results = np.empty_like(logits)
     for start in range(0, len(logits), SOFTMAX_ROWS):
         part = slice(start, start + SOFTMAX_ROWS)

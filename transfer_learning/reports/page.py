@@ -12,7 +12,7 @@ from PIL import Image
 
 from transfer_learning.cli import formatting
 from transfer_learning.datasets.dataset import SPLITS, UNSEEN
-from transfer_learning.evaluation.figures.style import DOTS_PER_INCH
+from transfer_learning.evaluation.figures import DOTS_PER_INCH
 from transfer_learning.storage.files import written_atomically
 
 CSS_PIXELS_PER_INCH = 90  # of a figure: its text is as large as that of the page

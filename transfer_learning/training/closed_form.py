@@ -13,8 +13,6 @@ are chosen in the same way.
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
-import scipy.special
 
 from transfer_learning.datasets.pipeline import Examples
 
@@ -66,6 +64,8 @@ def closed_form_head(
         blocks: widths of the parts of the features that are standardized, see `standardization`; (): none is.
         groups: (n,), examples with the same value are left out together; None: each alone.
     """
+    import scipy.special
+
     weights = np.asarray(class_weights, np.float64)[examples.labels]
     center, scale = standardization(examples, blocks) if blocks else (np.zeros(1), np.ones(1))
 
@@ -130,6 +130,8 @@ def standardization(examples: Examples, blocks: tuple[int, ...]) -> tuple[np.nda
 
 
 def _regression(features, labels, weights, num_classes, is_wide_solved_by_examples: bool) -> _Regression:
+    import scipy.linalg
+
     chunks = [slice(start, start + CHUNK) for start in range(0, len(labels), CHUNK)]
     total = weights.sum()
     mean = sum(weights[chunk] @ features(chunk) for chunk in chunks) / total

@@ -12,9 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from scipy.fft import dct
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from transfer_learning.cli.progress import count_progress
 
@@ -34,6 +31,8 @@ def perceptual_hashes(pixels: Any, rows: np.ndarray) -> tuple[np.ndarray, np.nda
         The hashes, uint64 (n,); and the standard deviation of the grey levels of each image at 32 x 32 pixels, float32
         (n,).
     """
+    from scipy.fft import dct
+
     frequencies = (dct(np.eye(SIDE), axis=0)[:FREQUENCIES]).astype(np.float32)
     progress = count_progress("Comparing images")
     hashes, contrasts = np.empty(len(rows), np.uint64), np.empty(len(rows), np.float32)
@@ -117,6 +116,9 @@ def groups_of(pairs: np.ndarray, count: int) -> np.ndarray:
 
     Groups are the connected components of the pairs, numbered from 0 on in the order of their first images.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, components = connected_components(graph, directed=False)
     _, first, inverse, sizes = np.unique(components, return_index=True, return_inverse=True, return_counts=True)

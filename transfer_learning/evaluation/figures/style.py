@@ -14,9 +14,8 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from transfer_learning.evaluation.figures import DOTS_PER_INCH
 from transfer_learning.storage.files import written_atomically
-
-DOTS_PER_INCH = 150
 
 # Colours that people with any kind of colour blindness can distinguish (Okabe and Ito).
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777"

@@ -5,18 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from transfer_learning.evaluation.figures.confusion import confusion_matrix
-from transfer_learning.evaluation.figures.curves import curves
-from transfer_learning.evaluation.figures.hardware import hardware
-from transfer_learning.evaluation.figures.images import beside_grad_cam, captions, image_grid
-from transfer_learning.evaluation.figures.reliability import reliability
-from transfer_learning.evaluation.figures.style import save, without_font
+if TYPE_CHECKING:  # imported by the functions that draw: the report reads the rows of the table only
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +50,7 @@ class FigureInputs:
 
 
 class FigureRow(NamedTuple):
-    draw: Callable[[FigureInputs], Figure | None]  # None if there is nothing to draw
+    draw: Callable[[FigureInputs], "Figure | None"]  # None if there is nothing to draw
     section: str  # of the report, see the table in reports/run.html
     title: str  # for readers who do not see the figure
     caption: str
@@ -65,6 +60,8 @@ class FigureRow(NamedTuple):
 
 def draw_figures(inputs: FigureInputs, folder: Path) -> None:
     """Writes each figure of the table as ``NAME.png``, and deletes the file of one with nothing to draw."""
+    from transfer_learning.evaluation.figures.style import save, without_font
+
     if hidden := without_font(inputs.evaluation["class_names"]):
         shown = ", ".join(f"{number} for {name}" for number, name in hidden[:NUM_NAMED])
         logger.info(
@@ -79,27 +76,35 @@ def draw_figures(inputs: FigureInputs, folder: Path) -> None:
             save(figure, folder / f"{name}.png")
 
 
-def _curves(inputs: FigureInputs) -> Figure | None:
+def _curves(inputs: FigureInputs) -> "Figure | None":
+    from transfer_learning.evaluation.figures.curves import curves
+
     if inputs.history.empty:
         return None
     phases = {name: inputs.evaluation[name] for name in ("frozen", "fine_tune")}
     return curves(inputs.history, {name: phase["best_epoch"] for name, phase in phases.items() if phase})
 
 
-def _confusion_matrix(inputs: FigureInputs, normalised: bool = False) -> Figure | None:
+def _confusion_matrix(inputs: FigureInputs, normalised: bool = False) -> "Figure | None":
+    from transfer_learning.evaluation.figures.confusion import confusion_matrix
+
     class_names = inputs.evaluation["class_names"]
     if len(class_names) > MAX_CLASSES:
         return None
     return confusion_matrix(inputs.evaluation["confusion_matrix"], class_names, normalised)
 
 
-def _images(inputs: FigureInputs, rows: np.ndarray) -> Figure | None:
+def _images(inputs: FigureInputs, rows: np.ndarray) -> "Figure | None":
+    from transfer_learning.evaluation.figures.images import captions, image_grid
+
     if not len(rows):
         return None
     return image_grid(inputs.load_images(rows), captions(inputs.predictions.iloc[rows]), inputs.correct[rows])
 
 
-def _grad_cam(inputs: FigureInputs) -> Figure | None:
+def _grad_cam(inputs: FigureInputs) -> "Figure | None":
+    from transfer_learning.evaluation.figures.images import beside_grad_cam, captions, image_grid
+
     at_random = inputs.at_random(0)
     correct = at_random[inputs.correct[at_random]]
     rows = np.concatenate([correct[:NUM_GRAD_CAM], inputs.confident_errors[:NUM_GRAD_CAM]])
@@ -110,6 +115,18 @@ def _grad_cam(inputs: FigureInputs) -> Figure | None:
         return None
     pairs = [beside_grad_cam(image, importance) for image, importance in zip(images, maps, strict=True)]
     return image_grid(pairs, captions(inputs.predictions.iloc[rows]), inputs.correct[rows], wide=2)
+
+
+def _reliability(inputs: FigureInputs) -> "Figure":
+    from transfer_learning.evaluation.figures.reliability import reliability
+
+    return reliability(inputs.evaluation["calibration"])
+
+
+def _hardware(inputs: FigureInputs) -> "Figure | None":
+    from transfer_learning.evaluation.figures.hardware import hardware
+
+    return None if inputs.hardware.empty else hardware(inputs.hardware)
 
 
 FIGURES = {
@@ -135,7 +152,7 @@ FIGURES = {
         optional=False,
     ),
     "reliability": FigureRow(
-        lambda inputs: reliability(inputs.evaluation["calibration"]),
+        _reliability,
         "calibration",
         "reliability diagram",
         "Top: accuracy of the predictions in each bin of confidence. Bottom: number of images in the bin.",
@@ -165,7 +182,7 @@ FIGURES = {
         is_photo=True,
     ),
     "hardware": FigureRow(
-        lambda inputs: None if inputs.hardware.empty else hardware(inputs.hardware),
+        _hardware,
         "resource-usage",
         "utilisation, memory, temperature and power over time, with images per second and learning rate",
         "The whole machine during the run, other programs included; hardware.csv holds every sample.",
