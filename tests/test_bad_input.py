@@ -121,6 +121,11 @@ def test_a_folder_that_cannot_be_trained_on(make, flags, words, refused, here):
         (["--dataset", "no/such/folder", "--backbone", "resnet5"], ["resnet5"]),  # before a look at the data
         (["--dataset", "no/such/folder", "--preset", "bets"], ["--preset bets", "Did you mean best?"]),
         (["--dataset", "digits", "--optimiser", "adam"], ["--optimiser", "--help"]),
+        (["--dataset", "digits", "--time-limit", "20"], ["--time-limit 20", "with a unit", "20m"]),
+        (
+            ["--dataset", "digits", "--time-limit", "0.01s"],
+            ["--time-limit 0.01s is too short", "decoding 1,797 images"],
+        ),
         (["--dataset", "digits", "--batch-size", "x"], ["--batch-size", "'x'", "--help"]),
         (
             ["--dataset", "digits", "--gradient-accumulation-steps", "3"],

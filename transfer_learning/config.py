@@ -127,6 +127,9 @@ class RunConfig:
         "fast: no fine-tuning; best: more sizes, backbones and epochs",
         choices=PRESETS,
     )
+    time_limit: str = training(
+        "", "time for the whole run, as 90s, 20m or 2h, to which candidates and epochs are fitted; none: no limit"
+    )
     backbone: str = model(
         "efficientnet_lite0",
         "pretrained network under the head, or keras:NAME of keras.applications",
@@ -229,6 +232,7 @@ class RunConfig:
             if self.phase(name).epochs:  # the other settings of a skipped phase are not used
                 _check_values(f"{name}.", self.phase(name))
                 _check_phase(flag_name(name), self.phase(name))
+        limit_seconds(self.time_limit)
         try:
             re.compile(self.group_by)
         except re.error:
@@ -353,6 +357,14 @@ def difference(old: RunConfig, new: RunConfig, may_have_moved: bool = False) -> 
 def named(fields: dict[str, tuple[Any, Any]]) -> str:
     """A sentence about what `difference` returned."""
     return ", ".join(f"{name} is {old}, not {new}" for name, (old, new) in fields.items())
+
+
+def limit_seconds(time_limit: str) -> float:
+    """The seconds of ``90s``, ``20m`` or ``1.5h``; infinite for "". UserError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", time_limit)
+    if time_limit and (not found or float(found[1]) == 0):
+        raise UserError(f"--time-limit {time_limit} is no time above 0 with a unit; give such as 90s, 20m or 2h.")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else math.inf
 
 
 def flag_name(name: str) -> str:

@@ -11,6 +11,7 @@ from transfer_learning.config import Phase, with_values
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.recipes import measure
+from transfer_learning.recipes.deadline import Deadline
 from transfer_learning.recipes.measure import measured_choices
 from transfer_learning.recipes.resolve import config_from_values
 
@@ -65,10 +66,10 @@ def test_images_that_are_not_square_are_squashed_cropped_and_padded(config, tmp_
 @pytest.mark.parametrize(
     ("losses", "given", "chosen"),
     [
-        ({"small_cnn": 1.0, "other": 0.97, "third": 1.2}, (), "small_cnn"),
-        ({"small_cnn": 1.0, "other": 0.94, "third": 0.92}, (), "other"),
-        ({"small_cnn": 1.0, "other": 0.5, "third": 0.4}, (), "third"),
-        ({"small_cnn": 1.0, "other": 0.5, "third": 0.4}, ("backbone",), "small_cnn"),
+        ({"small_cnn": 1.0, "resnet18": 0.97, "resnet50": 1.2}, (), "small_cnn"),
+        ({"small_cnn": 1.0, "resnet18": 0.94, "resnet50": 0.92}, (), "resnet18"),
+        ({"small_cnn": 1.0, "resnet18": 0.5, "resnet50": 0.4}, (), "resnet50"),
+        ({"small_cnn": 1.0, "resnet18": 0.5, "resnet50": 0.4}, ("backbone",), "small_cnn"),
     ],
 )
 def test_a_slower_backbone_has_to_lower_the_loss_by_5_percent(losses, given, chosen, config, monkeypatch):
@@ -79,7 +80,7 @@ def test_a_slower_backbone_has_to_lower_the_loss_by_5_percent(losses, given, cho
         ]
 
     monkeypatch.setattr(measure, "_score", score)
-    monkeypatch.setattr(measure, "backbones_to_compare", lambda config: ["other", "third"])
+    monkeypatch.setattr(measure, "backbones_to_compare", lambda config: ["resnet18", "resnet50"])
     values, reasons, candidates = chosen_for(config, given)
     assert [one.backbone for one in candidates if one.chosen] == [chosen]
     if given:
@@ -87,6 +88,19 @@ def test_a_slower_backbone_has_to_lower_the_loss_by_5_percent(losses, given, cho
     else:
         assert values["backbone"] == chosen and len(candidates) == 6
         assert reasons["backbone"].endswith(", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()) + ".")
+
+
+def test_what_takes_too_long_for_a_time_limit_is_left_out(config, monkeypatch):
+    def score(config, *_):
+        setting = config.backbone, config.image_size, config.resize
+        return [measure.Candidate(*setting, "all", "ridge", 1 / config.image_size, 0.1, 1, seconds_per_1000=20.0)]
+
+    monkeypatch.setattr(measure, "_score", score)
+    monkeypatch.setattr(measure, "sizes_to_compare", lambda config: [16, 32, 1024])
+    values, reasons, _ = measured_choices(
+        config, load_dataset(config.dataset, "data"), ["resize"], deadline=Deadline("10m")
+    )
+    assert values["image_size"] == 32 and reasons["time_limit"].endswith("--time-limit 10m: image size 1024.")
 
 
 def test_few_validation_images_decide_nothing(config):

@@ -2,15 +2,16 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transfer_learning.cli.console import PACKAGE, set_up_logging
 from transfer_learning.cli.parser import quiet_start
-from transfer_learning.config import difference, named, values_from_options
+from transfer_learning.config import difference, named, values_from_options, with_values
 from transfer_learning.errors import UserError
-from transfer_learning.recipes.resolve import config_from_values
+from transfer_learning.recipes.resolve import config_from_values, with_full_paths
+from transfer_learning.storage.notes import Note
 from transfer_learning.storage.run_directory import RunDir, new_run_dir
 
 with quiet_start():
@@ -25,8 +26,12 @@ def train_dataset(
     if not logging.getLogger(PACKAGE).handlers:
         set_up_logging()
     given = {"dataset": dataset, **options} | ({} if epochs is None else {"fine_tune.epochs": epochs})
-    config, reasons = config_from_values(values_from_options(given), measure=True)
-    directory = RunDir(run_dir) if run_dir is not None else None
+    reasons: Sequence[Note | str] = ()
+    directory, values = RunDir(run_dir) if run_dir is not None else None, values_from_options(given)
+    if directory and directory.config.exists() and values.get("time_limit"):  # what fitted into it was decided then
+        config = with_values(directory.read_config(), with_full_paths(values))
+    else:
+        config, reasons = config_from_values(values, measure=True)
     if directory is None or not directory.config.exists():
         directory = new_run_dir(run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
     elif directory.is_finished:

@@ -27,6 +27,7 @@ from transfer_learning.models.features import FrozenPart, NamedImages, cached_ac
 from transfer_learning.models.freezing import find_cut
 from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.recipes.auto import fine_tune_epochs_for
+from transfer_learning.recipes.deadline import Deadline
 from transfer_learning.recipes.presets import CLOSED_FORM_ONLY, PRESETS, backbones_to_compare, sizes_to_compare
 from transfer_learning.storage.cache import Cache
 from transfer_learning.training.closed_form import closed_form_head
@@ -68,9 +69,12 @@ class Candidate(NamedTuple):
 
 
 def measured_choices(
-    config: RunConfig, dataset: Dataset, given: Collection[str]
+    config: RunConfig, dataset: Dataset, given: Collection[str], deadline: Deadline | None = None
 ) -> tuple[dict[str, Any], dict[str, str], list[Candidate]]:
     """Chooses image size, backbone, resizing and head of a config of the automatic recipe, except for the `given` fields.
+
+    Args:
+        deadline: settings are left out that would take more than half of the time that is left.
 
     Returns:
         Values and reasons by the name of the field, and all candidates; nothing if no head of the config has a closed
@@ -81,6 +85,7 @@ def measured_choices(
     """
     if not config.starts_from_closed_form or config.weights == "none":
         return {}, {}, []
+    deadline = deadline or Deadline()
     data = prepare_dataset(dataset, config)
     train = np.flatnonzero(data.manifest["split"] == "train")
     num_chosen = min(len(train), max(MAX_IMAGES, MIN_PER_CLASS * len(data.class_names)))
@@ -92,6 +97,7 @@ def measured_choices(
     is_fine_tuned = num_val >= MIN_VAL and config.fine_tune.epochs > 0 and "head_features" not in given
     kinds = ("last", "all") if is_fine_tuned else HEAD_FEATURES
     candidates: list[Candidate] = []
+    left_out: list[str] = []
 
     def best_with(**changes: Any) -> Candidate:
         """The best candidate of another image size, backbone or resizing."""
@@ -99,20 +105,36 @@ def measured_choices(
         candidates.extend(measured)
         return _best([one for one in measured if one.head_features in kinds])
 
+    def takes_too_long(setting: dict[str, Any]) -> bool:
+        first = candidates[0]
+        seconds = first.seconds_per_1000 / 1000 * (setting["image_size"] / first.image_size) ** 2
+        sizes = [find_backbone(name).million_parameters for name in (setting["backbone"], first.backbone)]
+        num_images = len(chosen) + 2 * len(data.manifest)  # of the run: once for features, once for predictions
+        return num_images * seconds * sizes[0] / sizes[1] > deadline.left / 2
+
+    def compared(best: Candidate, name: str, others: list, gain: float = GAIN) -> Candidate:
+        """`best`, or what has another value of one field and lowers its loss enough."""
+        for other in others:
+            setting = {field: getattr(best, field) for field in COMPARED} | {name: other}
+            if takes_too_long(setting):
+                left_out.append(f"{name.replace('_', ' ')} {other}")
+            elif (found := best_with(**setting)).loss < gain * best.loss:
+                best = found
+        return best
+
     sizes = [config.image_size] if "image_size" in given or config.input_size else sizes_to_compare(config)
     best = best_with(image_size=sizes[0])
-    for size in sizes[1:]:
-        best = _if_worth_it(best_with(image_size=size), best)
-    for backbone in [] if "backbone" in given else backbones_to_compare(config):
-        best = _if_worth_it(best_with(image_size=best.image_size, backbone=backbone), best)
+    best = compared(best, "image_size", sizes[1:])
+    best = compared(best, "backbone", [] if "backbone" in given else backbones_to_compare(config))
     sides = data.manifest[["width", "height"]].iloc[chosen].to_numpy(float)
     if "resize" not in given and np.median(sides.max(axis=1) / np.maximum(1, sides.min(axis=1))) > NOT_SQUARE:
-        same = {"image_size": best.image_size, "backbone": best.backbone}
-        best = _best([best, *(best_with(resize=resize, **same) for resize in ("crop", "pad"))])
+        best = compared(best, "resize", ["crop", "pad"], gain=1.0)
     candidates = [one._replace(chosen=one is best) for one in candidates]
     for candidate in candidates:
         logger.debug(candidate.describe())
     values, reasons = _as_choice(best, candidates, len(chosen))
+    if left_out:
+        reasons["time_limit"] = f"Not compared, because of --time-limit {deadline.text}: {', '.join(left_out)}."
     if not num_val:
         values["monitor"] = "loss"
     if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
@@ -129,10 +151,6 @@ def measured_choices(
 
 def _best(candidates: list[Candidate]) -> Candidate:
     return min(candidates, key=lambda candidate: candidate.loss)
-
-
-def _if_worth_it(slower: Candidate, best: Candidate) -> Candidate:
-    return slower if slower.loss < GAIN * best.loss else best
 
 
 def _score(

@@ -10,7 +10,7 @@ from typing import Any
 from transfer_learning.cli.flags import given_values
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import NAMED_WEIGHTS, PHASES, RunConfig, flag_name, with_values
-from transfer_learning.datasets.dataset import split_off_unseen
+from transfer_learning.datasets.dataset import Dataset, split_off_unseen
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.datasets.survey import survey
@@ -18,6 +18,7 @@ from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.earlier_run import earlier_run, names_run
 from transfer_learning.recipes.auto import auto_recipe
+from transfer_learning.recipes.deadline import Deadline
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.recipes.presets import preset_values
 from transfer_learning.storage.notes import Note, as_note
@@ -134,6 +135,7 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
         values: given ones, by the names that `config.with_values` takes.
         measure: whether the automatic recipe compares settings on the images, for which it decodes them.
     """
+    deadline = Deadline(values.get("time_limit", ""))
     config, reason_by_field, values = recipe_for(values)
     config = with_values(config, values)
     config.check()
@@ -143,9 +145,11 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
         reason_by_field["frozen.epochs"] = (
             f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping; the head starts from random weights."
         )
+    if measure and deadline:
+        _check_decoding(config, deadline)
     notes: list[Note | str] = []
     if measure and reason_by_field:
-        measured, measured_reasons, candidates = _measured(config, values)
+        measured, measured_reasons, candidates = _measured(config, values, deadline)
         notes = [candidates_note(candidates)] if candidates else []
         config = with_values(config, measured)
         reason_by_field |= measured_reasons
@@ -160,21 +164,44 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
             f"{config.fine_tune.unfreeze}."
         )
         config = with_values(config, {"fine_tune.unfreeze": "0.3"})
+    if measure and deadline:
+        fitted, fitted_reasons = _fitted(config, values, deadline)
+        config = with_values(config, fitted)
+        reason_by_field |= fitted_reasons
     skipped = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
     reasons = [
         reason
         for name, reason in reason_by_field.items()
-        if (name not in values or name == "preset") and not name.startswith(skipped)
+        if (name not in values or name in ("preset", "time_limit")) and not name.startswith(skipped)
     ]
     return config, [*reasons, *notes]
 
 
-def _measured(config: RunConfig, values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], list]:
+def _measured(
+    config: RunConfig, values: dict[str, Any], deadline: Deadline
+) -> tuple[dict[str, Any], dict[str, str], list]:
     """Values that are measured on the images, reasons by the name of their field, and the candidates."""
     with quiet_start():  # imports TensorFlow
         from transfer_learning.recipes.measure import measured_choices
+    return measured_choices(config, _dataset_of(config), values, deadline)
+
+
+def _fitted(config: RunConfig, values: dict[str, Any], deadline: Deadline) -> tuple[dict[str, Any], dict[str, str]]:
+    """Epochs that fit into the time limit, and reasons, by the name of their field."""
+    with quiet_start():  # imports TensorFlow
+        from transfer_learning.recipes.time_limit import fit_to_time
+    return fit_to_time(config, _dataset_of(config), values, deadline)
+
+
+def _check_decoding(config: RunConfig, deadline: Deadline) -> None:
+    with quiet_start():  # imports TensorFlow
+        from transfer_learning.recipes.time_limit import check_decoding
+    check_decoding(config, _dataset_of(config), deadline)
+
+
+def _dataset_of(config: RunConfig) -> Dataset:
     columns = Columns(config.path_column, config.label_column)
-    return measured_choices(config, load_dataset(config.dataset, config.data_dir, columns=columns), values)
+    return load_dataset(config.dataset, config.data_dir, columns=columns)
 
 
 def candidates_note(candidates: list) -> Note:

@@ -120,6 +120,17 @@ def estimate_run(
     """Measures decoding and forward passes on a few images, logs the estimate, and returns the stages and whether the
     fine-tune phase shall cache the activations at its cut.
     """
+    costs, caches_activations = measure_run(config, dataset, classifier, cuts, runtime)
+    stages = estimate_stages(config, *costs)
+    total = sum(stage.estimated_seconds or 0.0 for stage in stages)
+    logger.info(f"Estimated time: {', '.join(map(describe, stages))}; {duration(total)} in total.")
+    return stages, caches_activations
+
+
+def measure_run(
+    config: RunConfig, dataset: Dataset, classifier: Classifier, cuts: Mapping[str, Cut | None], runtime: dict[str, str]
+) -> tuple[tuple[SplitSizes, Sample, float, dict[str, CutCost], float], bool]:
+    """Returns what `estimate_stages` takes beside a config, and whether caching pays as `estimate_run` returns it."""
     cache = Cache.of(config)
     sample = sample_dataset(dataset, config.stored_size, config.resize, cache, config.decoded_gb)
     sizes = split_sizes(dataset, config)
@@ -143,10 +154,7 @@ def estimate_run(
         caches_activations = caching_pays(config.fine_tune, sizes, forward_rate, costs["fine_tune"], free, limit)
         if not caches_activations:
             del costs["fine_tune"]
-    stages = estimate_stages(config, sizes, sample, forward_rate, costs, lower_rate)
-    total = sum(stage.estimated_seconds or 0.0 for stage in stages)
-    logger.info(f"Estimated time: {', '.join(map(describe, stages))}; {duration(total)} in total.")
-    return stages, caches_activations
+    return (sizes, sample, forward_rate, costs, lower_rate), caches_activations
 
 
 def missing_fraction(cached_fraction: float, sizes: SplitSizes, num_copies: int) -> float:
