@@ -98,19 +98,22 @@ def measured_choices(
     kinds = ("last", "all") if is_fine_tuned else HEAD_FEATURES
     candidates: list[Candidate] = []
     left_out: list[str] = []
+    seconds_of: list[float] = []  # that each setting took
 
     def best_with(**changes: Any) -> Candidate:
         """The best candidate of another image size, backbone or resizing."""
+        started = time.monotonic()
         measured = _score(replace(config, **changes), dataset, data, chosen, runtime, given, config.resize)
+        seconds_of.append(time.monotonic() - started)
         candidates.extend(measured)
         return _best([one for one in measured if one.head_features in kinds])
 
     def takes_too_long(setting: dict[str, Any]) -> bool:
         first = candidates[0]
-        seconds = first.seconds_per_1000 / 1000 * (setting["image_size"] / first.image_size) ** 2
         sizes = [find_backbone(name).million_parameters for name in (setting["backbone"], first.backbone)]
-        num_images = len(chosen) + 2 * len(data.manifest)  # of the run: once for features, once for predictions
-        return num_images * seconds * sizes[0] / sizes[1] > deadline.left / 2
+        times_slower = (setting["image_size"] / first.image_size) ** 2 * sizes[0] / sizes[1]
+        in_run = 2 * len(data.manifest) * first.seconds_per_1000 / 1000  # for features and for predictions
+        return (seconds_of[0] + in_run) * times_slower > deadline.left / 2
 
     def compared(best: Candidate, name: str, others: list, gain: float = GAIN) -> Candidate:
         """`best`, or what has another value of one field and lowers its loss enough."""

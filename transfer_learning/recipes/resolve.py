@@ -89,6 +89,7 @@ def _config_of_earlier_run(values: dict[str, Any]) -> tuple[RunConfig, dict[str,
     if values.get("dataset", config.dataset) != config.dataset:
         fields = ("unseen_classes", "corrections", "path_column", "label_column")  # of the other dataset
         config = with_values(config, {name: getattr(RunConfig, name) for name in fields})
+    config = with_values(config, {"time_limit": ""})  # what fitted into it stays
     values = {"dataset": config.dataset} | values
     _check_places(values)
     return config, {}, values

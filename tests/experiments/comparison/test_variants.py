@@ -191,3 +191,8 @@ def test_learning_rates_are_sorted_without_repetitions():
 
 def test_the_default_config_has_every_field_of_a_file():
     assert RunConfig.from_json(RunConfig().to_json()) == RunConfig()
+
+
+def test_a_time_limit_for_a_comparison_is_refused():
+    with pytest.raises(UserError, match="--time-limit is for run"):
+        choose_variants({"dataset": "digits", "time_limit": "5m"}, [], None)

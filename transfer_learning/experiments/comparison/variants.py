@@ -34,6 +34,10 @@ def choose_variants(
     Raises:
         UserError: a variant cannot be read or contradicts itself, or the comparison would not be fair.
     """
+    if "time_limit" in values:
+        raise UserError(
+            "--time-limit is for run; a comparison has the same --epochs for each variant, so leave it out."
+        )
     variants, reasons = _named_variants(texts, values) if texts else _suitable_variants(values)
     if epochs is not None:
         variants = {name: with_epochs(name, config, epochs) for name, config in variants.items()}
