@@ -1,6 +1,8 @@
 """Which files are images, by suffix or content; what is said of folders and files that hold none."""
 
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,16 @@ from transfer_learning.datasets.decoding.formats import SUFFIXES, count_by_suffi
 from transfer_learning.datasets.prepared import prepare_dataset
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import MissingExtra, UserError
+from transfer_learning.experiments.prediction import find_images, predict_images
+
+
+class AnyPredictor:
+    """Predicts the only class."""
+
+    image_size, resize, rejection_threshold, class_names = 16, "squash", 0.0, ("one",)
+
+    def probabilities(self, images):
+        return np.ones((len(images), 1), np.float32)
 
 
 def heic(image, **options):
@@ -83,6 +95,7 @@ def test_heic_without_its_package_is_one_sentence_with_the_pip_command(tmp_path,
         for number in range(3):
             path = tmp_path / "photos" / label / f"{number}.HEIC"
             path.write_bytes(heic(picture(number + 10 * len(label))))
+        picture(len(label)).save(tmp_path / "photos" / label / "plain.png")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert decode(CONTENTS["HEIF"], 30, "squash").kind == MISSING_EXTRA
     # the decoding processes have the package, so theirs is taken away by a module of the same name
@@ -91,8 +104,12 @@ def test_heic_without_its_package_is_one_sentence_with_the_pip_command(tmp_path,
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
     dataset = load_dataset(str(tmp_path / "photos"), tmp_path)
     config = RunConfig(image_size=16, cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(MissingExtra, match=r"6 of 6 images are HEIC, .* pip install 'transfer-learning\[heic\]'"):
+    with pytest.raises(MissingExtra, match=r"6 of 8 images are HEIC, .* pip install 'transfer-learning\[heic\]'"):
         prepare_dataset(dataset, config)
+    skipped = prepare_dataset(dataset, replace(config, skip_unreadable=True)).manifest["kind"]
+    assert Counter(skipped) == {MISSING_EXTRA: 6, "": 2}, "as prepare counts them"
+    images = find_images([tmp_path / "photos"], tmp_path).images
+    assert Counter(found.kind for found in predict_images(AnyPredictor(), images)) == {MISSING_EXTRA: 6, "": 2}
 
 
 @pytest.mark.parametrize("kind", ["ppm", "pgm", "no suffix", "dates", "heic"])

@@ -55,7 +55,7 @@ ODD = {
     "PNG, profile of 50 MB": in_png(png_chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(50_000_000)))),
     **{
         f"PNG, short {kind}": in_png(png_chunk(kind.encode(), b"\0"))
-        for kind in ("pHYs", "gAMA", "cHRM", "acTL", "sBIT")
+        for kind in ("pHYs", "gAMA", "cHRM", "acTL", "sBIT", "tRNS")
     },
     "WEBP, large text": encoded(picture(5), "WEBP", lossless=True, xmp=b"x" * 5_000_000),
     "WEBP, EXIF that is none": encoded(picture(5), "WEBP", lossless=True, exif=b"garbage"),

@@ -10,6 +10,7 @@ from typing import Any
 ORIENTATION = 0x0112
 ORIENTATIONS = range(1, 9)
 PNG_START = b"\x89PNG\r\n\x1a\n"
+TRANSPARENCY_LENGTHS = {0: (2, 2), 2: (6, 6), 3: (1, 256)}  # of a PNG, in bytes by its type of colour
 PNG_PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # JPEG markers with metadata: APP1 to APP13, APP15 and comments; APP0 and APP14 decide the colours.
 JPEG_METADATA = frozenset({*range(0xE1, 0xEE), 0xEF, 0xFE})
@@ -113,6 +114,9 @@ def _bare_png(content: bytes) -> bytes | None:
     for kind, place, length in _png_chunks(content):
         is_ancillary = bool(kind[0] & 0x20)
         is_right = not is_ancillary or _has_right_checksum(content, place, length)
+        if kind == b"tRNS":
+            shortest, longest = TRANSPARENCY_LENGTHS.get(content[25], (1, 0))
+            is_right = is_right and shortest <= length <= longest
         if kind in PNG_PIXEL_CHUNKS and is_right or not is_ancillary:
             parts.append(content[place - 8 : place + length + 4])
             continue
