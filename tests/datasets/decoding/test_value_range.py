@@ -154,6 +154,17 @@ def test_the_log_names_type_images_and_range():
     assert describe("float", (-0.5, 1), 1) == "Float values of 1 image: -0.5 to 1 is scaled to 0 to 255"
 
 
+@pytest.mark.parametrize(
+    ("spans", "warns"), [([4095] * 9 + [65535], False), ([3000] * 9 + [65535], True), ([0] * 9 + [65535], False)]
+)
+def test_a_range_that_a_few_images_make_too_wide_is_warned_of(spans, warns):
+    values = [Values("uint16", 0, span) for span in spans]
+    said = log_messages()
+    pixel_cache._log_ranges(ranges_of(values), values)
+    assert len(said) == 1 + warns and said[0].startswith("16-bit unsigned values of 10 images: 0 to 65,535")
+    assert not warns or said[1].startswith("Half of them take less than 5% of that range")
+
+
 # Datasets
 
 

@@ -43,6 +43,8 @@ from transfer_learning.storage.rows import Rows
 
 logger = logging.getLogger(__name__)
 
+FLAT = 0.05  # of a value range: 13 grey levels
+
 VERSION = 3  # part of the cache entry's name: raise it when `decode` changes its output
 UNREADABLE = "unreadable"  # prefix of the keys of unreadable files; no hexadecimal digest begins like this
 CHUNK = 128  # images that are written at once, while the next chunk is decoded
@@ -303,6 +305,12 @@ def _log_ranges(ranges: Ranges, values: Sequence[Values]) -> None:
         low, high = min(found.low for found in of_kind), max(found.high for found in of_kind)
         found_values = f" (found: {low:,.6g} to {high:,.6g})" if low <= high else " (found: none)"
         logger.info(f"{describe(kind, limits, len(of_kind))}{found_values}.")
+        spans = sorted(found.high - found.low for found in of_kind if found.high > found.low)
+        if spans and spans[len(spans) // 2] < FLAT * (limits[1] - limits[0]):
+            logger.warning(
+                f"Half of them take less than {FLAT:.0%} of that range, so they show little; clip the values that make it so "
+                "wide, or remove those images."
+            )
 
 
 def _mark_single_colours(facts: pd.DataFrame, pixels: Any, rows: np.ndarray) -> None:
