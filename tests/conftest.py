@@ -91,6 +91,7 @@ def small_config(photos, weights_file, coarse_figures, tmp_path_factory):
         head=(16,),
         dropout=0.25,
         batch_size=8,
+        inference_file=False,  # its conversion takes longer than training on the photos
         cache_dir=str(tmp_path_factory.getbasetemp() / "cache"),
         frozen=Phase(epochs=2, learning_rate=1e-2),
         fine_tune=Phase(epochs=2, learning_rate=1e-3, unfreeze="block4", augmentation="light"),

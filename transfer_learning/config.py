@@ -198,6 +198,7 @@ class RunConfig:
     )
     skip_unreadable: bool = data(False, "skip and count images that cannot be read")
     tensorboard: bool = output(False, "write TensorBoard event files")
+    inference_file: bool = output(True, "write a file with which predict starts without TensorFlow")
     csv_log: bool = output(False, "write the file of Keras' CSVLogger beside history.csv")
     checkpoint_seconds: float = output(60.0, "longest time between two checkpoints; 0: every train step", low=0)
     data_dir: str = output("data", "folder of the named datasets")

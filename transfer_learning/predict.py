@@ -49,6 +49,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", metavar="FORMAT", help=formats)
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     parser.add_argument("--tta", default="", metavar="flip", help="flip: average with the mirrored image")
+    exact = "use the saved model of a run, with TensorFlow: the bits of its predictions/, not the same to 1e-4"
+    parser.add_argument("--exact", action="store_true", help=exact)
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
     reject = f"write {REJECTED} instead of a class if the confidence is below the rejection threshold (see the report)"
     parser.add_argument("--reject", action="store_true", help=reject)
@@ -63,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _predict(flags: argparse.Namespace) -> None:
-    model = find_trained_model(flags.model)
+    model = find_trained_model(flags.model, flags.exact)
     found = _found(flags.images, model.data_dir)
     predictor = model.open()
     if flags.reject and not predictor.rejection_threshold:

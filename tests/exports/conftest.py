@@ -25,7 +25,10 @@ def run(photos_folder, small_config, tmp_path_factory):
 
     run_dir = RunDir(tmp_path_factory.mktemp("exports") / "run")
     fine_tune = replace(small_config.fine_tune, epochs=1)
-    run_experiment(replace(small_config, dataset=str(photos_folder), resize="pad", fine_tune=fine_tune), run_dir)
+    run_experiment(
+        replace(small_config, dataset=str(photos_folder), resize="pad", fine_tune=fine_tune, inference_file=True),
+        run_dir,
+    )
     return FinishedRun(run_dir)
 
 

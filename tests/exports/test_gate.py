@@ -50,7 +50,7 @@ def test_integers_take_less_space(files):
 
 
 def test_a_difference_above_the_limit_of_a_float_format_is_a_problem(images, files):
-    shifted = with_probabilities(images, lambda values: values * 0.999 + 0.001 / values.shape[1])
+    shifted = with_probabilities(images, lambda values: values * 0.99 + 0.01 / values.shape[1])
     result = gate.check(ONNX, files["onnx"], shifted, int8_limit=1.0, seconds=0.01)
     assert "differs from the recorded one by" in result["problem"] and "more than 0.0001" in result["problem"]
     assert gate.check(ONNX, files["onnx"], shifted._replace(limit=0.01), 1.0, seconds=0.01)["problem"] == ""

@@ -111,11 +111,13 @@ def test_a_place_without_images_is_one_sentence(files, tmp_path):
 
 
 def test_a_run_is_predicted_by_the_fastest_file_of_its_export_with_its_weights(run, exported, tmp_path, monkeypatch):
-    assert predictor_of_run(run.run_dir).path.name == "model.tflite"
+    assert predictor_of_run(run.run_dir).path == run.run_dir.inference
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     assert predictor_of_run(run.run_dir).path.name == "model.onnx"
     other = RunDir(tmp_path)
+    write_json(other.evaluation, run.evaluation)
     assert predictor_of_run(other) is None  # not exported
     shutil.copytree(exported, other.export)
+    assert predictor_of_run(other).path == other.export / "model.onnx"
     write_json(other.evaluation, run.evaluation | {"weights_sha256": "trained further"})
     assert predictor_of_run(other) is None

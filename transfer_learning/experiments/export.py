@@ -10,23 +10,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 
 from transfer_learning.cli.console import muted
 from transfer_learning.cli.parser import quiet_start
+from transfer_learning.config import RunConfig
 from transfer_learning.datasets.decoding import value_range
-from transfer_learning.datasets.prepared import load_prepared
+from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.datasets.sources.registry import DATASETS
+from transfer_learning.evaluation import predictions
 from transfer_learning.exports.formats import Format
 from transfer_learning.exports.gate import check
 from transfer_learning.exports.images import load_images
+from transfer_learning.exports.inference_file import MOST_IMAGES, write_inference_file
 from transfer_learning.exports.metadata import Metadata
 from transfer_learning.exports.model_card import write_card
 from transfer_learning.exports.network import Network
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.backbones import find_backbone
-from transfer_learning.models.classifier import load_model
+from transfer_learning.models.classifier import Classifier, load_model
 from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.storage.run_directory import RunDir
 
@@ -93,15 +97,7 @@ def load_network(run_dir: RunDir, dataset: str = "") -> Network:
     with muted():
         set_up_devices("float32", config.seed)
     classifier = load_model(config, run_dir.model, evaluation["weights_sha256"])
-    metadata = Metadata(
-        classifier.class_names,
-        config.stored_size,
-        config.resize,
-        classifier.temperature,
-        classifier.rejection_threshold,
-        evaluation["weights_sha256"],
-        ranges,
-    )
+    metadata = metadata_of(classifier, config, evaluation["weights_sha256"], ranges)
 
     def calibration_images() -> np.ndarray:
         train = load_prepared(replace(config, dataset=dataset or config.dataset), ranges).split("train")
@@ -109,6 +105,27 @@ def load_network(run_dir: RunDir, dataset: str = "") -> Network:
         return train.inputs[train.rows[np.sort(chosen)]]
 
     return Network(classifier, metadata, calibration_images)
+
+
+def metadata_of(classifier: Classifier, config: RunConfig, weights_sha256: str, ranges: value_range.Ranges) -> Metadata:
+    """What every exported file of a run says about itself."""
+    names, calibration = classifier.class_names, (classifier.temperature, classifier.rejection_threshold)
+    return Metadata(names, config.stored_size, config.resize, *calibration, weights_sha256, ranges)
+
+
+def add_inference_file(classifier: Classifier, data: PreparedDataset, config: RunConfig, run_dir: RunDir) -> None:
+    """Writes the inference file of a run that has just been evaluated, see `write_inference_file`."""
+    if keras.config.dtype_policy().compute_dtype != "float32":
+        logger.info(
+            f"{run_dir.inference.name} was not written: {config.precision} predictions differ from float32 ones."
+        )
+        return
+    metadata = metadata_of(classifier, config, classifier.weights_digest(), data.images.ranges)
+    examples, table = data.split(data.eval_split), predictions.read(run_dir.predictions(data.eval_split))
+    some = np.unique(np.linspace(0, len(examples) - 1, MOST_IMAGES).astype(int))
+    recorded = predictions.probabilities(table)[some]
+    network = Network(classifier, metadata, lambda: examples.inputs[examples.rows])
+    write_inference_file(network, examples.inputs[examples.rows[some]], recorded, run_dir)
 
 
 def _rows(table: Path, metadata: Metadata, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from transfer_learning.datasets.sources import archive, table
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.errors import UserError
+from transfer_learning.exports.interface import ImagePredictor
 from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -31,21 +32,6 @@ COLUMNS = ["file", "class", "confidence", "rejected", "problem"]  # of a table o
 Input = str | os.PathLike | bytes | np.ndarray  # a place, an encoded image, or pixels
 Progress = Callable[[int, int], None]
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
-
-
-class Predictor(Protocol):
-    """A `RunPredictor`, or an export's `Predictor`."""
-
-    image_size: int
-    resize: str
-    rejection_threshold: float
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The classes by position."""
-
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Returns float32 (n, classes) of uint8 (n, size, size, 3)."""
 
 
 class Image(NamedTuple):
@@ -93,7 +79,7 @@ def columns(top_k: int) -> list[str]:
 
 
 def predict_images(
-    predictor: Predictor, images: Sequence[Image], tta: str = "", progress: Progress = lambda done, total: None
+    predictor: ImagePredictor, images: Sequence[Image], tta: str = "", progress: Progress = lambda done, total: None
 ) -> Iterator[FilePrediction]:
     """Predicts images in their order; at most IMAGES_AT_A_TIME are in memory.
 

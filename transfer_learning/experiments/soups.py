@@ -14,6 +14,7 @@ from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.experiments.ensembles import by_validation, check_same_images
 from transfer_learning.experiments.evaluate import calibrate_and_evaluate, draw_figures
+from transfer_learning.experiments.export import add_inference_file
 from transfer_learning.experiments.finished_run import FinishedRun
 from transfer_learning.machine.devices import git_commit, versions
 from transfer_learning.models import soup
@@ -70,6 +71,8 @@ def make_soup(runs: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]:
             "soup": {"members": members, "gain": {"before": best.name, **gain}},
         }
         draw_figures(classifier, data, best.config.seed, [], evaluation, run_dir)
+        if best.config.inference_file:
+            add_inference_file(classifier, data, best.config, run_dir)
         write_json(run_dir.evaluation, evaluation)
         num_taken = sum(member["is_taken"] for member in members)
         logger.info(f"Soup of {num_taken} of {len(runs)} runs: {metrics.describe(evaluation)}")

@@ -22,6 +22,7 @@ from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.earlier_run import compare_with_earlier
 from transfer_learning.experiments.evaluate import calibrate_and_evaluate, draw_figures
+from transfer_learning.experiments.export import add_inference_file
 from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.machine.monitor import Monitor
 from transfer_learning.models.backbones import find_backbone
@@ -139,6 +140,8 @@ def run_experiment(
                 if names_run(config.weights):
                     evaluation["earlier_run"] = compare_with_earlier(classifier, config, data, run_dir)
                 draw_figures(classifier, data, config.seed, state.history, evaluation, run_dir)
+                if config.inference_file:
+                    add_inference_file(classifier, data, config, run_dir)
                 write_json(run_dir.evaluation, evaluation)
 
         # The report, from the files alone.

@@ -8,7 +8,7 @@ from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.exports.formats import format_of
-from transfer_learning.exports.predictor import Predictor
+from transfer_learning.exports.predictor import Predictor, predictor_of_run
 from transfer_learning.storage.run_directory import RunDir, evaluated_run_dir
 
 
@@ -20,8 +20,11 @@ class TrainedModel(NamedTuple):
     open: Callable[[], Any]  # -> RunPredictor or Predictor
 
 
-def find_trained_model(path: str) -> TrainedModel:
+def find_trained_model(path: str, exact: bool = True) -> TrainedModel:
     """Checks what is at a path; an export is opened without TensorFlow, unless its format is TensorFlow's.
+
+    Args:
+        exact: open the saved model of a run; otherwise its inference file, if it has one.
 
     Raises:
         UserError: there is neither a finished run nor an exported file.
@@ -29,7 +32,7 @@ def find_trained_model(path: str) -> TrainedModel:
     if is_export(path):
         return TrainedModel(path, RunConfig.data_dir, lambda: Predictor(path))
     run_dir = evaluated_run_dir(path)
-    return TrainedModel(path, run_dir.read_config().data_dir, lambda: _run_predictor(run_dir))
+    return TrainedModel(path, run_dir.read_config().data_dir, lambda: _run_predictor(run_dir, exact))
 
 
 def is_export(path: str) -> bool:
@@ -43,7 +46,9 @@ def is_export(path: str) -> bool:
     return True
 
 
-def _run_predictor(run_dir: RunDir) -> Any:
+def _run_predictor(run_dir: RunDir, exact: bool) -> Any:
+    if not exact and (predictor := predictor_of_run(run_dir)):
+        return predictor
     with quiet_start():
         from transfer_learning.experiments.finished_run import FinishedRun
 

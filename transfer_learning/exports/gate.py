@@ -30,6 +30,9 @@ BATCH_SIZES = (1, 32)
 SECONDS = 1.0  # of measuring images/s per batch size, at least
 
 
+NOT_FINITE = "it outputs NaN or infinite values"
+
+
 class EvaluatedImages(NamedTuple):
     """The images that the run was evaluated on, decoded from their files, and what it recorded about them."""
 
@@ -61,7 +64,7 @@ def check(
     found = predictor.probabilities(images.pixels)
     result: dict[str, Any] = {"format": format.name, "file": format.path, "num_images": len(found)}
     if not np.isfinite(found).all():
-        return result | {"problem": "it outputs NaN or infinite values"}
+        return result | {"problem": NOT_FINITE}
     position = {name: place for place, name in enumerate(names)}
     labels = recorded["label"].map(position).to_numpy(np.int64)
     table = predictions.table(recorded["id"], labels, found, names)
@@ -89,12 +92,25 @@ def check(
 
 def problem_of(format: Format, result: dict[str, Any]) -> str:
     """Why a file fails its limit, or "" if it passes."""
-    difference, limit = result["largest_difference"], result["limit"]
-    if format.is_float and difference > limit:
-        return f"a probability differs from the recorded one by {difference:.2g}, more than {limit:g}"
-    if not format.is_float and loses_more_than(limit, result["difference"]):
+    limit = result["limit"]
+    if format.is_float:
+        return _too_different(result["largest_difference"], limit)
+    if loses_more_than(limit, result["difference"]):
         return f"its accuracy is {-100 * result['difference']:.2f} points lower, more than {100 * limit:g}"
     return ""
+
+
+def float_problem(found: np.ndarray, recorded: np.ndarray, limit: float) -> str:
+    """Why probabilities float32 (n, classes) fail the limit of a float format, or "" if they pass."""
+    if not np.isfinite(found).all():
+        return NOT_FINITE
+    return _too_different(float(np.abs(found - recorded).max()), limit)
+
+
+def _too_different(difference: float, limit: float) -> str:
+    if difference <= limit:
+        return ""
+    return f"a probability differs from the recorded one by {difference:.2g}, more than {limit:g}"
 
 
 def images_per_second(run: Callable[[np.ndarray], Any], pixels: np.ndarray, size: int, seconds: float) -> float:

@@ -1,9 +1,9 @@
 """Predictions with an exported file, without TensorFlow: Pillow, NumPy and the runtime of the file."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import numpy as np
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.datasets.decoding.decode import Decoded, decode
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
-from transfer_learning.errors import MissingExtra, UserError
+from transfer_learning.errors import UserError
 from transfer_learning.exports.formats import FORMATS, format_of
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.files import read_json
@@ -20,6 +20,8 @@ from transfer_learning.storage.run_directory import RunDir
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 BATCH = 32  # images per call of the runtime
 FASTEST = ("litert", "onnx", "openvino")  # formats without TensorFlow, by the time until the first prediction
@@ -154,25 +156,27 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def predictor_of_run(run_dir: RunDir) -> Predictor | None:
-    """Opens the fastest file in a run's own ``export/`` that passed the gate with the run's weights.
+    """Opens the inference file of a run, or else the fastest file in its ``export/`` that passed the gate.
 
     Returns:
-        The predictor, which starts without TensorFlow; None if there is no such file, or none whose runtime is installed.
+        The predictor, which starts without TensorFlow; None if there is no such file with the weights of the run, it is
+        damaged, or its runtime is not installed.
 
     Raises:
-        UserError: the table of the export or the evaluation is damaged.
+        UserError: the evaluation, or the table of the export, is damaged.
     """
-    if not run_dir.export_table.exists():
-        return None
-    weights = read_json(run_dir.evaluation, weights_sha256=str)["weights_sha256"]
-    rows = {row["format"]: row for row in read_json(run_dir.export_table, formats=list)["formats"]}
-    for name in FASTEST:
-        path = run_dir.export / FORMATS[name].path
-        row = rows.get(name, {"problem": "not exported"})
-        if row["problem"] or row["weights_sha256"] != weights or not path.exists():
-            continue
-        with suppress(MissingExtra):
-            predictor = Predictor(path)
+    weights = read_json(run_dir.evaluation).get("weights_sha256")
+    passed: set[str] = set()
+    if run_dir.export_table.exists():
+        rows = read_json(run_dir.export_table, formats=list)["formats"]
+        passed = {row["format"] for row in rows if not row["problem"] and row["weights_sha256"] == weights}
+    for path in (run_dir.inference, *(run_dir.export / FORMATS[name].path for name in FASTEST if name in passed)):
+        if path.exists():
+            try:
+                predictor = Predictor(path)
+            except UserError as error:
+                logger.warning(f"{path} is not used: {error}")
+                continue
             if predictor.metadata.weights_sha256 == weights:
                 return predictor
     return None

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from transfer_learning import __version__
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.exports.interface import ImagePredictor
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.serving import inference_protocol as v2
 from transfer_learning.serving.batching import BATCH_SIZES, Batcher, padded
@@ -53,21 +54,6 @@ PREDICT_BODY = {
 }
 
 
-class Predictor(Protocol):
-    """What is served. A finished run also has ``grad_cam`` and ``probabilities_and_features``, an export need not."""
-
-    image_size: int
-    resize: str
-    rejection_threshold: float
-
-    @property
-    def class_names(self) -> Sequence[str]:
-        """The classes by position."""
-
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Returns float32 (n, classes) of uint8 (n, size, size, 3)."""
-
-
 class Answer(NamedTuple):
     """The result for one image."""
 
@@ -84,7 +70,7 @@ class Service:
         reference: the validation images, to which drift is measured.
     """
 
-    def __init__(self, predictor: Predictor, name: str, limits: Limits, reference: Reference | None = None):
+    def __init__(self, predictor: ImagePredictor, name: str, limits: Limits, reference: Reference | None = None):
         self.predictor, self.name, self.limits = predictor, name, limits
         self.is_ready = False
         self.drift = Drift(reference) if reference is not None else None
@@ -338,7 +324,7 @@ def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
         return Response(content, media_type=kind)
 
 
-def _as_json(row: Answer, predictor: Predictor, top_k: int, with_pixels: bool) -> dict[str, Any]:
+def _as_json(row: Answer, predictor: ImagePredictor, top_k: int, with_pixels: bool) -> dict[str, Any]:
     order = np.argsort(-row.probabilities, kind="stable")[:top_k]
     confidence = float(row.probabilities[order[0]])
     result: dict[str, Any] = {

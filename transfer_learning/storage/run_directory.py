@@ -36,6 +36,7 @@ class RunDir:
         self.timings = self.path / "timings.csv"  # one row per epoch: seconds and images per second
         self.hardware = self.path / "hardware.csv"  # one row per sample: usage of processors, memory, disks and GPUs
         self.model = self.path / "model.keras"  # the trained model: images in, probabilities out
+        self.inference = self.path / "model.tflite"  # the same for `predict`, which then starts without TensorFlow
         self.evaluation = self.path / "evaluation.json"  # the metrics on the evaluation split
         self.classification_report = self.path / "classification_report.txt"
         self.figures = self.path / "figures"

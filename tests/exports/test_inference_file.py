@@ -1,0 +1,84 @@
+"""The inference file of a run: checked against the recorded predictions, used by `predict`, no reason to lose a run."""
+
+import csv
+import io
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.support import ROOT
+from transfer_learning import predict
+from transfer_learning.cli.parser import run_main
+from transfer_learning.evaluation import predictions
+from transfer_learning.experiments import export
+from transfer_learning.experiments.trained_model import find_trained_model
+from transfer_learning.exports import inference_file
+from transfer_learning.exports.predictor import Predictor, predictor_of_run
+from transfer_learning.storage.files import write_json
+from transfer_learning.storage.run_directory import RunDir
+
+WITHOUT_TENSORFLOW = (
+    "import sys\nfor name in ('tensorflow', 'keras', 'pandas', 'scipy', 'matplotlib'): sys.modules[name] = None\n"
+    "from transfer_learning.__main__ import main\nsys.exit(main())"
+)
+
+
+def rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_predict_uses_it_without_tensorflow_and_exact_gives_the_recorded_bits(run, photos_folder, capsys):
+    table = predictions.read(run.run_dir.predictions("test"))
+    images = [str(photos_folder / id) for id in table["id"]]
+    flags = ["--top-k", "2", "--reject"]
+    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, "predict", run.name, *images, *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    fast = rows(done.stdout.decode("utf-8", "surrogateescape"))
+    assert run_main(predict.main, [run.name, *images, *flags, "--exact"]) == 0
+    exact = rows(capsys.readouterr().out)
+    assert [row["class"] for row in fast] == [row["class"] for row in exact]
+    assert [row["rejected"] for row in fast] == [row["rejected"] for row in exact]
+    for name in ("confidence", "confidence_2"):
+        assert np.allclose([float(row[name]) for row in fast], [float(row[name]) for row in exact], atol=1e-4)
+    assert np.array_equal(np.float32([row["confidence"] for row in exact]), table["confidence"])
+
+
+def test_other_weights_and_a_damaged_file_are_not_used(run, tmp_path, caplog):
+    other = RunDir(tmp_path / "run")
+    other.path.mkdir()
+    shutil.copy(run.run_dir.inference, other.inference)
+    write_json(other.evaluation, run.evaluation)
+    assert predictor_of_run(other).path == other.inference
+    write_json(other.evaluation, run.evaluation | {"weights_sha256": "trained further"})
+    assert predictor_of_run(other) is None
+    write_json(other.evaluation, run.evaluation)
+    other.inference.write_bytes(run.run_dir.inference.read_bytes()[:1000])
+    assert predictor_of_run(other) is None
+    assert "model.tflite is not used" in caplog.text
+    assert not isinstance(find_trained_model(run.name).open(), Predictor), "`serve` needs the features of the run"
+
+
+def no_conversion(network, path):
+    raise ValueError("an operator\nis missing")
+
+
+@pytest.mark.parametrize("reason", ["a probability differs", "NaN", "an operator is missing"])
+def test_a_file_that_fails_is_not_there_and_the_log_says_why(reason, run, tmp_path, monkeypatch, caplog):
+    network = export.load_network(run.run_dir)
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    run_dir.inference.write_bytes(b"of an earlier attempt")
+    pixels = np.zeros((2, *[network.metadata.image_size] * 2, 3), np.uint8)
+    recorded = np.full((2, len(run.class_names)), 1 / len(run.class_names), np.float32)
+    if reason == "NaN":
+        monkeypatch.setattr(Predictor, "probabilities", lambda self, images: recorded * np.nan)
+    if reason == "an operator is missing":
+        monkeypatch.setattr(
+            type(inference_file.FORMAT), "write", lambda self, network, path: no_conversion(network, path)
+        )
+    inference_file.write_inference_file(network, pixels, recorded, run_dir)
+    assert not list(run_dir.path.iterdir())
+    assert reason in caplog.text and "model.tflite was not written" in caplog.text
