@@ -41,6 +41,7 @@ FILES = {
     "hardware.csv",
     "figures/hardware.png",
     "model.keras",
+    "model.tflite",
     "evaluation.json",
     "classification_report.txt",
     "report.html",
