@@ -24,11 +24,10 @@ def run(photos_folder, small_config, tmp_path_factory):
     from transfer_learning.storage.run_directory import RunDir
 
     run_dir = RunDir(tmp_path_factory.mktemp("exports") / "run")
-    fine_tune = replace(small_config.fine_tune, epochs=1)
-    run_experiment(
-        replace(small_config, dataset=str(photos_folder), resize="pad", fine_tune=fine_tune, inference_file=True),
-        run_dir,
-    )
+    # Enough epochs that the probabilities are not nearly equal after calibration, which would hide differences.
+    phases = {"frozen": replace(small_config.frozen, epochs=20), "fine_tune": replace(small_config.fine_tune, epochs=1)}
+    changes = {"dataset": str(photos_folder), "resize": "pad", "inference_file": True}
+    run_experiment(replace(small_config, **changes, **phases), run_dir)
     return FinishedRun(run_dir)
 
 
