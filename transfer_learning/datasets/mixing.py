@@ -10,7 +10,6 @@ mixes the same images.
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.special import betaincinv
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -20,6 +19,8 @@ MIXUP_ALPHA = 0.2  # of the Beta distribution of the share, as for ImageNet in t
 
 def draw_mixup(numbers: np.ndarray, size: int) -> np.ndarray:
     """The share of each image in its mixture, float64 (n, 1), at least a half, from numbers (1, n), uniform in 0..1."""
+    from scipy.special import betaincinv  # here: reading a config imports this file, and predict needs no SciPy
+
     share = betaincinv(MIXUP_ALPHA, MIXUP_ALPHA, numbers[0])
     return np.maximum(share, 1 - share)[:, None]
 
