@@ -193,6 +193,9 @@ class RunConfig:
     fold_batch_norm: bool = training(
         True, "compute BatchNorm of a pretrained backbone inside its convolutions; --no-fold-batch-norm: apart, slower"
     )
+    folds: int = training(
+        0, "cross-validation of the head in this many folds, for predictions of all images; 0: none", low=0
+    )
     unseen_classes: str = data(
         "", "classes, as owl,fox, that are not trained and only test the rejection rule", was="held_out"
     )
@@ -264,6 +267,12 @@ class RunConfig:
                 self.fine_tune.epochs == 0 or self.fine_tune.unfreeze != "none",
                 "--fine-tune.unfreeze none leaves nothing to fine-tune; name a stage, a fraction or all, "
                 "or pass --fine-tune.epochs 0.",
+            ),
+            (self.folds != 1, "--folds 1 leaves nothing to train on; give 2 or more, or 0 for none."),
+            (
+                self.folds == 0 or self.frozen.epochs > 0,
+                f"--folds {self.folds} trains heads as the frozen phase does, and --frozen.epochs is 0; raise it, or leave "
+                "--folds out.",
             ),
             (
                 self.weights != "none" or self.frozen.epochs == 0,

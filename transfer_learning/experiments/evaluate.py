@@ -23,9 +23,16 @@ logger = logging.getLogger(__name__)
 
 
 def calibrate_and_evaluate(
-    classifier: Classifier, data: PreparedDataset, run_dir: RunDir
+    classifier: Classifier,
+    data: PreparedDataset,
+    run_dir: RunDir,
+    out_of_fold: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[Classifier, dict[str, dict[str, Any]]]:
     """Fits temperature and rejection threshold on the validation images, saves the model, evaluates val and test.
+
+    Args:
+        out_of_fold: logits (n, classes) and labels (n,) of the training images by heads that were not trained on them;
+            they take the place of those of the validation images where there are none.
 
     Returns:
         The calibrated classifier, and for each split that has images what `evaluate_split` returns; that of the
@@ -33,10 +40,11 @@ def calibrate_and_evaluate(
     """
     splits = [split for split in ("val", "test") if len(data.split(split))] or [data.eval_split]
     logits = {split: _logits(classifier, data, split) for split in splits}
-    if "val" in logits:
-        temperature, reason = calibration.fitted_temperature(logits["val"], data.split("val").labels)
-        logger.info(reason)
-        rejection_threshold = rejection.threshold(softmax(logits["val"], temperature).max(axis=1))
+    unseen = (logits["val"], data.split("val").labels) if "val" in logits else out_of_fold
+    if unseen is not None:
+        temperature, reason = calibration.fitted_temperature(*unseen)
+        logger.info(reason if "val" in logits else reason.replace("validation images", "out-of-fold images"))
+        rejection_threshold = rejection.threshold(softmax(unseen[0], temperature).max(axis=1))
         classifier = replace(classifier, temperature=temperature, rejection_threshold=rejection_threshold)
     save_model(classifier, run_dir.model)
     results = {split: _evaluate_logits(logits[split], classifier, data, split, run_dir) for split in logits}

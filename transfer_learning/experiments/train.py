@@ -23,6 +23,7 @@ from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.earlier_run import compare_with_earlier
 from transfer_learning.experiments.evaluate import calibrate_and_evaluate, draw_figures
 from transfer_learning.experiments.export import add_inference_file
+from transfer_learning.experiments.folds import check_start, divide, evaluate_folds, predict_folds
 from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.machine.monitor import Monitor
 from transfer_learning.models.backbones import find_backbone
@@ -65,6 +66,7 @@ def run_experiment(
         Stopped: SIGINT, SIGTERM or SIGUSR1 came; the same call continues the run.
     """
     config.check()
+    check_start(config)
     if config.tensorboard:
         with needs_extra("tensorboard"):
             import tensorboard  # noqa: F401
@@ -110,6 +112,8 @@ def run_experiment(
             del dataset, without_unseen  # the paths of a million images take a gigabyte
             check_splits(config, data)
             config = without_validation(config, data)
+            if config.folds:
+                divide(config, data)  # fails now, not after the training
             logger.info(f"{data.describe()}.")
 
             # Training, from the newest checkpoint if there is one.
@@ -126,9 +130,16 @@ def run_experiment(
             if classifier is not plain:
                 classifier = fold_standardization(classifier, plain)
 
+            # Out-of-fold predictions of the images that are trained on.
+            folds, out_of_fold = None, None
+            if config.folds:
+                with stage("folds"):
+                    found = predict_folds(config, data, devices.fingerprint, stop)
+                    folds, out_of_fold = evaluate_folds(found, config, data, run_dir), (found.logits, found.labels)
+
             # Evaluation of the model that is saved, from images to probabilities, without cached features.
             with stage("evaluate"):
-                classifier, results = calibrate_and_evaluate(classifier, data, run_dir)
+                classifier, results = calibrate_and_evaluate(classifier, data, run_dir, out_of_fold)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
                 evaluation = results[data.eval_split] | {
                     "weights_sha256": classifier.weights_digest(),
@@ -137,6 +148,8 @@ def run_experiment(
                     **by_phase,
                     "final_weights": state.final_weights,
                 }
+                if folds:
+                    evaluation["folds"] = folds
                 if names_run(config.weights):
                     evaluation["earlier_run"] = compare_with_earlier(classifier, config, data, run_dir)
                 draw_figures(classifier, data, config.seed, state.history, evaluation, run_dir)
@@ -169,17 +182,17 @@ def oom_as_user_error(config: RunConfig) -> Iterator[None]:
 def check_splits(config: RunConfig, data: PreparedDataset) -> None:
     """Raises UserError if images are missing that the config needs for validation or evaluation."""
     if not len(data.split("val")):
-        if config.monitor.startswith("val") and config.val_fraction == 0:
+        if config.monitor.startswith("val") and config.val_fraction == 0 and not config.folds:
             raise UserError(
                 f"--monitor {config.monitor} needs validation images, and {config.dataset} has none; raise "
                 "--val-fraction, or pass --monitor loss."
             )
-        if config.unseen_classes:
+        if config.unseen_classes and not config.folds:
             raise UserError(
                 f"--unseen-classes {config.unseen_classes} needs validation images for the rejection threshold, and "
                 f"{config.dataset} has none; raise --val-fraction, or leave the flag out."
             )
-    if data.eval_split == "train" and config.val_fraction == config.test_fraction == 0:
+    if data.eval_split == "train" and config.val_fraction == config.test_fraction == 0 and not config.folds:
         raise UserError(
             f"{config.dataset} has neither validation nor test images, so nothing could be evaluated; raise "
             "--val-fraction or --test-fraction."
@@ -190,14 +203,18 @@ def without_validation(config: RunConfig, data: PreparedDataset) -> RunConfig:
     """The config of a run whose classes have too few images for validation, after a warning; else `config` itself."""
     if len(data.split("val")):
         return config
-    logger.warning(
-        "There are no validation images: the confidences are not calibrated, unknown images are not rejected"
-        + (f", and --monitor is loss instead of {config.monitor}." if config.monitor.startswith("val") else ".")
-    )
+    monitor = f", and --monitor is loss instead of {config.monitor}." if config.monitor.startswith("val") else "."
+    if config.folds:
+        logger.info(f"There are no validation images: {config.folds} folds calibrate the confidences{monitor}")
+    else:
+        logger.warning(
+            "There are no validation images: the confidences are not calibrated, unknown images are not rejected"
+            + monitor
+        )
     if data.eval_split == "train":
         logger.warning(
             "There are no test images either: the accuracy on new images cannot be measured, and the figures below are "
-            "those of the training images; add images."
+            f"those of the training images; {'those of the folds are of new ones' if config.folds else 'add images'}."
         )
     return replace(config, monitor=config.monitor.removeprefix("val_"))
 

@@ -154,6 +154,11 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
         notes = [candidates_note(candidates)] if candidates else []
         config = with_values(config, measured)
         reason_by_field |= measured_reasons
+    if config.folds and not config.fine_tune.epochs and "val_fraction" not in values:
+        config = with_values(config, {"val_fraction": 0.0})
+        reason_by_field["val_fraction"] = (
+            f"No validation images are drawn: the head trains on all of them, and {config.folds} folds calibrate it."
+        )
     backbone = find_backbone(config.backbone)
     try:
         backbone.check_unfreeze(config.fine_tune.unfreeze)

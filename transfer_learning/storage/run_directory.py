@@ -38,6 +38,7 @@ class RunDir:
         self.model = self.path / "model.keras"  # the trained model: images in, probabilities out
         self.inference = self.path / "model.tflite"  # the same for `predict`, which then starts without TensorFlow
         self.evaluation = self.path / "evaluation.json"  # the metrics on the evaluation split
+        self.label_issues = self.path / "label_issues.csv"  # of out-of-fold predictions; a table for --corrections
         self.classification_report = self.path / "classification_report.txt"
         self.figures = self.path / "figures"
         self.report = self.path / "report.html"  # the report; written last, so a run with a report is finished

@@ -32,8 +32,7 @@ def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
     each other's wrong label.
     """
     with needs_extra("audit"):
-        from cleanlab.filter import find_label_issues
-        from cleanlab.rank import get_label_quality_scores
+        import cleanlab  # noqa: F401
     from sklearn.decomposition import PCA
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
@@ -55,11 +54,28 @@ def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
         warnings.simplefilter("ignore")  # folds without a class, whose probability is 0 there
         options = {"groups": groups[rated], "cv": folds, "method": "predict_proba"}
         probabilities = cross_val_predict(LogisticRegression(max_iter=1000), components, targets, **options)
-        found.is_issue[rated] = find_label_issues(targets, probabilities, filter_by="both", n_jobs=1)
-    found.suggestion[rated] = classes[probabilities.argmax(axis=1)]
-    found.probability[rated] = probabilities.max(axis=1)
-    found.quality[rated] = get_label_quality_scores(targets, probabilities)
+        issues = confident_learning(targets, probabilities)
+    found.is_issue[rated] = issues.is_issue
+    found.suggestion[rated] = classes[issues.suggestion]
+    found.probability[rated] = issues.probability
+    found.quality[rated] = issues.quality
     return found
+
+
+def confident_learning(labels: np.ndarray, probabilities: np.ndarray) -> LabelIssues:
+    """Finds labels, int (n,), that are probably wrong by probabilities (n, classes) of classifiers that were not trained
+    on the image; see `find_label_issues`. Raises MissingExtra without the package cleanlab.
+    """
+    with needs_extra("audit"):
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
+    return LabelIssues(
+        find_label_issues(labels, probabilities, filter_by="both", n_jobs=1),
+        probabilities.argmax(axis=1),
+        probabilities.max(axis=1),
+        get_label_quality_scores(labels, probabilities),
+        [],
+    )
 
 
 def distances_to_class(directions: np.ndarray, labels: np.ndarray) -> np.ndarray:
