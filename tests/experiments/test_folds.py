@@ -109,8 +109,8 @@ def test_a_stopped_run_ends_with_the_same_bits_and_folds_do_not_change_the_model
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate_folds", stop)
         with pytest.raises(Stopped):
-            run_experiment(config, run_dir)
-    evaluation = run_experiment(config, run_dir)
+            run_experiment(run_dir.read_config(), run_dir)
+    evaluation = run_experiment(run_dir.read_config(), run_dir)
     assert run_dir.predictions("folds").read_bytes() == finished[0].predictions("folds").read_bytes()
     assert run_dir.predictions("test").read_bytes() == finished[0].predictions("test").read_bytes()
     assert evaluation["folds"] == finished[1]["folds"]
