@@ -114,7 +114,7 @@ def test_other_epochs_say_what_to_do_instead(begun, capsys):
     for words in (
         "fine_tune.epochs is 2, not 10",
         "none can be added",
-        "run --from RUN_DIR",
+        f"run --from {begun / 'stopped'}",
         "start a new run with them",
     ):
         assert words in message
