@@ -107,7 +107,9 @@ def test_few_validation_images_decide_nothing(config):
     few = dataclasses.replace(config, val_fraction=0.1)
     assert 0 < (load_prepared(few).manifest["split"] == "val").sum() < measure.MIN_VAL
     values, reasons, _ = chosen_for(few)
-    assert values["fine_tune.epochs"] == 0 and "too few" in reasons["fine_tune.epochs"] and "monitor" not in values
+    assert values["fine_tune.epochs"] == 0 and "too few" in reasons["fine_tune.epochs"]
+    assert values["folds"] == measure.MAX_FOLDS and values["monitor"] == "loss"  # so that the head trains on all images
+    assert not {"folds", "monitor"} & set(chosen_for(few, ["val_fraction"])[0])
     none = dataclasses.replace(config, val_fraction=0.0)
     values = chosen_for(none)[0]
     assert values["monitor"] == "loss"

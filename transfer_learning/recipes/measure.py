@@ -42,6 +42,7 @@ MAX_IMAGES = 1000
 MIN_PER_CLASS = 10  # of which a larger number of images is taken, where there are many classes
 NOT_SQUARE = 1.15  # median ratio of the sides from which resizing matters
 MIN_VAL = 20  # validation images below which nothing can be decided by them
+MAX_FOLDS = 5  # of a head that trains without validation images
 COMPARED = ("image_size", "backbone", "resize")  # one after the other, all heads with each
 GAIN = 0.95  # a choice that costs time needs a loss of at most this times that of the cheaper one
 
@@ -145,11 +146,22 @@ def measured_choices(
         reasons["fine_tune.epochs"] = (
             f"No fine-tuning: {num_val} validation images are too few to tell whether it helps, so the closed form stays."
         )
+        is_drawn = not {"val_fraction", "monitor"} & set(given) and all(one.split != "val" for one in dataset.examples)
+        if is_drawn and (folds := _num_folds(data)):
+            values |= {"folds": folds, "monitor": "loss"}
     elif best.image_size != config.image_size and config.fine_tune.epochs:
         usual = fine_tune_epochs_for(num_val + len(train), best.image_size)
         epochs = values["fine_tune.epochs"] = PRESETS[config.preset].epochs * usual
         reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
     return {name: value for name, value in values.items() if name not in given}, reasons, candidates
+
+
+def _num_folds(data: PreparedDataset) -> int:
+    """As many folds as the smallest class has images (those of one group count once), at most MAX_FOLDS; 0: one image."""
+    part = data.manifest[data.manifest["split"].isin(("train", "val"))]
+    groups = part["sha256"].where(part["group"] == "", "group " + part["group"])
+    smallest = int(groups.groupby(part["label"]).nunique().min())
+    return min(MAX_FOLDS, smallest) if smallest > 1 else 0
 
 
 def _best(candidates: list[Candidate]) -> Candidate:
