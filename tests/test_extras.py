@@ -47,7 +47,7 @@ def heic_file(folder):
         ("boto3", "s3", lambda config, folder: s3.fetch("s3://bucket/images", folder, also="")),
         ("datasets", "hf", lambda config, folder: huggingface.read("beans", folder)),
         ("kagglehub", "kaggle", lambda config, folder: pharma.load(folder)),
-        ("cleanlab.filter", "audit", lambda config, folder: find_label_issues(np.eye(4), np.arange(4), np.arange(4))),
+        ("cleanlab", "audit", lambda config, folder: find_label_issues(np.eye(4), np.arange(4), np.arange(4))),
         ("tensorboard", "tensorboard", use_tensorboard),
         ("pillow_heif", "heic", lambda config, folder: short_side(heic_file(folder))),
         ("fastapi", "serve", lambda config, folder: serve.main([str(ROOT / "tests/old_runs/runs/finished_a")])),

@@ -165,7 +165,7 @@ def predictor_of_run(run_dir: RunDir) -> Predictor | None:
     Raises:
         UserError: the evaluation, or the table of the export, is damaged.
     """
-    weights = read_json(run_dir.evaluation).get("weights_sha256")
+    weights = read_json(run_dir.evaluation, weights_sha256=str)["weights_sha256"]
     passed: set[str] = set()
     if run_dir.export_table.exists():
         rows = read_json(run_dir.export_table, formats=list)["formats"]
