@@ -4,7 +4,7 @@
 # make fast       setup, then the tests that take less than two minutes together
 # make test       setup, then all tests but the long ones and those of the documentation, which make check runs
 # make test-long  the same tests many more times over: kills, damage, mutated images
-# make test-browser  the page of the server, in Chromium (Debian: chromium)
+# make test-browser  the pages of server and leaderboard, in Chromium (Debian: chromium)
 # make test-serve RUN=RUN_DIR  10,000 hostile and 1,000 good requests, mixed, to a server of that run
 # make lock       requirements.lock from requirements.txt: every package with the hashes of its files
 # make audit      looks up known vulnerabilities of the locked packages, in a service on the internet

@@ -424,7 +424,7 @@ def test_every_example_is_seen_in_each_of_its_views_in_as_many_epochs():
     assert sorted(seen) == list(range(num_views * 10))
 
 
-VIEWS = {  # the transforms of two images that are to come out
+COPIES = {  # the transforms of two images that are to come out
     "light": [[0.968, 0.048, 0.590, -0.048, 0.968, 7.562, 0, 0], [-1.062, 0.082, 101.045, 0.082, 1.062, -2.141, 0, 0]],
     "strong": [
         [0.919, 0.113, 1.105, -0.113, 0.919, 16.852, 0, 0],
@@ -435,13 +435,13 @@ VIEWS = {  # the transforms of two images that are to come out
     "trivial": [[1, 0, 4.587, 0, 1, 0, 0, 0], [1, 0, 0, -0.604, 1, 29.876, 0, 0]],
     "resized_crop": [[-0.94, 0, 97.03, 0, 0.93, 4.965, 0, 0], [-0.69, 0, 74.155, 0, 0.58, 33.79, 0, 0]],
 }
-VIEWS |= dict.fromkeys(("erasing", *MIXING), VIEWS["light"])
+COPIES |= dict.fromkeys(("erasing", *MIXING), COPIES["light"])
 
 
 @pytest.mark.parametrize("kind", AUGMENTATIONS[1:])
-def test_kept_views_are_still_those_of_their_version(kind):
+def test_cached_copies_are_still_those_of_their_version(kind):
     transforms, colours = draw(kind, True, 0, np.array([1, 2]), [3, 2**64 - 1], 100)
-    assert augmentation.VERSION == 1 and transforms == pytest.approx(np.array(VIEWS[kind]), abs=1e-3), (
+    assert augmentation.VERSION == 1 and transforms == pytest.approx(np.array(COPIES[kind]), abs=1e-3), (
         "augmented copies have changed: raise augmentation.VERSION, else runs would read old ones from the cache"
     )
     if kind == "light":

@@ -136,7 +136,6 @@ def test_a_run_that_fine_tunes_keeps_its_validation_images_and_says_what_the_fol
 
 
 def test_wrong_labels_are_listed_for_review(config, data, tmp_path):
-    pytest.importorskip("cleanlab")
     rows, places = folds.divide(config, data)
     labels = data.split("train").labels.copy()
     logits = 8 * np.eye(3, dtype=np.float32)[labels]

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.support import ROOT
-from tests.support.chromium import chromium, program
+from tests.support.chromium import chromium
 from tests.support.html import Page
 from transfer_learning import report
 from transfer_learning.cli.parser import run_main
@@ -49,7 +49,7 @@ def test_runs_on_other_images_are_in_another_table(page):
     assert "finished_b" in with_a and "warm-seed0" not in with_a
 
 
-@pytest.mark.skipif(program() is None, reason="Chromium is not installed")
+@pytest.mark.browser
 def test_headings_sort_by_click_and_by_keyboard(page):
     names = "[...document.querySelector('table').tBodies[0].rows].map(row => row.cells[0].textContent.trim())"
     with chromium() as tab:

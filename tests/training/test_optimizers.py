@@ -1,4 +1,4 @@
-"""What a phase's settings make of an optimizer."""
+"""The optimizer that a phase asks for."""
 
 import keras
 import numpy as np

@@ -201,12 +201,12 @@ def messages_on_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def muted() -> Iterator[None]:
-    """Drops messages below WARNING, as those of a device that is set up again for a finished run."""
-    logger = logging.getLogger(PACKAGE)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def muted(name: str = PACKAGE, level: int = logging.WARNING) -> Iterator[None]:
+    """Drops messages of a logger below a level, as those of a device that is set up again for a finished run."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)

@@ -8,8 +8,6 @@ A stopped run computes them again, to the same bits.
 
 import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,7 +113,7 @@ def predict_folds(config: RunConfig, data: PreparedDataset, runtime: dict[str, s
         manifest["split"] = ""
         manifest.iloc[rows, manifest.columns.get_loc("split")] = np.where(folds == fold, "val", "train")
         of_fold = replace(data, manifest=manifest)
-        with muted(), _without_retracing_warnings(), tempfile.TemporaryDirectory() as folder:
+        with muted(), muted("tensorflow", logging.ERROR), tempfile.TemporaryDirectory() as folder:
             builder = PhaseBuilder(own, classifier, of_fold, {"frozen": cut}, runtime)
             identity = Identity(own, of_fold.fingerprint, "", runtime)
             Trainer(identity, builder, RunDir(folder), stop).train(TrainingState())
@@ -127,18 +125,6 @@ def predict_folds(config: RunConfig, data: PreparedDataset, runtime: dict[str, s
         logits[folds == fold], labels[folds == fold] = np.concatenate(found), left_out.labels
         logger.info(f"Fold {fold + 1} of {config.folds}: {len(left_out):,} images predicted.")
     return OutOfFold(rows, labels, logits, folds)
-
-
-@contextmanager
-def _without_retracing_warnings() -> Iterator[None]:
-    """TensorFlow warns of compiling a train step again, which each fold has to."""
-    tensorflow = logging.getLogger("tensorflow")
-    level = tensorflow.level
-    tensorflow.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        tensorflow.setLevel(level)
 
 
 def evaluate_folds(found: OutOfFold, config: RunConfig, data: PreparedDataset, run_dir: RunDir) -> dict[str, Any]:
