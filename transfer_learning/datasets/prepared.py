@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from transfer_learning.datasets.names import alike, folded_label
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.storage.cache import Cache
+from transfer_learning.storage.rows import Rows
 
 if TYPE_CHECKING:
     from transfer_learning.datasets.pipeline import Examples
@@ -76,6 +78,25 @@ def load_prepared(config: RunConfig, ranges: Ranges | None = None) -> PreparedDa
     no classifier can be trained on it. `ranges`: of values with more than 8 bits, those of a run; None: of the dataset.
     """
     return prepare_dataset(load_dataset_of(config), config, ranges=ranges)
+
+
+def decoded_otherwise(
+    config: RunConfig, hashes: Iterable[str], size: int, resize: str, ranges: Ranges
+) -> tuple[Rows, np.ndarray]:
+    """The images of the dataset of `config` as another classifier takes them.
+
+    Args:
+        hashes: SHA-256 of n of them.
+        size: side in pixels.
+        resize: how they become square.
+        ranges: of values with more than 8 bits.
+
+    Returns:
+        Pixels, uint8 (records, size, size, 3), and the rows of these n images, int64 (n,).
+    """
+    images = cached_images(load_dataset_of(config), size, resize, Cache.of(config), config.decoded_gb, ranges)
+    row_of = dict(zip(images.facts["sha256"], images.rows, strict=True))
+    return images.pixels, np.array([row_of[digest] for digest in hashes], np.int64)
 
 
 def prepare_dataset(

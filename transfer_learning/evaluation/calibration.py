@@ -20,12 +20,13 @@ MAX_IMAGES = 10_000  # enough to fit one number
 PART = 4096  # images per step, for the memory
 
 
-def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, str]:
+def fitted_temperature(logits: np.ndarray, labels: np.ndarray, kind: str = "validation") -> tuple[float, str]:
     """Fits the temperature with the lowest log loss of the logits divided by it.
 
     Args:
-        logits: float32 (n, classes), of validation images.
+        logits: float32 (n, classes), of images that were not trained on.
         labels: int (n,), positions of the true classes.
+        kind: of these images, for the message.
 
     Returns:
         The temperature, 1 if there are too few errors to fit it, and a message for the log.
@@ -38,7 +39,7 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, s
     num_errors = int(np.sum(logits.argmax(axis=1) != labels))
     if num_errors < MIN_ERRORS:
         return 1.0, (
-            f"Confidences not calibrated: {num_errors} errors among {len(labels):,} validation images are too few "
+            f"Confidences not calibrated: {num_errors} errors among {len(labels):,} {kind} images are too few "
             "to fit a temperature."
         )
     thinned = slice(None, None, math.ceil(len(labels) / MAX_IMAGES))
@@ -51,7 +52,7 @@ def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> tuple[float, s
     found = minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6})
     temperature = float(np.exp(found.x))
     return temperature, (
-        f"Confidences calibrated with temperature {temperature:.3g}: on {len(labels):,} validation images the model "
+        f"Confidences calibrated with temperature {temperature:.3g}: on {len(labels):,} {kind} images the model "
         f"was {'over' if temperature > 1 else 'under'}confident (log loss {loss(0.0):.3f}, now {found.fun:.3f})."
     )
 

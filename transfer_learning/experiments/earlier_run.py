@@ -7,13 +7,11 @@ import numpy as np
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.decoding import value_range
-from transfer_learning.datasets.decoding.pixel_cache import cached_images
 from transfer_learning.datasets.moved import read_manifest
-from transfer_learning.datasets.prepared import PreparedDataset, load_dataset_of
+from transfer_learning.datasets.prepared import PreparedDataset, decoded_otherwise
 from transfer_learning.evaluation import ensemble, predictions
 from transfer_learning.models.classifier import Classifier, probabilities
 from transfer_learning.models.earlier_run import earlier_run, load_earlier, names_run
-from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir
 
@@ -104,12 +102,9 @@ def _predicted(
     """
     own = run_dir.read_config()
     ranges = value_range.recorded(read_json(run_dir.environment, device=dict, dataset=dict))
-    images, places = data.images, data.images.rows[rows]
-    if (own.stored_size, own.resize, ranges) != (config.stored_size, config.resize, images.ranges):
-        images = cached_images(
-            load_dataset_of(config), own.stored_size, own.resize, Cache.of(config), config.decoded_gb, ranges
-        )
-        place_of = dict(zip(images.facts["sha256"], images.rows, strict=True))
-        places = data.manifest["sha256"].iloc[rows].map(place_of).to_numpy(np.int64)
-    found = probabilities(earlier, images.pixels, places)
+    pixels, places = data.images.pixels, data.images.rows[rows]
+    if (own.stored_size, own.resize, ranges) != (config.stored_size, config.resize, data.images.ranges):
+        hashes = data.manifest["sha256"].iloc[rows]
+        pixels, places = decoded_otherwise(config, hashes, own.stored_size, own.resize, ranges)
+    found = probabilities(earlier, pixels, places)
     return np.array(earlier.class_names, object)[found.argmax(axis=1)]

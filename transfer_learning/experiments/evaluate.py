@@ -42,8 +42,10 @@ def calibrate_and_evaluate(
     logits = {split: _logits(classifier, data, split) for split in splits}
     unseen = (logits["val"], data.split("val").labels) if "val" in logits else out_of_fold
     if unseen is not None:
-        temperature, reason = calibration.fitted_temperature(*unseen)
-        logger.info(reason if "val" in logits else reason.replace("validation images", "out-of-fold images"))
+        temperature, reason = calibration.fitted_temperature(
+            *unseen, "validation" if "val" in logits else "out-of-fold"
+        )
+        logger.info(reason)
         rejection_threshold = rejection.threshold(softmax(unseen[0], temperature).max(axis=1))
         classifier = replace(classifier, temperature=temperature, rejection_threshold=rejection_threshold)
     save_model(classifier, run_dir.model)

@@ -9,12 +9,10 @@ import numpy as np
 import pandas as pd
 
 from transfer_learning.cli.progress import count_progress
-from transfer_learning.datasets.decoding.pixel_cache import cached_images
-from transfer_learning.datasets.prepared import load_dataset_of
+from transfer_learning.datasets.prepared import decoded_otherwise
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments.finished_run import FinishedRun
 from transfer_learning.exports.predictor import BATCH, Predictor
-from transfer_learning.storage.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,14 @@ class ExportedFile:
             The predictions and the seconds that they took, as `ensembles.predict_transforms`: of the plain image.
         """
         data, config, predictor = self.run.data(split), self.run.config, self.predictor
-        dataset = load_dataset_of(replace(config, dataset=self.run.dataset or config.dataset))
-        looks = predictor.image_size, predictor.resize
-        images = cached_images(dataset, *looks, Cache.of(config), config.decoded_gb, predictor.value_ranges)
-        row_of = dict(zip(images.facts["sha256"], images.rows, strict=True))
-        rows = np.array([row_of[digest] for digest in data.hashes(split)])
+        config = replace(config, dataset=self.run.dataset or config.dataset)
+        looks = predictor.image_size, predictor.resize, predictor.value_ranges
+        pixels, rows = decoded_otherwise(config, data.hashes(split), *looks)
         progress, started = count_progress(f"{self.name}, {split} images"), perf_counter()
         found = np.empty((len(rows), len(self.class_names)), np.float32)
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)
-            found[part] = predictor.probabilities(images.pixels[rows[part]])
+            found[part] = predictor.probabilities(pixels[rows[part]])
             progress(min(start + BATCH, len(rows)), len(rows))
         examples = data.split(split)
         places = [self.class_names.index(name) for name in data.class_names]

@@ -10,7 +10,8 @@ from typing import Any
 from transfer_learning.cli.flags import given_values
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import NAMED_WEIGHTS, PHASES, RunConfig, flag_name, with_values
-from transfer_learning.datasets.dataset import Dataset, split_off_unseen
+from transfer_learning.datasets.dataset import split_off_unseen
+from transfer_learning.datasets.prepared import load_dataset_of
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.datasets.survey import survey
@@ -189,25 +190,20 @@ def _measured(
     """Values that are measured on the images, reasons by the name of their field, and the candidates."""
     with quiet_start():  # imports TensorFlow
         from transfer_learning.recipes.measure import measured_choices
-    return measured_choices(config, _dataset_of(config), values, deadline)
+    return measured_choices(config, load_dataset_of(config), values, deadline)
 
 
 def _fitted(config: RunConfig, values: dict[str, Any], deadline: Deadline) -> tuple[dict[str, Any], dict[str, str]]:
     """Epochs that fit into the time limit, and reasons, by the name of their field."""
     with quiet_start():  # imports TensorFlow
         from transfer_learning.recipes.time_limit import fit_to_time
-    return fit_to_time(config, _dataset_of(config), values, deadline)
+    return fit_to_time(config, load_dataset_of(config), values, deadline)
 
 
 def _check_decoding(config: RunConfig, deadline: Deadline) -> None:
     with quiet_start():  # imports TensorFlow
         from transfer_learning.recipes.time_limit import check_decoding
-    check_decoding(config, _dataset_of(config), deadline)
-
-
-def _dataset_of(config: RunConfig) -> Dataset:
-    columns = Columns(config.path_column, config.label_column)
-    return load_dataset(config.dataset, config.data_dir, columns=columns)
+    check_decoding(config, load_dataset_of(config), deadline)
 
 
 def candidates_note(candidates: list) -> Note:
