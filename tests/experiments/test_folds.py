@@ -74,6 +74,8 @@ def test_without_validation_images_the_folds_set_the_rejection_threshold(finishe
     _, evaluation, messages = finished
     assert not finished[0].predictions("val").exists() and evaluation["rejection"]["threshold"] > 0
     assert any("out-of-fold images" in message for message in messages)
+    assert "% of the out-of-fold images" in finished[0].report.read_text()
+    assert not any("nan" in message for message in messages)
 
 
 def test_the_labels_of_a_fold_do_not_change_its_predictions(config, data, monkeypatch):

@@ -1,6 +1,7 @@
 """What a person sees while a run trains: a bar on a terminal, one line per epoch anywhere."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -61,10 +62,11 @@ class EpochProgress:
         """Logs the line of a finished epoch."""
         seconds = timing["seconds"]
         left = f"  {duration(seconds * epochs_left)} left at most" if epochs_left else ""
+        names = ("loss", "accuracy", "val_loss", "val_accuracy")  # the last two are NaN without validation images
+        shown = "  ".join(f"{name} {row[name]:.4f}" for name in names if not math.isnan(row[name]))
         logger.info(
-            f"{self._title}  {duration(seconds)}  {timing['images_per_second']:,.0f} images/s  "
-            f"loss {row['loss']:.4f}  accuracy {row['accuracy']:.4f}  "
-            f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.4f}{'  best' if is_best else ''}{left}"
+            f"{self._title}  {duration(seconds)}  {timing['images_per_second']:,.0f} images/s  {shown}"
+            f"{'  best' if is_best else ''}{left}"
         )
 
 

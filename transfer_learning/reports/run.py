@@ -76,6 +76,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
     if history is not None:
         history = history.map(lambda text: number(float(text)) if "." in text else text)
     has_splits = manifest is not None and {"label", "split"} <= set(manifest.columns)
+    has_no_val = manifest is not None and has_splits and not (manifest["split"] == "val").any()
     return content | {
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
@@ -85,6 +86,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "stages": read_json(run_dir.stages).get("stages") if run_dir.stages.exists() else None,
         "figures": _figures(run_dir.figures),
         "errors": _most_confident_errors(run_dir.predictions(content["split"])),
+        "calibrated_on": f"{'out-of-fold' if has_no_val else 'validation'} images",
         "counts": counts_by_class(manifest, class_names) if has_splits else None,
         "unseen_classes": unseen_class_counts(manifest) if has_splits else {},
         "skipped": _reasons(manifest, "problem"),
