@@ -288,7 +288,7 @@ def test_one_model_is_in_memory_at_a_time(runs, monkeypatch, flags):
         models.append(weakref.ref(classifier.model))
         return classifier
 
-    monkeypatch.setattr(finished_run, "load_model", load)
+    monkeypatch.setattr("transfer_learning.models.classifier.load_model", load)
     evaluated(*paths(runs), *flags)
     assert len(models) == (3 if flags == ["--soup"] else 2)
 

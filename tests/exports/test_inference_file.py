@@ -46,6 +46,20 @@ def test_predict_uses_it_without_tensorflow_and_exact_gives_the_recorded_bits(ru
     assert np.array_equal(np.float32([row["confidence"] for row in exact]), table["confidence"])
 
 
+def test_the_python_api_uses_it_too_and_exact_gives_the_recorded_bits(run, photos_folder):
+    table = predictions.read(run.run_dir.predictions("test"))
+    images = [str(photos_folder / id) for id in table["id"]]
+    code = (
+        "import sys\nfor name in ('tensorflow', 'keras'): sys.modules[name] = None\nimport transfer_learning as tl\n"
+        "print(tl.load_run(sys.argv[1]).predict(sys.argv[2:]).to_csv())"
+    )
+    command = [sys.executable, "-c", code, run.name, *images]
+    fast = rows(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout)
+    assert [row["class"] for row in fast] == list(table["predicted"])
+    assert np.allclose([float(row["confidence"]) for row in fast], table["confidence"], atol=1e-4)
+    assert np.array_equal(np.float32(run.predict(images, exact=True)["confidence"]), table["confidence"])
+
+
 def test_other_weights_and_a_damaged_file_are_not_used(run, tmp_path, caplog):
     other = RunDir(tmp_path / "run")
     other.path.mkdir()

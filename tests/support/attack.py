@@ -41,7 +41,7 @@ def good_images(run_dir):
     manifest = pd.read_csv(run_dir / "manifest.csv").set_index("id")
     root = Path(config["dataset"])
     return [
-        (Path(file if Path(file).is_absolute() else root / file).read_bytes(), row)
+        (next(place for place in (Path(file), root / file) if place.exists()).read_bytes(), row)
         for file, (_, row) in zip(manifest.loc[table["id"], "file"], table.iterrows(), strict=True)
     ]
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from transfer_learning.cli.console import muted
+from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.moved import with_recorded_ids
@@ -18,11 +19,14 @@ from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
 from transfer_learning.experiments.prediction import COLUMNS, Input, find_images, predict_images
-from transfer_learning.experiments.run_predictor import RunPredictor
-from transfer_learning.machine.devices import set_up_devices
-from transfer_learning.models.classifier import Classifier, load_model
+from transfer_learning.exports.interface import ImagePredictor
+from transfer_learning.exports.predictor import predictor_of_run
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir, check_place
+
+if TYPE_CHECKING:  # they import TensorFlow, as `classifier` does when it is first called
+    from transfer_learning.experiments.run_predictor import RunPredictor
+    from transfer_learning.models.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
@@ -90,12 +94,16 @@ class FinishedRun:
                 f"{self.run_dir.manifest} cannot be read ({error}); restore it, or leave the run out."
             ) from None
 
-    def classifier(self) -> Classifier:
+    def classifier(self) -> "Classifier":
         """Loads its classifier, with the precision and determinism of the run.
 
         Raises:
             UserError: the model is missing, damaged, or not the one that was evaluated.
         """
+        with quiet_start():
+            from transfer_learning.machine.devices import set_up_devices
+            from transfer_learning.models.classifier import load_model
+
         gc.collect()  # layers and variables refer to each other, so an earlier model may still be in memory
         with muted():
             set_up_devices(self.config.precision, self.config.seed, begun_with=self.environment["device"])
@@ -122,18 +130,24 @@ class FinishedRun:
             raise UserError(f"{place} has no {split} images; give --split {others[0]}.")
         return data
 
-    def predictor(self) -> RunPredictor:
+    def predictor(self) -> "RunPredictor":
         """Loads its classifier for images from anywhere; the errors are those of `classifier`."""
+        with quiet_start():
+            from transfer_learning.experiments.run_predictor import RunPredictor
+
         return RunPredictor(self)
 
-    def predict(self, images: Input | Iterable[Input], skip_unreadable: bool = False) -> pd.DataFrame:
-        """Predicts images, one or several.
+    def predict(
+        self, images: Input | Iterable[Input], skip_unreadable: bool = False, exact: bool = False
+    ) -> pd.DataFrame:
+        """Predicts images, one or several, with the inference file and without TensorFlow if the run has one.
 
         Args:
             images: paths of images, of folders that are searched for them, and everything that `train` takes: archives,
                 tables, names of known datasets; bytes of an encoded image; pixels, uint8 (height, width) or (height,
                 width, 3).
             skip_unreadable: leave out what cannot be decoded, and log it.
+            exact: use the saved model: the bits of ``predictions/``, which are otherwise the same to 1e-4.
 
         Returns:
             One row per image: ``file`` ("" for bytes and pixels), ``class``, ``confidence``, ``rejected``, whether the
@@ -147,7 +161,8 @@ class FinishedRun:
         found = find_images(several, self.config.data_dir)
         if found.ignored:
             logger.info(f"{found.describe_ignored()}.")
-        predictor, rows = self.predictor(), []
+        predictor: ImagePredictor = (None if exact else predictor_of_run(self.run_dir)) or self.predictor()
+        rows = []
         for prediction in predict_images(predictor, found.images):
             if prediction.problem and skip_unreadable:
                 logger.warning(f"Skipped {prediction.name}: {prediction.problem}.")
