@@ -71,17 +71,16 @@ def weights_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def coarse_figures():
-    """Figures of runs have a sixth of their pixels, whose compression takes longer than training on the photos."""
-    from transfer_learning.evaluation.figures import style
+def short_runs():
+    """Runs leave out figures and inference file, which take longer than training on the photos, but in `with_files`."""
+    from tests.support.shortened import without_files
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "DOTS_PER_INCH", 60)
+    with without_files():
         yield
 
 
 @pytest.fixture(scope="session")
-def small_config(photos, weights_file, coarse_figures, tmp_path_factory):
+def small_config(photos, weights_file, short_runs, tmp_path_factory):
     """Both phases on the photos, a second or two in all."""
     return RunConfig(
         dataset=str(photos),
@@ -91,18 +90,7 @@ def small_config(photos, weights_file, coarse_figures, tmp_path_factory):
         head=(16,),
         dropout=0.25,
         batch_size=8,
-        inference_file=False,  # its conversion takes longer than training on the photos
         cache_dir=str(tmp_path_factory.getbasetemp() / "cache"),
         frozen=Phase(epochs=2, learning_rate=1e-2),
         fine_tune=Phase(epochs=2, learning_rate=1e-3, unfreeze="block4", augmentation="light"),
     )
-
-
-@pytest.fixture(scope="module")
-def without_figures():
-    """Runs draw no figures, which take about a third of the time of a run on the photos."""
-    from transfer_learning.experiments import train
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "draw_figures", lambda *_: None)
-        yield

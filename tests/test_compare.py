@@ -25,7 +25,6 @@ from transfer_learning.config import with_values
 from transfer_learning.datasets.sources.cifar10 import CLASS_NAMES
 from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.evaluation import predictions
-from transfer_learning.experiments import train
 from transfer_learning.experiments.comparison import run as comparison_run
 from transfer_learning.experiments.comparison.directory import ComparisonDir
 from transfer_learning.experiments.train import run_experiment
@@ -102,7 +101,6 @@ def finished(small_config, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison_run, "run_child", children)
         patch.setattr(console, "_file", output)
-        patch.setattr(train, "draw_figures", lambda *_: None)  # which take longest
         codes = [run_main(compare.main, words) for words in (given, ["--resume", str(directory.path)], given)]
     return directory, children.started, codes, output.getvalue()
 
@@ -118,7 +116,6 @@ def test_a_stopped_comparison_continues_and_trains_nothing_twice(finished, tmp_p
     assert f"Stopped by SIGTERM; {line}" in printed and f"Stopped by SIGINT; {line}" in printed
     # Alternating, and the stopped run a second time
     assert started == ["warm-seed0", "cold-seed0", "cold-seed1", "cold-seed1", "warm-seed1"]
-    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     broken, unbroken = RunDir(directory.path / "cold-seed1"), RunDir(tmp_path / "unbroken")
     run_experiment(broken.read_config(), unbroken)
     for file in (lambda run_dir: run_dir.history, lambda run_dir: run_dir.predictions("test")):
@@ -303,7 +300,6 @@ def test_cifar10_from_its_images_to_the_page(tmp_path, monkeypatch, capsys):
         draw_photos(tmp_path / "data" / "cifar10" / split, CLASS_NAMES, num_per_class, seed=len(split), shape=(32, 32))
     build_backbone("resnet18", 32, "none").save_weights(tmp_path / "resnet18.weights.h5")
     monkeypatch.setattr(comparison_run, "run_child", Children())
-    monkeypatch.setattr(train, "draw_figures", lambda *_: None)
     given = [
         "--dataset",
         "cifar10",

@@ -88,12 +88,6 @@ def flags(config):
     ]
 
 
-def run(arguments, expected=0):
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == expected, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
 @pytest.fixture(scope="module")
 def forked(tmp_path_factory):
     """Calls a module of a process that has TensorFlow imported, and returns its output."""
@@ -118,9 +112,9 @@ def results(run_dir):
 
 
 @pytest.fixture(scope="module")
-def unbroken(small_config, tmp_path_factory):
+def unbroken(small_config, forked, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("runs") / "unbroken"
-    run(command(*flags(small_config), "--run-dir", run_dir))
+    forked("transfer_learning.run", *flags(small_config), "--run-dir", run_dir)
     return results(run_dir)
 
 
@@ -131,50 +125,61 @@ def test_killed_again_and_again(small_config, unbroken, forked, tmp_path):
         arguments = ["--resume", run_dir] if (run_dir / "config.json").exists() else begin
         output = forked("tests.support.kill_at", target, when, count, *arguments, expected=-signal.SIGKILL)
         assert "Run directory" in output
-    run(command("--resume", run_dir))
+    forked("transfer_learning.run", "--resume", run_dir)
     assert results(run_dir) == unbroken
     assert not [path for path in run_dir.rglob("*") if "partial" in path.name], "a kill's leavings stay for ever"
 
 
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.long)],
+    "signals",
+    [
+        [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 3)],
+        pytest.param([(signal.SIGUSR1, 138, 1)], marks=pytest.mark.long),
+    ],
 )
-def test_stopped_by_a_signal_it_prints_the_line_that_continues(number, code, small_config, unbroken, forked, tmp_path):
+def test_stopped_by_a_signal_it_prints_the_line_that_continues(signals, small_config, unbroken, forked, tmp_path):
+    """One run gets each of the signals after so many epochs."""
     run_dir = tmp_path / "stopped"
-    process = subprocess.Popen(
-        command(*flags(small_config), "--run-dir", run_dir),
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )
-    deadline = time.monotonic() + 120
-    while not any(path.name >= "000003" for path in run_dir.glob("checkpoint/*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == code, output + errors
-    line = re.search(r"transfer.learning run (--resume .*)", output)
-    assert line and "Traceback" not in output + errors
-    forked("transfer_learning.run", *line[1].split())
+    arguments = [*flags(small_config), "--no-inference-file", "--run-dir", run_dir]
+    for number, code, epochs in signals:
+        process = subprocess.Popen(
+            command(*arguments),
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+        deadline = time.monotonic() + 120
+        while num_epochs(run_dir) < epochs and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == code, output + errors
+        line = re.search(r"transfer.learning run (--resume .*)", output)
+        assert line and "Traceback" not in output + errors
+        arguments = line[1].split()
+    forked("transfer_learning.run", *arguments)
     assert results(run_dir) == unbroken
 
 
-@pytest.mark.parametrize(
-    ("target", "count"),
-    [(f"{LOOP}:learning_rate", 14), (f"{CHECKPOINT}:os.rename", 7)],
-    ids=["a train step", "a write during training"],
-)
+def num_epochs(run_dir):
+    """How many are in the history, which has a row of titles."""
+    history = run_dir / "history.csv"
+    return history.read_text().count("\n") - 1 if history.exists() else 0
+
+
 def test_a_signal_to_what_does_not_end_ends_the_process_and_is_resumed_to_the_bit(
-    target, count, small_config, unbroken, forked, tmp_path
+    small_config, unbroken, forked, tmp_path
 ):
-    arguments = [target, "hanging", count, *flags(small_config), "--run-dir", tmp_path / "run"]
-    output = forked("tests.support.kill_at", *arguments, expected=143)
-    line = re.search(r"Stopped by SIGTERM before .*transfer.learning run (--resume .*)", output)
-    assert line and "Traceback" not in output, output
-    output = forked("transfer_learning.run", *line[1].split())
+    """One run: a train step that does not end, then a write during training."""
+    arguments = [*flags(small_config), "--run-dir", tmp_path / "run"]
+    for target, count in ((f"{LOOP}:learning_rate", 14), (f"{CHECKPOINT}:os.rename", 3)):
+        output = forked("tests.support.kill_at", target, "hanging", count, *arguments, expected=143)
+        line = re.search(r"Stopped by SIGTERM before .*transfer.learning run (--resume .*)", output)
+        assert line and "Traceback" not in output, output
+        arguments = line[1].split()
+    output = forked("transfer_learning.run", *arguments)
     assert "Continuing after epoch" in output
     assert results(tmp_path / "run") == unbroken
 
@@ -188,7 +193,7 @@ def test_killed_at_random_moments(num_kills, tmp_path):
 
 
 def test_two_runs_that_share_a_cache_at_once_are_what_each_would_be_alone(small_config, unbroken, tmp_path):
-    begin = [*flags(small_config), "--cache-dir", tmp_path / "cache"]
+    begin = [*flags(small_config), "--no-inference-file", "--cache-dir", tmp_path / "cache"]
     processes = [
         subprocess.Popen(
             command(*begin, "--run-dir", tmp_path / str(number)),

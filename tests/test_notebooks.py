@@ -14,6 +14,7 @@ def parameters(small_config, tmp_path):
     """The code that takes the place of the cell of parameters, by the name of the notebook."""
     network = {"backbone": small_config.backbone, "weights": small_config.weights}
     common = {"dataset": small_config.dataset, "image_size": 16, "cache_dir": str(tmp_path / "cache")}
+    common |= {"inference_file": False}
     short = {"frozen": {"epochs": 2}, "fine_tune": {"epochs": 1}}
     variants = {"pretrained": network, "scratch": {"backbone": "small_cnn", "weights": "none"}}
     return {

@@ -24,7 +24,7 @@ A, B = "runs/finished_a", "runs/finished_b"
 
 
 @pytest.fixture
-def old(tmp_path, monkeypatch):
+def old(tmp_path, monkeypatch, short_runs):
     """A copy of the old runs as the working directory, with their backbone in the table."""
     shutil.copytree(OLD, tmp_path / "old")
     monkeypatch.chdir(tmp_path / "old")

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import transfer_learning as tl
 from tests.support.photos import SIZE, draw_photos
+from tests.support.shortened import with_files
 from transfer_learning import evaluate, predict, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase, RunConfig
@@ -89,7 +90,7 @@ def finished(small_config, tmp_path_factory):
         "0.001",
     ]
     output = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, with_files():
         patch.setattr("sys.stdout", output)
         assert run_main(run.main, arguments) == 0
     return run_dir, output.getvalue()
@@ -343,7 +344,9 @@ FINE_TUNE = {"frozen": Phase(), "fine_tune": Phase(epochs=1, learning_rate=1e-3,
     ids=str,
 )
 def test_every_kind_of_config_runs_to_its_report(small_config, tmp_path, changes):
-    evaluation = run_experiment(dataclasses.replace(small_config, **changes), RunDir(tmp_path / "run"))
+    with with_files():
+        config = dataclasses.replace(small_config, inference_file=False, **changes)
+        evaluation = run_experiment(config, RunDir(tmp_path / "run"))
     assert (tmp_path / "run" / "report.html").exists()
     assert evaluation["split"] == ("val" if changes.get("test_fraction") == 0 else "test")
     for name in ("frozen", "fine_tune"):

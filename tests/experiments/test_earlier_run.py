@@ -21,7 +21,6 @@ from transfer_learning.recipes.resolve import config_from_values
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
 
-pytestmark = pytest.mark.usefixtures("without_figures")
 HEADS = {"hidden": {"head": (8,)}, "all": {"head": (), "head_features": "all", "head_init": "lda"}}
 
 

@@ -22,8 +22,6 @@ from transfer_learning.experiments.train import run_experiment
 from transfer_learning.recipes.resolve import config_from_values
 from transfer_learning.storage.run_directory import RunDir
 
-pytestmark = pytest.mark.usefixtures("without_figures")
-
 
 @pytest.fixture(scope="module")
 def config(small_config):

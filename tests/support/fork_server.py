@@ -1,15 +1,17 @@
 """Runs modules as ``python -m`` does, each in a process forked from this one, which has only imported the program.
 
-TensorFlow is imported once for all of them. A line of standard input is a JSON list: the file that gets the output, the
-module, its arguments. A line of standard output is the exit status, negative for a signal.
+TensorFlow is imported once for all of them, and runs leave out figures and inference file. A line of standard input is a
+JSON list: the file that gets the output, the module, its arguments. A line of standard output is the exit status, negative
+for a signal.
 """
 
-import importlib
 import json
 import os
 import runpy
 import sys
 import traceback
+
+from tests.support import shortened
 
 
 def child(output: str, module: str, *arguments: str) -> int:
@@ -29,7 +31,7 @@ def child(output: str, module: str, *arguments: str) -> int:
 
 
 if __name__ == "__main__":
-    importlib.import_module("transfer_learning.experiments.train")  # nothing is computed in this process
+    shortened.without_files().__enter__()  # imports the program, but computes nothing in this process
     for line in sys.stdin:
         process = os.fork()
         if process == 0:

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+from tests.support import shortened
 from tests.support.photos import SIZE, draw_photos
 from tests.test_kills import flags, results
 from transfer_learning.cli.parser import run_main
@@ -105,9 +106,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    importlib.import_module(
-        "transfer_learning.experiments.train"
-    )  # TensorFlow, once; nothing is computed in this process
+    shortened.without_files().__enter__()  # TensorFlow, once; nothing is computed in this process
     chance, log = random.Random(given.seed), given.folder / "log.txt"
     photos = draw_photos(given.folder / "photos")
     cache = given.folder / "cache"

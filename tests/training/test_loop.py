@@ -19,8 +19,6 @@ from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint, loop, phases
 
-pytestmark = pytest.mark.usefixtures("without_figures")
-
 
 @pytest.fixture(scope="module")
 def config(small_config):
@@ -35,7 +33,7 @@ def config(small_config):
 
 
 @pytest.fixture(scope="module")
-def unbroken(config, without_figures, tmp_path_factory):
+def unbroken(config, tmp_path_factory):
     """A run with which nothing went wrong: its directory and its evaluation."""
     run_dir = RunDir(tmp_path_factory.mktemp("runs") / "unbroken")
     return run_dir, run_experiment(config, run_dir)
@@ -45,9 +43,16 @@ def steps_per_epoch(run_dir):
     return int(pd.read_csv(run_dir.history)["updates"].iloc[0])
 
 
-@pytest.mark.parametrize("seconds", [0.0, 60.0])
 @pytest.mark.parametrize(
-    ("phase", "step"), [("frozen", 1), pytest.param("fine_tune", 0, marks=pytest.mark.long), ("fine_tune", 6)]
+    ("phase", "step", "seconds"),
+    [
+        ("frozen", 1, 0.0),
+        ("fine_tune", 6, 60.0),
+        pytest.param("frozen", 1, 60.0, marks=pytest.mark.long),
+        pytest.param("fine_tune", 6, 0.0, marks=pytest.mark.long),
+        pytest.param("fine_tune", 0, 0.0, marks=pytest.mark.long),
+        pytest.param("fine_tune", 0, 60.0, marks=pytest.mark.long),
+    ],
 )
 def test_a_nan_loss_stops_the_run_and_no_checkpoint_has_it(phase, step, seconds, config, tmp_path, monkeypatch):
     """The learning rate of one step is NaN, so its weights are, and the loss of the next step."""
@@ -170,8 +175,10 @@ def test_when_a_single_image_does_not_fit_it_is_a_user_error(config, tmp_path, m
         run_experiment(config, RunDir(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("name", ["estimate_run", "calibrate_and_evaluate"])
-@pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "OOM")], ids=type)
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("estimate_run", MemoryError()), ("calibrate_and_evaluate", tf.errors.ResourceExhaustedError(None, None, "OOM"))],
+)
 def test_too_little_memory_outside_of_training_is_a_user_error(name, error, config, tmp_path, monkeypatch):
     def fail(*arguments):
         raise error
