@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.support.shortened import with_files
 from transfer_learning import evaluate, predict, report, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
@@ -237,7 +238,8 @@ def test_a_run_that_loses_more_than_the_limit_ends_with_exit_code_3(runs, here, 
 
 
 def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):
-    evaluated(*paths(runs), "--soup", "--run-dir", "soup")
+    with with_files():
+        evaluated(*paths(runs), "--soup", "--run-dir", "soup")
     soup, output = RunDir(here / "soup"), capsys.readouterr().out
     evaluation = read_json(soup.evaluation)
     rows = evaluation["soup"]["members"]
