@@ -18,6 +18,7 @@ from transfer_learning.datasets.audit.label_issues import find_label_issues
 from transfer_learning.datasets.decoding.decode import short_side
 from transfer_learning.datasets.sources import huggingface, pharma, s3
 from transfer_learning.errors import MissingExtra, needs_extra
+from transfer_learning.reports.mlflow import check_server
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -50,6 +51,7 @@ def heic_file(folder):
         ("cleanlab", "audit", lambda config, folder: find_label_issues(np.eye(4), np.arange(4), np.arange(4))),
         ("tensorboard", "tensorboard", use_tensorboard),
         ("pillow_heif", "heic", lambda config, folder: short_side(heic_file(folder))),
+        ("mlflow", "mlflow", lambda config, folder: check_server("sqlite:///x.db")),
         ("fastapi", "serve", lambda config, folder: serve.main([str(ROOT / "tests/old_runs/runs/finished_a")])),
     ],
 )
@@ -85,10 +87,11 @@ def test_the_base_packages_are_enough_for_what_is_imported_at_once():
     """Modules that only extras bring are imported inside functions; `serve` imports all of `serving` so."""
     optional = {"pillow_heif"}
     optional |= {"boto3", "botocore", "datasets", "pyarrow", "kagglehub", "cleanlab", "tensorboard", "huggingface_hub"}
+    optional |= {"mlflow", "ray"}
     optional |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
     optional |= {"onnx", "tf2onnx", "onnxruntime", "ai_edge_litert", "openvino", "httpx2"}
     for path in sorted((ROOT / "transfer_learning").rglob("*.py")):
-        if path.parent.name == "serving":
+        if path.parent.name == "serving" or path.name == "mlflow_model.py":  # that one is run by MLflow
             continue
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import http.client
+import json
 import re
 import signal
 import socket
@@ -137,10 +138,36 @@ def yaml_blocks():
     return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
+# Fields by kind, "*" before required ones: kserve 0.21.0 and, from V1Container on, kubernetes 37.0.2. The package kserve
+# excludes the versions of FastAPI and pandas that are used here.
+KSERVE_FIELDS = json.loads((ROOT / "tests/serving/kserve_fields.json").read_text())
+TYPES = {"str": str, "int": int, "bool": bool, "object": dict, "any": object}
+
+
+def mistakes(value, kind, place):
+    """What is wrong in a manifest by the fields of its kind."""
+    if isinstance(kind, list):
+        if not isinstance(value, list):
+            return [f"{place} is no list"]
+        return [text for number, item in enumerate(value) for text in mistakes(item, kind[0], f"{place}[{number}]")]
+    if kind in TYPES:
+        return (
+            []
+            if isinstance(value, TYPES[kind]) and (kind != "int" or type(value) is int)
+            else [f"{place} is no {kind}"]
+        )
+    fields = {name.removeprefix("*"): inner for name, inner in KSERVE_FIELDS[kind].items()}
+    required = {name[1:] for name in KSERVE_FIELDS[kind] if name[0] == "*"}
+    found = [f"{place}.{name} is missing" for name in required - value.keys()]
+    found += [f"{place}.{name} is unknown" for name in value.keys() - fields.keys()]
+    known = sorted(value.keys() & fields.keys())
+    return found + [text for name in known for text in mistakes(value[name], fields[name], f"{place}.{name}")]
+
+
 def test_the_manifests_of_the_documentation_call_the_server_as_it_is(monkeypatch):
-    """Names of KServe's fields as in its documentation; the schema itself is in its cluster."""
     own, of_tensorflow = yaml_blocks()
     for manifest in (own, of_tensorflow):
+        assert not mistakes(manifest, "V1beta1InferenceService", "manifest")
         assert (manifest["apiVersion"], manifest["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
     (container,) = own["spec"]["predictor"]["containers"]
     monkeypatch.setenv("TL_TOKEN", "0123456789abcdef")
@@ -152,3 +179,11 @@ def test_the_manifests_of_the_documentation_call_the_server_as_it_is(monkeypatch
             assert container[probe]["httpGet"]["port"] == flags.port
             assert client.get(container[probe]["httpGet"]["path"], Host="10.1.2.3:8080").status == 200
     assert of_tensorflow["spec"]["predictor"]["model"]["modelFormat"]["name"] == "tensorflow"
+    container["ports"][0] |= {"containerPort": "8080", "hostPorts": 1}
+    del own["spec"]["predictor"]["containers"][0]["name"]
+    place = "manifest.spec.predictor.containers[0]"
+    assert mistakes(own, "V1beta1InferenceService", "manifest") == [
+        f"{place}.name is missing",
+        f"{place}.ports[0].hostPorts is unknown",
+        f"{place}.ports[0].containerPort is no int",
+    ]

@@ -201,6 +201,7 @@ class RunConfig:
     )
     skip_unreadable: bool = data(False, "skip and count images that cannot be read")
     tensorboard: bool = output(False, "write TensorBoard event files")
+    mlflow: str = output("", "URI of an MLflow server to which the finished run is logged, as http://localhost:5000")
     inference_file: bool = output(True, "write a file with which predict starts without TensorFlow")
     csv_log: bool = output(False, "write the file of Keras' CSVLogger beside history.csv")
     checkpoint_seconds: float = output(60.0, "longest time between two checkpoints; 0: every train step", low=0)

@@ -30,6 +30,7 @@ from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.models.earlier_run import names_run
 from transfer_learning.models.standardization import fold_standardization, standardized
+from transfer_learning.reports.mlflow import check_server, log_run
 from transfer_learning.reports.run import write_report
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, write_json, write_text
@@ -70,6 +71,8 @@ def run_experiment(
     if config.tensorboard:
         with needs_extra("tensorboard"):
             import tensorboard  # noqa: F401
+    if config.mlflow:
+        check_server(config.mlflow)
     find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)  # fails now, not after the frozen phase
     with StopRequest() as stop, run_dir.begun(config), logged_to(log_file(run_dir.log)), oom_as_user_error(config):
         with logged_to(NotesHandler(run_dir.notes, reasons)), ExitStack() as stack:
@@ -163,8 +166,18 @@ def run_experiment(
             logger.info(describe_phase(name, result))
         logger.info(metrics.describe(evaluation))
         logger.info(f"Report: {run_dir.report}")
+        if config.mlflow:
+            _log_to_mlflow(run_dir, config.mlflow)
         logger.info(f"Next: {command_line('predict', str(run_dir.path), 'IMAGE')}")
     return evaluation
+
+
+def _log_to_mlflow(run_dir: RunDir, uri: str) -> None:
+    try:
+        logger.info(f"MLflow at {uri} has it as run {log_run(run_dir, uri)}.")
+    except UserError as error:  # the run is finished all the same
+        again = command_line("report", str(run_dir.path), "--mlflow", uri)
+        logger.warning(f"{error} The run is not logged there; log it with: {again}")
 
 
 @contextmanager
