@@ -1,6 +1,7 @@
 """Uploading to the Hugging Face Hub, against a stub of its interface on this machine."""
 
 import base64
+import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,9 +11,14 @@ import pytest
 from transfer_learning.errors import UserError
 from transfer_learning.exports import hub
 
+LFS_BYTES = 100_000
+
 
 class Stub(BaseHTTPRequestHandler):
-    """Creates repositories, and takes commits of small files; keeps what it received in `server.received`."""
+    """Creates repositories, and takes commits; keeps what it received in `server.received`.
+
+    As the Hub does, it takes what is larger than LFS_BYTES by the LFS batch API, outside the commit.
+    """
 
     def do_POST(self):
         size = int(self.headers.get("Content-Length", 0))
@@ -28,11 +34,20 @@ class Stub(BaseHTTPRequestHandler):
             return self._answer({"errors": [], "warnings": []})
         if "/preupload/" in self.path:
             files = json.loads(body)["files"]
-            return self._answer(
-                {"files": [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]}
-            )
+            modes = {file["path"]: "lfs" if file["size"] > LFS_BYTES else "regular" for file in files}
+            files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+            return self._answer({"files": files})
+        if self.path == "/me/birds.git/info/lfs/objects/batch":
+            asked = json.loads(body)
+            assert (asked["operation"], asked["hash_algo"]) == ("upload", "sha256")
+            address = f"http://127.0.0.1:{self.server.server_port}/lfs/"
+            objects = [one | {"actions": {"upload": {"href": address + one["oid"]}}} for one in asked["objects"]]
+            return self._answer({"transfer": "basic", "objects": objects})
         if "/commit/" in self.path:
             lines = [json.loads(line) for line in body.splitlines()]
+            received["large"] = {
+                line["value"]["path"]: line["value"]["oid"] for line in lines if line["key"] == "lfsFile"
+            }
             received["files"] = {
                 line["value"]["path"]: base64.b64decode(line["value"]["content"])
                 for line in lines
@@ -42,6 +57,14 @@ class Stub(BaseHTTPRequestHandler):
                 {"commitUrl": "https://huggingface.co/me/birds/commit/1", "commitOid": "1", "success": True}
             )
         return self._answer({"error": self.path}, 404)
+
+    def do_PUT(self):
+        body = (
+            self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else self._chunks()
+        )
+        assert "Authorization" not in self.headers  # storage is another host
+        self.server.received.setdefault("objects", {})[self.path.removeprefix("/lfs/")] = body
+        self._answer({})
 
     def do_GET(self):
         self._answer({"id": "me/birds", "siblings": [], "sha": "0", "private": True, "tags": []})
@@ -99,17 +122,33 @@ def test_the_folder_is_uploaded_into_a_private_repository(stub, folder):
     assert "# birds" in stub.received["card"]
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")  # huggingface_hub calls its client so
+def test_a_large_file_is_uploaded_by_lfs_and_the_commit_names_it(stub, folder):
+    content = bytes(range(256)) * 1000
+    (folder / "model.onnx").write_bytes(content)
+    hub.push(folder, "me/birds")
+    digest = hashlib.sha256(content).hexdigest()
+    assert stub.received["large"] == {"model.onnx": digest} and stub.received["objects"] == {digest: content}
+    assert "README.md" in stub.received["files"]
+
+
 @pytest.mark.parametrize("name", ["birds", "me/birds/x", "me/bi rds", ""])
 def test_a_name_without_a_user_is_one_sentence(name, folder):
     with pytest.raises(UserError, match="is not USER/NAME"):
         hub.push(folder, name)
 
 
-def test_a_refused_token_and_a_hub_out_of_reach_are_one_sentence(stub, folder, monkeypatch):
+@pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
+def test_a_refused_token_a_refused_file_and_a_hub_out_of_reach_are_one_sentence(stub, folder, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match="could not be uploaded to me/birds"):
+        hub.push(folder, "me/birds")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    (folder / "model.onnx").write_bytes(bytes(LFS_BYTES + 1))
+    monkeypatch.setattr(Stub, "do_PUT", lambda self: self._answer({"error": "full"}, 403))
+    with pytest.raises(UserError, match="could not be uploaded to me/birds .*model.onnx"):
         hub.push(folder, "me/birds")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="could not be uploaded to me/birds"):

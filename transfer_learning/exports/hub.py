@@ -33,7 +33,7 @@ def push(folder: Path, repository: str) -> str:
         raise UserError(f"--push-to-hub {repository} is not USER/NAME ({error}); give such as me/birds.") from None
     except LocalTokenNotFoundError:
         raise UserError("The Hub needs a token; call hf auth login, or set HF_TOKEN, then try again.") from None
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:  # the last of a large file
         reason = " ".join(str(error).split())[:300]
         raise UserError(
             f"The export could not be uploaded to {repository} ({reason}); check the name and the token (hf auth login), "
