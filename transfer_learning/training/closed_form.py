@@ -173,10 +173,10 @@ def _scores_without(examples: _LeftOut, fit: _Regression, inverse: np.ndarray) -
     target = np.eye(len(fit.mean_scores))[examples.labels] - fit.mean_scores
     residual = target - projected @ (inverse[:, None] * fit.rotated)
     leverage = weights * (projected**2 @ inverse + 1 / fit.total)
-    error = residual / np.maximum(1 - leverage, 1e-6)[:, None]
+    error = residual / np.maximum(1 - leverage, 1e-12)[:, None]
     for part in examples.parts:
         hat = (projected[part] * inverse) @ projected[part].T + 1 / fit.total
-        error[part] = np.linalg.solve(np.eye(len(part)) * (1 + 1e-6) - hat * weights[part], residual[part])
+        error[part] = np.linalg.solve(np.eye(len(part)) * (1 + 1e-12) - hat * weights[part], residual[part])
     return fit.mean_scores + target - error
 
 
@@ -214,7 +214,7 @@ def _discriminants_without(examples: _LeftOut, fit: _Regression, inverse: np.nda
         own, product, of_class = scaled[part], sums[part], one_hot[part] * examples.weights[part][..., None]
         gram = own @ own.swapaxes(1, 2)
         rest = np.eye(part.shape[1]) * (1 / examples.weights[part])[:, None] - gram
-        downdate = np.linalg.inv(rest + np.eye(part.shape[1]) * 1e-9)
+        downdate = np.linalg.inv(rest + np.eye(part.shape[1]) * 1e-12)
         # Products through the inverse of the covariance without these examples, then without them in the class sums.
         between_all = between + product.swapaxes(1, 2) @ downdate @ product
         with_sums = product + gram @ downdate @ product
