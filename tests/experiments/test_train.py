@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.logs import log_messages
 from transfer_learning.errors import Stopped
+from transfer_learning.experiments.ensembles import evaluate_again
+from transfer_learning.experiments.finished_run import FinishedRun
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.storage.run_directory import RunDir
 
@@ -60,7 +62,7 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     fine_tune = dataclasses.replace(config.fine_tune, epochs=6, learning_rate=0.2, unfreeze="all")
     run_dir = RunDir(tmp_path / "worse")
     messages = log_messages()
-    evaluation = run_experiment(dataclasses.replace(config, fine_tune=fine_tune), run_dir)
+    evaluation = run_experiment(dataclasses.replace(config, fine_tune=fine_tune, refit=True), run_dir)
     chosen = next(row for row in evaluation["final_weights"] if row["chosen"])
     assert chosen["fine_tuned"] == 0.0
     assert evaluation["frozen"]["val_loss"] < evaluation["fine_tune"]["val_loss"]
@@ -69,6 +71,12 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     assert any(message.startswith("Final weights: the frozen phase") for message in messages)
     assert not any("made val_loss worse" in message for message in messages)
     assert "Final weights" in run_dir.report.read_text()
+    # The head is fitted to the validation images, too, and what is said of them is by the head without them.
+    assert evaluation["is_refitted"] and "The head was fitted again" in run_dir.report.read_text()
+    recorded, run, said = run_dir.predictions("val").read_text(), FinishedRun(run_dir), log_messages()
+    evaluate_again(run, "val")
+    assert run_dir.predictions("val").read_text() != recorded
+    assert any("knows them better than new ones" in message for message in said)
 
 
 def test_all_parts_of_the_way_and_the_moving_average_are_compared(finished):

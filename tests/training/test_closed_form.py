@@ -168,6 +168,21 @@ def test_without_anything_to_learn_it_is_near_the_frequencies():
     assert head.loss == pytest.approx(np.log(3), abs=0.05)
 
 
+@pytest.mark.parametrize("kind", ["ridge", "lda"])
+@pytest.mark.parametrize("groups", [None, np.arange(40) // 2])
+def test_the_only_example_of_a_class_does_not_choose_and_one_of_each_is_recognized(groups, kind):
+    examples = clouds(40, 200, distance=3.0)
+    known = examples.at(np.array([list(examples.labels).index(label) for label in range(3)]))
+    head = closed_form_head(known, 3, [1.0] * 3, kind, (200,))
+    logits = ((examples.inputs - head.mean) * head.scale) @ head.kernel + head.bias
+    assert (logits.argmax(axis=1) == examples.labels).mean() > 0.9
+    rare = np.flatnonzero(examples.labels == 2)
+    rare = rare[rare // 2 == rare[0] // 2] if groups is not None else rare[:1]
+    some = np.concatenate([np.flatnonzero(examples.labels < 2), rare])
+    head = closed_form_head(examples.at(some), 3, [1.0] * 3, kind, (200,), groups if groups is None else groups[some])
+    assert head.loss < 0.2 and 2 not in examples.labels[some][head.left_out[0]]
+
+
 @pytest.mark.parametrize("kind", ["one class is missing", "a feature is constant", "all features are", "two examples"])
 def test_edges(kind):
     examples = clouds(60)

@@ -31,15 +31,17 @@ def calibrate_and_evaluate(
     """Fits temperature and rejection threshold on the validation images, saves the model, evaluates val and test.
 
     Args:
-        out_of_fold: logits (n, classes) and labels (n,) of the training images by heads that were not trained on them;
-            they take the place of those of the validation images where there are none.
+        out_of_fold: logits (n, classes) and labels (n,) by heads that were not trained on these images: the validation
+            images if the classifier was trained on them, too, or the training images if there are no validation images.
 
     Returns:
         The calibrated classifier, and for each split that has images what `evaluate_split` returns; that of the
         evaluation split also has ``rejection``, see `rejection.measure`, None without validation images.
     """
     splits = [split for split in ("val", "test") if len(data.split(split))] or [data.eval_split]
-    logits = {split: _logits(classifier, data, split) for split in splits}
+    logits = {}
+    for split in splits:
+        logits[split] = out_of_fold[0] if split == "val" and out_of_fold else _logits(classifier, data, split)
     unseen = (logits["val"], data.split("val").labels) if "val" in logits else out_of_fold
     if unseen is not None:
         temperature, reason = calibration.fitted_temperature(

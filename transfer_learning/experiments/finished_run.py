@@ -128,6 +128,10 @@ class FinishedRun:
         if not len(data.split(split)):
             others = [other for other in ("val", "test") if len(data.split(other))]
             raise UserError(f"{place} has no {split} images; give --split {others[0]}.")
+        if split == "val" and self.evaluation.get("is_refitted"):
+            logger.warning(
+                f"The head of {self.name} was fitted on the validation images, too, so it knows them better than new ones."
+            )
         return data
 
     def predictor(self) -> "RunPredictor":

@@ -31,12 +31,11 @@ from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer
 from transfer_learning.training.phase_builder import PhaseBuilder
 from transfer_learning.training.phase_inputs import make_phase_inputs
+from transfer_learning.training.refit import head_logits
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
-
-BATCH = 512  # features that the head sees at once
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,7 @@ def predict_folds(config: RunConfig, data: PreparedDataset, runtime: dict[str, s
             identity = Identity(own, of_fold.fingerprint, "", runtime)
             Trainer(identity, builder, RunDir(folder), stop).train(TrainingState())
             _, left_out = make_phase_inputs(cut, own.frozen, True, own, of_fold, runtime)
-        found = [
-            np.asarray(classifier.head(left_out.inputs[left_out.rows[start : start + BATCH]], training=False))
-            for start in range(0, len(left_out), BATCH)
-        ]
-        logits[folds == fold], labels[folds == fold] = np.concatenate(found), left_out.labels
+        logits[folds == fold], labels[folds == fold] = head_logits(classifier, left_out), left_out.labels
         logger.info(f"Fold {fold + 1} of {config.folds}: {len(left_out):,} images predicted.")
     return OutOfFold(rows, labels, logits, folds)
 

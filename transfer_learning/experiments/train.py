@@ -41,6 +41,7 @@ from transfer_learning.training.history import describe_phase, phase_results
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer, restore
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
+from transfer_learning.training.refit import refit_head
 from transfer_learning.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -130,15 +131,18 @@ def run_experiment(
             all_callbacks = [*callbacks, *config_callbacks(config, run_dir)]
             trainer = Trainer(identity, phases, run_dir, stop, all_callbacks, stage, monitor.trained)
             state = trainer.train(state, arrays)
+            held_out = refit_head(phases, state)
             if classifier is not plain:
                 classifier = fold_standardization(classifier, plain)
 
             # Out-of-fold predictions of the images that are trained on.
-            folds, out_of_fold = None, None
+            folds, out_of_fold = None, None if held_out is None else (held_out, data.split("val").labels)
             if config.folds:
                 with stage("folds"):
                     found = predict_folds(config, data, devices.fingerprint, stop)
-                    folds, out_of_fold = evaluate_folds(found, config, data, run_dir), (found.logits, found.labels)
+                    folds = evaluate_folds(found, config, data, run_dir)
+                    if not len(data.split("val")):
+                        out_of_fold = found.logits, found.labels
 
             # Evaluation of the model that is saved, from images to probabilities, without cached features.
             with stage("evaluate"):
@@ -150,6 +154,7 @@ def run_experiment(
                     **dict.fromkeys(PHASES),
                     **by_phase,
                     "final_weights": state.final_weights,
+                    "is_refitted": held_out is not None,
                 }
                 if folds:
                     evaluation["folds"] = folds

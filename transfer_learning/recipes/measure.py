@@ -141,6 +141,7 @@ def measured_choices(
         reasons["time_limit"] = f"Not compared, because of --time-limit {deadline.text}: {', '.join(left_out)}."
     if not num_val:
         values["monitor"] = "loss"
+    values["refit"] = num_val >= MIN_VAL
     if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
         values |= CLOSED_FORM_ONLY
         reasons["fine_tune.epochs"] = (

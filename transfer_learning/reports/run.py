@@ -23,7 +23,7 @@ PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
 REQUIRED = ("split", "accuracy", "accuracy_interval", "num_examples", "macro_f1")
 OPTIONAL = (
     "macro_f1_interval top_5_accuracy top_5_interval log_loss weights_sha256 soup calibration final_weights "
-    "earlier_run folds".split()
+    "earlier_run folds is_refitted".split()
 )
 NUM_NAMED = 50  # files or errors in a table
 NUM_WORST = 10

@@ -3,7 +3,7 @@
 "ridge": the regression of the one-hot labels on the features is solved exactly. The penalty, and the factor between
 scores and logits, minimize the leave-one-out cross-entropy, which needs no second fit (leverages, see Hastie,
 Tibshirani and Friedman, The Elements of Statistical Learning, 2009, eq. 7.64). Examples of one group are left out
-together.
+together; the only example of a class, or group with examples of it, does not count.
 
 "lda": linear discriminant analysis with a shrunken covariance. A matrix of (classes, classes) turns the scores of the
 same regression into its logits (Hastie, Buja and Tibshirani, "Penalized Discriminant Analysis", 1995). Penalty and factor
@@ -83,17 +83,21 @@ def closed_form_head(
         _parts(groups[chosen]) if groups is not None else [],
     )
     prior = np.zeros(num_classes) if kind == "ridge" else np.log(_counts(fit) / _counts(fit).sum())
+    counted = _has_others(examples.labels, groups)[chosen]
+    penalties, factors = PENALTIES, FACTORS
+    if not counted.any():  # nothing can be told from one example of each class
+        counted[:], penalties, factors = True, PENALTIES[:1], FACTORS[len(FACTORS) // 2 :][:1]
     best = None
-    for penalty in PENALTIES * max(fit.variances.sum() / len(fit.mean), 1e-12):  # features may all be constant
+    for penalty in penalties * max(fit.variances.sum() / len(fit.mean), 1e-12):  # features may all be constant
         inverse = 1 / (np.maximum(fit.variances, 0) + penalty)
         raw = (
             _scores_without(without, fit, inverse) if kind == "ridge" else _discriminants_without(without, fit, inverse)
         )
         unit = 1.0 if kind == "ridge" else max(float(raw.std()), 1e-12)
-        for factor in FACTORS / unit:
+        for factor in factors / unit:
             log_probabilities = scipy.special.log_softmax(factor * raw + prior, axis=1)
             losses = -log_probabilities[np.arange(len(labels)), labels]
-            loss = float(np.average(losses, weights=weights[chosen]))
+            loss = float(np.average(losses[counted], weights=weights[chosen][counted]))
             if best is None or loss < best[0]:
                 best = loss, factor, inverse, log_probabilities
     assert best is not None  # there are factors
@@ -106,7 +110,7 @@ def closed_form_head(
         kernel = kernel @ matrix
     bias = factor * offset + prior - fit.mean @ kernel
     head = kernel.astype(np.float32), bias.astype(np.float32), loss
-    left_out = chosen, log_probabilities
+    left_out = chosen[counted], log_probabilities[counted]
     if not blocks:
         return LinearHead(*head, left_out=left_out)
     return LinearHead(*head, center.astype(np.float32), scale.astype(np.float32), left_out)
@@ -233,6 +237,12 @@ def _left_out(num_examples: int, groups: np.ndarray | None, most: int) -> np.nda
     names, first = np.unique(groups, return_index=True)
     step = max(1, round(num_examples / most))
     return np.flatnonzero(np.isin(groups, names[np.argsort(first)][::step]))
+
+
+def _has_others(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """Whether the class of each example, bool (n,), has others that are not left out with it."""
+    pairs = np.unique(np.stack([labels, np.arange(len(labels)) if groups is None else groups]), axis=1)
+    return np.bincount(pairs[0])[labels] > 1
 
 
 def _parts(groups: np.ndarray) -> list[np.ndarray]:

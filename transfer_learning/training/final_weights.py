@@ -42,7 +42,7 @@ def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
     for part, is_average in candidates:
         _assign(active, part, is_average)
         logits = validation_logits(active)
-        losses = -log_softmax(logits / fitted_temperature(logits, labels)[0], axis=1)[np.arange(len(labels)), labels]
+        losses = calibrated_losses(logits, labels)
         wrong = logits.argmax(axis=1) != labels
         compared = losses if monitor == "val_loss" else wrong.astype(np.float64)
         frozen = frozen if rows else compared
@@ -74,6 +74,11 @@ def describe_choice(rows: list[dict], monitor: str) -> str:
     metric = f"{'calibrated ' if monitor == 'val_loss' else ''}{monitor} {best[monitor]:.4f}"
     lead = "" if best is not rows[0] else ", which nothing beats by more than a standard error"
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
+
+
+def calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The log loss of each example, (n,), after the temperature that fits all of them best."""
+    return -log_softmax(logits / fitted_temperature(logits, labels)[0], axis=1)[np.arange(len(labels)), labels]
 
 
 def note_start(active: ActivePhase, state: TrainingState, monitor: str) -> None:

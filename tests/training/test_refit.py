@@ -1,0 +1,95 @@
+"""The closed-form head of training and validation images, where fine-tuning was not worth it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from transfer_learning.datasets.prepared import load_prepared
+from transfer_learning.models.classifier import build_classifier
+from transfer_learning.models.standardization import NAME as STANDARDIZE
+from transfer_learning.models.standardization import standardized
+from transfer_learning.training.closed_form import closed_form_head
+from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts, initialize_head
+from transfer_learning.training.phase_inputs import make_phase_inputs
+from transfer_learning.training.refit import head_logits, refit_head
+from transfer_learning.training.state import TrainingState
+
+FROZEN, FINE_TUNED = [[{"chosen": is_frozen}, {"chosen": not is_frozen}] for is_frozen in (True, False)]
+
+
+@pytest.fixture(scope="module")
+def trained(small_config):
+    """The phases of a run whose frozen phase is over, and the features of its training and validation images."""
+    config = dataclasses.replace(small_config, head=(), dropout=0.0, head_features="all", head_init="lda", refit=True)
+    data = load_prepared(config)
+    classifier = standardized(build_classifier(config, data.class_names))
+    phases = PhaseBuilder(config, classifier, data, find_cuts(config, classifier), {})
+    phases.build("frozen")
+    return phases, make_phase_inputs(phases.cuts["frozen"], config.frozen, True, config, data, {})
+
+
+def weights_of(phases):
+    return [np.array(weight) for weight in phases.classifier.head.weights]
+
+
+@pytest.mark.parametrize("final_weights", [FROZEN, []], ids=["the frozen phase was better", "no fine-tune phase"])
+def test_the_head_is_fitted_to_training_and_validation_images(final_weights, trained):
+    phases, (train, val) = trained
+    if not final_weights:
+        fine_tune = dataclasses.replace(phases.config.fine_tune, epochs=0)
+        phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, fine_tune=fine_tune))
+    initialize_head(phases.config, phases.classifier, train)
+    without, before = head_logits(phases.classifier, val), weights_of(phases)
+    held_out = refit_head(phases, TrainingState(final_weights=final_weights))
+    refitted = weights_of(phases)
+    np.testing.assert_array_equal(held_out, without)
+    both = dataclasses.replace(
+        train,
+        rows=np.concatenate([train.rows, val.rows]),
+        labels=np.concatenate([train.labels, val.labels]),
+        ids=np.concatenate([train.ids, val.ids]),
+    )
+    initialize_head(phases.config, phases.classifier, both)
+    for found, expected, old in zip(refitted, weights_of(phases), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert not np.array_equal(found, old)
+
+
+@pytest.mark.parametrize(
+    ("changes", "final_weights"),
+    [({}, FINE_TUNED), ({}, []), ({"refit": False}, FROZEN), ({"head_init": "random"}, FROZEN)],
+    ids=["fine-tuned", "stopped before the choice", "not asked for", "no closed form"],
+)
+def test_other_heads_stay(changes, final_weights, trained):
+    phases, (train, _) = trained
+    initialize_head(phases.config, phases.classifier, train)
+    before = weights_of(phases)
+    phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, **changes))
+    assert refit_head(phases, TrainingState(final_weights=final_weights)) is None
+    assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))
+
+
+def test_validation_images_that_judge_the_run_are_not_trained_on(trained):
+    phases, _ = trained
+    manifest = phases.data.manifest[phases.data.manifest["split"] != "test"]
+    without = dataclasses.replace(phases.data, manifest=manifest)
+    assert without.eval_split == "val"
+    assert refit_head(dataclasses.replace(phases, data=without), TrainingState(final_weights=FROZEN)) is None
+
+
+def test_a_head_that_training_has_made_clearly_better_stays(trained):
+    phases, _ = trained
+    manifest, classes = phases.data.manifest.copy(), phases.data.class_names
+    is_val = manifest["split"] == "val"
+    others = dict(zip(classes, classes[1:] + classes[:1], strict=True))
+    manifest.loc[is_val, "label"] = manifest.loc[is_val, "label"].map(others)
+    phases = dataclasses.replace(phases, data=dataclasses.replace(phases.data, manifest=manifest))
+    config, head = phases.config, phases.classifier.head
+    _, val = make_phase_inputs(phases.cuts["frozen"], config.frozen, True, config, phases.data, {})
+    by_heart = closed_form_head(val, len(classes), [1.0] * len(classes))
+    head.get_layer(STANDARDIZE).set_weights([np.zeros(len(by_heart.kernel)), np.ones(len(by_heart.kernel))])
+    head.get_layer("logits").set_weights([by_heart.kernel, by_heart.bias])
+    before = weights_of(phases)
+    assert refit_head(phases, TrainingState(final_weights=FROZEN)) is None
+    assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))

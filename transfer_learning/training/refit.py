@@ -1,0 +1,71 @@
+"""The closed-form head again, on training and validation images, in a run whose backbone is still that of the start.
+
+What fine-tuning was compared with need not do without the validation images, once they have decided against it.
+"""
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.models.classifier import Classifier
+from transfer_learning.training.final_weights import calibrated_losses
+from transfer_learning.training.phase_builder import PhaseBuilder, group_numbers, initialize_head
+from transfer_learning.training.phase_inputs import make_phase_inputs
+from transfer_learning.training.state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+BATCH = 512  # features that the head sees at once
+
+
+def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
+    """Gives the trained network the closed-form head of training and validation images.
+
+    It is left as it is without `RunConfig.refit`, if the backbone was fine-tuned, or if the epochs of the frozen phase
+    have improved the closed form of the training images by more than a standard error of the calibrated loss.
+
+    Returns:
+        The logits, float32 (n, classes), of the validation images by the closed-form head of the training images alone;
+        None if the head is left as it is.
+    """
+    config, classifier, cut = phases.config, phases.classifier, phases.cuts.get("frozen")
+    is_fine_tuned = config.fine_tune.epochs > 0 and not (state.final_weights and state.final_weights[0]["chosen"])
+    if phases.data.eval_split == "val":  # the run is judged by them
+        return None
+    if not config.refit or is_fine_tuned or not config.starts_from_closed_form or cut is None or classifier.copied:
+        return None
+    train, val = make_phase_inputs(cut, config.frozen, "frozen" in phases.cached, config, phases.data, phases.runtime)
+    if not len(val):
+        return None
+    train, trained_head = train.in_copy(0), [np.array(variable) for variable in classifier.head.weights]
+    manifest, of_trained = phases.data.manifest, head_logits(classifier, val)
+    parts = [manifest[manifest["split"] == split] for split in ("train", "val")]
+    initialize_head(config, classifier, train, group_numbers(parts[0]))
+    held_out = head_logits(classifier, val)
+    gains = calibrated_losses(held_out, val.labels) - calibrated_losses(of_trained, val.labels)
+    if gains.mean() > gains.std() / len(gains) ** 0.5:
+        for variable, array in zip(classifier.head.weights, trained_head, strict=True):
+            variable.assign(array)
+        return None
+    both = replace(
+        train,
+        rows=np.concatenate([train.rows, val.rows]),
+        labels=np.concatenate([train.labels, val.labels]),
+        ids=np.concatenate([train.ids, val.ids]),
+    )
+    initialize_head(config, classifier, both, group_numbers(pd.concat(parts)))
+    logger.info(
+        f"The head is fitted again, on the {len(val):,} validation images, too; their own results below are those of the "
+        "head without them."
+    )
+    return held_out
+
+
+def head_logits(classifier: Classifier, features: Examples) -> np.ndarray:
+    """The logits of n examples whose inputs are features, float32 (n, classes)."""
+    starts = range(0, len(features), BATCH)
+    batches = [features.inputs[features.rows[start : start + BATCH]] for start in starts]
+    return np.concatenate([np.asarray(classifier.head(batch, training=False)) for batch in batches])
