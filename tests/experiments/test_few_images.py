@@ -15,9 +15,8 @@ from transfer_learning.storage.run_directory import RunDir
 
 def test_one_image_per_class_trains_and_says_what_cannot_be_measured(small_config, tmp_path):
     photos = draw_photos(tmp_path / "photos", num_per_class=1)
-    config = dataclasses.replace(
-        small_config, dataset=str(photos), head=()
-    )  # a linear head starts from ridge regression
+    fine_tune = dataclasses.replace(small_config.fine_tune, epochs=0)  # which three images cannot pay for
+    config = dataclasses.replace(small_config, dataset=str(photos), head=(), dropout=0.0, fine_tune=fine_tune)
     said = log_messages()
     evaluation = run_experiment(config, RunDir(tmp_path / "run"))
     assert evaluation["split"] == "train" and evaluation["rejection"] is None
