@@ -70,7 +70,7 @@ def test_other_heads_stay(changes, final_weights, trained):
     assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))
 
 
-def test_validation_images_that_judge_the_run_are_not_trained_on(trained):
+def test_validation_images_that_evaluate_the_run_are_not_trained_on(trained):
     phases, _ = trained
     manifest = phases.data.manifest[phases.data.manifest["split"] != "test"]
     without = dataclasses.replace(phases.data, manifest=manifest)

@@ -33,7 +33,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
     """
     config, classifier, cut = phases.config, phases.classifier, phases.cuts.get("frozen")
     is_fine_tuned = config.fine_tune.epochs > 0 and not (state.final_weights and state.final_weights[0]["chosen"])
-    if phases.data.eval_split == "val":  # the run is judged by them
+    if phases.data.eval_split == "val":  # the run is evaluated on them
         return None
     if not config.refit or is_fine_tuned or not config.starts_from_closed_form or cut is None or classifier.copied:
         return None
