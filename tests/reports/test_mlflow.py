@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from tests.support.logs import log_messages
+from tests.support.shortened import with_files
 from transfer_learning import report
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import flat
@@ -25,14 +26,14 @@ from transfer_learning.storage.run_directory import RunDir
 
 
 @pytest.fixture(scope="module")
-def run_dir(small_config, without_figures, tmp_path_factory):
+def run_dir(small_config, tmp_path_factory):
     from transfer_learning.experiments.train import run_experiment
 
     run_dir = RunDir(tmp_path_factory.mktemp("runs") / "mine")
     uri = f"sqlite:///{run_dir.path.parent}/mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, with_files():
         patch.chdir(run_dir.path.parent)  # MLflow's artefacts go below the current folder
-        run_experiment(replace(small_config, inference_file=True, mlflow=uri), run_dir)
+        run_experiment(replace(small_config, mlflow=uri), run_dir)
     return run_dir
 
 
