@@ -71,6 +71,9 @@ def test_dropped_images_get_their_classes_bars_and_verdicts(page, photos):
     assert "none of JPEG" in page.run(f"{CARDS}[0].querySelector('.verdict').textContent")
     assert page.run(f"{CARDS}[1].querySelector('.verdict').textContent").startswith("Rejected: ")
     assert page.run(f"{CARDS}[2].querySelectorAll('.bar').length") == 5
+    lengths = f"[...{CARDS}[2].querySelectorAll('.bar')].map(bar => bar.firstChild.offsetWidth / bar.clientWidth)"
+    texts = f"[...{CARDS}[2].querySelectorAll('.bars span')].map(text => parseFloat(text.textContent) / 100)"
+    assert np.allclose(page.run(lengths), page.run(texts), atol=0.02)
     assert page.run("document.getElementById('status').textContent")  # what a screen reader says
     page.run(f"{CARDS}[2].querySelectorAll('.more, .seen, .why').forEach(button => button.click())")
     page.wait(f"{CARDS}[2].querySelectorAll('.pictures img').length === 2")
