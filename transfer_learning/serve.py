@@ -18,37 +18,51 @@ logger = logging.getLogger(__name__)
 
 EXAMPLES = """examples:
   transfer-learning serve runs/mine
-  TL_TOKEN=$(openssl rand -hex 16) transfer-learning serve runs/mine --address 0.0.0.0"""
+  TL_TOKEN=$(openssl rand -hex 16) transfer-learning serve runs/mine --address 0.0.0.0
+  transfer-learning serve runs/mine --engine ray --replicas 4"""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+ENGINES = ("uvicorn", "ray")
 SHORTEST_TOKEN = 16  # characters
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     flags = parse(arguments)
-    model = find_trained_model(flags.model)
+    find_trained_model(flags.model)  # fails now, not in a replica
+    place = Path(flags.model).expanduser().resolve()
     with needs_extra("serve"):
         from transfer_learning.serving.app import Service, make_app
         from transfer_learning.serving.drift import Reference
         from transfer_learning.serving.guard import Limits
         from transfer_learning.serving.server import bound_socket, serve
 
-    listening = bound_socket(flags.address, flags.port)
-    logger.info("Loading the model.")
-    predictor, reference = model.open(), None
-    if flags.drift and hasattr(predictor, "validation_probabilities"):
-        probabilities = predictor.validation_probabilities()
-        if probabilities is not None:
-            reference = Reference(probabilities, predictor.validation_features())
-    limits = Limits(
-        body_bytes=int(flags.max_megabytes * 1e6),
-        all_bodies_bytes=int(10 * flags.max_megabytes * 1e6),
-        pixels=int(flags.max_megapixels * 1e6),
-        images=flags.max_waiting,
-        seconds=flags.seconds,
-    )
-    place = Path(model.name).resolve()
-    service = Service(predictor, place.stem if place.is_file() else place.name, limits, reference)
-    serve(make_app(service, flags.token, [flags.address, *flags.host_name]), service, listening)
+    def service() -> Service:
+        logger.info("Loading the model.")
+        predictor, reference = find_trained_model(str(place)).open(), None
+        if flags.drift and hasattr(predictor, "validation_probabilities"):
+            probabilities = predictor.validation_probabilities()
+            if probabilities is not None:
+                reference = Reference(probabilities, predictor.validation_features())
+        limits = Limits(
+            body_bytes=int(flags.max_megabytes * 1e6),
+            all_bodies_bytes=int(10 * flags.max_megabytes * 1e6),
+            pixels=int(flags.max_megapixels * 1e6),
+            images=flags.max_waiting,
+            seconds=flags.seconds,
+        )
+        return Service(predictor, place.stem if place.is_file() else place.name, limits, reference)
+
+    listening, host_names = bound_socket(flags.address, flags.port), [flags.address, *flags.host_name]
+    if flags.engine == "ray":
+        from transfer_learning.serving.ray_engine import serve_on_ray
+
+        port = listening.getsockname()[1]
+        listening.close()  # it was free
+        serve_on_ray(
+            lambda: make_app(service(), flags.token, host_names), flags.address, port, flags.replicas, flags.max_waiting
+        )
+    else:
+        served = service()
+        serve(make_app(served, flags.token, host_names), served, listening)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -72,7 +86,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=30, metavar="X", help="time limit of a request (default: 30)")
     drift = "compare what is served with the validation images; only counts are stored (default: yes)"
     parser.add_argument("--drift", action=argparse.BooleanOptionalAction, default=True, help=drift)
+    engine = "uvicorn: one process; ray: --replicas processes on a Ray cluster (default: uvicorn)"
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help=engine)
+    parser.add_argument("--replicas", type=int, default=1, metavar="N", help="processes of --engine ray (default: 1)")
     flags = parser.parse_args(arguments)
+    if flags.replicas < 1 or (flags.replicas > 1 and flags.engine != "ray"):
+        raise UserError(
+            f"--replicas {flags.replicas} needs --engine ray and at least one process; give both, or neither."
+        )
     if flags.address not in LOOPBACK and not flags.token:
         raise UserError(
             f"--address {flags.address} can be reached by others, which needs a token; give one with --token or in the "
