@@ -21,6 +21,7 @@ from transfer_learning.errors import MissingExtra, needs_extra
 from transfer_learning.reports.mlflow import check_server
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUN = str(ROOT / "tests/old_runs/runs/finished_a")
 EXTRAS = PROJECT["optional-dependencies"]
 
 
@@ -52,7 +53,8 @@ def heic_file(folder):
         ("tensorboard", "tensorboard", use_tensorboard),
         ("pillow_heif", "heic", lambda config, folder: short_side(heic_file(folder))),
         ("mlflow", "mlflow", lambda config, folder: check_server("sqlite:///x.db")),
-        ("fastapi", "serve", lambda config, folder: serve.main([str(ROOT / "tests/old_runs/runs/finished_a")])),
+        ("fastapi", "serve", lambda config, folder: serve.main([RUN])),
+        ("ray", "ray", lambda config, folder: serve.main([RUN, "--engine", "ray", "--port", "0"])),
     ],
 )
 def test_a_missing_extra_is_one_sentence_with_the_pip_command(module, extra, use, small_config, tmp_path, monkeypatch):
