@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from unittest.mock import Mock
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support.logs import log_messages
 from transfer_learning.errors import Stopped
+from transfer_learning.experiments import evaluate
 from transfer_learning.experiments.ensembles import evaluate_again
 from transfer_learning.experiments.finished_run import FinishedRun
 from transfer_learning.experiments.train import run_experiment
@@ -58,7 +60,8 @@ def test_a_stopped_run_ends_with_the_same_bits(epoch, config, finished, tmp_path
     assert run_dir.history.read_bytes() == finished[0].history.read_bytes()
 
 
-def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config, finished, tmp_path):
+def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "predicted_logits", whole := Mock(side_effect=evaluate.predicted_logits))
     fine_tune = dataclasses.replace(config.fine_tune, epochs=6, learning_rate=0.2, unfreeze="all")
     run_dir = RunDir(tmp_path / "worse")
     messages = log_messages()
@@ -71,6 +74,7 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     assert any(message.startswith("Final weights: the frozen phase") for message in messages)
     assert not any("made val_loss worse" in message for message in messages)
     assert "Final weights" in run_dir.report.read_text()
+    assert whole.call_count == 1, "the cached features are those of the weights that are shipped; a sample checks them"
     # The head is fitted to the validation images, too, and what is said of them is by the head without them.
     assert evaluation["is_refitted"] and "The head was fitted again" in run_dir.report.read_text()
     recorded, run, said = run_dir.predictions("val").read_text(), FinishedRun(run_dir), log_messages()

@@ -25,7 +25,8 @@ def chosen_for(config, given=()):
     return measured_choices(config, load_dataset(config.dataset, "data"), given)
 
 
-def test_the_head_with_the_least_loss_is_chosen(config, monkeypatch):
+def test_the_head_with_the_least_loss_is_chosen_and_measured_once(config, monkeypatch, tmp_path):
+    config, path = dataclasses.replace(config, cache_dir=str(tmp_path)), tmp_path / "candidates.json"
     monkeypatch.setattr(measure, "sizes_to_compare", lambda config: [config.image_size, 2 * config.image_size])
     values, reasons, candidates = chosen_for(config)
     assert {(one.head_features, one.head_init) for one in candidates} == {
@@ -41,7 +42,16 @@ def test_the_head_with_the_least_loss_is_chosen(config, monkeypatch):
     assert "leave-one-out loss" in reasons["head_features"] and "16" in reasons["image_size"]
     assert "resize" not in reasons, "the images are square"
     with_values(config, values).check()
-    assert chosen_for(config)[0] == values, "the same again, from the cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "cached_activations", None)  # another run on the same images measures nothing
+        again = chosen_for(dataclasses.replace(config, seed=1, frozen=Phase(epochs=5)))
+        assert (again[0], again[2]) == (values, candidates)
+        assert again[1]["head_features"].endswith(", by an earlier run.")
+        with pytest.raises(TypeError):  # other images are trained on
+            chosen_for(dataclasses.replace(config, val_fraction=0.2))
+        path.write_text('{"damaged')
+        with pytest.raises(TypeError):
+            chosen_for(config)
 
 
 def test_given_fields_are_not_measured(config):
@@ -72,7 +82,9 @@ def test_images_that_are_not_square_are_squashed_cropped_and_padded(config, tmp_
         ({"small_cnn": 1.0, "resnet18": 0.5, "resnet50": 0.4}, ("backbone",), "small_cnn"),
     ],
 )
-def test_a_slower_backbone_has_to_lower_the_loss_by_5_percent(losses, given, chosen, config, monkeypatch):
+def test_a_slower_backbone_has_to_lower_the_loss_by_5_percent(losses, given, chosen, config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, cache_dir=str(tmp_path))
+
     def score(config, *_):
         setting = config.backbone, config.image_size, config.resize
         return [
@@ -90,7 +102,9 @@ def test_a_slower_backbone_has_to_lower_the_loss_by_5_percent(losses, given, cho
         assert reasons["backbone"].endswith(", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()) + ".")
 
 
-def test_what_takes_too_long_for_a_time_limit_is_left_out(config, monkeypatch):
+def test_what_takes_too_long_for_a_time_limit_is_left_out(config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, cache_dir=str(tmp_path))
+
     def score(config, *_):
         setting = config.backbone, config.image_size, config.resize
         return [measure.Candidate(*setting, "all", "ridge", 1 / config.image_size, 0.1, 1, seconds_per_1000=20.0)]
@@ -116,7 +130,8 @@ def test_few_validation_images_decide_nothing(config):
     with_values(none, values).check()
 
 
-def test_test_images_are_not_looked_at(config, monkeypatch):
+def test_test_images_are_not_looked_at(config, tmp_path, monkeypatch):
+    config = dataclasses.replace(config, cache_dir=str(tmp_path))
     seen = []
     real = measure.cached_activations
     monkeypatch.setattr(

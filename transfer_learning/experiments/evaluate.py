@@ -1,7 +1,8 @@
 """Evaluate a classifier on validation and test images: predictions, metrics, calibration, rejection, figures."""
 
+import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,30 @@ from transfer_learning.evaluation import calibration, metrics, ood, predictions,
 from transfer_learning.evaluation.figures import table as figures
 from transfer_learning.evaluation.grad_cam import grad_cam
 from transfer_learning.machine.monitor import read_hardware
-from transfer_learning.models.classifier import Classifier, predicted_logits, probabilities, save_model, softmax
+from transfer_learning.models.classifier import (
+    Classifier,
+    exported_model,
+    head_logits,
+    predicted_logits,
+    save_model,
+    softmax,
+)
+from transfer_learning.models.features import NamedImages
 from transfer_learning.storage.files import write_text
+from transfer_learning.storage.rows import Rows
 from transfer_learning.storage.run_directory import RunDir
 
 logger = logging.getLogger(__name__)
+
+NUM_CHECKED = 64  # images that the saved model predicts too if cached features predict all
+MAX_DIFFERENCE = 1e-5  # of their probabilities
+
+# Returns features of images, float32 (records, width), and the row of each image in them; None if they are not cached.
+Features = Callable[[NamedImages], tuple[Rows, np.ndarray] | None]
+
+
+def NO_FEATURES(images: NamedImages) -> None:
+    return None
 
 
 def calibrate_and_evaluate(
@@ -27,12 +47,14 @@ def calibrate_and_evaluate(
     data: PreparedDataset,
     run_dir: RunDir,
     out_of_fold: tuple[np.ndarray, np.ndarray] | None = None,
+    features: Features = NO_FEATURES,
 ) -> tuple[Classifier, dict[str, dict[str, Any]]]:
     """Fits temperature and rejection threshold on the validation images, saves the model, evaluates val and test.
 
     Args:
         out_of_fold: logits (n, classes) and labels (n,) by heads that were not trained on these images: the validation
             images if the classifier was trained on them, too, or the training images if there are no validation images.
+        features: of images, if they are cached; used if some images get the same probabilities by the saved model.
 
     Returns:
         The calibrated classifier, and for each split that has images what `evaluate_split` returns; that of the
@@ -41,7 +63,7 @@ def calibrate_and_evaluate(
     splits = [split for split in ("val", "test") if len(data.split(split))] or [data.eval_split]
     logits = {}
     for split in splits:
-        logits[split] = out_of_fold[0] if split == "val" and out_of_fold else _logits(classifier, data, split)
+        logits[split] = out_of_fold[0] if split == "val" and out_of_fold else _logits(classifier, data, split, features)
     unseen = (logits["val"], data.split("val").labels) if "val" in logits else out_of_fold
     if unseen is not None:
         temperature, reason = calibration.fitted_temperature(
@@ -51,8 +73,10 @@ def calibrate_and_evaluate(
         rejection_threshold = rejection.threshold(softmax(unseen[0], temperature).max(axis=1))
         classifier = replace(classifier, temperature=temperature, rejection_threshold=rejection_threshold)
     save_model(classifier, run_dir.model)
+    if features is not NO_FEATURES and not _agrees_with_saved(classifier, data, logits[data.eval_split], run_dir):
+        return calibrate_and_evaluate(classifier, data, run_dir, out_of_fold)
     results = {split: _evaluate_logits(logits[split], classifier, data, split, run_dir) for split in logits}
-    results[data.eval_split]["rejection"] = _evaluate_rejection(classifier, data, data.eval_split, run_dir)
+    results[data.eval_split]["rejection"] = _evaluate_rejection(classifier, data, run_dir, features)
     return classifier, results
 
 
@@ -65,10 +89,32 @@ def evaluate_split(classifier: Classifier, data: PreparedDataset, split: str, ru
     return _evaluate_logits(_logits(classifier, data, split), classifier, data, split, run_dir)
 
 
-def _logits(classifier: Classifier, data: PreparedDataset, split: str) -> np.ndarray:
+def _logits(classifier: Classifier, data: PreparedDataset, split: str, features: Features = NO_FEATURES) -> np.ndarray:
     """The logits of all images of a split, float32 (n, classes)."""
     examples = data.split(split)
+    if cached := features(NamedImages(examples.inputs, examples.rows, data.hashes(split).tolist())):
+        return head_logits(classifier, *cached)
     return predicted_logits(classifier, examples.inputs, examples.rows, count_progress(f"Predicting {split} images:"))
+
+
+def _agrees_with_saved(classifier: Classifier, data: PreparedDataset, logits: np.ndarray, run_dir: RunDir) -> bool:
+    """Whether some images of the evaluation split get the probabilities of these logits by the weights in the file too."""
+    examples = data.split(data.eval_split)
+    some = np.unique(np.linspace(0, len(examples) - 1, NUM_CHECKED).astype(np.int64))
+    exported_model(classifier).load_weights(run_dir.model)  # shares its variables with the classifier
+    whole = predicted_logits(classifier, examples.inputs, examples.rows[some])
+    scale = classifier.temperature
+    difference = np.abs(softmax(logits[some], scale) - softmax(whole, scale)).max()
+    if difference <= MAX_DIFFERENCE:
+        logger.debug(
+            f"Predictions by cached features: {len(some)} images differ from the saved model by {difference:.1e}."
+        )
+        return True
+    logger.warning(
+        f"By their cached features {len(some)} images have other probabilities than by the saved model (up to "
+        f"{difference:.1e}), so all are computed from their pixels; `transfer-learning cache --clear features` empties it."
+    )
+    return False
 
 
 def _evaluate_logits(
@@ -82,11 +128,12 @@ def _evaluate_logits(
 
 
 def _evaluate_rejection(
-    classifier: Classifier, data: PreparedDataset, split: str, run_dir: RunDir
+    classifier: Classifier, data: PreparedDataset, run_dir: RunDir, features: Features
 ) -> dict[str, Any] | None:
-    """Applies the rejection threshold to a split and to images of no class; None without a threshold."""
+    """Applies the threshold to the evaluation split and to images of no class; None without a rejection threshold."""
     if not classifier.rejection_threshold:
         return None
+    split = data.eval_split
     examples = data.split(split)
     some = examples.rows[np.random.default_rng(0).permutation(len(examples))[: ood.NUM_IMAGES]]
     kinds = {}
@@ -97,7 +144,12 @@ def _evaluate_rejection(
         (f"{split} images, scrambled", ood.scrambled(examples.inputs[some])),
     ):
         kinds[name] = (pixels, np.arange(len(pixels)))
-    confidences = {name: probabilities(classifier, *images).max(axis=1) for name, images in kinds.items()}
+    confidences = {}
+    for name, (inputs, rows) in kinds.items():
+        hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in inputs[rows]]
+        cached = features(NamedImages(inputs, rows, [f"pixels {hashed}" for hashed in hashes]))
+        logits = head_logits(classifier, *cached) if cached else predicted_logits(classifier, inputs, rows)
+        confidences[name] = softmax(logits, classifier.temperature).max(axis=1)
     return rejection.measure(classifier.rejection_threshold, predictions.read(run_dir.predictions(split)), confidences)
 
 

@@ -21,7 +21,7 @@ from transfer_learning.datasets.prepared import PreparedDataset, load_dataset_of
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.earlier_run import compare_with_earlier
-from transfer_learning.experiments.evaluate import calibrate_and_evaluate, draw_figures
+from transfer_learning.experiments.evaluate import NO_FEATURES, calibrate_and_evaluate, draw_figures
 from transfer_learning.experiments.export import add_inference_file
 from transfer_learning.experiments.folds import check_start, divide, evaluate_folds, predict_folds
 from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
@@ -37,6 +37,7 @@ from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.notes import Note, NotesHandler
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.estimate import RunEstimate, estimate_run
+from transfer_learning.training.final_weights import chose_frozen_phase
 from transfer_learning.training.history import describe_phase, phase_results
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer, restore
@@ -144,9 +145,12 @@ def run_experiment(
                     if not len(data.split("val")):
                         out_of_fold = found.logits, found.labels
 
-            # Evaluation of the model that is saved, from images to probabilities, without cached features.
+            # Evaluation of the model that is saved, from images to probabilities; by cached features, of which some images
+            # are a check, if the run ends with the backbone that it began with.
+            is_frozen = not config.fine_tune.epochs or chose_frozen_phase(state.final_weights)
+            features = phases.features if is_frozen else NO_FEATURES
             with stage("evaluate"):
-                classifier, results = calibrate_and_evaluate(classifier, data, run_dir, out_of_fold)
+                classifier, results = calibrate_and_evaluate(classifier, data, run_dir, out_of_fold, features)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
                 evaluation = results[data.eval_split] | {
                     "weights_sha256": classifier.weights_digest(),

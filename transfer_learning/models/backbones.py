@@ -314,6 +314,14 @@ def _weights_path(row: Backbone, weights: str) -> Path | None:
     )
 
 
+def weights_identity(name: str, weights: str) -> str | None:
+    """Returns the digest of what `build_backbone` would load; None if that is not known without loading it."""
+    if weights == "imagenet":
+        return find_backbone(name).weights_digest
+    path = Path(weights)
+    return file_digest(path, "") if path.is_file() else None
+
+
 def _given_weights_path(row: Backbone, path: Path) -> Path:
     if not path.name.endswith(row.weights_formats):
         raise UserError(

@@ -32,6 +32,7 @@ from transfer_learning.storage.files import renamed, written_atomically
 from transfer_learning.storage.rows import Rows
 
 BATCH = 32  # images per prediction; no option, because another number could change the last bits
+FEATURES_BATCH = 512  # features that the head sees at once
 SOFTMAX_ROWS = 4096  # per call of SciPy's softmax, which makes several copies
 # Files in the .keras archive: two of ours, which Keras ignores, and the weights, which it reads.
 CLASS_NAMES_MEMBER = "class_names.json"
@@ -209,6 +210,13 @@ def predicted_logits(
         if after_batch:
             after_batch(start + len(pixels), len(rows))
     return results
+
+
+def head_logits(classifier: Classifier, features: Rows, rows: np.ndarray) -> np.ndarray:
+    """Returns logits float32 (len(rows), classes) of ``features[rows]``, float32 (n, width)."""
+    parts = [rows[start : start + FEATURES_BATCH] for start in range(0, len(rows), FEATURES_BATCH)]
+    found = [np.asarray(classifier.head(features[part], training=False)) for part in parts]
+    return np.concatenate([np.empty((0, len(classifier.class_names)), np.float32), *found])
 
 
 def probabilities(

@@ -4,11 +4,15 @@ A head on cached features is solved in seconds, and its leave-one-out loss needs
 images are used, of large datasets a part of them.
 """
 
+import hashlib
+import inspect
 import itertools
+import json
 import logging
 import time
 from collections.abc import Collection
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +25,7 @@ from transfer_learning.datasets.decoding.pixel_cache import cached_images
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.machine.devices import set_up_devices
-from transfer_learning.models.backbones import find_backbone
+from transfer_learning.models.backbones import find_backbone, weights_identity
 from transfer_learning.models.classifier import build_classifier, unfreeze_layers
 from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
 from transfer_learning.models.freezing import find_cut
@@ -30,7 +34,8 @@ from transfer_learning.recipes.auto import fine_tune_epochs_for
 from transfer_learning.recipes.deadline import Deadline
 from transfer_learning.recipes.presets import CLOSED_FORM_ONLY, PRESETS, backbones_to_compare, sizes_to_compare
 from transfer_learning.storage.cache import Cache
-from transfer_learning.training.closed_form import closed_form_head
+from transfer_learning.storage.measurements import Measurements
+from transfer_learning.training import closed_form
 from transfer_learning.training.estimate import MeasuredRates
 from transfer_learning.training.phase_builder import group_numbers
 from transfer_learning.training.phase_inputs import activations_of_cut
@@ -100,12 +105,21 @@ def measured_choices(
     candidates: list[Candidate] = []
     left_out: list[str] = []
     seconds_of: list[float] = []  # that each setting took
+    are_known: list[bool] = []  # whether an earlier run had measured it
+    earlier = Measurements(Cache.of(config).folder / "candidates.json")
 
     def best_with(**changes: Any) -> Candidate:
         """The best candidate of another image size, backbone or resizing."""
         started = time.monotonic()
-        measured = _score(replace(config, **changes), dataset, data, chosen, runtime, given, config.resize)
-        seconds_of.append(time.monotonic() - started)
+        of_setting = replace(config, **changes)
+        key = _key(of_setting, data, chosen, runtime, given)
+        measured = _known(earlier.get(key)) if key else []
+        are_known.append(bool(measured))
+        if not measured:
+            measured = _score(of_setting, dataset, data, chosen, runtime, given, config.resize)
+            if key:
+                earlier.add(key, [one._asdict() for one in measured])
+        seconds_of.append(max(time.monotonic() - started, *(one.seconds for one in measured)))
         candidates.extend(measured)
         return _best([one for one in measured if one.head_features in kinds])
 
@@ -137,6 +151,8 @@ def measured_choices(
     for candidate in candidates:
         logger.debug(candidate.describe())
     values, reasons = _as_choice(best, candidates, len(chosen))
+    if all(are_known):
+        reasons["head_features"] = reasons["head_features"].removesuffix(".") + ", by an earlier run."
     if left_out:
         reasons["time_limit"] = f"Not compared, because of --time-limit {deadline.text}: {', '.join(left_out)}."
     if not num_val:
@@ -167,6 +183,34 @@ def _num_folds(data: PreparedDataset) -> int:
 
 def _best(candidates: list[Candidate]) -> Candidate:
     return min(candidates, key=lambda candidate: candidate.loss)
+
+
+def _key(
+    config: RunConfig, data: PreparedDataset, chosen: np.ndarray, runtime: dict[str, str], given: Collection[str]
+) -> str | None:
+    """A digest of all that `_score` depends on; None if the weights are not known without loading them."""
+    weights = weights_identity(config.backbone, config.weights)
+    if weights is None:
+        return None
+    part = data.manifest.iloc[chosen][["sha256", "label", "group"]].to_csv(index=False)
+    methods = [inspect.getsource(closed_form), inspect.getsource(_score), version("numpy"), version("scipy")]
+    fields = {
+        name: getattr(config, name) for name in ("backbone", "image_size", "stored_size", "resize", "class_weights")
+    }
+    heads = [getattr(config, name) if name in given else "" for name in ("head_features", "head_init")]
+    pixels = data.images.pixel_key
+    everything = [weights, part, data.class_names, methods, fields, heads, pixels, runtime]
+    return hashlib.sha256(json.dumps(everything).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _known(rows: Any) -> list[Candidate]:
+    """The candidates of an earlier call; none if the file is damaged or of another version."""
+    try:
+        candidates = [Candidate(**row) for row in rows or []]
+        assert all(one.loss >= 0 and one.seconds >= 0 and one.seconds_per_1000 > 0 for one in candidates)
+    except (TypeError, AssertionError):
+        return []
+    return candidates
 
 
 def _score(
@@ -219,7 +263,7 @@ def _score(
         of_kind = {"last": (), "stages": blocks[1:], "all": blocks}[kind] if widest == "all" else blocks
         if kind == "last":
             of_kind = ()
-        head = closed_form_head(examples, len(weights), weights, init, of_kind, groups)
+        head = closed_form.closed_form_head(examples, len(weights), weights, init, of_kind, groups)
         assert head.left_out is not None
         without, log_probabilities = head.left_out
         error = float((log_probabilities.argmax(axis=1) != labels[without]).mean())

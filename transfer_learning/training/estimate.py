@@ -7,7 +7,7 @@ Time grows with the images that are decoded or pass through the network, whose r
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from transfer_learning.models.freezing import Cut
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, renamed, write_json
+from transfer_learning.storage.measurements import Measurements
 from transfer_learning.training.phase_inputs import activations_of_cut, copy_names
 
 logger = logging.getLogger(__name__)
@@ -240,21 +241,17 @@ class MeasuredRates:
     """Images per second of frozen networks on this machine, stored beside their cached activations."""
 
     def __init__(self, path: Path):
-        self._path = path
+        self._known = Measurements(path)
 
     def of(self, name: str, cut: Cut, anew: bool) -> float:
         """Images per second through the layers below the cut, by the name of its cache entry (a hash of network,
         weights and runtime); measured if `anew`, or if no earlier run did.
         """
-        known = {}
-        with suppress(OSError, UserError, TypeError, ValueError):  # TypeError, ValueError: no object
-            known = dict(read_json(self._path))
-        if anew or not isinstance(known.get(name), float) or not known[name] > 0:
-            known[name] = measure_rate(cut.below_fn, cut.below.input_shape[1:])
-            with suppress(OSError):  # the cache may be read-only
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(self._path, known)
-        return known[name]
+        rate = self._known.get(name)
+        if anew or not isinstance(rate, float) or not rate > 0:
+            rate = measure_rate(cut.below_fn, cut.below.input_shape[1:])
+            self._known.add(name, rate)
+        return rate
 
 
 def measure_rate(compute: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> float:

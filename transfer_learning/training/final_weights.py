@@ -64,6 +64,11 @@ def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
     return rows
 
 
+def chose_frozen_phase(rows: list[dict]) -> bool:
+    """Whether the weights that the frozen phase ended with were chosen; rows as `choose_final_weights` returns them."""
+    return any(row["chosen"] and row["fine_tuned"] == 0.0 for row in rows)
+
+
 def describe_choice(rows: list[dict], monitor: str) -> str:
     """``Final weights: fine-tuned (calibrated val_loss 0.31; the frozen phase 0.42, halfway 0.33).``"""
     names = ["moving average" if row["is_average"] else NAMES[row["fine_tuned"]] for row in rows]

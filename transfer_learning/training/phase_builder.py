@@ -13,12 +13,15 @@ from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.models.classifier import Classifier, unfreeze_layers
+from transfer_learning.models.features import NamedImages, cached_activations
 from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.models.standardization import NAME as STANDARDIZE
+from transfer_learning.storage.cache import Cache, NoSpace
+from transfer_learning.storage.rows import Rows
 from transfer_learning.training.closed_form import closed_form_head, standardization
 from transfer_learning.training.copied_head import complete_head
-from transfer_learning.training.phase_inputs import make_phase_inputs
+from transfer_learning.training.phase_inputs import frozen_part, make_phase_inputs
 from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
 
 logger = logging.getLogger(__name__)
@@ -29,6 +32,9 @@ def find_cuts(config: RunConfig, classifier: Classifier) -> dict[str, Cut | None
     phase without frozen layers below the trained ones.
     """
     cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
+    unfreeze_layers(
+        classifier, config.backbone, "none"
+    )  # the state in which both cuts have the names of their activations
     for name, cut in cuts.items():
         settings, flag = config.phase(name), f"--{flag_name(name)}"
         if settings.copies and AUGMENTATIONS[settings.augmentation].share:
@@ -90,6 +96,21 @@ class PhaseBuilder:
             groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
             initialize_head(config, classifier, train.in_copy(0), groups, val)
         return start_phase(name, config, classifier, train, val, cut)
+
+    def features(self, images: NamedImages) -> tuple[Rows, np.ndarray] | None:
+        """Returns what `cached_activations` returns for the frozen backbone, features float32 (records, width) and rows.
+
+        None if the config has no frozen phase, or if there is no room. Call it when the run has ended with the backbone
+        that it began with, and has no phase to train any more.
+        """
+        if (cut := self.cuts.get("frozen")) is None:
+            return None
+        unfreeze_layers(self.classifier, self.config.backbone, "none")  # which the name of a cache entry depends on
+        frozen = frozen_part(cut, self.config, self.data.images.pixel_key, self.runtime)
+        try:
+            return cached_activations(frozen, images, Cache.of(self.config))
+        except NoSpace:
+            return None
 
     @property
     def may_keep_start(self) -> bool:

@@ -39,6 +39,11 @@ def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dic
     return activations_entry(cut.below, key, config.backbone, config.image_size)
 
 
+def frozen_part(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, str]) -> FrozenPart:
+    """The layers below the cut, whose graph is built when the first activation is missing; arguments as above."""
+    return FrozenPart(activations_of_cut(cut, config, pixel_key, runtime), lambda images: cut.below_fn(images))
+
+
 def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
     """Returns for each copy of a phase the cache keys of all images; copy 0 of an image is the image itself."""
     kind = f"{settings.augmentation} {augmentation.VERSION} {'flip' if flip else 'no flip'}"
@@ -68,10 +73,7 @@ def make_phase_inputs(
         augmented = augmentation.apply(settings.augmentation, tf.constant(images), parameters)
         return tf.where(is_plain, tf.cast(images, tf.float32), augmented)
 
-    # The graph is built when the first activation is missing.
-    frozen = FrozenPart(
-        activations_of_cut(cut, config, data.images.pixel_key, runtime), lambda images: cut.below_fn(images)
-    )
+    frozen = frozen_part(cut, config, data.images.pixel_key, runtime)
     rows = np.concatenate([np.tile(train.rows, num_copies), val.rows])
     names = [name for names_of_copy in train_names for name in names_of_copy] + data.hashes("val").tolist()
     images = NamedImages(data.images.pixels, rows, names, augment if num_copies > 1 else None)
