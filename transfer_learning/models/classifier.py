@@ -26,13 +26,12 @@ from transfer_learning.machine.resources import available_bytes
 from transfer_learning.models.backbones import build_backbone, find_backbone
 from transfer_learning.models.earlier_run import names_run, with_earlier_weights
 from transfer_learning.models.head_features import make_pooling, with_stage_outputs
-from transfer_learning.models.inference_graph import InferenceFunction, trainable_inference_fn
+from transfer_learning.models.inference_graph import InferenceFunction, inference_graph, trainable_inference_fn
 from transfer_learning.models.weights import check_hdf5, weights_digest
 from transfer_learning.storage.files import renamed, written_atomically
 from transfer_learning.storage.rows import Rows
 
 BATCH = 32  # images per prediction; no option, because another number could change the last bits
-FEATURES_BATCH = 512  # features that the head sees at once
 SOFTMAX_ROWS = 4096  # per call of SciPy's softmax, which makes several copies
 # Files in the .keras archive: two of ours, which Keras ignores, and the weights, which it reads.
 CLASS_NAMES_MEMBER = "class_names.json"
@@ -213,10 +212,15 @@ def predicted_logits(
 
 
 def head_logits(classifier: Classifier, features: Rows, rows: np.ndarray) -> np.ndarray:
-    """Returns logits float32 (len(rows), classes) of ``features[rows]``, float32 (n, width)."""
-    parts = [rows[start : start + FEATURES_BATCH] for start in range(0, len(rows), FEATURES_BATCH)]
-    found = [np.asarray(classifier.head(features[part], training=False)) for part in parts]
-    return np.concatenate([np.empty((0, len(classifier.class_names)), np.float32), *found])
+    """Returns logits float32 (len(rows), classes) of ``features[rows]``, float32 (n, width), in batches as above."""
+    results = np.empty((len(rows), len(classifier.class_names)), np.float32)
+    compute = inference_graph(classifier.head, BATCH)
+    for start in range(0, len(rows), BATCH):
+        part = features[rows[start : start + BATCH]]
+        batch = np.zeros((BATCH, *part.shape[1:]), np.float32)
+        batch[: len(part)] = part
+        results[start : start + len(part)] = compute(tf.constant(batch)).numpy()[: len(part)]
+    return results
 
 
 def probabilities(

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.models.classifier import Classifier, unfreeze_layers
-from transfer_learning.models.features import NamedImages, cached_activations
+from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
 from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.models.standardization import NAME as STANDARDIZE
@@ -103,14 +104,19 @@ class PhaseBuilder:
         None if the config has no frozen phase, or if there is no room. Call it when the run has ended with the backbone
         that it began with, and has no phase to train any more.
         """
-        if (cut := self.cuts.get("frozen")) is None:
+        if self.cuts.get("frozen") is None:
             return None
-        unfreeze_layers(self.classifier, self.config.backbone, "none")  # which the name of a cache entry depends on
-        frozen = frozen_part(cut, self.config, self.data.images.pixel_key, self.runtime)
         try:
-            return cached_activations(frozen, images, Cache.of(self.config))
+            return cached_activations(self._frozen_backbone, images, Cache.of(self.config))
         except NoSpace:
             return None
+
+    @cached_property
+    def _frozen_backbone(self) -> FrozenPart:
+        cut = self.cuts["frozen"]
+        assert cut is not None
+        unfreeze_layers(self.classifier, self.config.backbone, "none")  # which the name of a cache entry depends on
+        return frozen_part(cut, self.config, self.data.images.pixel_key, self.runtime)
 
     @property
     def may_keep_start(self) -> bool:
