@@ -29,9 +29,10 @@ class StopAtEpoch(keras.callbacks.Callback):
 
 
 @pytest.fixture(scope="module")
-def config(small_config):
+def config(small_config, tmp_path_factory):
     fine_tune = dataclasses.replace(small_config.fine_tune, ema_decay=0.5)
-    return dataclasses.replace(small_config, head=(), head_features="all", head_init="lda", fine_tune=fine_tune)
+    head = {"head": (), "head_features": "all", "head_init": "lda", "cache_dir": str(tmp_path_factory.mktemp("cache"))}
+    return dataclasses.replace(small_config, fine_tune=fine_tune, **head)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,13 @@ def test_keras_alone_reads_the_model_that_was_evaluated(finished):
     assert len(table) and evaluation["weights_sha256"] == json.loads(run_dir.evaluation.read_text())["weights_sha256"]
     assert model.count_params() == evaluation["num_parameters"]
     assert np.isfinite(model.predict(np.zeros((1, *model.input_shape[1:])), verbose=0)).all()
+
+
+def test_features_are_computed_once_also_if_fine_tuning_starts_from_another_head(finished):
+    run_dir, _ = finished
+    log, num_images = run_dir.log.read_text(), pd.read_csv(run_dir.manifest)["split"].isin(("train", "val")).sum()
+    assert "Fine-tuning starts from ridge regression" in log
+    assert log.count(f"Computing the features of {num_images} images") == 1
 
 
 @pytest.mark.parametrize("epoch", [1, 3])  # in each phase

@@ -19,7 +19,7 @@ from transfer_learning.machine.monitor import read_hardware
 from transfer_learning.models.classifier import (
     Classifier,
     exported_model,
-    head_logits,
+    logits_of_features,
     predicted_logits,
     save_model,
     softmax,
@@ -93,7 +93,7 @@ def _logits(classifier: Classifier, data: PreparedDataset, split: str, features:
     """The logits of all images of a split, float32 (n, classes)."""
     examples = data.split(split)
     if cached := features(NamedImages(examples.inputs, examples.rows, data.hashes(split).tolist())):
-        return head_logits(classifier, *cached)
+        return logits_of_features(classifier, *cached)
     return predicted_logits(classifier, examples.inputs, examples.rows, count_progress(f"Predicting {split} images:"))
 
 
@@ -148,7 +148,7 @@ def _evaluate_rejection(
     for name, (inputs, rows) in kinds.items():
         hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in inputs[rows]]
         cached = features(NamedImages(inputs, rows, [f"pixels {hashed}" for hashed in hashes]))
-        logits = head_logits(classifier, *cached) if cached else predicted_logits(classifier, inputs, rows)
+        logits = logits_of_features(classifier, *cached) if cached else predicted_logits(classifier, inputs, rows)
         confidences[name] = softmax(logits, classifier.temperature).max(axis=1)
     return rejection.measure(classifier.rejection_threshold, predictions.read(run_dir.predictions(split)), confidences)
 

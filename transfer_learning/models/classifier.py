@@ -211,7 +211,7 @@ def predicted_logits(
     return results
 
 
-def head_logits(classifier: Classifier, features: Rows, rows: np.ndarray) -> np.ndarray:
+def logits_of_features(classifier: Classifier, features: Rows, rows: np.ndarray) -> np.ndarray:
     """Returns logits float32 (len(rows), classes) of ``features[rows]``, float32 (n, width), in batches as above."""
     results = np.empty((len(rows), len(classifier.class_names)), np.float32)
     compute = inference_graph(classifier.head, BATCH)

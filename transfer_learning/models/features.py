@@ -58,6 +58,8 @@ def activations_entry(network: keras.Model, key: str, backbone: str, image_size:
     kind = FEATURES if len(shape) == 1 else ACTIVATIONS
     # Keras numbers unnamed inputs of nested models, as in ConvNeXt, per process.
     architecture = re.sub(r"\binput_layer(_\d+)?\b", "input_layer", network.to_json())
+    # What another phase trains does not matter.
+    architecture = architecture.replace('"trainable": true', '"trainable": false')
     all_keys = json.dumps([key, architecture, weights_digest(network.weights), METHOD, DTYPE, BATCH])
     name = hashlib.sha256(all_keys.encode()).hexdigest()[:32]
     return EntrySpec(kind, name, shape, DTYPE, {"backbone": backbone, "image_size": image_size})

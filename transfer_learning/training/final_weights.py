@@ -65,8 +65,8 @@ def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
 
 
 def chose_frozen_phase(rows: list[dict]) -> bool:
-    """Whether the weights that the frozen phase ended with were chosen; rows as `choose_final_weights` returns them."""
-    return any(row["chosen"] and row["fine_tuned"] == 0.0 for row in rows)
+    """Whether the frozen phase's weights, the first of the rows of `choose_final_weights`, were chosen."""
+    return bool(rows) and rows[0]["chosen"]
 
 
 def describe_choice(rows: list[dict], monitor: str) -> str:

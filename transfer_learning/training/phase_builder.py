@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -69,6 +69,7 @@ class PhaseBuilder:
     cuts: Mapping[str, Cut | None]  # by phase, see `find_cuts`
     runtime: dict[str, str]  # versions, device and flags, which the last bits of activations depend on
     cached: Collection[str] = PHASES  # phases whose activations are computed once; others compute them in every epoch
+    start_head: list[np.ndarray] = field(default_factory=list)  # weights that training began with; [] in a resumed run
 
     def build(
         self, name: str, gradient_accumulation_steps: int = 0, is_resumed: bool = False, is_over: bool = False
@@ -96,6 +97,7 @@ class PhaseBuilder:
         if name == "frozen" and not is_resumed:
             groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
             initialize_head(config, classifier, train.in_copy(0), groups, val)
+            self.start_head = [np.array(variable) for variable in classifier.head.weights]
         return start_phase(name, config, classifier, train, val, cut)
 
     def features(self, images: NamedImages) -> tuple[Rows, np.ndarray] | None:
@@ -115,7 +117,6 @@ class PhaseBuilder:
     def _frozen_backbone(self) -> FrozenPart:
         cut = self.cuts["frozen"]
         assert cut is not None
-        unfreeze_layers(self.classifier, self.config.backbone, "none")  # which the name of a cache entry depends on
         return frozen_part(cut, self.config, self.data.images.pixel_key, self.runtime)
 
     @property

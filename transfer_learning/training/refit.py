@@ -11,7 +11,7 @@ import pandas as pd
 
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.models.classifier import Classifier
-from transfer_learning.training.final_weights import calibrated_losses
+from transfer_learning.training.final_weights import calibrated_losses, chose_frozen_phase
 from transfer_learning.training.phase_builder import PhaseBuilder, group_numbers, initialize_head
 from transfer_learning.training.phase_inputs import make_phase_inputs
 from transfer_learning.training.state import TrainingState
@@ -32,7 +32,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
         None if the head is left as it is.
     """
     config, classifier, cut = phases.config, phases.classifier, phases.cuts.get("frozen")
-    is_fine_tuned = config.fine_tune.epochs > 0 and not (state.final_weights and state.final_weights[0]["chosen"])
+    is_fine_tuned = config.fine_tune.epochs > 0 and not chose_frozen_phase(state.final_weights)
     if phases.data.eval_split == "val":  # the run is evaluated on them
         return None
     if not config.refit or is_fine_tuned or not config.starts_from_closed_form or cut is None or classifier.copied:
@@ -43,7 +43,10 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
     train, trained_head = train.in_copy(0), [np.array(variable) for variable in classifier.head.weights]
     manifest, of_trained = phases.data.manifest, head_logits(classifier, val)
     parts = [manifest[manifest["split"] == split] for split in ("train", "val")]
-    initialize_head(config, classifier, train, group_numbers(parts[0]))
+    if not phases.start_head:
+        initialize_head(config, classifier, train, group_numbers(parts[0]))
+    for variable, array in zip(classifier.head.weights, phases.start_head, strict=False):
+        variable.assign(array)
     held_out = head_logits(classifier, val)
     gains = calibrated_losses(held_out, val.labels) - calibrated_losses(of_trained, val.labels)
     if gains.mean() > gains.std() / len(gains) ** 0.5:
