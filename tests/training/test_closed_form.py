@@ -135,6 +135,9 @@ def test_standardized_features_have_no_scale_and_either_equation_gives_the_head(
     mean, scale = standardization(examples, (12, 8))
     plain = dataclasses.replace(examples, inputs=((examples.inputs - mean) * scale).astype(np.float32))
     expected = closed_form_head(plain, 3, [1.0, 2.0, 1.0], kind)  # in the basis of the features, whatever their number
+    other = closed_form_head(plain, 3, [1.0, 2.0, 1.0], "lda" if kind == "ridge" else "ridge")
+    shared = closed_form_head(plain, 3, [1.0, 2.0, 1.0], kind, fit=other.fit)
+    np.testing.assert_array_equal(shared.kernel, expected.kernel)  # both kinds have one regression
     scaled = examples.inputs * np.repeat([1e-3, 1e3], (12, 8)).astype(np.float32)
     head = closed_form_head(dataclasses.replace(examples, inputs=scaled), 3, [1.0, 2.0, 1.0], kind, (12, 8))
     logits = (scaled - head.mean) * head.scale @ head.kernel + head.bias

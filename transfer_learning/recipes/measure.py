@@ -256,6 +256,7 @@ def _score(
     labels = part["label"].map(number).to_numpy(np.int32)
     groups, weights = group_numbers(part), class_weights(config.class_weights, labels, len(data.class_names))
     results = []
+    heads: dict[str, closed_form.LinearHead] = {}
     inits = [config.head_init] if "head_init" in given else ["ridge", "lda"]
     for kind, init in itertools.product([kind for kind in HEAD_FEATURES if kind in parts], inits):
         began = time.monotonic()
@@ -263,7 +264,9 @@ def _score(
         of_kind = {"last": (), "stages": blocks[1:], "all": blocks}[kind] if widest == "all" else blocks
         if kind == "last":
             of_kind = ()
-        head = closed_form.closed_form_head(examples, len(weights), weights, init, of_kind, groups)
+        known = heads.get(kind)
+        head = closed_form.closed_form_head(examples, len(weights), weights, init, of_kind, groups, known and known.fit)
+        heads[kind] = head
         assert head.left_out is not None
         without, log_probabilities = head.left_out
         error = float((log_probabilities.argmax(axis=1) != labels[without]).mean())

@@ -22,6 +22,17 @@ PENALTIES = np.logspace(-4, 2, 19)  # in units of the features' mean variance, s
 FACTORS = np.logspace(-0.5, 2.5, 31)
 
 
+class Regression(NamedTuple):
+    """The ridge regression of the labels on the features in the eigenbasis of the covariance, for any penalty."""
+
+    mean: np.ndarray  # (width,), weighted
+    mean_scores: np.ndarray  # (classes,), weighted frequencies
+    total: float  # sum of the weights
+    variances: np.ndarray  # (rank,), summed over the examples
+    directions: np.ndarray  # (width, rank)
+    rotated: np.ndarray  # (rank, classes), correlation of features and labels
+
+
 class LinearHead(NamedTuple):
     """A linear head: ``logits = (features - mean) * scale @ kernel + bias``."""
 
@@ -33,17 +44,7 @@ class LinearHead(NamedTuple):
     left_out: tuple[np.ndarray, np.ndarray] | None = (
         None  # positions (k,) and log-probabilities (k, classes) without them
     )
-
-
-class _Regression(NamedTuple):
-    """The ridge regression of the labels on the features in the eigenbasis of the covariance, for any penalty."""
-
-    mean: np.ndarray  # (width,), weighted
-    mean_scores: np.ndarray  # (classes,), weighted frequencies
-    total: float  # sum of the weights
-    variances: np.ndarray  # (rank,), summed over the examples
-    directions: np.ndarray  # (width, rank)
-    rotated: np.ndarray  # (rank, classes), correlation of features and labels
+    fit: Regression | None = None  # which heads of all kinds on these examples share
 
 
 def closed_form_head(
@@ -53,6 +54,7 @@ def closed_form_head(
     kind: str = "ridge",
     blocks: tuple[int, ...] = (),
     groups: np.ndarray | None = None,
+    fit: Regression | None = None,
 ) -> LinearHead:
     """Returns the head for `examples`, whose inputs are features float32 (n, width), with one weight per class.
 
@@ -63,6 +65,7 @@ def closed_form_head(
         kind: "ridge" or "lda".
         blocks: widths of the parts of the features that are standardized, see `standardization`; (): none is.
         groups: (n,), examples with the same value are left out together; None: each alone.
+        fit: that of a head of another kind for the same arguments; None: it is solved.
     """
     import scipy.special
 
@@ -73,7 +76,7 @@ def closed_form_head(
         found = examples.inputs[examples.rows[chunk]].astype(np.float64)
         return (found - center) * scale if blocks else found
 
-    fit = _regression(features, examples.labels, weights, num_classes, is_wide_solved_by_examples=bool(blocks))
+    fit = fit or _regression(features, examples.labels, weights, num_classes, is_wide_solved_by_examples=bool(blocks))
     most = MAX_LEFT_OUT if kind == "ridge" else max(64, min(MAX_LEFT_OUT, 40_000_000 // num_classes**2))
     chosen = _left_out(len(examples), groups, most)
     without = _LeftOut(
@@ -112,8 +115,8 @@ def closed_form_head(
     head = kernel.astype(np.float32), bias.astype(np.float32), loss
     left_out = chosen[counted], log_probabilities[counted]
     if not blocks:
-        return LinearHead(*head, left_out=left_out)
-    return LinearHead(*head, center.astype(np.float32), scale.astype(np.float32), left_out)
+        return LinearHead(*head, left_out=left_out, fit=fit)
+    return LinearHead(*head, center.astype(np.float32), scale.astype(np.float32), left_out, fit)
 
 
 def standardization(examples: Examples, blocks: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -133,7 +136,7 @@ def standardization(examples: Examples, blocks: tuple[int, ...]) -> tuple[np.nda
     return mean, 1 / np.sqrt(variances + np.maximum(shared, 1e-12))
 
 
-def _regression(features, labels, weights, num_classes, is_wide_solved_by_examples: bool) -> _Regression:
+def _regression(features, labels, weights, num_classes, is_wide_solved_by_examples: bool) -> Regression:
     import scipy.linalg
 
     chunks = [slice(start, start + CHUNK) for start in range(0, len(labels), CHUNK)]
@@ -151,7 +154,7 @@ def _regression(features, labels, weights, num_classes, is_wide_solved_by_exampl
         real = variances > 1e-10 * max(variances[-1], 1e-300)
         variances, directions = variances[real], weighted.T @ vectors[:, real] / np.sqrt(variances[real])
         correlation = weighted.T @ (np.sqrt(weights)[:, None] * targets(everything))
-        return _Regression(mean, mean_scores, total, variances, directions, directions.T @ correlation)
+        return Regression(mean, mean_scores, total, variances, directions, directions.T @ correlation)
     covariance = correlation = np.float64(0.0)  # sums over the examples
     for chunk in chunks:
         centred = features(chunk) - mean
@@ -159,7 +162,7 @@ def _regression(features, labels, weights, num_classes, is_wide_solved_by_exampl
         covariance = covariance + weighted.T @ centred
         correlation = correlation + weighted.T @ targets(chunk)
     variances, directions = scipy.linalg.eigh(covariance, driver="evd")
-    return _Regression(mean, mean_scores, total, variances, directions, directions.T @ correlation)
+    return Regression(mean, mean_scores, total, variances, directions, directions.T @ correlation)
 
 
 class _LeftOut(NamedTuple):
@@ -171,7 +174,7 @@ class _LeftOut(NamedTuple):
     parts: list[np.ndarray]  # positions of each group with several examples
 
 
-def _scores_without(examples: _LeftOut, fit: _Regression, inverse: np.ndarray) -> np.ndarray:
+def _scores_without(examples: _LeftOut, fit: Regression, inverse: np.ndarray) -> np.ndarray:
     """Scores (k, classes) that the regression without the group of each example gives it."""
     projected, weights = examples.projected, examples.weights
     target = np.eye(len(fit.mean_scores))[examples.labels] - fit.mean_scores
@@ -184,7 +187,7 @@ def _scores_without(examples: _LeftOut, fit: _Regression, inverse: np.ndarray) -
     return fit.mean_scores + target - error
 
 
-def _counts(fit: _Regression) -> np.ndarray:
+def _counts(fit: Regression) -> np.ndarray:
     """Weighted examples of each class, float64 (classes,), above 0."""
     return np.maximum(fit.total * fit.mean_scores, 1e-6)
 
@@ -204,7 +207,7 @@ def _discriminants(counts: np.ndarray, between: np.ndarray) -> tuple[np.ndarray,
     return matrix - matrix.mean(axis=-1, keepdims=True), offset - offset.mean(axis=-1, keepdims=True)
 
 
-def _discriminants_without(examples: _LeftOut, fit: _Regression, inverse: np.ndarray) -> np.ndarray:
+def _discriminants_without(examples: _LeftOut, fit: Regression, inverse: np.ndarray) -> np.ndarray:
     """Discriminants (k, classes) of each example by an analysis of all others but its group; exact."""
     counts, between = _counts(fit), fit.rotated.T @ (inverse[:, None] * fit.rotated)
     one_hot = np.eye(len(counts))[examples.labels]
