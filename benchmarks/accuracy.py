@@ -1,4 +1,4 @@
-"""Accuracy of closed-form heads and of the automatic recipe: ``python -m benchmarks.accuracy FOLDER...`` in a checkout.
+"""Accuracy of closed-form heads, the automatic recipe and other tools: ``python -m benchmarks.accuracy FOLDER...``.
 
 FOLDER has the folders `train` and `test`, each with one folder per class. Every set is used as a whole and with 10 and 50
 training images per class, drawn by seed; the test images stay the same. Each measurement is a process of its own, and is
@@ -7,21 +7,24 @@ written at once: the same command continues where a stopped one ended.
 The heads train on all training images; the automatic recipe takes its validation images from them.
 """
 
-import json
+import argparse
 import os
-import re
+import shlex
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from benchmarks.cases import TORCH
 from transfer_learning.cli.console import print_line
 from transfer_learning.cli.parser import Parser, run_main
+from transfer_learning.evaluation import calibration, metrics, predictions
+from transfer_learning.experiments.measurements import run_child
 from transfer_learning.storage.files import read_json, write_json, write_text
 
 # One epoch at a vanishing learning rate leaves the closed form as it is.
@@ -29,13 +32,32 @@ CLOSED_FORM = (
     "--val-fraction 0 --monitor loss --frozen.epochs 1 --frozen.learning-rate 1e-12 --fine-tune.epochs 0 "
     "--class-weights none --image-size 224 --resize squash --dropout 0"
 ).split()
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program in this folder whose job `classify` trains on the folder train and predicts the folder test."""
+
+    module: str
+    options: tuple[str, ...] = ()  # of `run`
+    flags: tuple[str, ...] = ()  # of the job
+    packages: tuple[str, ...] = ()  # needed in --peers-python; none: it runs in this Python
+
+
+def closed_form(features: str, kind: str) -> Tool:
+    return Tool("ours", (*CLOSED_FORM, "--head-features", features, "--head-init", kind))
+
+
 TOOLS = {
-    "ridge, last map": [*CLOSED_FORM, "--head-features", "last", "--head-init", "ridge"],
-    "ridge, all stages": [*CLOSED_FORM, "--head-features", "all", "--head-init", "ridge"],
-    "lda, all stages": [*CLOSED_FORM, "--head-features", "all", "--head-init", "lda"],
-    "automatic recipe": [],
+    "ridge, last map": closed_form("last", "ridge"),
+    "ridge, all stages": closed_form("all", "ridge"),
+    "lda, all stages": closed_form("all", "lda"),
+    "automatic recipe": Tool("ours"),
+    "Keras guide": Tool("keras_guide", flags=("--epochs", "10")),
+    "fastai fine_tune": Tool("fastai_learner", flags=("--epochs", "5"), packages=("fastai", *TORCH)),
 }
-FIGURES = ("accuracy", "macro_f1", "log_loss", "ece", "seconds")
+BASELINE = "lda, all stages"  # others are compared with it, image by image
+FIGURES = ("accuracy", "macro_f1", "log_loss", "ece", "seconds", "peak_mb")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", default="0", metavar="N,N", help="seeds of the drawn images and of the runs (0)")
     parser.add_argument("--group-by", default="", metavar="REGEX", help="as for `run`: images that stay together")
+    parser.add_argument("--peers-python", default=sys.executable, metavar="PATH", help="Python with the other tools")
     parser.add_argument("--work-dir", type=Path, default=Path("data/benchmark/accuracy"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy.json"), metavar="FILE")
     flags = parser.parse_args(arguments)
@@ -59,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for tool in flags.tools.split(","):
                     key = {"set": folder.name, "per_class": count, "seed": seed, "tool": tool.replace("/", ",")}
                     if not any(key.items() <= row.items() for row in rows):
-                        rows.append(key | measure(subset, TOOLS[key["tool"]], seed, flags.group_by, flags.work_dir))
+                        rows.append(key | measure(subset, TOOLS[key["tool"]], seed, flags))
                         write_json(flags.out, {"rows": rows})
     text = table(rows)
     write_text(flags.out.with_suffix(".md"), text)
@@ -82,32 +105,70 @@ def draw(folder: Path, per_class: int, seed: int, work_dir: Path) -> Path:
     return subset
 
 
-def measure(subset: Path, options: list[str], seed: int, group_by: str, work_dir: Path) -> dict[str, float]:
-    """Figures of one run on the test images, and its wall time in seconds."""
-    run_dir = work_dir / f"run-{subset.name}-{re.sub('[^0-9A-Za-z]', '', ''.join(options))[-40:]}"
-    shutil.rmtree(run_dir, ignore_errors=True)
-    command = [sys.executable, "-m", "transfer_learning", "run", "--dataset", str(subset), "--run-dir", str(run_dir)]
-    started = time.monotonic()
-    subprocess.run([*command, "--seed", str(seed), "--group-by", group_by, *options], check=True)
-    seconds = time.monotonic() - started
-    evaluation = json.loads((run_dir / "evaluation.json").read_text())
-    ece = (evaluation["calibration"] or {}).get("error")
-    values = {name: evaluation.get(name) for name in FIGURES}
-    return values | {"ece": ece, "n": evaluation["num_examples"], "seconds": round(seconds, 1)}
+def measure(subset: Path, tool: Tool, seed: int, flags: argparse.Namespace) -> dict[str, Any]:
+    """Figures of one training on the test images, which of them are classified correctly, wall time and peak memory."""
+    scratch = (flags.work_dir / "scratch").absolute()
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    arguments = ["classify", "--images", str(subset.absolute()), "--scratch", str(scratch), "--seed", str(seed)]
+    if tool.module == "ours":
+        arguments += ["--options", shlex.join(["--group-by", flags.group_by, *tool.options])]
+    python = flags.peers_python if tool.packages else sys.executable
+    figures = run_child(python, f"benchmarks.{tool.module}", [*arguments, *tool.flags], {})
+    table = pd.read_csv(figures["predictions"], dtype={"id": str, "label": str}).sort_values("id")
+    names = [name for name in table.columns if name not in ("id", "label", "predicted", "confidence")]
+    labels = table["label"].map({name: index for index, name in enumerate(names)})
+    table = predictions.table(table["id"], labels.to_numpy(int), table[names].to_numpy(), names)
+    found = metrics.evaluate(table, names)
+    is_right = (table["label"] == table["predicted"]).to_numpy()
+    return {
+        **{name: found[name] for name in ("accuracy", "macro_f1", "log_loss")},
+        "ece": calibration.measure(table, 1.0)["error"],
+        "n": len(table),
+        "seconds": round(figures["wall_seconds"], 1),
+        "peak_mb": round(figures["peak_mb"]),
+        "correct": "".join(map(str, is_right.astype(int))),
+    }
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table with one row per set, size and tool: means over the seeds."""
-    lines = ["| set | per class | tool | accuracy | macro F1 | log loss | ECE | time | seeds, n |", "|" + "---|" * 9]
+    """A Markdown table with one row per set, size and tool: means over the seeds, and the difference to BASELINE."""
+    columns = (
+        "set",
+        "per class",
+        "tool",
+        "accuracy",
+        "against lda",
+        "macro F1",
+        "log loss",
+        "ECE",
+        "time",
+        "MB",
+        "seeds, n",
+    )
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     grouped = pd.DataFrame(rows).groupby(["set", "per_class", "tool"], sort=False)
     for (name, count, tool), found in grouped:
         means = found[list(FIGURES)].astype(float).mean()
         spread = f" ({found['accuracy'].min():.1%}-{found['accuracy'].max():.1%})" if len(found) > 1 else ""
-        cells = [name, count or "all", tool, f"{means['accuracy']:.1%}{spread}"]
+        gains = [difference(rows, row) for row in found.to_dict("records")]
+        pairs = [pair for pair in gains if pair]
+        gain = " ".join(f"{100 * mean:+.1f} ± {100 * error:.1f}" for mean, error in pairs) if tool != BASELINE else ""
+        cells = [name, count or "all", tool, f"{means['accuracy']:.1%}{spread}", gain]
         cells += [f"{means[figure]:.3f}" for figure in ("macro_f1", "log_loss", "ece")]
-        cells += [f"{means['seconds']:.0f} s", f"{len(found)}, {found['n'].iloc[0]}"]
+        cells += [f"{means['seconds']:.0f} s", f"{means['peak_mb']:.0f}", f"{len(found)}, {found['n'].iloc[0]}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def difference(rows: list[dict], row: dict) -> tuple[float, float] | None:
+    """Accuracy above that of BASELINE on the same images, and the standard error of this paired difference."""
+    same = {name: row[name] for name in ("set", "per_class", "seed")} | {"tool": BASELINE}
+    for other in rows:
+        if same.items() <= other.items():
+            own, base = (np.array(list(text), int) for text in (row["correct"], other["correct"]))
+            return float((own - base).mean()), float((own - base).std() / len(own) ** 0.5)
+    return None
 
 
 if __name__ == "__main__":

@@ -24,11 +24,13 @@ from efficientnet_lite_pytorch import EfficientNet
 from fastai.callback.training import BnFreeze
 from fastai.data.transforms import Normalize
 from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from fastai.optimizer import Adam
-from fastai.torch_core import params
-from fastai.vision.augment import Resize, ResizeMethod
+from fastai.torch_core import apply_init, params
+from fastai.vision.augment import Resize, ResizeMethod, aug_transforms
 from fastai.vision.data import ImageDataLoaders
+from fastai.vision.learner import create_head
 
 
 class Body(nn.Module):
@@ -78,5 +80,37 @@ def frozen(flags: Namespace) -> dict[str, Any]:
     return job.trained(flags, learner.recorder.values[-1][-1])
 
 
+def classify(flags: Namespace) -> dict[str, Any]:
+    """`fine_tune` with the defaults of fastai: the head for an epoch, all layers for `--epochs`; augmented images."""
+    torch.set_num_threads(flags.threads)
+    torch.manual_seed(flags.seed)
+    loaders = ImageDataLoaders.from_folder(
+        flags.images,
+        train="train",
+        valid="test",
+        item_tfms=Resize(flags.size, method=ResizeMethod.Squish),
+        batch_tfms=[
+            *aug_transforms(size=flags.size),
+            Normalize.from_stats([127 / 255] * 3, [128 / 255] * 3, cuda=False),
+        ],
+        bs=flags.batch_size,
+        num_workers=2,
+        device=torch.device("cpu"),
+    )
+    model = nn.Sequential(Body(), create_head(1280, loaders.c, pool=False))
+    apply_init(model[1], nn.init.kaiming_normal_)
+    learner = Learner(
+        loaders,
+        model.to(memory_format=torch.channels_last),
+        loss_func=CrossEntropyLossFlat(),
+        splitter=lambda network: [params(network[0]), params(network[1])],
+        path=flags.scratch,
+    )
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(flags.epochs)
+        probabilities, _ = learner.get_preds()
+    return job.predicted(flags, loaders.valid.items, loaders.vocab, probabilities.tolist())
+
+
 if __name__ == "__main__":
-    job.run_job({"frozen": frozen})
+    job.run_job({"frozen": frozen, "classify": classify})

@@ -5,10 +5,11 @@ dependencies.
 """
 
 import argparse
+import csv
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def run_job(jobs: dict[str, Callable[[argparse.Namespace], dict[str, Any]]]) -> 
     parser.add_argument("--number", type=int, help="number of images to make")
     parser.add_argument("--times-limit", type=float, help="size of the decoded set, in multiples of --decoded-gb")
     parser.add_argument("--cache-decoded", action="store_true", help="use the peer's own cache of decoded images")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--options", default="", help="flags of `run`, as one text")
     parser.add_argument("--wait-for-disk", action="store_true", help="wait until each checkpoint is on disk")
     flags = parser.parse_args()
     started = time.perf_counter()
@@ -71,3 +74,16 @@ def images_per_second(
 def trained(flags: argparse.Namespace, val_accuracy: float) -> dict[str, float]:
     """The figures of a training job."""
     return {"val_accuracy": float(val_accuracy), "epochs": flags.epochs}
+
+
+def predicted(
+    flags: argparse.Namespace, files: Sequence[str | Path], class_names: Sequence[str], probabilities: list[list[float]]
+) -> dict[str, str]:
+    """Writes the predictions of a job that classifies test images: one row per image, named after its file and folder."""
+    path = flags.scratch / "test.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "label", *class_names])
+        for name, row in zip(map(Path, files), probabilities, strict=True):
+            writer.writerow([f"test/{name.parent.name}/{name.name}", name.parent.name, *row])
+    return {"predictions": str(path)}

@@ -53,6 +53,21 @@ def fine_tune(flags: Namespace) -> dict[str, Any]:
     }
 
 
+def classify(flags: Namespace) -> dict[str, Any]:
+    """The guide from its first to its last step: the head alone, then all layers at 1e-5; `--epochs` each."""
+    keras.utils.set_random_seed(flags.seed)
+    train, test = dataset(flags, "train"), dataset(flags, "test")
+    base = build_backbone("efficientnet_lite0", flags.size, "imagenet")
+    base.trainable = False
+    model = classifier(base, flags, len(train.class_names))
+    model.fit(train, epochs=flags.epochs, verbose=0)
+    base.trainable = True
+    model.compile(optimizer=keras.optimizers.Adam(1e-5), loss=model.loss, metrics=["accuracy"])
+    model.fit(train, epochs=flags.epochs, verbose=0)
+    probabilities = keras.ops.softmax(model.predict(test, verbose=0))
+    return job.predicted(flags, test.file_paths, train.class_names, np.asarray(probabilities).tolist())
+
+
 def extraction(flags: Namespace) -> dict[str, Any]:
     """`model.predict` over random images in memory, ten batches per call."""
     model = extractor(flags.network, flags.size)
@@ -104,8 +119,8 @@ def dataset(flags: Namespace, part: str) -> tf.data.Dataset:
         flags.images / part,
         image_size=(flags.size, flags.size),
         batch_size=flags.batch_size,
-        shuffle=part != "val",
-        seed=0,
+        shuffle=part not in ("val", "test"),
+        seed=flags.seed,
         verbose=False,
     )
 
@@ -143,6 +158,7 @@ if __name__ == "__main__":
         {
             "frozen": frozen,
             "fine_tune": fine_tune,
+            "classify": classify,
             "extraction": extraction,
             "input_epochs": input_epochs,
             "input_first": input_first,

@@ -1,6 +1,7 @@
 """This package at each job: the command `run` as a user calls it, or the functions that it is made of."""
 
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -95,6 +96,15 @@ def checkpoints(flags: Namespace) -> dict[str, Any]:
     seconds = pd.read_csv(flags.scratch / "run" / "timings.csv")["checkpoint_seconds"].sum()
     total = sum(stage["seconds"] for stage in read_estimate(flags.scratch / "run")["stages"])
     return {"checkpoint_percent": 100 * seconds / total, "checkpoint_seconds": seconds, "run_seconds": total}
+
+
+def classify(flags: Namespace) -> dict[str, Any]:
+    """A whole run with `--options`, from files to the report; the predictions of the test images are left in --scratch."""
+    places = ["--cache-dir", str(flags.scratch / "cache"), "--run-dir", str(flags.scratch / "run")]
+    words = ["--dataset", str(flags.images), "--seed", str(flags.seed), *places, *shlex.split(flags.options)]
+    if code := run_command.main(words):
+        sys.exit(code)
+    return {"predictions": str(flags.scratch / "run" / "predictions" / "test.csv")}
 
 
 def extraction(flags: Namespace) -> dict[str, Any]:
@@ -226,6 +236,7 @@ if __name__ == "__main__":
         {
             "frozen": frozen,
             "fine_tune": fine_tune,
+            "classify": classify,
             "memory": memory,
             "memory_limited": memory_limited,
             "checkpoints": checkpoints,

@@ -198,15 +198,16 @@ def test_accuracy_is_measured_on_drawn_training_images_and_all_test_images(tmp_p
     monkeypatch.chdir(tmp_path)
     measured = []
 
-    def measure_one(subset, options, *_):
+    def measure_one(subset, tool, *_):
         files = [path.relative_to(subset).parts for path in sorted(subset.rglob("*.png"))]
-        measured.append((len(options) > 0, sum(part[0] == "train" for part in files), len(files)))
-        return dict.fromkeys(accuracy.FIGURES, 0.5) | {"n": 6}
+        measured.append((len(tool.options) > 0, sum(part[0] == "train" for part in files), len(files)))
+        return dict.fromkeys(accuracy.FIGURES, 0.5) | {"n": 6, "correct": "001011" if tool.options else "111000"}
 
     monkeypatch.setattr(accuracy, "measure", measure_one)
     arguments = ["set", "--per-class", "4,0", "--seeds", "0,1", "--tools", "lda/ all stages,automatic recipe"]
     accuracy.main(arguments)
     assert measured == [(True, 12, 18), (False, 12, 18)] * 2 + [(True, 18, 24), (False, 18, 24)] * 2
-    assert "| set | 4 | automatic recipe | 50.0% (50.0%-50.0%) |" in capsys.readouterr().out
+    row = "| set | 4 | automatic recipe | 50.0% (50.0%-50.0%) | +0.0 ± 33.3 +0.0 ± 33.3 |"
+    assert row in capsys.readouterr().out  # the paired differences of two seeds
     accuracy.main(arguments)
     assert len(measured) == 8, "nothing is measured twice"
