@@ -35,7 +35,7 @@ def test_the_head_with_the_least_loss_is_chosen_and_measured_once(config, monkey
     assert {one.image_size for one in candidates} == {16, 32}
     of_size = [one for one in candidates if one.image_size == values["image_size"]]
     of_size = [one for one in of_size if one.head_features != "stages"]  # from which no fine-tuning starts
-    best = min(of_size, key=lambda one: one.loss)
+    best = measure._best(of_size)
     assert (values["head_features"], values["head_init"]) == (best.head_features, best.head_init)
     assert all(0 <= one.error <= 1 and np.isfinite(one.loss) and one.seconds > 0 for one in candidates)
     assert all(one.seconds_per_1000 > 0 for one in candidates) and sum(one.chosen for one in candidates) == 1
@@ -71,6 +71,43 @@ def test_images_that_are_not_square_are_squashed_cropped_and_padded(config, tmp_
     values, reasons, candidates = chosen_for(wide, ("image_size",))
     assert {one.resize for one in candidates} == {"squash", "crop", "pad"}
     assert values["resize"] in reasons["resize"]
+
+
+def head(features, init, losses, positions=None):
+    losses = np.asarray(losses, float)
+    positions = np.arange(len(losses)) if positions is None else positions
+    return measure.Candidate("b", 160, "squash", features, init, losses.mean(), 0.1, 1, 2, (positions, losses))
+
+
+@pytest.mark.parametrize(
+    ("gain", "noise", "is_kept"), [(0.1, 0.0, False), (0.1, 0.3, False), (0.1, 0.4, True), (0.0, 0.1, True)]
+)
+def test_another_head_than_lda_on_all_has_to_beat_it_by_two_standard_errors(gain, noise, is_kept):
+    usual = head("all", "lda", 1 + noise * (-1.0) ** np.arange(100))
+    other = head("last", "ridge", np.full(50, 1 - gain), np.arange(50) * 2 + np.arange(50) % 2)  # fewer were left out
+    assert measure._best([other, usual]) is (usual if is_kept else other)
+    assert measure._best([other, head("last", "lda", [2.0] * 50)]) is other
+
+
+@pytest.mark.parametrize(
+    ("losses", "num_images", "size"),
+    [
+        ([1.0, 1.05, 1.0], 1000, 32),
+        ([1.0, 1.2, 1.2], 1000, 16),
+        ([1.0, 0.97, 0.9], 1001, 48),
+        ([1.0, 0.97, 1.0], 1001, 16),
+    ],
+)
+def test_of_few_images_the_usual_size_stays_unless_it_is_clearly_worse(losses, num_images, size, config, monkeypatch):
+    def score(config, *_):
+        loss = losses[config.image_size // 16 - 1]
+        return [measure.Candidate("small_cnn", config.image_size, "squash", "all", "lda", loss, 0.1, 1, 2)]
+
+    monkeypatch.setattr(measure, "_score", score)
+    monkeypatch.setattr(measure, "USUAL_SIZE", 32)
+    monkeypatch.setattr(measure, "FEW_IMAGES", 1000 if num_images <= 1000 else 0)
+    monkeypatch.setattr(measure, "sizes_to_compare", lambda config: [16, 32, 48])
+    assert chosen_for(config, ["resize"])[0]["image_size"] == size
 
 
 @pytest.mark.parametrize(

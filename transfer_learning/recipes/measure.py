@@ -50,6 +50,11 @@ MIN_VAL = 20  # validation images below which nothing can be decided by them
 MAX_FOLDS = 5  # of a head that trains without validation images
 COMPARED = ("image_size", "backbone", "resize")  # one after the other, all heads with each
 GAIN = 0.95  # a choice that costs time needs a loss of at most this times that of the cheaper one
+# Of few images the time is small and the loss uncertain: up to the size that the backbones were trained with, the larger
+# one stays unless its loss is clearly higher.
+FEW_IMAGES, USUAL_SIZE, GAIN_OF_FEW = 1000, 224, 1.1
+MARGIN = 2.0  # standard errors by which another head has to beat PREFERRED
+PREFERRED = ("all", "lda")  # the best head on average, see docs/benchmarks.md
 
 
 class Candidate(NamedTuple):
@@ -64,6 +69,7 @@ class Candidate(NamedTuple):
     error: float  # leave-one-out error rate, 0..1
     seconds: float  # to measure it: the features, less those in the cache, and the head
     seconds_per_1000: float  # through the network, for 1,000 images on this machine
+    left_out: tuple[np.ndarray, np.ndarray] | None = None  # positions (k,) and their losses (k,)
     chosen: bool = False
 
     def describe(self) -> str:
@@ -131,7 +137,7 @@ def measured_choices(
         return (seconds_of[0] + in_run) * times_slower > deadline.left / 2
 
     def compared(best: Candidate, name: str, others: list, gain: float = GAIN) -> Candidate:
-        """`best`, or what has another value of one field and lowers its loss enough."""
+        """`best`, or what has another value of one field and a loss below `gain` times its loss."""
         for other in others:
             setting = {field: getattr(best, field) for field in COMPARED} | {name: other}
             if takes_too_long(setting):
@@ -142,7 +148,9 @@ def measured_choices(
 
     sizes = [config.image_size] if "image_size" in given or config.input_size else sizes_to_compare(config)
     best = best_with(image_size=sizes[0])
-    best = compared(best, "image_size", sizes[1:])
+    small = [size for size in sizes[1:] if size <= USUAL_SIZE]
+    best = compared(best, "image_size", small, GAIN_OF_FEW if len(train) <= FEW_IMAGES else GAIN)
+    best = compared(best, "image_size", sizes[1 + len(small) :])
     best = compared(best, "backbone", [] if "backbone" in given else backbones_to_compare(config))
     sides = data.manifest[["width", "height"]].iloc[chosen].to_numpy(float)
     if "resize" not in given and np.median(sides.max(axis=1) / np.maximum(1, sides.min(axis=1))) > NOT_SQUARE:
@@ -182,7 +190,14 @@ def _num_folds(data: PreparedDataset) -> int:
 
 
 def _best(candidates: list[Candidate]) -> Candidate:
-    return min(candidates, key=lambda candidate: candidate.loss)
+    """The candidate with the least loss; PREFERRED if that does not beat it by MARGIN standard errors."""
+    best = min(candidates, key=lambda candidate: candidate.loss)
+    usual = next((one for one in candidates if (one.head_features, one.head_init) == PREFERRED), best)
+    if usual.left_out is None or best.left_out is None:
+        return best
+    _, *places = np.intersect1d(usual.left_out[0], best.left_out[0], return_indices=True)
+    gains = usual.left_out[1][places[0]] - best.left_out[1][places[1]]
+    return best if gains.mean() > MARGIN * gains.std() / len(gains) ** 0.5 else usual
 
 
 def _key(
@@ -270,9 +285,12 @@ def _score(
         assert head.left_out is not None
         without, log_probabilities = head.left_out
         error = float((log_probabilities.argmax(axis=1) != labels[without]).mean())
+        of_class = np.asarray(weights)[labels[without]]
+        losses = -log_probabilities[np.arange(len(without)), labels[without]] * of_class / of_class.mean()
         spent = seconds + time.monotonic() - began
         setting = config.backbone, config.image_size, config.resize, kind, init
-        results.append(Candidate(*setting, head.loss, error, round(spent, 2), round(1000 / rate, 2)))
+        rounded = round(spent, 2), round(1000 / rate, 2)
+        results.append(Candidate(*setting, head.loss, error, *rounded, (without, losses)))
     return results
 
 
