@@ -69,7 +69,8 @@ class Candidate(NamedTuple):
     error: float  # leave-one-out error rate, 0..1
     seconds: float  # to measure it: the features, less those in the cache, and the head
     seconds_per_1000: float  # through the network, for 1,000 images on this machine
-    left_out: tuple[np.ndarray, np.ndarray] | None = None  # positions (k,) and their losses (k,)
+    gain: float = 0.0  # of the loss against that of PREFERRED on the same images; 0 where that was not measured
+    standard_error: float = 0.0  # of the gain
     chosen: bool = False
 
     def describe(self) -> str:
@@ -190,14 +191,10 @@ def _num_folds(data: PreparedDataset) -> int:
 
 
 def _best(candidates: list[Candidate]) -> Candidate:
-    """The candidate with the least loss; PREFERRED if that does not beat it by MARGIN standard errors."""
-    best = min(candidates, key=lambda candidate: candidate.loss)
-    usual = next((one for one in candidates if (one.head_features, one.head_init) == PREFERRED), best)
-    if usual.left_out is None or best.left_out is None:
-        return best
-    _, *places = np.intersect1d(usual.left_out[0], best.left_out[0], return_indices=True)
-    gains = usual.left_out[1][places[0]] - best.left_out[1][places[1]]
-    return best if gains.mean() > MARGIN * gains.std() / len(gains) ** 0.5 else usual
+    """The least loss of PREFERRED and the heads that beat it by MARGIN standard errors; of all where it is not among them."""
+    usual = [one for one in candidates if (one.head_features, one.head_init) == PREFERRED]
+    better = [one for one in candidates if one.gain > MARGIN * one.standard_error]
+    return min([*usual, *better] if usual else candidates, key=lambda candidate: candidate.loss)
 
 
 def _key(
@@ -272,6 +269,7 @@ def _score(
     groups, weights = group_numbers(part), class_weights(config.class_weights, labels, len(data.class_names))
     results = []
     heads: dict[str, closed_form.LinearHead] = {}
+    left_out: dict[tuple[str, str], np.ndarray] = {}  # losses (n,), NaN for images that were not left out
     inits = [config.head_init] if "head_init" in given else ["ridge", "lda"]
     for kind, init in itertools.product([kind for kind in HEAD_FEATURES if kind in parts], inits):
         began = time.monotonic()
@@ -289,8 +287,14 @@ def _score(
         losses = -log_probabilities[np.arange(len(without)), labels[without]] * of_class / of_class.mean()
         spent = seconds + time.monotonic() - began
         setting = config.backbone, config.image_size, config.resize, kind, init
-        rounded = round(spent, 2), round(1000 / rate, 2)
-        results.append(Candidate(*setting, head.loss, error, *rounded, (without, losses)))
+        results.append(Candidate(*setting, head.loss, error, round(spent, 2), round(1000 / rate, 2)))
+        left_out[kind, init] = np.full(len(labels), np.nan)
+        left_out[kind, init][without] = losses
+    if PREFERRED in left_out:
+        for place, gains in enumerate(left_out[PREFERRED] - losses for losses in left_out.values()):
+            gains = gains[np.isfinite(gains)]  # of images that were left out for both
+            error = float(gains.std() / len(gains) ** 0.5)
+            results[place] = results[place]._replace(gain=float(gains.mean()), standard_error=error)
     return results
 
 

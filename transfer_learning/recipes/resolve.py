@@ -208,6 +208,5 @@ def _check_decoding(config: RunConfig, deadline: Deadline) -> None:
 
 def candidates_note(candidates: list) -> Note:
     """The candidates of the automatic recipe as a note, whose table the report of the run shows."""
-    rows = [{name: value for name, value in one._asdict().items() if name != "left_out"} for one in candidates]
     text = f"{len(candidates)} candidates were compared; the report has their table."
-    return {"level": "info", "text": text, "candidates": rows}
+    return {"level": "info", "text": text, "candidates": [one._asdict() for one in candidates]}
