@@ -604,7 +604,7 @@ def load(data_dir: Path) -> Dataset:
     root = data_dir / "drawn_pills"
     if not is_complete(root, NUM_IMAGES_PER_CLASS):
         logger.info(f"Drawing {NUM_IMAGES_PER_CLASS * len(CLASS_NAMES):,} images into {root}.")
-        write(root)
+        write(root, NUM_IMAGES_PER_CLASS)
     return replace(read(root), name="drawn_pills", class_names=CLASS_NAMES)
 
 
