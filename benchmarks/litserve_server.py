@@ -9,7 +9,7 @@ import sys
 import litserve
 import numpy as np
 
-from benchmarks.serving import as_json, pixels_of, predictor_of
+from benchmarks.serving import as_json, pixels_of, predictor_of, probabilities_of
 
 BATCH, TIMEOUT = 32, 0.005  # images, seconds
 
@@ -27,7 +27,7 @@ class Api(litserve.LitAPI):
         return np.stack(inputs)
 
     def predict(self, batch):
-        return self.predictor.probabilities(batch)
+        return probabilities_of(self.predictor, batch)
 
     def unbatch(self, output):
         return list(output)

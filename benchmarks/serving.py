@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from tests.support.attack import good_images, send_good
 from tests.support.serving import Client
@@ -33,6 +34,11 @@ def predictor_of(run_dir):
     import transfer_learning as tl
 
     return tl.load_run(run_dir).predictor()
+
+
+def probabilities_of(predictor, batch):
+    """As `serve` computes them; `RunPredictor.probabilities` fills batches up to 32, for the bits of the run."""
+    return predictor.probabilities_and_features(batch)[0]
 
 
 def as_json(predictor, row):
@@ -54,7 +60,7 @@ def serve_with_fastapi(run_dir, port):
     app, predictor = FastAPI(), predictor_of(run_dir)
 
     def classify(content):
-        return as_json(predictor, predictor.probabilities(pixels_of(predictor, content)[None])[0])
+        return as_json(predictor, probabilities_of(predictor, pixels_of(predictor, content)[None])[0])
 
     @app.post("/predict")
     async def predict(request: Request):
@@ -94,8 +100,11 @@ def measure(server, flags, images, port):
                 flush=True,
             )
     finally:
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         process.wait()
+        for child in psutil.wait_procs(children, timeout=5)[1]:
+            child.kill()  # LitServe leaves one behind
 
 
 def main() -> None:
