@@ -12,6 +12,7 @@ from transfer_learning.errors import ExitCode, UserError, did_you_mean
 
 COMMANDS = {  # each a module of this name beside this one, imported only when it is called
     "run": "train and evaluate a classifier",
+    "launch": "train with several worker processes on this machine",
     "prepare": "check, split and decode a dataset, and audit its labels",
     "evaluate": "evaluate finished runs again, alone, as an ensemble or as a soup",
     "predict": "predict images with a finished run",

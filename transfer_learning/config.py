@@ -29,6 +29,7 @@ SMALL_CLASSES = ("ranked", "drawn")
 HEAD_FEATURES = ("last", "stages", "all")
 HEAD_INITS = ("ridge", "lda", "random")
 PRESETS = ("fast", "balanced", "best")
+STRATEGIES = ("auto", "one", "mirrored", "multi-worker")
 MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
 MAX_SIZE = 8192  # pixels per side: a decoded image takes 0.2 GB
 
@@ -207,6 +208,13 @@ class RunConfig:
     mlflow: str = output("", "URI of an MLflow server to which the finished run is logged, as http://localhost:5000")
     inference_file: bool = output(True, "write a file with which predict starts without TensorFlow")
     csv_log: bool = output(False, "write the file of Keras' CSVLogger beside history.csv")
+    strategy: str = output(
+        "auto",
+        "devices that train together: one; mirrored: all GPUs of this machine; multi-worker: the processes in TF_CONFIG or "
+        "of a SLURM step; auto: what is there",
+        choices=STRATEGIES,
+    )
+    worker_timeout: float = output(600.0, "seconds to wait for a worker that does not come or answer", above=0)
     checkpoint_seconds: float = output(60.0, "longest time between two checkpoints; 0: every train step", low=0)
     data_dir: str = output("data", "folder of the named datasets")
     cache_dir: str = output("data/cache", "folder of decoded images and features, shared by all runs")

@@ -15,6 +15,7 @@ class ExitCode(IntEnum):
     USER_ERROR = 2
     LIMIT_EXCEEDED = 3  # a file or a model is worse than a limit allows
     DIVERGED = 4  # training diverged, and would again
+    WORKER_LOST = 5  # another worker of the run has ended or does not answer; the run can be continued
     INTERRUPTED = 130
     NO_READER = 141  # the reader of a result on standard output has left, as `head` does
     PREEMPTED = 138  # by a batch system that warns before a time limit, such as SLURM
@@ -34,6 +35,12 @@ class Diverged(UserError):
     """The loss, a weight or a predicted probability is NaN or infinite."""
 
     exit_code = ExitCode.DIVERGED
+
+
+class WorkerLost(UserError):
+    """Another worker of the run has ended or does not answer."""
+
+    exit_code = ExitCode.WORKER_LOST
 
 
 class Stopped(BaseException):

@@ -4,15 +4,21 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext, suppress
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from transfer_learning.cli.console import early_messages, log_file, logged_to
 from transfer_learning.cli.flags import add_config_flags, given_values
 from transfer_learning.cli.parser import Parser, command_line, quiet_start, run_main
-from transfer_learning.config import NAMED_WEIGHTS, RunConfig, difference, named, with_values
+from transfer_learning.config import NAMED_WEIGHTS, RunConfig, difference, named, values_from_options, with_values
 from transfer_learning.errors import ExitCode, Stopped, UserError
+from transfer_learning.machine.cluster import Cluster, Meeting, find_cluster
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.recipes.resolve import resolve_config, with_full_paths
 from transfer_learning.storage.notes import Note
@@ -33,14 +39,50 @@ examples:
 @early_messages()
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     flags = parse(arguments)
-    if flags.resume:
-        run_dir, config, reasons = resumed(flags)
-        if run_dir.is_finished:
+    cluster = find_cluster(getattr(flags, "strategy", RunConfig.strategy))
+    with tempfile.TemporaryDirectory(prefix="worker-") if cluster and cluster.index else nullcontext("") as folder:
+        run_dir, config, reasons = met(flags, cluster, RunDir(folder)) if cluster else chosen(flags)
+        if config is None or run_dir.is_finished:
             logger.info(f"{run_dir.path} is finished; its report is {run_dir.report}.")
             return ExitCode.DONE
-    else:
-        config, reasons = resolve_config(flags, measure=True)
-        run_dir = new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}")
+        return train(config, run_dir, reasons, cluster)
+
+
+def chosen(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, Sequence[Note | str]]:
+    """The run directory, the config, and the reasons for what was chosen."""
+    if flags.resume:
+        return resumed(flags)
+    config, reasons = resolve_config(flags, measure=True)
+    return new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}"), config, reasons
+
+
+def met(
+    flags: argparse.Namespace, cluster: Cluster, own: RunDir
+) -> tuple[RunDir, RunConfig | None, Sequence[Note | str]]:
+    """As `chosen` by worker 0, after all workers have met; another worker takes `own` as its run directory, and None as
+    the config of a run that is finished.
+    """
+    given = given_values(flags)
+    with Meeting(cluster, given, getattr(flags, "worker_timeout", RunConfig.worker_timeout)) as meeting:
+        if cluster.is_chief:
+            # In another process, because TensorFlow has to find the workers before it computes anything.
+            with ProcessPoolExecutor(1, get_context("fork")) as process:
+                run_dir, config, reasons = process.submit(chosen, flags).result()
+            meeting.lead(partial(contradiction, config), "" if run_dir.is_finished else config.to_json())
+            return run_dir, config, reasons
+        text = meeting.follow()
+        return own, with_values(RunConfig.from_json(text), with_full_paths(given)) if text else None, ()
+
+
+def contradiction(config: RunConfig, other: Mapping[str, Any]) -> str:
+    """What is wrong with the settings that another worker of the run was given, or ""."""
+    fields = difference(config, with_values(config, values_from_options(other["given"])), may_have_moved=True)
+    return (
+        f"Worker {other['index']} has other flags than worker 0 ({named(fields)}); give all the same." if fields else ""
+    )
+
+
+def train(config: RunConfig, run_dir: RunDir, reasons: Sequence[Note | str], cluster: Cluster | None) -> ExitCode:
     logger.info(f"Run directory: {run_dir.path}")
     continuing = command_line("run", "--resume", str(run_dir.path))
 
@@ -56,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             from transfer_learning.experiments.train import run_experiment
             from transfer_learning.training.stopping import Watchdog
         with Watchdog(end_at_once):
-            run_experiment(config, run_dir, reasons=reasons)
+            run_experiment(config, run_dir, reasons=reasons, cluster=cluster)
     except Stopped as stopped:
         with logged_to(log_file(run_dir.log)):
             logger.warning(f"Stopped by {stopped}; continue with: {continuing}")

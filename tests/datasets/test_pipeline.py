@@ -14,6 +14,7 @@ from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import (
     BATCHES_AHEAD,
     Examples,
+    Share,
     batches_in_order,
     examples_of_split,
     order,
@@ -87,6 +88,21 @@ def test_resumed_at_any_update_it_gives_the_remaining_batches_to_the_bit(augment
     whole = epoch_from(0)
     for first_update in range(6):
         assert_same(epoch_from(first_update), whole[first_update:])
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+@pytest.mark.parametrize("augmentation", ["none", "light", "mixup"])
+def test_the_parts_of_all_workers_are_the_batches_of_one(augmentation, num_workers):
+    examples, options = make_examples(16), {"batch_size": 5, "seed": 1, "epoch": 2, "augmentation": augmentation}
+    shares = [Share(index, num_workers, 5) for index in range(num_workers)]  # of the last image, some workers get none
+    parts = [arrays(training_batches(replace(examples, share=share), **options)) for share in shares]
+    joined = [[np.concatenate(values) for values in zip(*batches, strict=True)] for batches in zip(*parts, strict=True)]
+    assert_same(joined, arrays(training_batches(examples, **options)))
+
+
+def test_a_worker_gets_its_part_of_each_of_several_batches():
+    parts = [Share(index, 2, 5).of(np.arange(12), False).tolist() for index in range(2)]
+    assert parts == [[0, 1, 5, 6, 10], [2, 3, 4, 7, 8, 9, 11]]
 
 
 @pytest.mark.parametrize("augmentation", sorted(set(AUGMENTATIONS[1:]) - set(MIXING)))

@@ -24,6 +24,26 @@ Batch = tuple[np.ndarray | tf.Tensor, np.ndarray | tf.Tensor]  # inputs, labels 
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of each batch that one of several workers reads: consecutive examples, as many as each other worker, or one
+    fewer.
+    """
+
+    index: int
+    count: int  # of workers
+    batch_size: int  # of all of them together
+
+    def of(self, positions: np.ndarray, with_next: bool) -> np.ndarray:
+        """Those of `positions`, (n,) in one or more batches; `with_next`: also the one that follows in the batch."""
+        parts = []
+        for start in range(0, len(positions), self.batch_size):
+            batch = positions[start : start + self.batch_size]
+            first, end = (number * len(batch) // self.count for number in (self.index, self.index + 1))
+            parts.append(batch[np.arange(first, end + with_next) % len(batch)])
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
 class Examples:
     """The examples of one split."""
 
@@ -31,6 +51,7 @@ class Examples:
     rows: np.ndarray  # int64 (n,), rows of `inputs`; or (copies, n) for augmented copies, one per epoch
     labels: np.ndarray  # int32 (n,), positions in the class names; -1 for unseen classes
     ids: np.ndarray  # object (n,), strings
+    share: Share | None = None  # of each batch that is trained on; None: all of it
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,8 +117,13 @@ def training_batches(
         return _batches(examples, chosen, batch_size)
     keys = examples.keys
     size = examples.inputs.shape[1]
+    of_mixture = AUGMENTATIONS[augmentation].share
+    # An image is mixed with the next one of the batch, which then is read, too.
+    num_more = 1 if examples.share and of_mixture else 0
 
     def gather_and_draw(positions: np.ndarray) -> tuple[np.ndarray, ...]:
+        if examples.share:
+            positions = examples.share.of(positions, bool(num_more))
         parameters = draw(augmentation, flip, seed, epoch, keys[positions], size)
         return examples.inputs[examples.rows[positions]], examples.labels[positions], parameters
 
@@ -107,8 +133,10 @@ def training_batches(
         images.set_shape((None, *examples.inputs.shape[1:]))
         labels.set_shape((None,))
         parameters.set_shape((None, None))
-        share = AUGMENTATIONS[augmentation].share
-        return apply(augmentation, images, parameters), mixed_labels(labels, share(parameters)) if share else labels
+        images = apply(augmentation, images, parameters)
+        labels = mixed_labels(labels, of_mixture(parameters)) if of_mixture else labels
+        num_images = tf.shape(images)[0] - num_more
+        return images[:num_images], labels[:num_images]
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size)
     return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)
@@ -116,7 +144,7 @@ def training_batches(
 
 def batches_in_order(examples: Examples, batch_size: int) -> Iterable[Batch]:
     """All examples once, in their order; the last batch may be short."""
-    return _batches(examples, np.arange(len(examples)), batch_size)
+    return _batches(replace(examples, share=None), np.arange(len(examples)), batch_size)
 
 
 def _batches(examples: Examples, chosen: np.ndarray, batch_size: int) -> Iterator[Batch]:
@@ -124,6 +152,8 @@ def _batches(examples: Examples, chosen: np.ndarray, batch_size: int) -> Iterato
 
     def gather(start: int) -> Batch:
         positions = chosen[start : start + batch_size]
+        if examples.share:
+            positions = examples.share.of(positions, False)
         return examples.inputs[examples.rows[positions]], examples.labels[positions]
 
     with ThreadPoolExecutor(1) as thread:

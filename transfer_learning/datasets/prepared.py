@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,6 +97,14 @@ def decoded_otherwise(
     images = cached_images(load_dataset_of(config), size, resize, Cache.of(config), config.decoded_gb, ranges)
     row_of = dict(zip(images.facts["sha256"], images.rows, strict=True))
     return images.pixels, np.array([row_of[digest] for digest in hashes], np.int64)
+
+
+def decode_part(dataset: Dataset, config: RunConfig, part: slice) -> None:
+    """Decodes into the cache what it lacks of some of the examples of a dataset."""
+    own = replace(dataset, examples=dataset.examples[part])
+    decoded_gb = config.decoded_gb * len(own.examples) / max(1, len(dataset.examples))  # cached in the form of them all
+    if own.examples:
+        cached_images(own, config.stored_size, config.resize, Cache.of(config), decoded_gb, {})
 
 
 def prepare_dataset(

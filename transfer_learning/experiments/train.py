@@ -17,15 +17,17 @@ from transfer_learning.config import PHASES, RunConfig
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.moved import with_recorded_ids
-from transfer_learning.datasets.prepared import PreparedDataset, load_dataset_of, prepare_dataset
+from transfer_learning.datasets.prepared import PreparedDataset, decode_part, load_dataset_of, prepare_dataset
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.earlier_run import compare_with_earlier
 from transfer_learning.experiments.evaluate import NO_FEATURES, calibrate_and_evaluate, draw_figures
 from transfer_learning.experiments.export import add_inference_file
 from transfer_learning.experiments.folds import check_start, divide, evaluate_folds, predict_folds
+from transfer_learning.machine.cluster import Cluster
 from transfer_learning.machine.devices import Devices, git_commit, set_up_devices, versions
 from transfer_learning.machine.monitor import Monitor
+from transfer_learning.machine.strategy import form_workers, lost_worker_as_user_error
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.models.earlier_run import names_run
@@ -40,7 +42,7 @@ from transfer_learning.training.estimate import RunEstimate, estimate_run
 from transfer_learning.training.final_weights import chose_frozen_phase
 from transfer_learning.training.history import describe_phase, phase_results
 from transfer_learning.training.identity import Identity
-from transfer_learning.training.loop import Trainer, restore
+from transfer_learning.training.loop import Trainer, from_chief, restore
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
 from transfer_learning.training.refit import refit_head
 from transfer_learning.training.stopping import StopRequest
@@ -53,6 +55,7 @@ def run_experiment(
     run_dir: RunDir,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     reasons: Sequence[Note | str] = (),
+    cluster: Cluster | None = None,
 ) -> dict[str, Any]:
     """Trains and evaluates what `config` asks for; a run directory with a checkpoint is continued bit-exactly.
 
@@ -60,12 +63,16 @@ def run_experiment(
         callbacks: Keras callbacks, called as by `fit`; epochs are counted over both phases. `stop_training` ends the
             phase after its epoch. A callback cannot change the learning rate, and its state is not resumed.
         reasons: for choices that were made before, added to the notes of the run.
+        cluster: the worker processes that train it together, each of which calls this; worker 0 alone writes to the real
+            `run_dir`, and the others to one of their own that nobody needs.
 
     Returns:
-        The content of ``evaluation.json``: metrics on the evaluation split, and the results of each phase.
+        The content of ``evaluation.json``: metrics on the evaluation split, and the results of each phase; {} for a worker
+        other than 0.
 
     Raises:
-        UserError: anything that the user can fix; `Diverged` for a NaN or infinite loss.
+        UserError: anything that the user can fix; `Diverged` for a NaN or infinite loss, `WorkerLost` if another worker
+            has ended.
         Stopped: SIGINT, SIGTERM or SIGUSR1 came; the same call continues the run.
     """
     config.check()
@@ -76,11 +83,15 @@ def run_experiment(
     if config.mlflow:
         check_server(config.mlflow)
     find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)  # fails now, not after the frozen phase
+    num_workers = len(cluster.addresses) if cluster else 1
+    lost_worker = lost_worker_as_user_error(num_workers, config.worker_timeout)
     with StopRequest() as stop, run_dir.begun(config), logged_to(log_file(run_dir.log)), oom_as_user_error(config):
-        with logged_to(NotesHandler(run_dir.notes, reasons)), ExitStack() as stack:
+        with lost_worker, logged_to(NotesHandler(run_dir.notes, reasons)), ExitStack() as stack:
             # Devices. A resumed run computes with the precision and threads that it began with.
             begun_with = read_json(run_dir.environment) if run_dir.environment.exists() else {}
             devices = set_up_devices(config.precision, config.seed, begun_with.get("device", {}))
+            workers = form_workers(config.strategy, cluster, config.worker_timeout)
+            stop.take_signals()
             scalars = run_dir.tensorboard / "hardware" if config.tensorboard else None
             monitor = stack.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, scalars))
 
@@ -100,7 +111,7 @@ def run_experiment(
 
             # Estimated time and disk space of each stage, once per run.
             estimate = RunEstimate(run_dir.stages, Cache.of(config))
-            if not estimate.stages:
+            if not estimate.stages and workers.is_chief:
                 estimate.start(*estimate_run(config, without_unseen, classifier, cuts, devices.fingerprint))
 
             @contextmanager
@@ -111,6 +122,9 @@ def run_experiment(
             # The images: decoded into the cache, divided into splits.
             with stage("decode"):
                 begun_ranges = value_range.recorded(begun_with) if begun_with else None
+                if workers.count > 1:  # each decodes a part, which the others find if they share the cache
+                    decode_part(dataset, config, workers.part(len(dataset.examples)))
+                    workers.wait()
                 data = prepare_dataset(dataset, config, ranges=begun_ranges)
                 if begun_with:
                     data = with_recorded_ids(data, run_dir.manifest, begun_with["dataset"]["fingerprint"])
@@ -122,16 +136,21 @@ def run_experiment(
             logger.info(f"{data.describe()}.")
 
             # Training, from the newest checkpoint if there is one.
-            identity = Identity(config, data.fingerprint, classifier.weights_digest(), devices.fingerprint)
-            state, arrays = restore(run_dir, identity)
+            runtime = devices.fingerprint | {"workers": str(workers.count)}
+            identity = Identity(config, data.fingerprint, classifier.weights_digest(), runtime)
+            workers.check_equal({"dataset": identity.dataset, "start of the weights": identity.initial_weights})
+            state, arrays = from_chief(workers, *restore(run_dir, identity))
             write_environment(run_dir, identity, data, devices)
             if config != run_dir.read_config():  # images or weights have moved; later commands look in the new place
                 write_text(run_dir.config, config.to_json())
-            cached = PHASES if estimate.caches_activations else ("frozen",)
-            phases = PhaseBuilder(config, classifier, data, cuts, devices.fingerprint, cached)
+            cached = PHASES if workers.any(estimate.caches_activations) else ("frozen",)
+            phases = PhaseBuilder(config, classifier, data, cuts, devices.fingerprint, cached, workers)
             all_callbacks = [*callbacks, *config_callbacks(config, run_dir)]
             trainer = Trainer(identity, phases, run_dir, stop, all_callbacks, stage, monitor.trained)
             state = trainer.train(state, arrays)
+            if not workers.is_chief:
+                logger.info(f"Worker {workers.index} is done; worker 0 evaluates the run.")
+                return {}
             held_out = refit_head(phases, state)
             if classifier is not plain:
                 classifier = fold_standardization(classifier, plain)

@@ -8,6 +8,7 @@ A thread writes a checkpoint into a folder with another name, syncs it to disk a
 """
 
 import hashlib
+import io
 import json
 import logging
 import math
@@ -94,6 +95,21 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     for path in older[: -NUM_KEPT + 1]:
         shutil.rmtree(path)
     return final
+
+
+def to_bytes(arrays: Arrays, state: dict) -> bytes:
+    """Arrays and JSON values for another worker, which `from_bytes` reads."""
+    buffer, named = io.BytesIO(), {f"{group}/{i}": array for group in arrays for i, array in enumerate(arrays[group])}
+    text = json.dumps({**state, "groups": {key: len(arrays[key]) for key in arrays}})
+    np.savez(buffer, **named, state=np.array(text))  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes) -> tuple[Arrays, dict]:
+    with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+        state = json.loads(str(stored["state"]))
+        groups = state.pop("groups").items()
+        return {group: [stored[f"{group}/{index}"] for index in range(count)] for group, count in groups}, state
 
 
 def load(folder: Path) -> tuple[Arrays, dict] | None:

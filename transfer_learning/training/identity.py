@@ -11,7 +11,7 @@ from transfer_learning.storage.run_directory import RunDir
 
 logger = logging.getLogger(__name__)
 
-ADDED = ("keras_settings",)  # to the runtime fingerprint since the first version
+ADDED = ("keras_settings", "workers")  # to the runtime fingerprint since the first version
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@ from transfer_learning.cli.progress import EpochProgress
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import Diverged, UserError
+from transfer_learning.machine.strategy import Workers
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
 from transfer_learning.training.final_weights import choose_final_weights, note_start
@@ -54,6 +55,17 @@ def restore(run_dir: RunDir, identity: Identity) -> tuple[TrainingState, checkpo
     return state, arrays
 
 
+def from_chief(
+    workers: Workers, state: TrainingState, arrays: checkpoint.Arrays | None
+) -> tuple[TrainingState, checkpoint.Arrays | None]:
+    """The state and arrays of worker 0, for all workers."""
+    if workers.count == 1:
+        return state, arrays
+    data = checkpoint.to_bytes(arrays or {}, dataclasses.asdict(state)) if workers.is_chief else b""
+    arrays, values = checkpoint.from_bytes(workers.from_chief(data))
+    return TrainingState.from_values(values), arrays or None
+
+
 class Trainer:
     """Trains the phases of one run.
 
@@ -82,6 +94,7 @@ class Trainer:
         self.run_dir, self.writer = run_dir, checkpoint.Writer(run_dir.checkpoint)
         self.stop, self.stage, self.on_steps = stop, stage, on_steps
         self.callbacks = keras.callbacks.CallbackList(list(callbacks), model=self.model) if callbacks else None
+        self.workers = phases.workers
         self.phase_names = [name for name in PHASES if self.config.phase(name).epochs > 0]
 
     def train(self, state: TrainingState, arrays: checkpoint.Arrays | None = None) -> TrainingState:
@@ -105,7 +118,7 @@ class Trainer:
                             arrays = None
                         except tf.errors.ResourceExhaustedError:
                             num_parts = _more_parts(self.config, state)
-                            if num_parts is None:
+                            if num_parts is None or self.workers.count > 1:
                                 raise
                             state, arrays = self._restore_with_parts(num_parts)
         finally:
@@ -118,7 +131,9 @@ class Trainer:
         return state
 
     def save(self, state: TrainingState, arrays: checkpoint.Arrays) -> None:
-        """Starts to write a checkpoint; the next train step does not wait for it."""
+        """Starts to write a checkpoint, if this is worker 0; the next train step does not wait for it."""
+        if not self.workers.is_chief:
+            return
         values = {"identity": self.identity.to_values(), "state": dataclasses.asdict(state)}
         self.writer.save(arrays, values)
 
@@ -130,6 +145,7 @@ class Trainer:
         if arrays:
             active.assign(arrays)
         else:
+            self._share_start(active, state)
             if self.config.monitor.startswith("val") and len(active.val):
                 if state.phase:
                     note_start(active, state, self.config.monitor)
@@ -139,6 +155,7 @@ class Trainer:
                     state.best_value = loss if self.config.monitor == "val_loss" else accuracy
             if state.phase:
                 self.phases.restart_head()
+                self._share_start(active, state)
             self.save(state, active.arrays())
         self.model.stop_training, self.model.optimizer = False, active.optimizer  # read by callbacks
         with self.stop.deferred(), EpochProgress(self.on_steps) as progress:
@@ -155,6 +172,11 @@ class Trainer:
         state.end_phase()
         if state.phase == len(self.phase_names):
             self.save(state, active.arrays())
+
+    def _share_start(self, active: ActivePhase, state: TrainingState) -> None:
+        """All workers start a phase with the arrays of worker 0."""
+        if self.workers.count > 1:
+            active.assign(from_chief(self.workers, state, active.arrays())[1] or {})
 
     def _restore_with_parts(self, num_parts: int) -> tuple[TrainingState, checkpoint.Arrays | None]:
         """The newest checkpoint, to go on with each batch in `num_parts` parts."""
@@ -183,6 +205,7 @@ class _Epoch:
         self.index = len(state.history)  # from 0, over all phases
         self.number = state.epoch + 1  # from 1, within the phase
         self.seconds_before, self.checkpoint_seconds = state.seconds, 0.0
+        self.must_stop = False
         self.started = self.saved = self.loss_checked = time.monotonic()
 
     def run(self) -> None:
@@ -210,26 +233,38 @@ class _Epoch:
             self.callbacks.on_epoch_begin(self.index)
         # Several steps per call, unless something has to happen after each of them.
         steps_per_call = 1 if self.callbacks or self.config.checkpoint_seconds == 0 else active.steps_per_execution
+        images_per_call = batch_size * steps_per_call
         for inputs, labels in training_batches(
             active.train,
-            batch_size * steps_per_call,
+            images_per_call,
             self.config.seed,
             self.index,
             start=state.step * batch_size,
             augmentation=active.augmentation,
             flip=self.config.flip,
         ):
-            next_step = state.step + math.ceil(len(labels) / batch_size)
+            images = min(images_per_call, num_images - state.step * batch_size)  # of which workers have a part each
+            next_step = state.step + math.ceil(images / batch_size)
             if self.callbacks:
                 self.callbacks.on_train_batch_begin(state.step)
             learning_rates = [self.learning_rate(step) for step in range(state.step, next_step)]
             active.train_steps(inputs, labels, learning_rates)
             state.step = next_step
-            self.progress.add_images(len(labels), learning_rates[-1], active.metrics.result)
+            self.progress.add_images(images, learning_rates[-1], active.metrics.result)
             if self.callbacks:
                 self.callbacks.on_train_batch_end(next_step - 1, active.metrics.result())
+            self.agree()
             self.save_if_due()
         self.check_loss()
+
+    def agree(self) -> None:
+        """All workers stop after the step after which one of them has got a signal."""
+        workers, stop = self.trainer.workers, self.trainer.stop
+        if workers.count > 1:
+            self.check_loss()  # which is that of all: they end with the same error
+            self.must_stop = workers.any(stop.is_received)
+            if self.must_stop:
+                stop.receive()
 
     def validate(self) -> dict[str, float]:
         val_loss, val_accuracy = evaluate(self.active, self.save_if_due)
@@ -247,14 +282,16 @@ class _Epoch:
         if self.callbacks:
             logs = {name: row[name] for name in ("loss", "accuracy", "val_loss", "val_accuracy", "learning_rate")}
             self.callbacks.on_epoch_end(self.index, logs)
-            state.stopped_by_callback = bool(self.trainer.model.stop_training)
+            state.stopped_by_callback = self.trainer.workers.any(bool(self.trainer.model.stop_training))
         self.save()
         write_history(state.history, run_dir.history)
         timing["checkpoint_seconds"] = self.checkpoint_seconds  # in this session
         add_timing(run_dir.timings, {"phase": active.name, "epoch": row["epoch"], **timing})
         epochs_left = 0 if state.phase_is_over(active.settings) else active.settings.epochs - state.epoch
         self.progress.end_epoch(row, timing, is_best, epochs_left)
-        self.trainer.stop.raise_if_received()
+        self.agree()
+        if self.must_stop or self.trainer.workers.count == 1:
+            self.trainer.stop.raise_if_received()
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step of this epoch."""
@@ -270,11 +307,13 @@ class _Epoch:
         if time.monotonic() - self.loss_checked >= LOSS_CHECK_SECONDS:
             self.loss_checked = time.monotonic()
             self.check_loss()
-        if self.trainer.stop.is_received or time.monotonic() - self.saved >= self.config.checkpoint_seconds:
+        must_stop = self.must_stop if self.trainer.workers.count > 1 else self.trainer.stop.is_received
+        if must_stop or time.monotonic() - self.saved >= self.config.checkpoint_seconds:
             self.state.seconds = self.seconds()
             self.save()
             self.saved = time.monotonic()
-            self.trainer.stop.raise_if_received()
+            if must_stop or self.trainer.workers.count == 1:
+                self.trainer.stop.raise_if_received()
 
     def save(self) -> None:
         """A NaN or infinite loss or weight aborts the run before the checkpoint."""

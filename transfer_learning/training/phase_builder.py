@@ -13,6 +13,7 @@ from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
+from transfer_learning.machine.strategy import ALONE, Workers
 from transfer_learning.models.classifier import Classifier, unfreeze_layers
 from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
 from transfer_learning.models.freezing import Cut, find_cut
@@ -69,6 +70,7 @@ class PhaseBuilder:
     cuts: Mapping[str, Cut | None]  # by phase, see `find_cuts`
     runtime: dict[str, str]  # versions, device and flags, which the last bits of activations depend on
     cached: Collection[str] = PHASES  # phases whose activations are computed once; others compute them in every epoch
+    workers: Workers = ALONE  # the first of them initializes the head
     start_head: list[np.ndarray] = field(default_factory=list)  # weights that training began with; [] in a resumed run
 
     def build(
@@ -91,14 +93,15 @@ class PhaseBuilder:
             reason = "--head-init random" if config.head_init == "random" else "a closed form needs cached features"
             logger.info(f"The head starts from random weights: {reason}.")
         if cut is None:
-            return start_phase(name, config, classifier, self.data.split("train"), self.data.split("val"))
+            train, val = self.data.split("train"), self.data.split("val")
+            return start_phase(name, config, classifier, train, val, workers=self.workers)
         is_cached = name in self.cached and not is_over
-        train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime)
-        if name == "frozen" and not is_resumed:
+        train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime, self.workers)
+        if name == "frozen" and not is_resumed and self.workers.is_chief:
             groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
             initialize_head(config, classifier, train.in_copy(0), groups, val)
             self.start_head = [np.array(variable) for variable in classifier.head.weights]
-        return start_phase(name, config, classifier, train, val, cut)
+        return start_phase(name, config, classifier, train, val, cut, self.workers)
 
     def features(self, images: NamedImages) -> tuple[Rows, np.ndarray] | None:
         """Returns what `cached_activations` returns for the frozen backbone, features float32 (records, width) and rows.
@@ -134,7 +137,7 @@ class PhaseBuilder:
         config, cut = self.config, self.cuts.get("frozen")
         is_robust = config.head_init == "ridge" and config.head_features == "last"
         is_kept = is_robust or config.head_features == "stages" or bool(self.classifier.copied)
-        if is_kept or not config.starts_from_closed_form or cut is None:
+        if is_kept or not config.starts_from_closed_form or cut is None or not self.workers.is_chief:
             return
         train, _ = make_phase_inputs(cut, config.frozen, "frozen" in self.cached, config, self.data, self.runtime)
         features = train.in_copy(0)

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import keras
@@ -13,6 +14,7 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import Examples, key_of
 from transfer_learning.datasets.prepared import PreparedDataset
+from transfer_learning.machine.strategy import ALONE, Workers
 from transfer_learning.models.features import (
     ComputedActivations,
     FrozenPart,
@@ -51,10 +53,16 @@ def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[
 
 
 def make_phase_inputs(
-    cut: Cut, settings: Phase, is_cached: bool, config: RunConfig, data: PreparedDataset, runtime: dict[str, str]
+    cut: Cut,
+    settings: Phase,
+    is_cached: bool,
+    config: RunConfig,
+    data: PreparedDataset,
+    runtime: dict[str, str],
+    workers: Workers = ALONE,
 ) -> tuple[Examples, Examples]:
     """Returns training and validation examples whose inputs are the activations at the cut, computed once (`is_cached`)
-    or whenever they are read, with the same bits.
+    or whenever they are read, with the same bits. Each of several workers computes a part of those that are missing.
 
     Augmented copies depend on the content of an image only, so that another run finds them in the cache, whatever its
     seed, labels and other images.
@@ -80,6 +88,11 @@ def make_phase_inputs(
     inputs: Rows = ComputedActivations(frozen, images)
     positions = np.arange(len(names))
     if is_cached:
+        if workers.count > 1:
+            own = workers.part(len(names))
+            with suppress(NoSpace):
+                cached_activations(frozen, images._replace(rows=rows[own], names=names[own]), Cache.of(config))
+            workers.wait()
         try:
             inputs, positions = cached_activations(frozen, images, Cache.of(config))
         except NoSpace as error:

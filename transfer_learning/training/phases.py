@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import keras
@@ -11,8 +11,9 @@ import tensorflow as tf
 
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.augmentation import AUGMENTATIONS
-from transfer_learning.datasets.pipeline import Examples, batches_in_order
+from transfer_learning.datasets.pipeline import Examples, Share, batches_in_order
 from transfer_learning.errors import UserError
+from transfer_learning.machine.strategy import ALONE, Workers
 from transfer_learning.models.classifier import Classifier, leaf_layers
 from transfer_learning.models.freezing import Cut
 from transfer_learning.training.checkpoint import Arrays
@@ -40,6 +41,8 @@ class ActivePhase:
     steps_per_epoch: int
     eval_step: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]  # see make_eval_step
     eval_batch_size: int  # no more than training has in memory at once
+    num_classes: int
+    workers: Workers = ALONE
     best: list[np.ndarray] = field(default_factory=list)  # `weights` of the best epoch so far
     initial: list[np.ndarray] = field(default_factory=list)  # `weights` at the start of fine-tuning; [] if not needed
 
@@ -73,6 +76,8 @@ class ActivePhase:
                 )
             for variable, array in zip(variables, arrays[group], strict=True):
                 variable.assign(array)
+        for seed in self.seeds if self.workers.index else ():  # other masks of Dropout than those of worker 0
+            seed.assign(np.array(seed) + np.array([self.workers.index, 0], np.uint32))
         self.best, self.initial = arrays["best"], arrays.get("initial", [])  # earlier versions had no initial ones
 
     def _groups(self) -> dict[str, list]:
@@ -85,12 +90,19 @@ class ActivePhase:
 
 
 def start_phase(
-    name: str, config: RunConfig, classifier: Classifier, train: Examples, val: Examples, cut: Cut | None = None
+    name: str,
+    config: RunConfig,
+    classifier: Classifier,
+    train: Examples,
+    val: Examples,
+    cut: Cut | None = None,
+    workers: Workers = ALONE,
 ) -> ActivePhase:
     """Prepares a phase that trains the unfrozen layers of `classifier`, with a new optimizer.
 
     Args:
         cut: given if `train` and `val` hold the activations at this cut; None: they hold images.
+        workers: that share each batch. A step on features is too short for more than one device of a process.
     """
     settings = config.phase(name)
     layers, logits = (cut.layers_above, cut.above) if cut else (leaf_layers(classifier.model), classifier.logits)
@@ -101,11 +113,19 @@ def start_phase(
     seeds = [variable for layer in trained for variable in layer.variables if id(variable) not in known]
     optimizer, metrics = make_optimizer(settings), EpochMetrics()
     optimizer.build(variables)
+    if workers.count == 1 and len(train.inputs.shape) == 2:
+        workers = ALONE
+    if workers.count > 1:
+        train = replace(train, share=Share(workers.index, workers.count, config.batch_size))
+    has_statistics = workers.count > 1 and config.weights == "none"  # else BatchNorm stays in inference mode
+    trainable = {id(variable) for variable in variables}
+    statistics = [variable for variable in weights if id(variable) not in trainable] if has_statistics else []
     step_settings = StepSettings(
         batch_size=config.batch_size,
         class_weights=class_weights(config.class_weights, train.labels, len(classifier.class_names)),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         label_smoothing=config.label_smoothing,
+        statistics=statistics,
     )
     augmentation = "none" if cut else settings.augmentation
     stored = tf.TensorSpec((None, *train.inputs.shape[1:]), train.inputs.dtype)
@@ -132,11 +152,14 @@ def start_phase(
             metrics,
             step_settings,
             (trained_on, tf.TensorSpec((None, 3), tf.float32) if is_mixed else labels),
+            workers,
         ),
         steps_per_execution=steps_per_execution,
         steps_per_epoch=math.ceil(len(train) / config.batch_size),
         eval_step=make_eval_step(logits, step_settings, (stored, labels)),
         eval_batch_size=config.batch_size // config.gradient_accumulation_steps * steps_per_execution,
+        num_classes=len(classifier.class_names),
+        workers=workers,
     )
 
 
@@ -150,18 +173,28 @@ def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float
 
 def evaluate(active: ActivePhase, after_batch: Callable[[], None] = lambda: None) -> tuple[float, float]:
     """Returns mean loss and accuracy on the phase's validation images, without dropout; NaN if there are none."""
-    results = []
-    for inputs, labels in batches_in_order(active.val, active.eval_batch_size):
-        losses, correct, _ = active.eval_step(inputs, labels)
-        results.append([np.asarray(values, np.float64) for values in (losses, correct)])
-        after_batch()
-    if not results:
+    if not len(active.val):
         return float("nan"), float("nan")
-    losses, correct = (np.concatenate([result[i] for result in results]) for i in (0, 1))
-    return float(losses.mean()), float(correct.mean())
+    losses, correct, _ = evaluated(active, after_batch)
+    return float(losses.astype(np.float64).mean()), float(correct.astype(np.float64).mean())
 
 
 def validation_logits(active: ActivePhase) -> np.ndarray:
     """Returns the logits of the phase's validation images, without dropout, float32 (n, classes)."""
-    batches = batches_in_order(active.val, active.eval_batch_size)
-    return np.concatenate([np.asarray(active.eval_step(inputs, labels)[2]) for inputs, labels in batches])
+    return evaluated(active)[2]
+
+
+def evaluated(active: ActivePhase, after_batch: Callable[[], None] = lambda: None) -> list[np.ndarray]:
+    """What `eval_step` returns for the phase's validation images, of which each worker computes a part."""
+    workers, num_examples = active.workers, len(active.val)
+    own = workers.part(num_examples)
+    results = []
+    for inputs, labels in batches_in_order(active.val.at(np.arange(num_examples)[own]), active.eval_batch_size):
+        results.append([np.asarray(values) for values in active.eval_step(inputs, labels)])
+        after_batch()
+    if workers.count == 1:
+        return [np.concatenate(values) for values in zip(*results, strict=True)]
+    every = [np.zeros((num_examples, *shape), np.float32) for shape in ((), (), (active.num_classes,))]
+    for i, values in enumerate(zip(*results, strict=True)):
+        every[i][own] = np.concatenate(values)
+    return [np.asarray(total) for total in workers.sum_tensors(every)]

@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from transfer_learning.errors import Stopped
 
@@ -19,11 +20,16 @@ class StopRequest:
         self._deferred = False
 
     def __enter__(self) -> "StopRequest":
-        self._previous = {}
+        self._previous: dict[int, Any] = {}
+        self.take_signals()
+        return self
+
+    def take_signals(self) -> None:
+        """Takes the signals again after another library, as TensorFlow's coordination of workers does SIGTERM."""
         if threading.current_thread() is threading.main_thread():  # Python allows handlers only here
             for number in STOPS:
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
+                previous = signal.signal(number, self._receive)
+                self._previous.setdefault(number, previous)
 
     def __exit__(self, *error) -> None:
         for number, handler in self._previous.items():
@@ -50,6 +56,10 @@ class StopRequest:
     def raise_if_received(self) -> None:
         if self._received is not None:
             raise Stopped(self._received)
+
+    def receive(self) -> None:
+        """Takes notice of a signal that another worker got."""
+        self._received = self._received or signal.SIGTERM
 
     def _receive(self, number: int, frame) -> None:
         self._received = number

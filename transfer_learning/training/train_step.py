@@ -1,10 +1,13 @@
 """The compiled train and eval steps; a train step sums the gradients of several parts of a batch if asked to."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import keras
 import tensorflow as tf
+
+from transfer_learning.machine.strategy import ALONE, Workers
 
 # Of inputs (None, ...) and labels int32 (None,), or those of mixed images, see `mixed_labels`.
 Signature = tuple[tf.TensorSpec, tf.TensorSpec]
@@ -18,6 +21,7 @@ class StepSettings:
     class_weights: Sequence[float]  # one per class
     gradient_accumulation_steps: int = 1  # parts of a batch, which are in memory one after the other
     label_smoothing: float = 0.0
+    statistics: Sequence[keras.Variable] = ()  # of BatchNorm in training mode, which the workers average
 
     @property
     def num_classes(self) -> int:
@@ -56,6 +60,7 @@ def make_train_step(
     metrics: EpochMetrics,
     settings: StepSettings,
     signature: Signature,
+    workers: Workers = ALONE,
 ) -> Callable[[tf.Tensor, tf.Tensor, Sequence[float]], None]:
     """Returns a compiled function of (inputs, labels, learning rates) that trains `variables` for one or more steps.
 
@@ -70,14 +75,21 @@ def make_train_step(
         training_logits: float32 inputs -> float32 logits (batch, classes), with dropout. A BatchNorm in training mode
             takes its statistics from each part of the batch.
         signature: leaves the number of examples open, so that a short last batch does not compile again.
+        workers: the function takes this worker's part of each batch, and the step is that of all parts together. A
+            BatchNorm in training mode then takes its statistics from each device's part.
     """
-    part_size = settings.batch_size // settings.gradient_accumulation_steps
+    num_parts = settings.gradient_accumulation_steps * workers.count * workers.num_devices
+    part_size = math.ceil(settings.batch_size / num_parts)
+    local_batch = workers.part(settings.batch_size)
+    local_batch_size = local_batch.stop - local_batch.start
+    is_shared = workers.strategy is not None
 
     def weighted_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         weights = tf.gather(tf.constant(settings.class_weights, tf.float32), labels)
         return weights * cross_entropy(labels, logits, settings.num_classes, settings.label_smoothing)
 
     def gradients(inputs: tf.Tensor, labels: tf.Tensor, num_examples: tf.Tensor) -> list[tf.Tensor]:
+        """Of the loss; if the batch is shared, also the sums of losses, of correct and of all examples."""
         with tf.GradientTape() as tape:
             logits = training_logits(tf.cast(inputs, tf.float32))
             if labels.shape.rank == 2:  # mixed images
@@ -87,31 +99,46 @@ def make_train_step(
             else:
                 losses = weighted_losses(labels, logits)
             loss = optimizer.scale_loss(tf.reduce_sum(losses) / tf.cast(num_examples, tf.float32))
+        if is_shared:
+            sums = [tf.reduce_sum(values) for values in (losses, is_correct(labels, logits), tf.ones_like(losses))]
+            return [*tape.gradient(loss, variables), *sums]
         metrics.loss.update_state(losses)
         metrics.accuracy.update_state(is_correct(labels, logits))
         return tape.gradient(loss, variables)
 
     def accumulated_gradients(inputs: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
         num_examples = tf.shape(labels)[0]
-        if settings.gradient_accumulation_steps == 1:
-            return gradients(inputs, labels, num_examples)
+        divisor = tf.constant(settings.batch_size) if is_shared else num_examples
+        if settings.gradient_accumulation_steps == 1 and not is_shared:
+            return gradients(inputs, labels, divisor)
 
         def add_part(start, total):
             part = slice(start, start + part_size)
-            new = gradients(inputs[part], labels[part], num_examples)
+            new = gradients(inputs[part], labels[part], divisor)
             return start + part_size, [known + more for known, more in zip(total, new, strict=True)]
 
-        zeros = [tf.zeros_like(variable) for variable in variables]
+        zeros = [*map(tf.zeros_like, variables), *([tf.zeros(())] * 3 if is_shared else [])]
         _, total = tf.while_loop(lambda start, _: start < num_examples, add_part, (0, zeros), parallel_iterations=1)
         return total
+
+    def shared_gradients(inputs: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
+        """Of the mean loss over the parts of all workers' devices; a short last batch has no examples for some of them."""
+        *total, losses, correct, count = workers.summed(accumulated_gradients, inputs, labels)
+        for metric, sum_of_values in ((metrics.loss, losses), (metrics.accuracy, correct)):
+            metric.total.assign_add(sum_of_values)
+            metric.count.assign_add(count)
+        return [settings.batch_size / count * gradient for gradient in total]
 
     # Without AutoGraph, which fails on some versions of Python.
     @tf.function(input_signature=(*signature, tf.TensorSpec((None,), tf.float32)), autograph=False)
     def train_steps(inputs, labels, learning_rates):
         def train_step(number):
-            batch = slice(number * settings.batch_size, (number + 1) * settings.batch_size)
+            batch = slice(number * local_batch_size, (number + 1) * local_batch_size)
             optimizer.learning_rate.assign(learning_rates[number])
-            optimizer.apply(accumulated_gradients(inputs[batch], labels[batch]), variables)
+            compute = shared_gradients if is_shared else accumulated_gradients
+            optimizer.apply(compute(inputs[batch], labels[batch]), variables)
+            for variable, total in zip(settings.statistics, workers.sum_tensors(settings.statistics), strict=True):
+                variable.assign(total / workers.count)
             # Once the sum is NaN or infinite it stays so: the counter stops at the first bad step.
             metrics.finite_steps.assign_add(tf.cast(tf.math.is_finite(metrics.loss.total), tf.int64))
             return (number + 1,)

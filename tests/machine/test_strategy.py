@@ -1,0 +1,38 @@
+"""Steps that devices or processes share equal those of one device; workers that differ or end are noticed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.ports import free_ports
+from transfer_learning.errors import UserError
+from transfer_learning.machine import strategy
+
+
+def started(*arguments):
+    command = [sys.executable, "-m", "tests.support.shared_steps", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_shared_steps_equal_those_of_one_device(count):
+    """With accumulation, a short last batch, class weights, mixed_float16 and several steps per call."""
+    places = ",".join(f"127.0.0.1:{port}" for port in free_ports(count))
+    processes = [started(places, str(index)) for index in range(count)] + ([started("mirrored")] if count == 2 else [])
+    chief, *others = [process.communicate(timeout=200) for process in processes]
+    for (output, errors), process in zip(others, processes[1:], strict=True):
+        assert "equal" in output and process.returncode == 0, errors
+    different = ", ".join(str(index) for index in range(1, count))
+    assert f"Worker {different} has another dataset than worker 0" in chief[0], chief[1]
+    assert "WorkerLost: " in chief[1] and "has ended, so this one ends too" in chief[1]
+
+
+def test_mirrored_needs_several_devices():
+    with pytest.raises(UserError, match="--strategy mirrored needs several GPUs"):
+        strategy.form_workers("mirrored", None, 1.0)
+
+
+def test_without_other_devices_or_workers_a_run_is_alone():
+    assert strategy.form_workers("auto", None, 1.0) is strategy.ALONE

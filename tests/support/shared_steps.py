@@ -1,0 +1,77 @@
+"""Train steps that are shared by devices or processes, compared with the same steps on one device.
+
+python -m tests.support.shared_steps mirrored             two logical devices of this process
+python -m tests.support.shared_steps HOST:PORT,... INDEX  one of several processes
+"""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer_learning.datasets.pipeline import Share
+from transfer_learning.machine.cluster import Cluster
+from transfer_learning.machine.strategy import ALONE, form_workers, lost_worker_as_user_error
+from transfer_learning.training.train_step import EpochMetrics, StepSettings, make_train_step
+
+RNG = np.random.default_rng(0)
+BATCH, NUM_EXAMPLES, STEPS = 7, 67, 20  # the last batch of an epoch has 4 examples
+INPUTS, LABELS = RNG.normal(size=(NUM_EXAMPLES, 6, 6, 3)).astype(np.float32), RNG.integers(0, 3, NUM_EXAMPLES)
+SIGNATURE = (tf.TensorSpec((None, 6, 6, 3), tf.float32), tf.TensorSpec((None,), tf.int32))
+
+
+def trained(workers, accumulation, has_batch_norm=False):
+    """All variables after STEPS steps, and the metrics of the last epoch."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D()]
+    layers.insert(1, keras.layers.BatchNormalization()) if has_batch_norm else None
+    network = keras.Sequential([keras.Input((6, 6, 3)), *layers, keras.layers.Dense(3, dtype="float32")])
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    if keras.mixed_precision.dtype_policy().name == "mixed_float16":
+        optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
+    variables, metrics = network.trainable_variables, EpochMetrics()
+    optimizer.build(variables)
+    settings = StepSettings(BATCH, (1.0, 2.0, 0.5), accumulation, statistics=network.non_trainable_variables)
+    training = lambda images: network(images, training=has_batch_norm)  # noqa: E731
+    train_steps = make_train_step(training, variables, optimizer, metrics, settings, SIGNATURE, workers)
+    share = Share(workers.index, workers.count, BATCH)
+    for step in range(0, STEPS, 2):  # two steps per call
+        if (start := step * BATCH % 70) == 0:
+            metrics.reset()
+        chosen = share.of(np.arange(NUM_EXAMPLES)[start : start + 2 * BATCH], False)
+        train_steps(INPUTS[chosen], LABELS[chosen].astype(np.int32), [0.05, 0.1])
+    return [np.array(variable) for variable in (*network.weights, *metrics.variables)]
+
+
+def main(place, index="0"):
+    cluster = None if place == "mirrored" else Cluster(tuple(place.split(",")), int(index), "TF_CONFIG")
+    if not cluster:
+        [cpu] = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    workers = form_workers("auto" if cluster else "mirrored", cluster, 60.0)
+    tf.config.experimental.enable_op_determinism()
+    # In float16 the sum over a part is rounded; parts of one image have the same gradients however they are shared.
+    for precision, accumulation in (("float32", 1), ("float32", 2), ("mixed_float16", BATCH)):
+        keras.mixed_precision.set_dtype_policy(precision)
+        for shared, alone in zip(trained(workers, accumulation), trained(ALONE, accumulation), strict=True):
+            np.testing.assert_allclose(shared, alone, atol=1e-5, rtol=1e-5)
+    keras.mixed_precision.set_dtype_policy("float32")
+    weights = np.concatenate([array.ravel() for array in trained(workers, 1, has_batch_norm=True)])
+    assert np.array_equal(workers.sum(weights), workers.count * weights), "statistics of BatchNorm differ"
+    data = b"from worker 0" * 1000
+    assert workers.from_chief(data if workers.is_chief else b"") == data
+    assert workers.any(workers.is_chief) and not workers.any(False)
+    if cluster:
+        try:
+            workers.check_equal({"dataset": "ab" if workers.is_chief else "cd"})
+        except Exception as error:
+            print(error)
+        with lost_worker_as_user_error(workers.count, 60.0):
+            if workers.is_chief:
+                workers.wait()  # the others have ended
+    print("equal")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

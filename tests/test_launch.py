@@ -1,0 +1,167 @@
+"""Workers that `launch` starts train what one process trains, even if one is killed and the run is continued by one."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support import ROOT
+from tests.support.logs import log_messages
+from transfer_learning import launch
+from transfer_learning.cli.flags import as_flags
+from transfer_learning.cli.parser import run_main
+from transfer_learning.config import Phase, difference, flat
+from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.experiments.train import run_experiment
+from transfer_learning.machine import worker_processes
+from transfer_learning.storage.run_directory import RunDir
+from transfer_learning.training import checkpoint
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+@pytest.fixture(scope="module")
+def config(small_config, tmp_path_factory):
+    """Both phases with accumulation, on cached features of augmented copies and on augmented images; a short last batch."""
+    return dataclasses.replace(
+        small_config,
+        dropout=0.0,  # has other masks on each worker
+        gradient_accumulation_steps=2,
+        checkpoint_seconds=0.0,
+        worker_timeout=120.0,
+        cache_dir=str(tmp_path_factory.mktemp("cache")),
+        frozen=Phase(epochs=4, learning_rate=1e-2, optimizer="sgd", augmentation="light", copies=2),
+        fine_tune=Phase(epochs=8, learning_rate=1e-4, optimizer="sgd", unfreeze="block4", augmentation="light"),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(config, without_figures, tmp_path_factory):
+    run_dir = RunDir(tmp_path_factory.mktemp("runs") / "alone")
+    run_experiment(config, run_dir)
+    return run_dir
+
+
+def launched(num_workers, config, run_dir):
+    values = {name: value for name, value in flat(config).items() if value != flat(type(config)())[name]}
+    options = ["--workers", str(num_workers), "run", "--run-dir", str(run_dir.path), *as_flags(values)]
+    command = [sys.executable, "-m", "transfer_learning.launch", *options]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_step(process, run_dir, number):
+    """Returns once the checkpoint of this number is there."""
+    deadline = time.monotonic() + 200
+    while not any(path.name >= f"{number:06}" for path in run_dir.checkpoint.glob("[0-9]*[0-9]")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.02)
+
+
+def last_worker_of(process):
+    """The process id of the worker that was started last."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return max(map(int, children))
+
+
+def assert_equal_to_rounding(run_dir, other):
+    one, two = pd.read_csv(run_dir.history), pd.read_csv(other.history)
+    assert one["phase"].tolist() == two["phase"].tolist() and one["updates"].tolist() == two["updates"].tolist()
+    for name in ("learning_rate", "loss", "accuracy", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(one[name], two[name], atol=1e-5, rtol=1e-5, err_msg=name)
+    (arrays, _), (expected, _) = (checkpoint.load(directory.checkpoint) for directory in (run_dir, other))
+    for group in ("weights", "best", "optimizer"):
+        for array, values in zip(arrays[group], expected[group], strict=True):
+            np.testing.assert_allclose(array, values, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_workers", [2, pytest.param(3, marks=pytest.mark.long)])
+def test_a_worker_killed_then_all_stopped_then_continued_by_one_process(num_workers, config, alone, tmp_path):
+    """The run of one process and that of several, interrupted in every way, are equal to rounding."""
+    run_dir = RunDir(tmp_path / "run")
+    process = launched(num_workers, config, run_dir)
+    wait_for_step(process, run_dir, 4)
+    subprocess.run(["kill", "-KILL", str(last_worker_of(process))], check=True)
+    wait_for_step(process, run_dir, 26)  # in the second phase
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == ExitCode.TERMINATED, output
+    assert f"Strategy multi-worker (TF_CONFIG): this is worker 0 of {num_workers}" in output
+    assert f"Worker {num_workers - 1} has ended (SIGKILL); all start again from the last checkpoint" in output
+    assert "Continuing after epoch" in output and "Stopped by SIGTERM; continue with:" in output
+    assert "Traceback" not in output
+    messages = log_messages()
+    run_experiment(run_dir.read_config(), run_dir)
+    assert any(f"workers was {num_workers}, is 1" in message for message in messages), messages
+    assert difference(run_dir.read_config(), config) == {}
+    assert_equal_to_rounding(run_dir, alone)
+
+
+@pytest.mark.long
+def test_as_many_workers_give_the_same_bits_after_a_kill(config, tmp_path):
+    directories = []
+    for name in ("unbroken", "killed"):
+        directories.append(run_dir := RunDir(tmp_path / name))
+        process = launched(2, config, run_dir)
+        if name == "killed":
+            wait_for_step(process, run_dir, 20)
+            subprocess.run(["kill", "-KILL", str(last_worker_of(process))], check=True)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+    assert directories[0].history.read_bytes() == directories[1].history.read_bytes()
+    one, two = (checkpoint.load(directory.checkpoint)[0] for directory in directories)
+    assert all(np.array_equal(a, b) for group in one for a, b in zip(one[group], two[group], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "2", "predict"], "launch starts workers of `run`"),
+        (["--workers", "0", "run"], "--workers 0 --restarts 3 is out of range"),
+        (["--workers", "2", "--first-port", "65536", "run"], "Of the ports 65536 to .* fewer than 2 are free"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(words, message):
+    with pytest.raises(UserError, match=message):
+        launch.main(words)
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """Workers that are short programs: worker N ends with the Nth code, or is killed by itself for a negative one."""
+
+    def set_codes(*codes):
+        program = (
+            f"import os, json, time; codes = {codes}; code = codes[json.loads(os.environ['TF_CONFIG'])['task']['index']]\n"
+            "print('error: why')\nos.kill(os.getpid(), -code) if code < 0 else time.sleep(60) if code == 99 else exit(code)"
+        )
+        original = subprocess.Popen
+        monkeypatch.setattr(
+            worker_processes.subprocess,
+            "Popen",
+            lambda command, **rest: original([sys.executable, "-c", program], **rest),
+        )
+
+    return set_codes
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected", "words"),
+    [
+        ((0, 0), ExitCode.DONE, ""),
+        ((99, 2), ExitCode.USER_ERROR, "Worker 1: error: why"),  # another start would end alike
+        ((99, -9), ExitCode.WORKER_LOST, "Worker 1 has ended (SIGKILL), as often as --restarts 1 allows."),
+        ((143, 143), ExitCode.TERMINATED, ""),
+    ],
+)
+def test_how_workers_end_decides(codes, expected, words, ends, tmp_path):
+    messages = log_messages()
+    ends(*codes)
+    arguments = ["--workers", "2", "--restarts", "1", "run", "--run-dir", str(tmp_path / "run")]
+    assert run_main(launch.main, arguments) == expected
+    assert words in "\n".join(messages)

@@ -1,0 +1,83 @@
+"""Train with several worker processes on this machine."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+
+from transfer_learning.cli.parser import Parser, run_main
+from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.machine.worker_processes import WorkerProcesses, count_gpus, describe, free_ports
+from transfer_learning.storage.run_directory import RunDir
+
+logger = logging.getLogger("transfer_learning.launch")
+
+EPILOG = """The options after `run` are those of `transfer-learning run`. Worker 0 prints; the last message of another one is
+printed if it fails. A signal stops all workers after the same train step, with a checkpoint.
+
+examples:
+  transfer-learning launch --workers 2 run --dataset photos/ --run-dir runs/a
+  transfer-learning launch --workers 3 run --resume runs/a"""
+
+
+def main(arguments: Sequence[str] | None = None) -> ExitCode:
+    flags = parse(arguments)
+    words, run_dir = with_run_dir(flags.command[1:])
+    for attempt in range(flags.restarts + 1):
+        if attempt and run_dir.config.exists():
+            words = ["--resume", str(run_dir.path)]
+        with WorkerProcesses(words, free_ports(flags.workers, flags.first_port)) as workers:
+            code = workers.wait()
+        if code >= 0 and code != ExitCode.WORKER_LOST:
+            return ExitCode(code) if code in set(ExitCode) else ExitCode.FAILED
+        if attempt < flags.restarts:
+            logger.warning(
+                f"Worker {workers.first} has ended ({describe(code)}); all start again from the last checkpoint, for the "
+                f"{attempt + 1}. time of at most {flags.restarts}."
+            )
+    logger.warning(
+        f"Worker {workers.first} has ended ({describe(code)}), as often as --restarts {flags.restarts} allows."
+    )
+    return ExitCode.WORKER_LOST
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    usage = "transfer-learning launch --workers N [options] run ..."
+    parser = Parser("launch", usage=usage, description=__doc__, epilog=EPILOG)
+    parser.add_argument("--workers", type=int, required=True, metavar="N", help="number of worker processes")
+    parser.add_argument("--restarts", type=int, default=3, metavar="N", help="after a worker has died (default: 3)")
+    parser.add_argument(
+        "--first-port", type=int, default=23_000, metavar="N", help="of those that workers listen on (default: 23000)"
+    )
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="run and its options")
+    flags = parser.parse_args(arguments)
+    if flags.command[:1] != ["run"]:
+        raise UserError(f"launch starts workers of `run`; give {usage}.")
+    if flags.workers < 1 or flags.restarts < 0:
+        raise UserError(
+            f"--workers {flags.workers} --restarts {flags.restarts} is out of range; give at least 1 and 0."
+        )
+    num_gpus = count_gpus()
+    if 0 < num_gpus < flags.workers:
+        raise UserError(
+            f"--workers {flags.workers} is more than the {num_gpus} GPUs of this machine; give at most as many, or hide the "
+            'GPUs with CUDA_VISIBLE_DEVICES="".'
+        )
+    return flags
+
+
+def with_run_dir(words: list[str]) -> tuple[list[str], RunDir]:
+    """The options of `run` with a run directory, and that directory."""
+    for flag in ("--run-dir", "--resume"):
+        for position, word in enumerate(words):
+            if word.startswith(f"{flag}="):
+                return words, RunDir(word.partition("=")[2])
+            if word == flag and position + 1 < len(words):
+                return words, RunDir(words[position + 1])
+    path = f"runs/launched-{datetime.now():%Y%m%d-%H%M%S}"
+    return [*words, "--run-dir", path], RunDir(path)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,148 @@
+"""Worker processes of `run` on this machine: started together, watched, and ended together."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import IO, Any
+
+import pynvml
+
+from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.machine.resources import usable_cores
+
+logger = logging.getLogger(__name__)
+
+NUM_PORTS = 2000  # that are tried
+ENDING_SECONDS = 60.0  # for the other workers, once one has ended by itself
+STOPPED = (ExitCode.INTERRUPTED, ExitCode.PREEMPTED, ExitCode.TERMINATED)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def count_gpus() -> int:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, or else all that NVIDIA's driver reports; 0 without a driver."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([name for name in named.split(",") if name])
+    try:
+        pynvml.nvmlInit()
+        try:
+            return pynvml.nvmlDeviceGetCount()
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return 0
+
+
+def free_ports(count: int, first: int) -> list[int]:
+    """The first `count` ports from `first` on that no program listens on; UserError if there are fewer."""
+    found: list[int] = []
+    for port in range(first, min(first + NUM_PORTS, 65_536)):
+        if len(found) == count:
+            return found
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            found.append(port)
+        except OSError:
+            continue
+    raise UserError(
+        f"Of the ports {first} to {first + NUM_PORTS - 1} fewer than {count} are free; give other --first-port."
+    )
+
+
+def describe(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+class WorkerProcesses:
+    """The processes of one attempt; a context manager, after which none is left.
+
+    Args:
+        words: the options of `run`.
+        ports: one per worker.
+    """
+
+    def __init__(self, words: Sequence[str], ports: Sequence[int]):
+        self._words, self._addresses = words, [f"127.0.0.1:{port}" for port in ports]
+        self._processes: list[subprocess.Popen] = []
+        self._logs: list[IO[bytes]] = []
+        self._received: int | None = None
+        self.first = 0  # the worker that ended first
+
+    def __enter__(self) -> "WorkerProcesses":
+        self._previous = {number: signal.signal(number, self._forward) for number in SIGNALS}
+        for index in range(len(self._addresses)):
+            log = tempfile.TemporaryFile()
+            output: dict[str, Any] = {"stdout": log, "stderr": log} if index else {}
+            command = [sys.executable, "-m", "transfer_learning", "run", *self._words]
+            environment = os.environ | self._environment(index)
+            # In a session of its own, so that Ctrl-C comes once.
+            self._processes.append(subprocess.Popen(command, env=environment, start_new_session=True, **output))
+            self._logs.append(log)
+        return self
+
+    def __exit__(self, *error) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        for log in self._logs:
+            log.close()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def wait(self) -> int:
+        """Returns the exit code of the run once worker 0 has ended or another one has failed; below 0 for a signal."""
+        while True:
+            codes = self._codes()
+            failed = {index: code for index, code in codes.items() if code}
+            if failed:
+                return self._of_failed(failed)
+            if 0 in codes:
+                self._wait_for_all()
+                return ExitCode.DONE
+            time.sleep(0.1)
+
+    def _of_failed(self, failed: dict[int, int]) -> int:
+        """The worker that was killed is the cause, and those that lost it are not."""
+        self.first = min(failed, key=lambda index: (failed[index] == ExitCode.WORKER_LOST, failed[index]))
+        code = failed[self.first]
+        if self._received or code in STOPPED:
+            self._wait_for_all()
+            return self._codes().get(0, code)
+        if self.first and code > 0:
+            self._logs[self.first].seek(0)
+            lines = self._logs[self.first].read().decode(errors="replace").strip().splitlines()
+            logger.warning(f"Worker {self.first}: {lines[-1] if lines else describe(code)}")
+        return code
+
+    def _wait_for_all(self) -> None:
+        deadline = time.monotonic() + ENDING_SECONDS
+        while len(self._codes()) < len(self._processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def _codes(self) -> dict[int, int]:
+        """Exit codes of the workers that have ended."""
+        return {index: code for index, one in enumerate(self._processes) if (code := one.poll()) is not None}
+
+    def _environment(self, index: int) -> dict[str, str]:
+        count = len(self._addresses)
+        task = {"type": "worker", "index": index}
+        values = {"TF_CONFIG": json.dumps({"cluster": {"worker": self._addresses}, "task": task})}
+        values["TF_NUM_INTRAOP_THREADS"] = os.environ.get(
+            "TF_NUM_INTRAOP_THREADS", str(max(1, usable_cores() // count))
+        )
+        if num_gpus := count_gpus():
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
+            values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index::count])
+        return values
+
+    def _forward(self, number: int, frame) -> None:
+        self._received = number
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
