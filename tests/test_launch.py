@@ -23,8 +23,6 @@ from transfer_learning.machine import worker_processes
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
 
-pytestmark = pytest.mark.usefixtures("without_figures")
-
 
 @pytest.fixture(scope="module")
 def config(small_config, tmp_path_factory):
@@ -42,14 +40,14 @@ def config(small_config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(config, without_figures, tmp_path_factory):
+def alone(config, tmp_path_factory):
     run_dir = RunDir(tmp_path_factory.mktemp("runs") / "alone")
     run_experiment(config, run_dir)
     return run_dir
 
 
 def launched(num_workers, config, run_dir):
-    values = {name: value for name, value in flat(config).items() if value != flat(type(config)())[name]}
+    values = {name: value for name, value in flat(config).items() if value != "" and name != "frozen.unfreeze"}
     options = ["--workers", str(num_workers), "run", "--run-dir", str(run_dir.path), *as_flags(values)]
     command = [sys.executable, "-m", "transfer_learning.launch", *options]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

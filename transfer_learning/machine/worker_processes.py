@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 NUM_PORTS = 2000  # that are tried
 ENDING_SECONDS = 60.0  # for the other workers, once one has ended by itself
+CAUSE_SECONDS = 10.0  # for the worker that others have lost
 STOPPED = (ExitCode.INTERRUPTED, ExitCode.PREEMPTED, ExitCode.TERMINATED)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -100,6 +101,9 @@ class WorkerProcesses:
         while True:
             codes = self._codes()
             failed = {index: code for index, code in codes.items() if code}
+            if set(failed.values()) == {ExitCode.WORKER_LOST}:  # the worker that they lost ends soon, too
+                self._wait_for_all(CAUSE_SECONDS)
+                failed |= {index: code for index, code in self._codes().items() if code}
             if failed:
                 return self._of_failed(failed)
             if 0 in codes:
@@ -120,8 +124,8 @@ class WorkerProcesses:
             logger.warning(f"Worker {self.first}: {lines[-1] if lines else describe(code)}")
         return code
 
-    def _wait_for_all(self) -> None:
-        deadline = time.monotonic() + ENDING_SECONDS
+    def _wait_for_all(self, seconds: float = ENDING_SECONDS) -> None:
+        deadline = time.monotonic() + seconds
         while len(self._codes()) < len(self._processes) and time.monotonic() < deadline:
             time.sleep(0.1)
 
