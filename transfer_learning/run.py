@@ -83,8 +83,11 @@ def contradiction(config: RunConfig, other: Mapping[str, Any]) -> str:
 
 
 def train(config: RunConfig, run_dir: RunDir, reasons: Sequence[Note | str], cluster: Cluster | None) -> ExitCode:
-    logger.info(f"Run directory: {run_dir.path}")
     continuing = command_line("run", "--resume", str(run_dir.path))
+    if cluster and not cluster.is_chief:
+        continuing = "what worker 0 prints"
+    else:
+        logger.info(f"Run directory: {run_dir.path}")
 
     def end_at_once(signal_number: int) -> None:
         stopped = Stopped(signal_number)
