@@ -66,7 +66,7 @@ def test_a_bug_keeps_its_traceback(error):
 
 def test_a_command_that_returns_nothing_ends_with_0():
     assert run_main(lambda arguments: None) == 0
-    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4, 130, 141, 138, 143]
+    assert [int(code) for code in ExitCode] == [0, 1, 2, 3, 4, 5, 130, 141, 138, 143]
 
 
 def test_a_name_too_long_for_the_system_is_an_error_of_the_user(capsys):

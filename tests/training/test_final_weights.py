@@ -8,6 +8,7 @@ import pytest
 
 from transfer_learning.config import Phase
 from transfer_learning.datasets.pipeline import Examples
+from transfer_learning.machine.strategy import ALONE
 from transfer_learning.training.final_weights import choose_final_weights
 from transfer_learning.training.optimizers import make_optimizer
 
@@ -27,6 +28,7 @@ def finished_phase(frozen, fine_tuned, labels):
         val=examples,
         eval_step=eval_step,
         eval_batch_size=16,
+        workers=ALONE,
         weights=[weight],
         initial=[np.float32(0)],
         best=[np.float32(1)],

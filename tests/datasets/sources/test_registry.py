@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
+from tests.support.shortened import with_files
 from transfer_learning import prepare, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.datasets.dataset import Dataset, Example
@@ -227,7 +228,8 @@ def test_the_recipe_of_pharma_runs_from_the_archive_to_the_report(tmp_path, weig
     flags += ["--frozen.epochs", 2, "--fine-tune.epochs", 2]
     flags += ["--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache"]
     for main, more in ((prepare.main, ["--out", tmp_path / "audit"]), (run.main, ["--run-dir", tmp_path / "run"])):
-        assert run_main(main, [str(flag) for flag in (*flags, *more)]) == 0
+        with with_files():
+            assert run_main(main, [str(flag) for flag in (*flags, *more)]) == 0
     output = capsys.readouterr().out
     assert "120 files on disk = 120 used + 0 skipped + 0 ignored" in output and "Phase fine_tune: 2 epochs of" in output
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
