@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             return ExitCode(code) if code in set(ExitCode) else ExitCode.FAILED
         if attempt < flags.restarts:
             logger.warning(
-                f"Worker {workers.first} has ended ({describe(code)}); all start again from the last checkpoint, for the "
-                f"{attempt + 1}. time of at most {flags.restarts}."
+                f"Worker {workers.first} has ended ({describe(code)}); all start again from the last checkpoint (restart "
+                f"{attempt + 1} of at most {flags.restarts})."
             )
     logger.warning(
         f"Worker {workers.first} has ended ({describe(code)}), as often as --restarts {flags.restarts} allows."

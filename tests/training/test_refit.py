@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from transfer_learning.datasets.prepared import load_prepared
-from transfer_learning.models.classifier import build_classifier
+from transfer_learning.models.classifier import build_classifier, logits_of_features
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.models.standardization import standardized
 from transfer_learning.training.closed_form import closed_form_head
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts, initialize_head
 from transfer_learning.training.phase_inputs import make_phase_inputs
-from transfer_learning.training.refit import head_logits, refit_head
+from transfer_learning.training.refit import refit_head
 from transfer_learning.training.state import TrainingState
 
 FROZEN, FINE_TUNED = [[{"chosen": is_frozen}, {"chosen": not is_frozen}] for is_frozen in (True, False)]
@@ -40,7 +40,7 @@ def test_the_head_is_fitted_to_training_and_validation_images(final_weights, tra
         fine_tune = dataclasses.replace(phases.config.fine_tune, epochs=0)
         phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, fine_tune=fine_tune))
     initialize_head(phases.config, phases.classifier, train)
-    without, before = head_logits(phases.classifier, val), weights_of(phases)
+    without, before = logits_of_features(phases.classifier, val.inputs, val.rows), weights_of(phases)
     held_out = refit_head(phases, TrainingState(final_weights=final_weights))
     refitted = weights_of(phases)
     np.testing.assert_array_equal(held_out, without)

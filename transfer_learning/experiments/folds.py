@@ -21,7 +21,7 @@ from transfer_learning.datasets.corrections import COLUMNS
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import MissingExtra, UserError
 from transfer_learning.evaluation import metrics, predictions
-from transfer_learning.models.classifier import build_classifier, softmax, unfreeze_layers
+from transfer_learning.models.classifier import build_classifier, logits_of_features, softmax, unfreeze_layers
 from transfer_learning.models.earlier_run import names_run
 from transfer_learning.models.freezing import find_cut
 from transfer_learning.models.standardization import standardized
@@ -31,7 +31,6 @@ from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer
 from transfer_learning.training.phase_builder import PhaseBuilder
 from transfer_learning.training.phase_inputs import make_phase_inputs
-from transfer_learning.training.refit import head_logits
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
 
@@ -117,7 +116,8 @@ def predict_folds(config: RunConfig, data: PreparedDataset, runtime: dict[str, s
             identity = Identity(own, of_fold.fingerprint, "", runtime)
             Trainer(identity, builder, RunDir(folder), stop).train(TrainingState())
             _, left_out = make_phase_inputs(cut, own.frozen, True, own, of_fold, runtime)
-        logits[folds == fold], labels[folds == fold] = head_logits(classifier, left_out), left_out.labels
+        logits[folds == fold] = logits_of_features(classifier, left_out.inputs, left_out.rows)
+        labels[folds == fold] = left_out.labels
         logger.info(f"Fold {fold + 1} of {config.folds}: {len(left_out):,} images predicted.")
     return OutOfFold(rows, labels, logits, folds)
 

@@ -1,6 +1,7 @@
-"""The closed-form head again, on training and validation images, in a run whose backbone is still that of the start.
+"""The closed-form head of training and validation images, in a run that ends with the backbone that it began with.
 
-What fine-tuning was compared with need not do without the validation images, once they have decided against it.
+Validation images choose between the frozen phase and fine-tuning. Where the frozen phase wins, its head can train on
+them, too.
 """
 
 import logging
@@ -9,16 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from transfer_learning.datasets.pipeline import Examples
-from transfer_learning.models.classifier import Classifier
+from transfer_learning.models.classifier import logits_of_features
 from transfer_learning.training.final_weights import calibrated_losses, chose_frozen_phase
 from transfer_learning.training.phase_builder import PhaseBuilder, group_numbers, initialize_head
 from transfer_learning.training.phase_inputs import make_phase_inputs
 from transfer_learning.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
-
-BATCH = 512  # features that the head sees at once
 
 
 def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
@@ -41,13 +39,13 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
     if not len(val):
         return None
     train, trained_head = train.in_copy(0), [np.array(variable) for variable in classifier.head.weights]
-    manifest, of_trained = phases.data.manifest, head_logits(classifier, val)
+    manifest, of_trained = phases.data.manifest, logits_of_features(classifier, val.inputs, val.rows)
     parts = [manifest[manifest["split"] == split] for split in ("train", "val")]
     if not phases.start_head:
         initialize_head(config, classifier, train, group_numbers(parts[0]))
     for variable, array in zip(classifier.head.weights, phases.start_head, strict=False):
         variable.assign(array)
-    held_out = head_logits(classifier, val)
+    held_out = logits_of_features(classifier, val.inputs, val.rows)
     gains = calibrated_losses(held_out, val.labels) - calibrated_losses(of_trained, val.labels)
     if gains.mean() > gains.std() / len(gains) ** 0.5:
         for variable, array in zip(classifier.head.weights, trained_head, strict=True):
@@ -65,10 +63,3 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
         "head without them."
     )
     return held_out
-
-
-def head_logits(classifier: Classifier, features: Examples) -> np.ndarray:
-    """The logits of n examples whose inputs are features, float32 (n, classes)."""
-    starts = range(0, len(features), BATCH)
-    batches = [features.inputs[features.rows[start : start + BATCH]] for start in starts]
-    return np.concatenate([np.asarray(classifier.head(batch, training=False)) for batch in batches])
