@@ -127,6 +127,21 @@ def test_images_that_the_earlier_run_trained_on_are_left_out_also_by_its_success
     assert any("decided the weights of" in message and "accuracy is too high" in message for message in messages)
 
 
+def test_with_more_images_of_the_same_classes_those_that_are_tested_stay_so(finished, tmp_path):
+    more = draw_photos(tmp_path / "more")  # the photos of the earlier run
+    for file in draw_photos(tmp_path / "new", num_per_class=20, seed=5).rglob("*.png"):
+        file.rename(more / file.parent.name / f"new_{file.name}")
+    config = continued(finished, dataset=str(more), **{"frozen.epochs": 1, "fine_tune.epochs": 0})
+    evaluation = run_experiment(config, RunDir(tmp_path / "run"))
+    old, new = (load_prepared(one).manifest for one in (finished.read_config(), config))
+    split_of = new.set_index("sha256")["split"]
+    assert (split_of[old["sha256"]].to_numpy() == old["split"].to_numpy()).all()
+    assert (new["split"] == "train").sum() > 2 * (old["split"] == "train").sum()
+    result = evaluation["earlier_run"]
+    assert result["num_trained_on"] == result["num_other_classes"] == 0
+    assert result["comparison"]["num_examples"] == evaluation["num_examples"] > (old["split"] == "test").sum()
+
+
 def test_without_an_image_that_is_left_nothing_is_compared(finished, tmp_path):
     alone = draw_photos(tmp_path / "alone", ("new", "newer", "newest"), seed=3)
     config = continued(finished, dataset=str(alone), **{"frozen.epochs": 1, "fine_tune.epochs": 0})
