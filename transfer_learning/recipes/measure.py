@@ -53,7 +53,7 @@ GAIN = 0.95  # a choice that costs time needs a loss of at most this times that 
 # Of few images the time is small and the loss uncertain: up to the size that the backbones were trained with, the larger
 # one stays unless its loss is clearly higher.
 FEW_IMAGES, USUAL_SIZE, GAIN_OF_FEW = 1000, 224, 1.1
-MARGIN = 2.0  # standard errors by which another head has to beat PREFERRED
+MARGIN = 3.0  # standard errors by which another head has to beat PREFERRED
 PREFERRED = ("all", "lda")  # the best head on average over five sets of 5 to 50 images per class
 
 
