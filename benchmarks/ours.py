@@ -25,6 +25,7 @@ from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.models.backbones import build_backbone
 from transfer_learning.models.inference_graph import inference_graph
+from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
 
 KIND = "light"
@@ -211,7 +212,7 @@ def run(flags: Namespace, *more: str, dataset: str = "", own_sizes: bool = False
 
 
 def read_estimate(run_dir: Path) -> dict[str, Any]:
-    path = run_dir / "foresight.json"
+    path = RunDir(run_dir).stages
     return json.loads(path.read_text()) if path.exists() else {}
 
 

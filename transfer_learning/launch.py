@@ -8,7 +8,8 @@ from datetime import datetime
 
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.errors import ExitCode, UserError
-from transfer_learning.machine.worker_processes import WorkerProcesses, count_gpus, describe, free_ports
+from transfer_learning.machine.gpus import count_gpus
+from transfer_learning.machine.worker_processes import WorkerProcesses, describe, free_ports
 from transfer_learning.storage.run_directory import RunDir
 
 logger = logging.getLogger("transfer_learning.launch")

@@ -41,9 +41,9 @@ def test_the_head_is_fitted_to_training_and_validation_images(final_weights, tra
         phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, fine_tune=fine_tune))
     initialize_head(phases.config, phases.classifier, train)
     without, before = logits_of_features(phases.classifier, val.inputs, val.rows), weights_of(phases)
-    held_out = refit_head(phases, TrainingState(final_weights=final_weights))
+    val_logits = refit_head(phases, TrainingState(final_weights=final_weights))
     refitted = weights_of(phases)
-    np.testing.assert_array_equal(held_out, without)
+    np.testing.assert_array_equal(val_logits, without)
     both = dataclasses.replace(
         train,
         rows=np.concatenate([train.rows, val.rows]),

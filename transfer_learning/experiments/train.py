@@ -39,7 +39,7 @@ from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.notes import Note, NotesHandler
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.estimate import RunEstimate, estimate_run
-from transfer_learning.training.final_weights import chose_frozen_phase
+from transfer_learning.training.final_weights import keeps_backbone
 from transfer_learning.training.history import describe_phase, phase_results
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer, from_chief, restore
@@ -151,12 +151,12 @@ def run_experiment(
             if not workers.is_chief:
                 logger.info(f"Worker {workers.index} is done; worker 0 evaluates the run.")
                 return {}
-            held_out = refit_head(phases, state)
+            val_logits = refit_head(phases, state)
             if classifier is not plain:
                 classifier = fold_standardization(classifier, plain)
 
             # Out-of-fold predictions of the images that are trained on.
-            folds, out_of_fold = None, None if held_out is None else (held_out, data.split("val").labels)
+            folds, out_of_fold = None, None if val_logits is None else (val_logits, data.split("val").labels)
             if config.folds:
                 with stage("folds"):
                     found = predict_folds(config, data, devices.fingerprint, stop)
@@ -166,8 +166,7 @@ def run_experiment(
 
             # Evaluation of the model that is saved, from images to probabilities; by cached features, of which some images
             # are a check, if the run ends with the backbone that it began with.
-            is_frozen = not config.fine_tune.epochs or chose_frozen_phase(state.final_weights)
-            features = phases.features if is_frozen else NO_FEATURES
+            features = phases.features if keeps_backbone(config, state.final_weights) else NO_FEATURES
             with stage("evaluate"):
                 classifier, results = calibrate_and_evaluate(classifier, data, run_dir, out_of_fold, features)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
@@ -177,7 +176,7 @@ def run_experiment(
                     **dict.fromkeys(PHASES),
                     **by_phase,
                     "final_weights": state.final_weights,
-                    "is_refitted": held_out is not None,
+                    "is_refitted": val_logits is not None,
                 }
                 if folds:
                     evaluation["folds"] = folds

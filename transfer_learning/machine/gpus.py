@@ -98,6 +98,20 @@ def visible_gpus(number: int) -> Iterator[list[Gpu]]:
         pynvml.nvmlShutdown()
 
 
+def count_gpus() -> int:
+    """The GPUs that CUDA_VISIBLE_DEVICES names, or else all that NVIDIA's driver reports; 0 without a driver."""
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return len([name for name in named.split(",") if name])
+    try:
+        pynvml.nvmlInit()
+        try:
+            return pynvml.nvmlDeviceGetCount()
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return 0
+
+
 def answer(question: Callable, *arguments: Any) -> Any:
     """NVML's answer; None if this GPU or driver does not support the query."""
     try:

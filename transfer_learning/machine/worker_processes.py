@@ -12,9 +12,8 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-import pynvml
-
 from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.machine.gpus import count_gpus
 from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -24,20 +23,6 @@ ENDING_SECONDS = 60.0  # for the other workers, once one has ended by itself
 CAUSE_SECONDS = 10.0  # for the worker that others have lost
 STOPPED = (ExitCode.INTERRUPTED, ExitCode.PREEMPTED, ExitCode.TERMINATED)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-def count_gpus() -> int:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, or else all that NVIDIA's driver reports; 0 without a driver."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([name for name in named.split(",") if name])
-    try:
-        pynvml.nvmlInit()
-        try:
-            return pynvml.nvmlDeviceGetCount()
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
-        return 0
 
 
 def free_ports(count: int, first: int) -> list[int]:

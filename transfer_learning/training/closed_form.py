@@ -88,7 +88,7 @@ def closed_form_head(
     prior = np.zeros(num_classes) if kind == "ridge" else np.log(_counts(fit) / _counts(fit).sum())
     counted = _has_others(examples.labels, groups)[chosen]
     penalties, factors = PENALTIES, FACTORS
-    if not counted.any():  # nothing can be told from one example of each class
+    if not counted.any():  # one example of each class cannot choose
         counted[:], penalties, factors = True, PENALTIES[:1], FACTORS[len(FACTORS) // 2 :][:1]
     best = None
     for penalty in penalties * max(fit.variances.sum() / len(fit.mean), 1e-12):  # features may all be constant

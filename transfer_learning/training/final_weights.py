@@ -9,6 +9,7 @@ import logging
 import numpy as np
 from scipy.special import log_softmax
 
+from transfer_learning.config import RunConfig
 from transfer_learning.evaluation.calibration import fitted_temperature
 from transfer_learning.training.phases import ActivePhase, evaluate, validation_logits
 from transfer_learning.training.state import TrainingState
@@ -66,9 +67,11 @@ def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
     return rows
 
 
-def chose_frozen_phase(rows: list[dict]) -> bool:
-    """Whether the frozen phase's weights, the first of the rows of `choose_final_weights`, were chosen."""
-    return bool(rows) and rows[0]["chosen"]
+def keeps_backbone(config: RunConfig, rows: list[dict]) -> bool:
+    """Whether a run ends with the backbone that it began with: it has no fine-tune phase, or the frozen phase's weights, the
+    first of the rows of `choose_final_weights`, were chosen.
+    """
+    return not config.fine_tune.epochs or bool(rows and rows[0]["chosen"])
 
 
 def describe_choice(rows: list[dict], monitor: str) -> str:

@@ -34,9 +34,8 @@ def find_cuts(config: RunConfig, classifier: Classifier) -> dict[str, Cut | None
     phase without frozen layers below the trained ones.
     """
     cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
-    unfreeze_layers(
-        classifier, config.backbone, "none"
-    )  # the state in which both cuts have the names of their activations
+    # Cached activations are named after the network in this state, whatever the phases train.
+    unfreeze_layers(classifier, config.backbone, "none")
     for name, cut in cuts.items():
         settings, flag = config.phase(name), f"--{flag_name(name)}"
         if settings.copies and AUGMENTATIONS[settings.augmentation].share:

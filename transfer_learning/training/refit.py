@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from transfer_learning.models.classifier import logits_of_features
-from transfer_learning.training.final_weights import calibrated_losses, chose_frozen_phase
+from transfer_learning.models.classifier import Classifier, logits_of_features
+from transfer_learning.training.final_weights import calibrated_losses, keeps_backbone
 from transfer_learning.training.phase_builder import PhaseBuilder, group_numbers, initialize_head
 from transfer_learning.training.phase_inputs import make_phase_inputs
 from transfer_learning.training.state import TrainingState
@@ -30,10 +30,11 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
         None if the head is left as it is.
     """
     config, classifier, cut = phases.config, phases.classifier, phases.cuts.get("frozen")
-    is_fine_tuned = config.fine_tune.epochs > 0 and not chose_frozen_phase(state.final_weights)
     if phases.data.eval_split == "val":  # the run is evaluated on them
         return None
-    if not config.refit or is_fine_tuned or not config.starts_from_closed_form or cut is None or classifier.copied:
+    if not config.refit or not config.starts_from_closed_form or cut is None or classifier.copied:
+        return None
+    if not keeps_backbone(config, state.final_weights):
         return None
     train, val = make_phase_inputs(cut, config.frozen, "frozen" in phases.cached, config, phases.data, phases.runtime)
     if not len(val):
@@ -41,15 +42,14 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
     train, trained_head = train.in_copy(0), [np.array(variable) for variable in classifier.head.weights]
     manifest, of_trained = phases.data.manifest, logits_of_features(classifier, val.inputs, val.rows)
     parts = [manifest[manifest["split"] == split] for split in ("train", "val")]
-    if not phases.start_head:
+    if phases.start_head:
+        _assign(classifier, phases.start_head)
+    else:  # in a resumed run
         initialize_head(config, classifier, train, group_numbers(parts[0]))
-    for variable, array in zip(classifier.head.weights, phases.start_head, strict=False):
-        variable.assign(array)
-    held_out = logits_of_features(classifier, val.inputs, val.rows)
-    gains = calibrated_losses(held_out, val.labels) - calibrated_losses(of_trained, val.labels)
+    val_logits = logits_of_features(classifier, val.inputs, val.rows)
+    gains = calibrated_losses(val_logits, val.labels) - calibrated_losses(of_trained, val.labels)
     if gains.mean() > gains.std() / len(gains) ** 0.5:
-        for variable, array in zip(classifier.head.weights, trained_head, strict=True):
-            variable.assign(array)
+        _assign(classifier, trained_head)
         return None
     both = replace(
         train,
@@ -62,4 +62,9 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
         f"The head is fitted again, on the {len(val):,} validation images, too; their own results below are those of the "
         "head without them."
     )
-    return held_out
+    return val_logits
+
+
+def _assign(classifier: Classifier, head: list[np.ndarray]) -> None:
+    for variable, array in zip(classifier.head.weights, head, strict=True):
+        variable.assign(array)
