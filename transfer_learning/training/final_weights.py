@@ -82,7 +82,12 @@ def describe_choice(rows: list[dict], monitor: str) -> str:
     others = [f"{other} {row[monitor]:.4f}" for other, row in zip(names, rows, strict=True) if row is not best]
     between = "" if best["fine_tuned"] in (0.0, 1.0) else " from the frozen phase's to the fine-tuned ones"
     metric = f"{'calibrated ' if monitor == 'val_loss' else ''}{monitor} {best[monitor]:.4f}"
-    lead = "" if best is not rows[0] else ", which nothing beats by more than two standard errors"
+    sign = -1 if monitor == "val_loss" else 1
+    lead = ""
+    if best is rows[0]:
+        lead = ", which nothing beats by more than two standard errors"
+    elif any(sign * row[monitor] > sign * best[monitor] for row in rows):
+        lead = ", the best of those that beat the frozen phase by more than two standard errors"
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
 
 
