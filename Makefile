@@ -29,10 +29,10 @@ check: setup
 	$(VENV)/bin/python -m pytest -q tests/test_docs.py
 
 fast: setup
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile $(FAST)
+	$(VENV)/bin/python -m pytest -q -n 2 $(FAST)
 
 test: setup
-	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/test_docs.py
+	$(VENV)/bin/python -m pytest -q -n 2 --no-loadscope-reorder --ignore tests/test_docs.py
 
 test-long: setup
 	$(VENV)/bin/python -m pytest -q -m long
@@ -64,7 +64,8 @@ $(TOOLS)/installed: requirements-tools.txt
 	$$chosen -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install $(QUIETLY) --requirement requirements-tools.txt
 	@touch $@
 
-QUIETLY := --quiet --disable-pip-version-check
+# --no-compile: Python compiles what is imported at its first import, and most of it never is.
+QUIETLY := --quiet --disable-pip-version-check --no-compile
 
 # TensorFlow has wheels for these versions of Python only.
 define FIND_PYTHON

@@ -12,8 +12,9 @@ import transfer_learning  # noqa: F401  (sets Keras' backend ahead of every impo
 from tests.support.photos import SIZE, draw_photos  # noqa: E402
 from transfer_learning.config import Phase, RunConfig  # noqa: E402
 
-# `make test` begins with these: a long file that came last would leave a core idle.
-LONGEST_FILES = (
+# `make test` begins with these files and this folder: a long one that came last would leave a core idle.
+LONGEST = (
+    "exports",
     "test_kills.py",
     "test_resume.py",
     "test_backbones.py",
@@ -23,9 +24,21 @@ LONGEST_FILES = (
 )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file of tests stays in one process, and so does the folder of exports, whose files share an exported run."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "tests/exports" if nodeid.startswith("tests/exports/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    places = {name: place for place, name in enumerate(LONGEST_FILES)}
-    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: min(places.get(item.path.parent.name, 99), places.get(item.path.name, 99)))
 
 
 @pytest.fixture(autouse=True)

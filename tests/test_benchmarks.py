@@ -184,6 +184,7 @@ def test_made_images_have_the_size_of_photos_and_both_splits(tmp_path):
         assert image.size == (500, 375)
 
 
+@pytest.mark.long
 def test_job_augmentation_runs_for_this_package_and_for_keras(tmp_path, capsys):
     assert run_main(command.main, ["augmentation", *arguments(tmp_path, "--repeats", "1", "--seconds", "1")]) == 0
     measured = json.loads((tmp_path / "out.json").read_text())["measurements"]

@@ -295,6 +295,7 @@ def test_a_damaged_plan_is_named(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_cifar10_from_its_images_to_the_page(tmp_path, monkeypatch, capsys):
     for split, num_per_class in (("train", 4), ("test", 2)):
         draw_photos(tmp_path / "data" / "cifar10" / split, CLASS_NAMES, num_per_class, seed=len(split), shape=(32, 32))

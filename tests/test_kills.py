@@ -184,7 +184,8 @@ def test_a_signal_to_what_does_not_end_ends_the_process_and_is_resumed_to_the_bi
     assert results(tmp_path / "run") == unbroken
 
 
-@pytest.mark.parametrize("num_kills", [2, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("num_kills", [2, 200])
 def test_killed_at_random_moments(num_kills, tmp_path):
     harness = command(tmp_path / "runs", "--kills", num_kills, harness=("-m", "tests.support.kill_randomly"))
     done = subprocess.run(harness, cwd=ROOT, capture_output=True, text=True, timeout=4 * 3600)
@@ -192,6 +193,7 @@ def test_killed_at_random_moments(num_kills, tmp_path):
     assert json.loads(done.stdout.splitlines()[-1])["kills"] == num_kills
 
 
+@pytest.mark.long
 def test_two_runs_that_share_a_cache_at_once_are_what_each_would_be_alone(small_config, unbroken, tmp_path):
     begin = [*flags(small_config), "--no-inference-file", "--cache-dir", tmp_path / "cache"]
     processes = [

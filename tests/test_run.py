@@ -326,22 +326,25 @@ def only(**changes):
 FINE_TUNE = {"frozen": Phase(), "fine_tune": Phase(epochs=1, learning_rate=1e-3, unfreeze="all")}
 
 
+KINDS = [
+    only(),
+    only(**FINE_TUNE),
+    only(**FINE_TUNE, weights="none"),
+    only(precision="mixed_float16"),
+    only(fine_tune=Phase(epochs=1, optimizer="adamw", weight_decay=0.1, schedule="cosine", unfreeze="0.3")),
+    only(input_size=8, resize="pad", head=()),
+]
+MORE_KINDS = [
+    only(frozen=Phase(epochs=1, augmentation="light")),
+    only(**FINE_TUNE, gradient_accumulation_steps=4, class_weights="balanced", label_smoothing=0.1),
+    only(frozen=Phase(epochs=2, optimizer="sgd", schedule="plateau", warmup_epochs=1.0)),
+    only(test_fraction=0.0),
+    only(val_fraction=0.0, monitor="loss"),
+]
+
+
 @pytest.mark.parametrize(
-    "changes",
-    [
-        only(),
-        only(**FINE_TUNE),
-        only(**FINE_TUNE, weights="none"),
-        only(frozen=Phase(epochs=1, augmentation="light")),
-        only(**FINE_TUNE, gradient_accumulation_steps=4, class_weights="balanced", label_smoothing=0.1),
-        only(precision="mixed_float16"),
-        only(fine_tune=Phase(epochs=1, optimizer="adamw", weight_decay=0.1, schedule="cosine", unfreeze="0.3")),
-        only(frozen=Phase(epochs=2, optimizer="sgd", schedule="plateau", warmup_epochs=1.0)),
-        only(input_size=8, resize="pad", head=()),
-        only(test_fraction=0.0),
-        only(val_fraction=0.0, monitor="loss"),
-    ],
-    ids=str,
+    "changes", [*KINDS, *(pytest.param(changes, marks=pytest.mark.long) for changes in MORE_KINDS)], ids=str
 )
 def test_every_kind_of_config_runs_to_its_report(small_config, tmp_path, changes):
     with with_files():

@@ -68,7 +68,9 @@ def as_wrapper(folder):
     return folder / "outer"
 
 
-@pytest.mark.parametrize("place", [as_table, as_link, as_wrapper])
+@pytest.mark.parametrize(
+    "place", [as_table, *(pytest.param(place, marks=pytest.mark.long) for place in (as_link, as_wrapper))]
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(place, begun, tmp_path):
     shutil.copytree(begun / "stopped", tmp_path / "run")
     flags = ["--dataset", str(place(begun)), "--weights", str(begun / "b.weights.h5")]

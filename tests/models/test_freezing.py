@@ -14,7 +14,14 @@ from transfer_learning.models.freezing import find_cut
 SIZE = 40
 IMAGES = np.random.default_rng(0).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
 CLASSES = ("a", "b", "c")
-NETWORKS = ["resnet50", "resnet50v1_5", "resnet18", "mobilenetv3_small", "convnext_tiny", "efficientnet_lite0"]
+NETWORKS = [
+    "resnet50",
+    pytest.param("resnet50v1_5", marks=pytest.mark.long),
+    "resnet18",
+    "mobilenetv3_small",
+    "convnext_tiny",
+    "efficientnet_lite0",
+]
 
 
 def built(backbone, image_size=64, **options):

@@ -61,6 +61,7 @@ def test_a_limit_that_nothing_fits_into_is_refused(left, given):
     assert fit_epochs(CONFIG, given, Deadline(f"{int(least) + 1}s"), seconds) is not None
 
 
+@pytest.mark.long
 def test_a_continued_run_keeps_the_epochs_that_were_fitted(small_config, tmp_path, monkeypatch):
     options = {name: getattr(small_config, name) for name in ("backbone", "weights", "image_size", "cache_dir")}
     options |= {"val_fraction": 0.45, "fine_tune.unfreeze": "block5", "time_limit": "10m", "run_dir": tmp_path / "run"}

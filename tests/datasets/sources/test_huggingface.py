@@ -436,6 +436,7 @@ def test_images_that_are_files_are_read_as_files(tmp_path):
 # ---------------------------------------------------------------------------------------------------------- a whole run
 
 
+@pytest.mark.long
 def test_a_run_goes_from_rows_to_a_report(tmp_path, weights_file):
     """With the rule for one's own images, and flags that make it small."""
     from transfer_learning import evaluate, run

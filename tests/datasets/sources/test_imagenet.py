@@ -291,6 +291,7 @@ def test_where_neither_is_there_it_says_what_to_do(tmp_path, monkeypatch):
         assert words in str(caught.value)
 
 
+@pytest.mark.long
 def test_the_recipe_runs_end_to_end_on_a_small_part(tmp_path, weights_file, capsys):
     """The recipe's own batch, micro-batches, schedule, crop and precision; another backbone and fewer epochs."""
     from transfer_learning import run

@@ -79,7 +79,7 @@ def built(network):
         ("resnet18", 64, "published.pth"),
         ("resnet18", 49, "timm.safetensors"),
         ("resnet50v1_5", 64, "timm.safetensors"),
-        ("resnet50v1_5", 49, "published.pth"),
+        pytest.param("resnet50v1_5", 49, "published.pth", marks=pytest.mark.long),
     ],
 )
 def test_with_pytorchs_weights_it_computes_what_pytorch_computes(network, size, file_name, weights_file):
