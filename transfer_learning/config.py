@@ -102,6 +102,12 @@ class Phase:
         low=0,
         below=1,
     )
+    layer_decay: float = option(
+        1.0,
+        "factor of the learning rate from each stage of the backbone to the one below; 1: one rate for all",
+        above=0,
+        high=1,
+    )
     unfreeze: str = option(
         "none", "what trains in the backbone: a stage such as conv5, a fraction from the top, all, or none", was="open"
     )
@@ -186,6 +192,9 @@ class RunConfig:
         "", "table of images to relabel or drop: the edited corrections.csv of `prepare`", changes_result=False
     )
     flip: bool = data(True, "let augmentation mirror images left to right; --no-flip for text, digits and signs")
+    find_learning_rate: bool = training(
+        False, "search the learning rate of the fine-tune phase ahead of it, in some 130 train steps"
+    )
     label_smoothing: float = training(0.0, "fraction of each label that is spread over all classes", low=0, below=1)
     class_weights: str = training("none", "balanced: weight classes by inverse frequency", choices=CLASS_WEIGHTS)
     monitor: str = training("val_loss", "metric for the best weights, early stopping and plateau", choices=MONITORS)

@@ -23,6 +23,7 @@ from transfer_learning.training.history import add_timing, write_history
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.phase_builder import PhaseBuilder
 from transfer_learning.training.phases import ActivePhase, evaluate
+from transfer_learning.training.rate_search import find_learning_rate
 from transfer_learning.training.schedules import learning_rate
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
@@ -156,6 +157,8 @@ class Trainer:
             if state.phase:
                 self.phases.restart_head()
                 self._share_start(active, state)
+            if self.config.find_learning_rate and active.name == "fine_tune":
+                state.rate_search = find_learning_rate(active, self.config)
             self.save(state, active.arrays())
         self.model.stop_training, self.model.optimizer = False, active.optimizer  # read by callbacks
         with self.stop.deferred(), EpochProgress(self.on_steps) as progress:
@@ -296,7 +299,10 @@ class _Epoch:
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step of this epoch."""
         step_in_phase = (self.number - 1) * self.active.steps_per_epoch + step
-        return learning_rate(self.active.settings, step_in_phase, self.active.steps_per_epoch, self.state.plateau_scale)
+        settings, found = self.active.settings, self.state.rate_search.get("learning_rate")
+        if found and self.active.name == "fine_tune":
+            settings = dataclasses.replace(settings, learning_rate=found)
+        return learning_rate(settings, step_in_phase, self.active.steps_per_epoch, self.state.plateau_scale)
 
     def seconds(self) -> float:
         """Time of the epoch so far, in all sessions."""

@@ -14,6 +14,7 @@ from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.pipeline import Examples, Share, batches_in_order
 from transfer_learning.errors import UserError
 from transfer_learning.machine.strategy import ALONE, Workers
+from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import Classifier, leaf_layers
 from transfer_learning.models.freezing import Cut
 from transfer_learning.training.checkpoint import Arrays
@@ -111,7 +112,7 @@ def start_phase(
     weights = [variable for layer in trained for variable in layer.weights]
     known = {id(variable) for variable in weights}
     seeds = [variable for layer in trained for variable in layer.variables if id(variable) not in known]
-    optimizer, metrics = make_optimizer(settings), EpochMetrics()
+    optimizer, metrics = make_optimizer(settings, rate_factors(config, classifier, trained, settings)), EpochMetrics()
     optimizer.build(variables)
     if workers.count == 1 and len(train.inputs.shape) == 2:
         workers = ALONE
@@ -161,6 +162,24 @@ def start_phase(
         num_classes=len(classifier.class_names),
         workers=workers,
     )
+
+
+def rate_factors(
+    config: RunConfig, classifier: Classifier, layers: list[keras.layers.Layer], settings: Phase
+) -> list[float]:
+    """The factor of the learning rate of each trainable variable of these layers, see `Phase.layer_decay`.
+
+    The head has 1, and each stage of the backbone `layer_decay` times that of the one above (Clark et al., ELECTRA, 2020,
+    arXiv:2003.10555, for the layers of a text network). A layer outside all stages has the factor of the one before it.
+    """
+    backbone, head = find_backbone(config.backbone), set(map(id, leaf_layers(classifier.head)))
+    factors, stage = [], 0
+    for layer in layers:
+        if (name := backbone.stage_of(layer.name)) is not None:
+            stage = backbone.stages.index(name)
+        depth = 0 if id(layer) in head else len(backbone.stages) - stage
+        factors += [settings.layer_decay**depth] * len(layer.trainable_variables)
+    return factors
 
 
 def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float]:

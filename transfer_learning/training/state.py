@@ -29,6 +29,7 @@ class TrainingState:
     initial_value: float | None = (
         None  # monitored val_loss ahead of fine-tuning; None: another metric, or another phase
     )
+    rate_search: dict[str, Any] = field(default_factory=dict)  # of the fine-tune phase, see rate_search.py
     final_weights: list[dict] = field(default_factory=list)  # candidates, see final_weights.py
     seconds: float = 0.0  # of earlier sessions in this epoch; the only field that no result depends on
     history: list[dict] = field(default_factory=list)  # one row per epoch, over all phases

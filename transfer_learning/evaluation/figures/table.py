@@ -129,6 +129,13 @@ def _hardware(inputs: FigureInputs) -> "Figure | None":
     return None if inputs.hardware.empty else hardware(inputs.hardware)
 
 
+def _rate_search(inputs: FigureInputs) -> "Figure | None":
+    from transfer_learning.evaluation.figures.rate_search import rate_search
+
+    found = inputs.evaluation.get("rate_search")
+    return rate_search(found) if found else None
+
+
 FIGURES = {
     "curves": FigureRow(
         _curves,
@@ -136,6 +143,13 @@ FIGURES = {
         "loss, accuracy and learning rate over the epochs",
         "Loss, accuracy and learning rate of both phases; the fine-tune phase is shaded.",
         optional=False,
+    ),
+    "rate_search": FigureRow(
+        _rate_search,
+        "training",
+        "losses of the learning-rate search",
+        "Search of the learning rate of fine-tuning. Line: training loss while the rate rises from step to step. Points: "
+        "validation loss after a few steps at a rate.",
     ),
     "confusion_matrix": FigureRow(
         _confusion_matrix,
