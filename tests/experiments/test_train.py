@@ -85,6 +85,7 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     assert whole.call_count == 1, "the cached features are those of the weights that are shipped; a sample checks them"
     # The head is fitted to the validation images, too, and what is said of them is by the head without them.
     assert evaluation["is_refitted"] and "The head was fitted again" in run_dir.report.read_text()
+    assert evaluation["calibrated_on"] == "left-out" and "% of the left-out images" in run_dir.report.read_text()
     recorded, run, said = run_dir.predictions("val").read_text(), FinishedRun(run_dir), log_messages()
     evaluate_again(run, "val")
     assert run_dir.predictions("val").read_text() != recorded

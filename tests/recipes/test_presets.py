@@ -37,10 +37,11 @@ def test_a_preset_decides_sizes_and_fine_tuning(preset, sizes, factor):
     assert all(reason.endswith(".") for reason in reasons.values())
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_small_images_stay_as_they_are(preset):
+@pytest.mark.parametrize(("preset", "sizes"), [("fast", [96]), ("balanced", [96, 224]), ("best", [96, 224])])
+def test_small_images_are_enlarged_to_96_or_224_pixels(preset, sizes):
     config, _ = recipe(preset, short_side=28)
-    assert sizes_to_compare(config) == [config.image_size] == [96]
+    assert sizes_to_compare(config) == sizes and config.image_size == 96
+    assert sizes_to_compare(dataclasses.replace(config, image_size=260)) == [260]
 
 
 @pytest.mark.parametrize(

@@ -41,16 +41,19 @@ def test_the_head_is_fitted_to_training_and_validation_images(final_weights, tra
         phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, fine_tune=fine_tune))
     initialize_head(phases.config, phases.classifier, train)
     without, before = logits_of_features(phases.classifier, val.inputs, val.rows), weights_of(phases)
-    val_logits = refit_head(phases, TrainingState(final_weights=final_weights))
+    found = refit_head(phases, TrainingState(final_weights=final_weights))
     refitted = weights_of(phases)
-    np.testing.assert_array_equal(val_logits, without)
+    np.testing.assert_array_equal(found.val_logits, without)
     both = dataclasses.replace(
         train,
         rows=np.concatenate([train.rows, val.rows]),
         labels=np.concatenate([train.labels, val.labels]),
         ids=np.concatenate([train.ids, val.ids]),
     )
-    initialize_head(phases.config, phases.classifier, both)
+    left_out = initialize_head(phases.config, phases.classifier, both)
+    for result, expected in zip(found.left_out, left_out, strict=True):
+        np.testing.assert_array_equal(result, expected)
+    assert len(found.left_out[0]) == len(found.left_out[1]) == len(both)
     for found, expected, old in zip(refitted, weights_of(phases), before, strict=True):
         np.testing.assert_array_equal(found, expected)
         assert not np.array_equal(found, old)
@@ -68,6 +71,24 @@ def test_other_heads_stay(changes, final_weights, trained):
     phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, **changes))
     assert refit_head(phases, TrainingState(final_weights=final_weights)) is None
     assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))
+
+
+def test_without_validation_images_the_closed_form_is_calibrated_by_leaving_out(trained):
+    phases, (train, _) = trained
+    manifest = phases.data.manifest[phases.data.manifest["split"] != "val"]
+    phases = dataclasses.replace(phases, data=dataclasses.replace(phases.data, manifest=manifest))
+    left_out = initialize_head(phases.config, phases.classifier, train)
+    found = refit_head(phases, TrainingState(final_weights=FROZEN))
+    assert len(found.val_logits) == 0
+    assert all(np.array_equal(*pair) for pair in zip(found.left_out, left_out, strict=True))
+
+
+def test_images_whose_class_has_no_others_do_not_calibrate(trained):
+    phases, (train, _) = trained
+    first = np.unique(train.labels, return_index=True)[1]
+    assert initialize_head(phases.config, phases.classifier, train.at(first)) is None
+    some = train.at(np.append(first, np.flatnonzero(train.labels == 0)[1]))
+    assert initialize_head(phases.config, phases.classifier, some)[1].tolist() == [0, 0]
 
 
 def test_validation_images_that_evaluate_the_run_are_not_trained_on(trained):

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -42,41 +42,51 @@ def NO_FEATURES(images: NamedImages) -> None:
     return None
 
 
+class Unseen(NamedTuple):
+    """Predictions of images by classifiers that were not trained on them."""
+
+    logits: np.ndarray  # float32 (n, classes)
+    labels: np.ndarray  # int (n,)
+    kind: str  # of these images, for log and report
+
+
 def calibrate_and_evaluate(
     classifier: Classifier,
     data: PreparedDataset,
     run_dir: RunDir,
-    out_of_fold: tuple[np.ndarray, np.ndarray] | None = None,
+    unseen: Unseen | None = None,
+    val_logits: np.ndarray | None = None,
     features: Features = NO_FEATURES,
 ) -> tuple[Classifier, dict[str, dict[str, Any]]]:
-    """Fits temperature and rejection threshold on the validation images, saves the model, evaluates val and test.
+    """Fits temperature and rejection threshold, saves the model, evaluates val and test.
 
     Args:
-        out_of_fold: logits (n, classes) and labels (n,) by heads that were not trained on these images: the validation
-            images if the classifier was trained on them, too, or the training images if there are no validation images.
+        unseen: calibrates the classifier; None: the validation images do.
+        val_logits: of the validation images (n, classes), if the classifier was trained on them, too, by one without them.
         features: of images, if they are cached; used if some images get the same probabilities by the saved model.
 
     Returns:
         The calibrated classifier, and for each split that has images what `evaluate_split` returns; that of the
-        evaluation split also has ``rejection``, see `rejection.measure`, None without validation images.
+        evaluation split also has ``rejection``, see `rejection.measure`, None if nothing calibrates, and
+        ``calibrated_on``: validation, out-of-fold or left-out, or "".
     """
     splits = [split for split in ("val", "test") if len(data.split(split))] or [data.eval_split]
     logits = {}
     for split in splits:
-        logits[split] = out_of_fold[0] if split == "val" and out_of_fold else _logits(classifier, data, split, features)
-    unseen = (logits["val"], data.split("val").labels) if "val" in logits else out_of_fold
-    if unseen is not None:
-        temperature, reason = calibration.fitted_temperature(
-            *unseen, "validation" if "val" in logits else "out-of-fold"
-        )
+        known = val_logits if split == "val" else None
+        logits[split] = _logits(classifier, data, split, features) if known is None else known
+    used = unseen or (Unseen(logits["val"], data.split("val").labels, "validation") if "val" in logits else None)
+    if used:
+        temperature, reason = calibration.fitted_temperature(*used)
         logger.info(reason)
-        rejection_threshold = rejection.threshold(softmax(unseen[0], temperature).max(axis=1))
+        rejection_threshold = rejection.threshold(softmax(used.logits, temperature).max(axis=1))
         classifier = replace(classifier, temperature=temperature, rejection_threshold=rejection_threshold)
     save_model(classifier, run_dir.model)
     if features is not NO_FEATURES and not _agrees_with_saved(classifier, data, logits[data.eval_split], run_dir):
-        return calibrate_and_evaluate(classifier, data, run_dir, out_of_fold)
+        return calibrate_and_evaluate(classifier, data, run_dir, unseen, val_logits)
     results = {split: _evaluate_logits(logits[split], classifier, data, split, run_dir) for split in logits}
     results[data.eval_split]["rejection"] = _evaluate_rejection(classifier, data, run_dir, features)
+    results[data.eval_split]["calibrated_on"] = used.kind if used else ""
     return classifier, results
 
 

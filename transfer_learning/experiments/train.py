@@ -21,7 +21,7 @@ from transfer_learning.datasets.prepared import PreparedDataset, decode_part, lo
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.earlier_run import compare_with_earlier
-from transfer_learning.experiments.evaluate import NO_FEATURES, calibrate_and_evaluate, draw_figures
+from transfer_learning.experiments.evaluate import NO_FEATURES, Unseen, calibrate_and_evaluate, draw_figures
 from transfer_learning.experiments.export import add_inference_file
 from transfer_learning.experiments.folds import check_start, divide, evaluate_folds, predict_folds
 from transfer_learning.machine.cluster import Cluster
@@ -91,6 +91,11 @@ def run_experiment(
             begun_with = read_json(run_dir.environment) if run_dir.environment.exists() else {}
             devices = set_up_devices(config.precision, config.seed, begun_with.get("device", {}))
             workers = form_workers(config.strategy, cluster, config.worker_timeout)
+            if config.find_learning_rate and workers.count > 1:
+                raise UserError(
+                    f"--find-learning-rate works with one worker, and this run has {workers.count}; search in a run of its "
+                    "own, and give what it finds as --fine-tune.learning-rate."
+                )
             stop.take_signals()
             scalars = run_dir.tensorboard / "hardware" if config.tensorboard else None
             monitor = stack.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, scalars))
@@ -151,24 +156,26 @@ def run_experiment(
             if not workers.is_chief:
                 logger.info(f"Worker {workers.index} is done; worker 0 evaluates the run.")
                 return {}
-            val_logits = refit_head(phases, state)
+            refitted = refit_head(phases, state)
+            unseen = Unseen(*refitted.left_out, "left-out") if refitted and refitted.left_out else None
+            val_logits = refitted.val_logits if refitted and len(refitted.val_logits) else None
             if classifier is not plain:
                 classifier = fold_standardization(classifier, plain)
 
             # Out-of-fold predictions of the images that are trained on.
-            folds, out_of_fold = None, None if val_logits is None else (val_logits, data.split("val").labels)
+            folds = None
             if config.folds:
                 with stage("folds"):
                     found = predict_folds(config, data, devices.fingerprint, stop)
                     folds = evaluate_folds(found, config, data, run_dir)
-                    if not len(data.split("val")):
-                        out_of_fold = found.logits, found.labels
+                    if not len(data.split("val")) and not unseen:
+                        unseen = Unseen(found.logits, found.labels, "out-of-fold")
 
             # Evaluation of the model that is saved, from images to probabilities; by cached features, of which some images
             # are a check, if the run ends with the backbone that it began with.
             features = phases.features if keeps_backbone(config, state.final_weights) else NO_FEATURES
             with stage("evaluate"):
-                classifier, results = calibrate_and_evaluate(classifier, data, run_dir, out_of_fold, features)
+                classifier, results = calibrate_and_evaluate(classifier, data, run_dir, unseen, val_logits, features)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
                 evaluation = results[data.eval_split] | {
                     "weights_sha256": classifier.weights_digest(),
@@ -176,6 +183,7 @@ def run_experiment(
                     **dict.fromkeys(PHASES),
                     **by_phase,
                     "final_weights": state.final_weights,
+                    "rate_search": state.rate_search,
                     "is_refitted": val_logits is not None,
                 }
                 if folds:
@@ -222,6 +230,11 @@ def oom_as_user_error(config: RunConfig) -> Iterator[None]:
 def check_splits(config: RunConfig, data: PreparedDataset) -> None:
     """Raises UserError if images are missing that the config needs for validation or evaluation."""
     if not len(data.split("val")):
+        if config.find_learning_rate and config.fine_tune.epochs:
+            raise UserError(
+                f"--find-learning-rate compares rates on validation images, and {config.dataset} has none; raise "
+                "--val-fraction, or leave the flag out."
+            )
         if config.monitor.startswith("val") and config.val_fraction == 0 and not config.folds:
             raise UserError(
                 f"--monitor {config.monitor} needs validation images, and {config.dataset} has none; raise "
@@ -244,8 +257,10 @@ def without_validation(config: RunConfig, data: PreparedDataset) -> RunConfig:
     if len(data.split("val")):
         return config
     monitor = f", and --monitor is loss instead of {config.monitor}." if config.monitor.startswith("val") else "."
-    if config.folds:
-        logger.info(f"There are no validation images: {config.folds} folds calibrate the confidences{monitor}")
+    folds = f"{config.folds} folds" if config.folds else ""
+    is_left_out = config.refit and config.starts_from_closed_form and data.manifest["label"].duplicated().any()
+    if calibrating := "leave-one-out predictions" if is_left_out else folds:
+        logger.info(f"There are no validation images: {calibrating} calibrate the confidences{monitor}")
     else:
         logger.warning(
             "There are no validation images: the confidences are not calibrated, unknown images are not rejected"

@@ -32,7 +32,13 @@ from transfer_learning.models.freezing import find_cut
 from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.recipes.auto import fine_tune_epochs_for
 from transfer_learning.recipes.deadline import Deadline
-from transfer_learning.recipes.presets import CLOSED_FORM_ONLY, PRESETS, backbones_to_compare, sizes_to_compare
+from transfer_learning.recipes.presets import (
+    CLOSED_FORM_ONLY,
+    PRESETS,
+    USUAL_SIZE,
+    backbones_to_compare,
+    sizes_to_compare,
+)
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.measurements import Measurements
 from transfer_learning.training import closed_form
@@ -52,7 +58,7 @@ COMPARED = ("image_size", "backbone", "resize")  # one after the other, all head
 GAIN = 0.95  # a choice that costs time needs a loss of at most this times that of the cheaper one
 # Of few images the time is small and the loss uncertain: up to the size that the backbones were trained with, the larger
 # one stays unless its loss is clearly higher.
-FEW_IMAGES, USUAL_SIZE, GAIN_OF_FEW = 1000, 224, 1.1
+FEW_IMAGES, GAIN_OF_FEW = 1000, 1.1
 MARGIN = 3.0  # standard errors by which another head has to beat PREFERRED
 PREFERRED = ("all", "lda")  # the best head on average over five sets of 5 to 50 images per class
 
@@ -147,7 +153,7 @@ def measured_choices(
                 best = found
         return best
 
-    sizes = [config.image_size] if "image_size" in given or config.input_size else sizes_to_compare(config)
+    sizes = [config.image_size] if {"image_size", "input_size"} & set(given) else sizes_to_compare(config)
     best = best_with(image_size=sizes[0])
     small = [size for size in sizes[1:] if size <= USUAL_SIZE]
     best = compared(best, "image_size", small, GAIN_OF_FEW if len(train) <= FEW_IMAGES else GAIN)
@@ -166,7 +172,7 @@ def measured_choices(
         reasons["time_limit"] = f"Not compared, because of --time-limit {deadline.text}: {', '.join(left_out)}."
     if not num_val:
         values["monitor"] = "loss"
-    values["refit"] = num_val >= MIN_VAL
+    values["refit"] = True
     if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
         values |= CLOSED_FORM_ONLY
         reasons["fine_tune.epochs"] = (

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 from transfer_learning.config import RunConfig
 from transfer_learning.models.backbones import find_backbone
 
-LARGE_ENOUGH = (160, 224)  # image sizes of the recipe that others may replace; smaller images stay as they are
+LARGE_ENOUGH = (160, 224)  # image sizes of the recipe that others may replace
+USUAL_SIZE = 224  # that the backbones were trained with
 # A tiny step: what is shipped is the closed form.
 CLOSED_FORM_ONLY = {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-5}
 
@@ -33,8 +34,10 @@ PRESETS = {
 
 def sizes_to_compare(config: RunConfig) -> list[int]:
     """The image sizes to compare, the cheapest first."""
-    sizes = PRESETS[config.preset].image_sizes
-    return list(sizes) if config.image_size in LARGE_ENOUGH else [config.image_size]
+    sizes = list(PRESETS[config.preset].image_sizes)
+    if config.image_size in LARGE_ENOUGH:
+        return sizes
+    return [config.image_size, *(size for size in sizes if size == USUAL_SIZE > config.image_size)]
 
 
 def backbones_to_compare(config: RunConfig) -> list[str]:

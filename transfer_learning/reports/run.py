@@ -23,7 +23,7 @@ PHASES = {"frozen": "Frozen phase", "fine_tune": "Fine-tune phase"}
 REQUIRED = ("split", "accuracy", "accuracy_interval", "num_examples", "macro_f1")
 OPTIONAL = (
     "macro_f1_interval top_5_accuracy top_5_interval log_loss weights_sha256 soup calibration final_weights "
-    "earlier_run folds is_refitted".split()
+    "earlier_run folds is_refitted rate_search".split()
 )
 NUM_NAMED = 50  # files or errors in a table
 NUM_WORST = 10
@@ -77,6 +77,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         history = history.map(lambda text: number(float(text)) if "." in text else text)
     has_splits = manifest is not None and {"label", "split"} <= set(manifest.columns)
     has_no_val = manifest is not None and has_splits and not (manifest["split"] == "val").any()
+    calibrated_on = evaluation.get("calibrated_on") or ("out-of-fold" if has_no_val else "validation")
     return content | {
         "checkpoint_seconds": {name: (evaluation.get(name) or {}).get("checkpoint_seconds") for name in PHASES},
         "num_worst": NUM_WORST,
@@ -86,7 +87,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "stages": read_json(run_dir.stages).get("stages") if run_dir.stages.exists() else None,
         "figures": _figures(run_dir.figures),
         "errors": _most_confident_errors(run_dir.predictions(content["split"])),
-        "calibrated_on": f"{'out-of-fold' if has_no_val else 'validation'} images",
+        "calibrated_on": f"{calibrated_on} images",
         "counts": counts_by_class(manifest, class_names) if has_splits else None,
         "unseen_classes": unseen_class_counts(manifest) if has_splits else {},
         "skipped": _reasons(manifest, "problem"),

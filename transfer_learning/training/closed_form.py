@@ -86,7 +86,7 @@ def closed_form_head(
         _parts(groups[chosen]) if groups is not None else [],
     )
     prior = np.zeros(num_classes) if kind == "ridge" else np.log(_counts(fit) / _counts(fit).sum())
-    counted = _has_others(examples.labels, groups)[chosen]
+    counted = has_others(examples.labels, groups)[chosen]
     penalties, factors = PENALTIES, FACTORS
     if not counted.any():  # one example of each class cannot choose
         counted[:], penalties, factors = True, PENALTIES[:1], FACTORS[len(FACTORS) // 2 :][:1]
@@ -242,7 +242,7 @@ def _left_out(num_examples: int, groups: np.ndarray | None, most: int) -> np.nda
     return np.flatnonzero(np.isin(groups, names[np.argsort(first)][::step]))
 
 
-def _has_others(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+def has_others(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     """Whether the class of each example, bool (n,), has others that are not left out with it."""
     pairs = np.unique(np.stack([labels, np.arange(len(labels)) if groups is None else groups]), axis=1)
     return np.bincount(pairs[0])[labels] > 1

@@ -21,7 +21,7 @@ from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.storage.cache import Cache, NoSpace
 from transfer_learning.storage.rows import Rows
-from transfer_learning.training.closed_form import closed_form_head, standardization
+from transfer_learning.training.closed_form import closed_form_head, has_others, standardization
 from transfer_learning.training.copied_head import complete_head
 from transfer_learning.training.phase_inputs import frozen_part, make_phase_inputs
 from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
@@ -158,18 +158,23 @@ def initialize_head(
     features: Examples,
     groups: np.ndarray | None = None,
     val: Examples | None = None,
-) -> None:
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Standardizes the features of several maps, and sets a linear head to its closed-form solution.
 
     Args:
         features: of the training images, float32 (n, width).
         groups: see `closed_form_head`.
         val: features of the validation images, which decide between an earlier run's head and the closed form.
+
+    Returns:
+        Of a closed form: logits float32 (k, classes) of up to 1,024 examples or whole groups, each by a head without it,
+        and their labels, int (k,). None if there are none whose class has others.
     """
+    left_out = None
     if classifier.copied:
         weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
         complete_head(config, classifier, features, features.at(np.arange(0)) if val is None else val, weights, groups)
-        return
+        return None
     blocks = feature_blocks(classifier.backbone, config.head_features) if config.head_features != "last" else ()
     if config.starts_from_closed_form:
         weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
@@ -177,9 +182,14 @@ def initialize_head(
         classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
         method = {"ridge": "ridge regression", "lda": "shrinkage discriminant analysis"}[config.head_init]
         logger.info(f"The head starts from {method} on the features (leave-one-out loss {head.loss:.3f}).")
+        places, logits = head.left_out or (np.zeros(0, int), np.zeros((0, len(weights))))
+        known = has_others(features.labels, groups)[places]
+        if known.any():
+            left_out = logits[known].astype(np.float32), features.labels[places[known]]
     if blocks:
         mean, scale = standardization(features, blocks)
         classifier.head.get_layer(STANDARDIZE).set_weights([mean, scale])
+    return left_out
 
 
 def group_numbers(manifest: pd.DataFrame) -> np.ndarray | None:

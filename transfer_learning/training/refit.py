@@ -1,11 +1,13 @@
 """The closed-form head of training and validation images, in a run that ends with the backbone that it began with.
 
 Validation images choose between the frozen phase and fine-tuning. Where the frozen phase wins, its head can train on
-them, too.
+them, too. It is calibrated by leave-one-out predictions: they are more than the validation images, and of a head that
+lacks one image instead of all of those.
 """
 
 import logging
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,14 +21,22 @@ from transfer_learning.training.state import TrainingState
 logger = logging.getLogger(__name__)
 
 
-def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
+class RefittedHead(NamedTuple):
+    """What is known of the classifier whose head `refit_head` has replaced."""
+
+    val_logits: (
+        np.ndarray
+    )  # float32 (n, classes), of the validation images by a head without them; () if there are none
+    left_out: tuple[np.ndarray, np.ndarray] | None  # see `initialize_head`; calibrates the classifier
+
+
+def refit_head(phases: PhaseBuilder, state: TrainingState) -> RefittedHead | None:
     """Gives the trained network the closed-form head of training and validation images.
 
     It is left as it is without `RunConfig.refit`, if the backbone was fine-tuned, or if the epochs of the frozen phase
     have improved the closed form of the training images by more than a standard error of the calibrated loss.
 
     Returns:
-        The logits, float32 (n, classes), of the validation images by the closed-form head of the training images alone;
         None if the head is left as it is.
     """
     config, classifier, cut = phases.config, phases.classifier, phases.cuts.get("frozen")
@@ -37,8 +47,6 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
     if not keeps_backbone(config, state.final_weights):
         return None
     train, val = make_phase_inputs(cut, config.frozen, "frozen" in phases.cached, config, phases.data, phases.runtime)
-    if not len(val):
-        return None
     train, trained_head = train.in_copy(0), [np.array(variable) for variable in classifier.head.weights]
     manifest, of_trained = phases.data.manifest, logits_of_features(classifier, val.inputs, val.rows)
     parts = [manifest[manifest["split"] == split] for split in ("train", "val")]
@@ -47,22 +55,24 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> np.ndarray | None:
     else:  # in a resumed run
         initialize_head(config, classifier, train, group_numbers(parts[0]))
     val_logits = logits_of_features(classifier, val.inputs, val.rows)
-    gains = calibrated_losses(val_logits, val.labels) - calibrated_losses(of_trained, val.labels)
-    if gains.mean() > gains.std() / len(gains) ** 0.5:
-        _assign(classifier, trained_head)
-        return None
+    if len(val):
+        gains = calibrated_losses(val_logits, val.labels) - calibrated_losses(of_trained, val.labels)
+        if gains.mean() > gains.std() / len(gains) ** 0.5:
+            _assign(classifier, trained_head)
+            return None
     both = replace(
         train,
         rows=np.concatenate([train.rows, val.rows]),
         labels=np.concatenate([train.labels, val.labels]),
         ids=np.concatenate([train.ids, val.ids]),
     )
-    initialize_head(config, classifier, both, group_numbers(pd.concat(parts)))
-    logger.info(
-        f"The head is fitted again, on the {len(val):,} validation images, too; their own results below are those of the "
-        "head without them."
-    )
-    return val_logits
+    left_out = initialize_head(config, classifier, both, group_numbers(pd.concat(parts)))
+    if len(val):
+        logger.info(
+            f"The head is fitted again, on the {len(val):,} validation images, too; their own results below are those of "
+            "the head without them."
+        )
+    return RefittedHead(val_logits, left_out)
 
 
 def _assign(classifier: Classifier, head: list[np.ndarray]) -> None:
