@@ -1,6 +1,7 @@
 """Workers that `launch` starts train what one process trains, even if one is killed and the run is continued by one."""
 
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from tests.support import ROOT
 from tests.support.logs import log_messages
+from tests.support.ray import local_cluster, processes
 from transfer_learning import launch
 from transfer_learning.cli.flags import as_flags
 from transfer_learning.cli.parser import run_main
@@ -46,10 +49,11 @@ def alone(config, tmp_path_factory):
     return run_dir
 
 
-def launched(num_workers, config, run_dir):
+def launched(num_workers, config, run_dir, *options):
     values = {name: value for name, value in flat(config).items() if value != "" and name != "frozen.unfreeze"}
-    options = ["--workers", str(num_workers), "run", "--run-dir", str(run_dir.path), *as_flags(values)]
-    command = [sys.executable, "-m", "transfer_learning.launch", *options]
+    words = ["--resume", str(run_dir.path)] if run_dir.config.exists() else ["--run-dir", str(run_dir.path)]
+    words += [] if run_dir.config.exists() else as_flags(values)
+    command = [sys.executable, "-m", "transfer_learning.launch", "--workers", str(num_workers), *options, "run", *words]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -116,11 +120,63 @@ def test_as_many_workers_give_the_same_bits_after_a_kill(config, tmp_path):
     assert all(np.array_equal(a, b) for group in one for a, b in zip(one[group], two[group], strict=True))
 
 
+@pytest.fixture
+def ray_cluster(tmp_path):
+    with local_cluster(tmp_path) as cluster:
+        yield cluster
+
+
+def ray_workers():
+    """The processes of `run` on the nodes, by the number of their worker."""
+    found = processes(["-m", "transfer_learning", "run"], start=1)
+    parents = [one for one in found if one.parent().name().startswith("ray")]
+    return {json.loads(one.environ()["TF_CONFIG"])["task"]["index"]: one for one in parents}
+
+
+@pytest.mark.long
+def test_workers_of_ray_give_the_same_bits_after_losing_a_worker_a_node_and_the_driver(
+    config, alone, ray_cluster, tmp_path
+):
+    options = ["--ray", ray_cluster.address]
+    unbroken, run_dir = RunDir(tmp_path / "unbroken"), RunDir(tmp_path / "run")
+    output, _ = (process := launched(2, config, unbroken, *options)).communicate(timeout=300)
+    assert process.returncode == 0 and "worker 0 of 2" in output and "Traceback" not in output, output
+    process = launched(2, config, run_dir, *options)
+    wait_for_step(process, run_dir, 4)
+    ray_workers()[1].kill()
+    wait_for_step(process, run_dir, 10)
+    lost = ray_workers()[1].pid
+    ray_cluster.remove_node(list(ray_cluster.worker_nodes)[0], allow_graceful=False)
+    while ray_workers().get(1) in (None, lost):
+        time.sleep(0.2)
+    wait_for_step(process, run_dir, 16)
+    process.kill()
+    output, _ = process.communicate(timeout=60)
+    assert "Worker 1: SIGKILL\n" in output and "Traceback" not in output, output
+    assert output.count("all start again from the last checkpoint") == output.count("Continuing after epoch") == 2, (
+        output
+    )
+    psutil.wait_procs(ray_workers().values(), timeout=60)
+    process = launched(2, config, run_dir, *options)
+    wait_for_step(process, run_dir, 26)  # in the second phase
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == ExitCode.TERMINATED and "Stopped by SIGTERM; continue with:" in output, output
+    output, _ = (process := launched(2, config, run_dir, *options)).communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert run_dir.history.read_bytes() == unbroken.history.read_bytes()
+    one, two = (checkpoint.load(directory.checkpoint)[0] for directory in (run_dir, unbroken))
+    assert all(np.array_equal(a, b) for group in one for a, b in zip(one[group], two[group], strict=True))
+    assert_equal_to_rounding(run_dir, alone)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--workers", "2", "predict"], "launch starts workers of `run`"),
         (["--workers", "0", "run"], "--workers 0 --restarts 3 is out of range"),
+        (["--workers", "2", "--ray", "nowhere", "run"], "--ray nowhere cannot be joined .HOST:PORT was expected"),
+        (["--workers", "2", "--ray", "127.0.0.1:1", "run"], "127.0.0.1:1 cannot be joined .*refused.*`ray start`"),
         (["--workers", "2", "--first-port", "65536", "run"], "Of the ports 65536 to .* fewer than 2 are free"),
     ],
 )

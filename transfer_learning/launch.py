@@ -1,30 +1,36 @@
-"""Train with several worker processes on this machine."""
+"""Train with several worker processes, on this machine or on a Ray cluster."""
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 
 from transfer_learning.cli.parser import Parser, run_main
-from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.errors import ExitCode, UserError, needs_extra
 from transfer_learning.machine.gpus import count_gpus
+from transfer_learning.machine.ray_cluster import PerWorker, add_ray_flags, joined_cluster
 from transfer_learning.machine.worker_processes import WorkerProcesses, describe, free_ports
-from transfer_learning.storage.run_directory import RunDir
+from transfer_learning.storage.run_directory import RunDir, new_run_dir
 
 logger = logging.getLogger("transfer_learning.launch")
 
 EPILOG = """The options after `run` are those of `transfer-learning run`. Worker 0 prints; the last message of another one is
-printed if it fails. A signal stops all workers after the same train step, with a checkpoint.
+printed if it fails. A signal stops all workers after the same train step, with a checkpoint. On a Ray cluster all nodes
+need this package, and the same folders at the same paths.
 
 examples:
   transfer-learning launch --workers 2 run --dataset photos/ --run-dir runs/a
-  transfer-learning launch --workers 3 run --resume runs/a"""
+  transfer-learning launch --workers 3 run --resume runs/a
+  transfer-learning launch --ray auto --workers 4 --cpus-per-worker 8 run --dataset photos/ --run-dir runs/a"""
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     flags = parse(arguments)
     words, run_dir = with_run_dir(flags.command[1:])
+    if flags.ray:
+        return launch_on_ray(flags, words, run_dir)
     for attempt in range(flags.restarts + 1):
         if attempt and run_dir.config.exists():
             words = ["--resume", str(run_dir.path)]
@@ -43,6 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     return ExitCode.WORKER_LOST
 
 
+def launch_on_ray(flags: argparse.Namespace, words: list[str], run_dir: RunDir) -> ExitCode:
+    is_new = not any(word.startswith("--resume") for word in words)
+    if is_new:
+        new_run_dir(run_dir.path, "")  # another start continues what is there
+    place, per_worker = str(run_dir.path.absolute()), PerWorker.of(flags)
+    with joined_cluster(flags.ray):
+        with needs_extra("ray"):
+            from transfer_learning.machine.ray_workers import RayJob, train_on_ray
+        job = RayJob(words, is_new, place, os.getcwd(), flags.workers, per_worker, flags.restarts, flags.first_port)
+        return train_on_ray(job)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     usage = "transfer-learning launch --workers N [options] run ..."
     parser = Parser("launch", usage=usage, description=__doc__, epilog=EPILOG)
@@ -51,6 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--first-port", type=int, default=23_000, metavar="N", help="of those that workers listen on (default: 23000)"
     )
+    add_ray_flags(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run and its options")
     flags = parser.parse_args(arguments)
     if flags.command[:1] != ["run"]:
@@ -59,7 +78,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(
             f"--workers {flags.workers} --restarts {flags.restarts} is out of range; give at least 1 and 0."
         )
-    num_gpus = count_gpus()
+    num_gpus = 0 if flags.ray else count_gpus()
     if 0 < num_gpus < flags.workers:
         raise UserError(
             f"--workers {flags.workers} is more than the {num_gpus} GPUs of this machine; give at most as many, or hide the "

@@ -25,14 +25,16 @@ STOPPED = (ExitCode.INTERRUPTED, ExitCode.PREEMPTED, ExitCode.TERMINATED)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-def free_ports(count: int, first: int) -> list[int]:
-    """The first `count` ports from `first` on that no program listens on; UserError if there are fewer."""
+def free_ports(count: int, first: int, host: str = "127.0.0.1") -> list[int]:
+    """The first `count` ports from `first` on that no program listens on; UserError if there are fewer. `host`: "" for
+    all addresses of this machine.
+    """
     found: list[int] = []
     for port in range(first, min(first + NUM_PORTS, 65_536)):
         if len(found) == count:
             return found
         try:
-            socket.create_server(("127.0.0.1", port)).close()
+            socket.create_server((host, port)).close()
             found.append(port)
         except OSError:
             continue
