@@ -338,6 +338,7 @@ MORE_KINDS = [
     only(frozen=Phase(epochs=1, augmentation="light")),
     only(**FINE_TUNE, gradient_accumulation_steps=4, class_weights="balanced", label_smoothing=0.1),
     only(frozen=Phase(epochs=2, optimizer="sgd", schedule="plateau", warmup_epochs=1.0)),
+    only(fine_tune=Phase(epochs=1, learning_rate=1e-3, unfreeze="block4"), find_learning_rate=True),
     only(test_fraction=0.0),
     only(val_fraction=0.0, monitor="loss"),
 ]
