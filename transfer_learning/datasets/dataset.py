@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transfer_learning.errors import UserError, did_you_mean
+from transfer_learning.storage import object_store
 
 SPLITS = ("train", "val", "test")
 UNSEEN = "unseen"  # the split of images of classes that are not trained
@@ -29,16 +30,23 @@ GROUP_IN_OTHER_SPLIT = "group in another split"
 
 
 class FilePart(NamedTuple):
-    """An image file inside a larger file, such as an Arrow table of encoded images."""
+    """An image file inside a larger file, such as an Arrow table of encoded images or a shard in an object store."""
 
-    file: Path
+    file: Path | str  # str: an address such as s3://bucket/train-0000.tar
     offset: int  # in bytes
     length: int
+    sha256: str = ""  # of the bytes, where they have been read before; "" if unknown
+
+    @property
+    def is_remote(self) -> bool:
+        return isinstance(self.file, str)
 
     def read_bytes(self) -> bytes:
         """Reads the bytes without a memory map, whose pages would count as memory of this process; OSError if the file
-        is missing or ends too early.
+        is missing or ends too early; UserError if an object store does not give them.
         """
+        if isinstance(self.file, str):
+            return object_store.read_range(self.file, self.offset, self.length)
         with open(self.file, "rb", buffering=0) as file:
             content = os.pread(file.fileno(), self.length, self.offset)
         if len(content) < self.length:

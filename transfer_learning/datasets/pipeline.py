@@ -17,6 +17,7 @@ import tensorflow as tf
 from transfer_learning.datasets.augmentation import AUGMENTATIONS, apply, draw
 from transfer_learning.datasets.dataset import UNSEEN
 from transfer_learning.datasets.mixing import mixed_labels
+from transfer_learning.errors import UserError
 from transfer_learning.storage.rows import Rows
 
 BATCHES_AHEAD = 2  # read while one is in use
@@ -121,11 +122,17 @@ def training_batches(
     # An image is mixed with the next one of the batch, which then is read, too.
     num_more = 1 if examples.share and of_mixture else 0
 
+    errors: list[Exception] = []  # which TensorFlow turns into texts
+
     def gather_and_draw(positions: np.ndarray) -> tuple[np.ndarray, ...]:
         if examples.share:
             positions = examples.share.of(positions, bool(num_more))
         parameters = draw(augmentation, flip, seed, epoch, keys[positions], size)
-        return examples.inputs[examples.rows[positions]], examples.labels[positions], parameters
+        try:
+            return examples.inputs[examples.rows[positions]], examples.labels[positions], parameters
+        except UserError as error:
+            errors.append(error)
+            raise
 
     def augmented(positions: tf.Tensor) -> Batch:
         types = (tf.uint8, tf.int32, tf.float32)
@@ -139,7 +146,17 @@ def training_batches(
         return images[:num_images], labels[:num_images]
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size)
-    return batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD)
+    return _raising(errors, batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD))
+
+
+def _raising(errors: list[Exception], batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches; raises the first of `errors` for TensorFlow's error about it."""
+    try:
+        yield from batches
+    except tf.errors.OpError:
+        if errors:
+            raise errors[0] from None
+        raise
 
 
 def batches_in_order(examples: Examples, batch_size: int) -> Iterable[Batch]:

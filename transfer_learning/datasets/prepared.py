@@ -102,9 +102,9 @@ def decoded_otherwise(
 def decode_part(dataset: Dataset, config: RunConfig, part: slice) -> None:
     """Decodes into the cache what it lacks of some of the examples of a dataset."""
     own = replace(dataset, examples=dataset.examples[part])
-    decoded_gb = config.decoded_gb * len(own.examples) / max(1, len(dataset.examples))  # cached in the form of them all
     if own.examples:
-        cached_images(own, config.stored_size, config.resize, Cache.of(config), decoded_gb, {})
+        of = len(dataset.examples)
+        cached_images(own, config.stored_size, config.resize, Cache.of(config), config.decoded_gb, {}, of)
 
 
 def prepare_dataset(

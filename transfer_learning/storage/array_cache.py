@@ -88,6 +88,11 @@ class ArrayCache(AbstractContextManager):
         self._file = self._index = None
 
     @property
+    def num_bytes(self) -> int:
+        """Size of the records on disk."""
+        return os.fstat(self._file.descriptor).st_size if self._file else 0
+
+    @property
     def rows(self) -> CachedRows:
         """The arrays of this moment."""
         assert self.shape is not None

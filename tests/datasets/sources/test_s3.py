@@ -3,15 +3,14 @@
 import errno
 import io
 import json
-import os
 from urllib.request import Request, urlopen
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from tests.support.logs import log_messages
+from tests.support.s3 import s3_server, use_s3
 from transfer_learning import prepare
 from transfer_learning.cli.parser import run_main
 from transfer_learning.datasets.sources import s3
@@ -23,28 +22,14 @@ NAMES = ("_annotations.json", "a.png", "b.png", "sub/c.png")
 
 @pytest.fixture(scope="module")
 def server():
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield "http://{}:{}".format(*server.get_host_and_port())
-    server.stop()
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
 def client(server, monkeypatch, tmp_path):
-    """A server of one's own as far as a test can see, and a machine without any credentials but those of the test."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    boto3.DEFAULT_SESSION = None
-    client = boto3.client("s3")
+    """A server of one's own as far as a test can see."""
+    client = use_s3(server, monkeypatch, tmp_path)
     client.create_bucket(Bucket="signs")
     yield client
     urlopen(Request(f"{server}/moto-api/reset", method="POST")).close()

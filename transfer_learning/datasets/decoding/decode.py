@@ -112,11 +112,15 @@ def read_file(source: Path | FilePart) -> bytes:
 
 
 def content_hash(source: Source | bytes) -> str:
-    """Returns the SHA-256 of the file's bytes, or of the array's shape and bytes, in hexadecimal; "" if unreadable."""
+    """Returns the SHA-256 of the file's bytes, or of the array's shape and bytes, in hexadecimal; "" if unreadable. A
+    part of a shard has it recorded.
+    """
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     if isinstance(source, np.ndarray):
         return hashlib.sha256(repr(source.shape).encode() + np.ascontiguousarray(source).tobytes()).hexdigest()
+    if isinstance(source, FilePart) and source.sha256:
+        return source.sha256
     try:
         with open_file(source) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]

@@ -3,9 +3,9 @@
 import hashlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,37 +13,24 @@ import numpy as np
 import pandas as pd
 import PIL
 
+from transfer_learning.cli.formatting import size as in_bytes
 from transfer_learning.cli.progress import count_progress
-from transfer_learning.datasets.dataset import UNREADABLE_FILE, Dataset, Source
-from transfer_learning.datasets.decoding.decode import (
-    JPEG_QUALITY,
-    Decoded,
-    content_hash,
-    decode,
-    failed,
-    from_jpeg,
-    to_jpeg,
-)
-from transfer_learning.datasets.decoding.value_range import (
-    Range,
-    Ranges,
-    Values,
-    describe,
-    is_plain,
-    ranges_of,
-    values_in,
-)
-from transfer_learning.datasets.decoding.workers import DecodeWorkers
-from transfer_learning.machine.resources import usable_cores
+from transfer_learning.datasets.dataset import Dataset, Source
+from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, from_jpeg
+from transfer_learning.datasets.decoding.decoders import ON_READ, READERS, Decoders, PixelsOnRead, is_remote
+from transfer_learning.datasets.decoding.value_range import Ranges, Values, describe, is_plain, ranges_of, values_in
+from transfer_learning.machine.resources import available_bytes, usable_cores
 from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.cache_index import PIXELS, EntrySpec
-from transfer_learning.storage.records import CachedBytes
+from transfer_learning.storage.records import CachedBytes, num_bytes_of
 from transfer_learning.storage.rows import Rows
 
 logger = logging.getLogger(__name__)
 
 FLAT = 0.05  # of a value range: 13 grey levels
+ON_READ_SHARE = 0.5  # of the cache, for pixels, where it cannot hold all: features need a place, too
+FACT_BYTES = 300  # of an image in the index of an entry
 
 VERSION = 3  # part of the cache entry's name: raise it when `decode` changes its output
 UNREADABLE = "unreadable"  # prefix of the keys of unreadable files; no hexadecimal digest begins like this
@@ -102,12 +89,23 @@ class JpegPixels:
 
 
 def cached_images(
-    dataset: Dataset, size: int, resize: str, cache: Cache, decoded_gb: float = 16.0, ranges: Ranges | None = None
+    dataset: Dataset,
+    size: int,
+    resize: str,
+    cache: Cache,
+    decoded_gb: float = 16.0,
+    ranges: Ranges | None = None,
+    of: int | None = None,
 ) -> CachedImages:
     """Returns the decoded images of `dataset`; those that are not in the cache are decoded first.
 
     Every file is read from the disk once: a chunk is hashed while the chunk before it is decoded from the system's page
     cache. Images that cannot be decoded are not cached, and are tried again each time.
+
+    Where neither the cache nor the memory can hold all images, or they are in an object store and the cache cannot, it is
+    filled up to `ON_READ_SHARE` and nothing in it is replaced: in the random order of training, replacing would lose as
+    many hits as it wins (Mohan et al., "Analyzing and Mitigating Data Stalls in DNN Training", VLDB 2021, call this
+    MinIO). Of the other images it holds the facts alone, and they are decoded whenever they are read.
 
     Args:
         size: side of the cached images in pixels.
@@ -115,25 +113,38 @@ def cached_images(
         decoded_gb: datasets that are larger when decoded (in 10^9 bytes) are cached as JPEGs.
         ranges: of values with more than 8 bits, those of the run; None: they are those of this dataset, for which its
             images of more than 8 bits are decoded twice when they are first seen.
+        of: number of images in the whole dataset, of which these are a part; None: they are all.
 
     Raises:
         UserError: there is no space for the images, neither on disk nor in memory.
     """
     examples = dataset.examples
-    stored = pixel_format(len(examples), size, resize, decoded_gb)
+    num_images = len(examples) if of is None else of
+    stored = pixel_format(num_images, size, resize, decoded_gb)
     as_jpeg, record_bytes = stored.as_jpeg, stored.record_bytes
-    if as_jpeg:
+    if as_jpeg and of is None:
         logger.info(
             f"Caching images as JPEGs of quality {JPEG_QUALITY}: decoded they take "
-            f"{len(examples) * size**2 * 3 / 1e9:,.2f} GB, and --decoded-gb is {decoded_gb:g}; as JPEGs about "
-            f"{len(examples) * record_bytes / 1e9:,.2f} GB. The last digits of `predict` may differ."
+            f"{num_images * size**2 * 3 / 1e9:,.2f} GB, and --decoded-gb is {decoded_gb:g}; as JPEGs about "
+            f"{num_images * record_bytes / 1e9:,.2f} GB. The last digits of `predict` may differ."
         )
-    with cache.disk_full_as_user_error("decoded images", len(examples) * record_bytes):
-        arrays = cache.open(stored.entry)
-    with arrays:
-        sources = [example.source for example in examples]
-        with _Decoders(size, resize, as_jpeg) as decoders:
-            names, known = _decode_missing(sources, arrays, decoders, record_bytes, cache)
+    sources = [example.source for example in examples]
+    readers = READERS if any(map(is_remote, sources)) else 0
+    on_read = _is_too_large(num_images * record_bytes, bool(readers), cache)
+    with ExitStack() as stack:
+        with cache.disk_full_as_user_error("decoded images", len(examples) * record_bytes):
+            arrays = stack.enter_context(cache.open(stored.entry))
+            facts_alone = stack.enter_context(cache.open(stored.facts_entry)) if on_read else None
+
+        def decode_missing(sources: Sequence[Source], decoders: Decoders) -> tuple[list[str], list[_Known]]:
+            filling = _Filling(arrays, len(sources), record_bytes, cache)
+            if facts_alone is not None:
+                share = len(examples) / max(1, num_images)
+                filling.limit(facts_alone, int(ON_READ_SHARE * share * cache.limit_gb * 1e9))
+            return _decode_missing(sources, decoders, filling)
+
+        with Decoders(size, resize, as_jpeg, readers=readers) as decoders:
+            names, known = decode_missing(sources, decoders)
         # Values of more than 8 bits: now that those of all images are known, they are scaled by one range.
         values = {index: found for index, one in enumerate(known) if (found := values_in(one.remarks))}
         if ranges is None:
@@ -143,27 +154,42 @@ def cached_images(
         for kind, limits in sorted(ranges.items()):
             if is_plain(kind, limits) or not (of_kind := [at for at, found in values.items() if found.kind == kind]):
                 continue
-            with _Decoders(size, resize, as_jpeg, kind, limits) as decoders:
-                chosen = [sources[index] for index in of_kind]
-                _, again = _decode_missing(chosen, arrays, decoders, record_bytes, cache)
+            suffix = f" {kind} {limits[0]:.17g} to {limits[1]:.17g}"
+            with Decoders(size, resize, as_jpeg, {kind: limits}, suffix, readers) as decoders:
+                _, again = decode_missing([sources[index] for index in of_kind], decoders)
                 key += f"-{decoders.suffix}"
             for index, one in zip(of_kind, again, strict=True):
                 known[index] = one
-        pixels = JpegPixels(arrays.byte_rows, size) if as_jpeg else arrays.rows
+        pixels: Rows = JpegPixels(arrays.byte_rows, size) if as_jpeg else arrays.rows
     rows = np.array([one.row for one in known], np.int64)
+    if on_read:
+        behind = [index for index, one in enumerate(known) if one.row < 0 and not one.problem]
+        rows[behind] = ON_READ + np.arange(len(behind))
+        again_sources = [(names[index], sources[index]) for index in behind]
+        pixels = PixelsOnRead(pixels, again_sources, Decoders(size, resize, as_jpeg, ranges, readers=readers))
+        if of is None:
+            logger.info(
+                f"{len(behind):,} of {num_images:,} images are decoded whenever they are read: all together they take about "
+                f"{in_bytes(num_images * record_bytes)}, and --cache-gb is {cache.limit_gb:g}."
+            )
     facts = [("" if name.startswith(UNREADABLE) else name, *one[1:]) for name, one in zip(names, known, strict=True)]
     table = pd.DataFrame(facts, columns=list(FACTS))
     _mark_single_colours(table, pixels, rows)
     return CachedImages(pixels, rows, table, stored.entry.name + key, stored.entry, ranges)
 
 
+def _is_too_large(num_bytes: int, is_remote: bool, cache: Cache) -> bool:
+    """Whether images of that size are decoded on each access; those of an object store never fill the memory."""
+    room = min(cache.limit_gb * 1e9, cache.num_bytes() + cache.free_bytes())
+    return num_bytes > room and (is_remote or num_bytes > available_bytes() / 2)
+
+
 def _decode_missing(
-    sources: Sequence[Source], arrays: ArrayCache, decoders: "_Decoders", record_bytes: int, cache: Cache
+    sources: Sequence[Source], decoders: Decoders, filling: "_Filling"
 ) -> tuple[list[str], list["_Known"]]:
-    """Decodes and caches what `arrays` lacks; returns the content hash of each source, and what is known of it."""
+    """Decodes and caches what is missing; returns the content hash of each source, and what is known of it."""
     progress = count_progress(f"{'Scaling' if decoders.suffix else 'Reading'} images")
     names: list[str] = []
-    filling = _Filling(arrays, len(sources), record_bytes, cache)
     hashes = decoders.hash(sources[:CHUNK])
     images: dict[str, Future[Decoded]] = {}  # of the chunk before
     for start in range(0, len(sources) + CHUNK, CHUNK):  # the last pass only stores the last chunk
@@ -215,6 +241,12 @@ class PixelFormat(NamedTuple):
     record_bytes: int  # per image; an estimate if `as_jpeg`
     entry: EntrySpec  # its name is `CachedImages.pixel_key`
 
+    @property
+    def facts_entry(self) -> EntrySpec:
+        """The entry of facts without pixels: each is the note of an empty record."""
+        facts = {**self.entry.facts, "format": "facts alone"}
+        return EntrySpec(PIXELS, f"{self.entry.name}-facts", None, "", facts)
+
 
 def pixel_format(num_images: int, size: int, resize: str, decoded_gb: float) -> PixelFormat:
     """Chooses pixels or JPEGs by the size of the decoded dataset; see `cached_images`."""
@@ -236,6 +268,14 @@ class _Filling:
         self.num_missing = self.num_added = 0
         self.known: dict[str, _Known] = {}
         self.found: set[str] = set()  # contents that were in the cache
+        self._facts: ArrayCache | None = None
+        self._room = 0  # bytes of pixels, where the cache cannot hold all
+
+    def limit(self, facts: ArrayCache, num_bytes: int) -> None:
+        """Lets the entry of pixels grow to `num_bytes`, and puts the facts of the other images into `facts`."""
+        num_bytes = min(num_bytes, self._arrays.num_bytes + self._cache.free_bytes() // 2)
+        self._facts, self._room = facts, num_bytes - self._arrays.num_bytes
+        self._cache.reserve(facts, max(0, self._room) + FACT_BYTES * self._num_images)
 
     def find_missing(self, names: Sequence[str]) -> list[str]:
         """Looks up the contents of the next images; returns those to decode, after making room for them."""
@@ -243,7 +283,11 @@ class _Filling:
         fresh = [name for name in dict.fromkeys(names) if name not in self.known]
         with self._disk_full_as_user_error():
             cached = zip(fresh, self._arrays.positions(fresh).tolist(), self._arrays.notes(fresh), strict=True)
-        found = {name: _Known.from_note(row, note) for name, row, note in cached if row >= 0 and note}
+            found = {name: _Known.from_note(row, note) for name, row, note in cached if row >= 0 and note}
+            if self._facts and self._room < self._record_bytes:
+                others = [name for name in fresh if name not in found]
+                cached = zip(others, self._facts.positions(others).tolist(), self._facts.notes(others), strict=True)
+                found |= {name: _Known.from_note(-1, note) for name, row, note in cached if row >= 0 and note}
         if unknown := [name for name, one in found.items() if _lacks_values(one.remarks)]:
             self._arrays.forget(unknown)
             found = {name: one for name, one in found.items() if name not in unknown}
@@ -251,7 +295,7 @@ class _Filling:
         missing = [name for name in fresh if name not in found]
         self.known |= found | dict.fromkeys(missing, _Known())
         self.num_missing += len(missing)
-        if self.num_missing > self._num_with_room:
+        if self._facts is None and self.num_missing > self._num_with_room:
             self._num_with_room = self.num_missing + self._num_expected()
             if not self._cache.reserve(self._arrays, self._num_bytes_left()):
                 self._num_with_room = self._num_images  # held in memory: delete no other entries
@@ -271,12 +315,18 @@ class _Filling:
             for name, image in images.items()
         }
         good = [name for name, image in images.items() if not image.problem]
+        self.num_added += len(good)
+        if self._facts:
+            ends = np.cumsum([num_bytes_of(images[name].pixels) for name in good])
+            good, others = good[: (num_fit := int((ends <= self._room).sum()))], good[num_fit:]
+            self._room -= int(ends[num_fit - 1]) if num_fit else 0
+            with self._disk_full_as_user_error():
+                self._facts.add(others, [b""] * len(others), [known[name].note for name in others])
         if good:
             pixels, notes = [images[name].pixels for name in good], [known[name].note for name in good]
             with self._disk_full_as_user_error():
                 rows = self._arrays.add(good, pixels, notes, self._num_bytes_left()).tolist()
             known |= {name: known[name]._replace(row=row) for name, row in zip(good, rows, strict=True)}
-        self.num_added += len(good)
         self.known |= known
 
     def _num_expected(self) -> int:
@@ -286,6 +336,8 @@ class _Filling:
 
     def _num_bytes_left(self) -> int:
         """The expected size of what is still to be added."""
+        if self._facts:
+            return max(0, self._room)
         return (self.num_missing + self._num_expected() - self.num_added) * self._record_bytes
 
     def _disk_full_as_user_error(self) -> AbstractContextManager[None]:
@@ -325,42 +377,3 @@ def _mark_single_colours(facts: pd.DataFrame, pixels: Any, rows: np.ndarray) -> 
 def _hash_of_pixels(pixels: Any) -> str:
     """32 hexadecimal digits, of the pixels or their JPEG (equal pixels make equal JPEGs); "" for None."""
     return "" if pixels is None else hashlib.blake2b(pixels, digest_size=16).hexdigest()
-
-
-class _Decoders:
-    """Hashes contents in threads, and decodes files in processes and arrays in threads; a context manager.
-
-    Args:
-        kind, limits: a type of number and its value range, for images of such values; "" for others.
-    """
-
-    def __init__(self, size: int, resize: str, as_jpeg: bool, kind: str = "", limits: Range = (0, 255)):
-        self._size, self._resize, self._as_jpeg = size, resize, as_jpeg
-        self.suffix = f" {kind} {limits[0]:.17g} to {limits[1]:.17g}" if kind else ""  # of the keys in the cache
-        self._threads = ThreadPoolExecutor(usable_cores())
-        self._workers = DecodeWorkers(size, resize, as_jpeg, ranges={kind: limits} if kind else None)
-
-    def __enter__(self) -> "_Decoders":
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._workers.close()  # and so no thread waits for one
-        self._threads.shutdown()
-
-    def hash(self, sources: Sequence[Source]) -> Iterator[str]:
-        """Starts hashing; returns the hashes in order, waiting for each."""
-        return self._threads.map(content_hash, sources)
-
-    def decode(self, sources: Mapping[str, Source]) -> dict[str, Future[Decoded]]:
-        """Starts decoding `sources`, by their hashes."""
-        return {name: self._threads.submit(self._decode, name, source) for name, source in sources.items()}
-
-    def _decode(self, name: str, source: Source) -> Decoded:
-        if not isinstance(source, np.ndarray):
-            digest, image = self._workers.decode(source)
-            if not image.problem and digest != name.removesuffix(self.suffix):
-                return failed(UNREADABLE_FILE, "the file changed while it was read")
-            return image
-        image = decode(source, self._size, self._resize)
-        return image._replace(pixels=to_jpeg(image.pixels)) if self._as_jpeg and not image.problem else image

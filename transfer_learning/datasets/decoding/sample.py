@@ -35,9 +35,10 @@ def sample_dataset(dataset: Dataset, size: int, resize: str, cache: Cache, decod
     readable = {hashed: source for source in sources if (hashed := content_hash(source))}
     hashes = list(readable)
     stored = pixel_format(len(dataset.examples), size, resize, decoded_gb)
-    missing = 1.0 - cache.cached_fraction(stored.entry, hashes)
+    missing = 1.0 - max(cache.cached_fraction(entry, hashes) for entry in (stored.entry, stored.facts_entry))
     rate = _rate(list(readable.values()), size, resize) if missing else np.inf
-    return Sample(hashes, missing, rate, stored.record_bytes, stored.entry.name)
+    record_bytes = min(stored.record_bytes, int(cache.limit_gb * 1e9 / max(1, len(dataset.examples))))
+    return Sample(hashes, missing, rate, record_bytes, stored.entry.name)
 
 
 def _rate(sources: list[Source], size: int, resize: str) -> float:

@@ -98,7 +98,10 @@ class DecodeWorkers:
 
         Raises:
             RuntimeError: the workers are closed, or a process does not even start.
+            UserError: an object store does not give the image.
         """
+        if isinstance(source, FilePart) and source.is_remote:
+            source = source.read_bytes()
         if isinstance(source, bytes):
             frames = [b"null", source]
         else:

@@ -72,6 +72,7 @@ class Entry(NamedTuple):
     num_bytes: int
     problem: str  # why it is refused, or ""
     open: Callable[[], Any]  # a binary file
+    offset: int = 0  # of its bytes in a .tar
 
 
 def is_archive(path: Path) -> bool:
@@ -143,7 +144,7 @@ def _unpack(path: Path, target: Path) -> None:
 class _Guarded:
     """A file that limits how much is read at once: `zipfile` and `tarfile` read lists of any length in one piece."""
 
-    def __init__(self, path: Path, file: BinaryIO, limit: int):
+    def __init__(self, path: Path | str, file: BinaryIO, limit: int):
         self._path, self._file, self._limit, self.last_read = path, file, limit, b""
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
@@ -180,9 +181,7 @@ def entries(path: Path) -> Iterator[Iterator[Entry]]:
     else:
         opener = next(opener for suffix, opener in OPENERS.items() if name.endswith(suffix))
         with opener(path, "rb") as file:
-            guarded = _Guarded(path, file, MAX_HEADER_BYTES)
-            with tarfile.open(fileobj=cast(BinaryIO, guarded), mode="r:") as archive:
-                yield _entries_of_tar(archive, guarded)
+            yield entries_of_tar(path, file)
 
 
 def _name_in_zip(info: zipfile.ZipInfo) -> str:
@@ -198,12 +197,16 @@ def _slashed(name: str) -> str:
     return name.replace("\\", "/")
 
 
-def _entries_of_tar(archive: tarfile.TarFile, file: _Guarded) -> Iterator[Entry]:
-    while info := archive.next():
-        archive.members = []  # type: ignore[attr-defined]  # else it collects them all
-        if not info.isdir():
-            problem = "" if info.isreg() and not info.issparse() else "is a link or a device"
-            yield Entry(_slashed(info.name), info.size, problem, partial(archive.extractfile, info))
+def entries_of_tar(path: Path | str, opened: BinaryIO) -> Iterator[Entry]:
+    """As `entries`, of an opened .tar; `path` is for messages."""
+    file = _Guarded(path, opened, MAX_HEADER_BYTES)
+    with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as archive:
+        while info := archive.next():
+            archive.members = []  # type: ignore[attr-defined]  # else it collects them all
+            if not info.isdir():
+                problem = "" if info.isreg() and not info.issparse() else "is a link or a device"
+                read = partial(archive.extractfile, info)
+                yield Entry(_slashed(info.name), info.size, problem, read, info.offset_data)
     if file.last_read.strip(b"\0"):  # the module takes a damaged header for the end
         raise tarfile.ReadError("its last entry is followed by other bytes")
 
@@ -269,7 +272,7 @@ def _is_unsafe(letter: str) -> bool:
     return letter not in JOINERS and unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def _refusal(path: Path, reason: str) -> UserError:
+def _refusal(path: Path | str, reason: str) -> UserError:
     return UserError(
         f"{path} is not unpacked, because {reason}; if you trust it, unpack it yourself and pass the folder to "
         "--dataset."

@@ -55,6 +55,9 @@ SCHEMES = {
         "cv_studio:read_boxes", "boxes of a CV Studio project, cut out", "FOLDER or s3://BUCKET/PREFIX"
     ),
     "hf": Source("huggingface:read", "any image dataset of Hugging Face", "NAME on the hub, or FOLDER"),
+    "shards": Source(
+        "shards:read", "images in .tar or .parquet files, which stay there", "FOLDER or s3://BUCKET/FOLDER"
+    ),
 }
 
 

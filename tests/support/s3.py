@@ -1,0 +1,33 @@
+"""A local S3 server, and an environment in which no other one can be reached."""
+
+import os
+from contextlib import contextmanager
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+
+@contextmanager
+def s3_server():
+    """Starts a server; yields its address."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+def use_s3(address, monkeypatch, folder):
+    """A client of the server; from now on this machine has no credentials but those of the test."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(folder / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    boto3.DEFAULT_SESSION = None
+    return boto3.client("s3")

@@ -1,0 +1,124 @@
+"""Decodes the sources of a dataset in parallel, and images that are decoded whenever they are read."""
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart, Source
+from transfer_learning.datasets.decoding.decode import Decoded, content_hash, decode, failed, from_jpeg, to_jpeg
+from transfer_learning.datasets.decoding.value_range import Ranges
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.errors import UserError
+from transfer_learning.machine.resources import usable_cores
+from transfer_learning.storage.rows import Rows
+
+READERS = 32  # threads that wait for an object store, which takes some 50 ms per image
+ON_READ = 1 << 50  # positions from here on are of images that are decoded on each access
+
+
+def is_remote(source: Source) -> bool:
+    """Whether it is in an object store."""
+    return isinstance(source, FilePart) and source.is_remote
+
+
+class Decoders:
+    """Hashes contents in threads, and decodes files in processes and arrays in threads; a context manager.
+
+    Args:
+        size: side of the decoded images in pixels.
+        resize, as_jpeg, ranges: as `DecodeWorkers` takes them.
+        suffix: of the keys in the cache.
+        readers: threads; at most one per core decodes at a time, and the others read.
+    """
+
+    def __init__(
+        self, size: int, resize: str, as_jpeg: bool, ranges: Ranges | None = None, suffix: str = "", readers: int = 0
+    ):
+        self._size, self._resize, self._as_jpeg, self.suffix = size, resize, as_jpeg, suffix
+        self._threads = ThreadPoolExecutor(max(readers, usable_cores()))
+        self._cores = threading.BoundedSemaphore(usable_cores())
+        self._workers = DecodeWorkers(size, resize, as_jpeg, ranges=ranges)
+
+    def __enter__(self) -> "Decoders":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()  # and so no thread waits for one
+        self._threads.shutdown()
+
+    def hash(self, sources: Sequence[Source]) -> Iterator[str]:
+        """Starts hashing; returns the hashes in order, waiting for each."""
+        return self._threads.map(content_hash, sources)
+
+    def decode(self, sources: Mapping[str, Source]) -> dict[str, Future[Decoded]]:
+        """Starts decoding `sources`, by their hashes."""
+        return {name: self.decode_one(name, source) for name, source in sources.items()}
+
+    def decode_one(self, name: str, source: Source) -> Future[Decoded]:
+        """Starts decoding a source of the hash `name`; JPEG bytes for pixels if `as_jpeg`."""
+        return self._threads.submit(self._decode, name, source)
+
+    def _decode(self, name: str, source: Source) -> Decoded:
+        if not isinstance(source, np.ndarray):
+            content = source.read_bytes() if isinstance(source, FilePart) and source.is_remote else source
+            with self._cores:
+                digest, image = self._workers.decode(content)
+            if not image.problem and digest != name.removesuffix(self.suffix):
+                return failed(UNREADABLE_FILE, "the file changed while it was read")
+            return image
+        image = decode(source, self._size, self._resize)
+        return image._replace(pixels=to_jpeg(image.pixels)) if self._as_jpeg and not image.problem else image
+
+
+class PixelsOnRead:
+    """`Rows` of images of which the cache holds some; the others are decoded on each access, to the same pixels.
+
+    Args:
+        cached: the images that the cache holds; the others have positions from `ON_READ` on.
+        sources: of the images that are decoded, by position behind `ON_READ`, with their SHA-256.
+        decoders: closed with this object.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, cached: Rows, sources: Sequence[tuple[str, Source]], decoders: Decoders):
+        self._cached, self._sources, self._decoders = cached, sources, decoders
+        weakref.finalize(self, decoders.close)
+
+    def __len__(self) -> int:
+        return len(self._cached) + len(self._sources)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self), *self._cached.shape[1:]
+
+    def __getitem__(self, positions: int | np.ndarray) -> np.ndarray:
+        """Returns a new uint8 array (k, size, size, 3) for integers (k,); (size, size, 3) for one integer.
+
+        Raises:
+            UserError: a file is not what it was when the run began, or cannot be read.
+            IndexError, OSError: as `CachedRows` does.
+        """
+        if isinstance(positions, int | np.integer):
+            return self[np.array([positions], np.int64)][0]
+        positions = np.asarray(positions, np.int64)
+        behind = np.flatnonzero(positions >= ON_READ)
+        asked = [self._sources[positions[index] - ON_READ] for index in behind]
+        coming = [self._decoders.decode_one(*one) for one in asked]
+        pixels = np.empty((len(positions), *self.shape[1:]), np.uint8)
+        pixels[positions < ON_READ] = self._cached[positions[positions < ON_READ]]
+        for index, (_, source), image in zip(behind, asked, map(Future.result, coming), strict=True):
+            if image.problem:
+                raise UserError(
+                    f"{source} cannot be read any more ({image.problem}), and it is needed again in each epoch; restore it, "
+                    "then start again: a run goes on from its last checkpoint."
+                )
+            pixels[index] = from_jpeg(image.pixels) if isinstance(image.pixels, bytes) else image.pixels
+        return pixels
