@@ -55,7 +55,7 @@ def read_range(address: str, offset: int, length: int) -> bytes:
     """
     store, path = file_system(address)
 
-    options = {"seekable": True} if address.startswith(S3) else {}  # which Arrow's files are not at byte 0 by themselves
+    options = {"seekable": True} if address.startswith(S3) else {}  # else Arrow's file is not, at byte 0
 
     def read() -> bytes:
         content = store.cat_file(path, start=offset, end=offset + length, **options)

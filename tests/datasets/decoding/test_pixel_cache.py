@@ -251,9 +251,13 @@ def test_on_a_full_disk_the_rest_is_held_in_memory_and_what_was_kept_stays(
 
 
 def test_neither_disk_nor_memory_is_told_with_the_space_it_needs(photos_here, opened, monkeypatch):
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
-    with pytest.raises(UserError, match="The decoded images need 1 MB in .*--cache-gb 0 allows no more.*--cache-dir"):
-        opened(photos_here, cache_gb=0.0)
+    monkeypatch.setattr(ArrayCache, "_append", full_disk)
+    with pytest.raises(UserError, match="The decoded images need 0 MB in .*No space left on device.*--cache-dir"):
+        opened(photos_here)
 
 
 def test_a_cache_that_may_hold_nothing_keeps_nothing(photos_here, opened, decoded, tmp_path):
@@ -317,12 +321,12 @@ def test_a_damaged_cache_entry_is_repaired(photos_here, opened, decoded, tmp_pat
 
 KILLED = """
 import os, signal, sys
-from transfer_learning.datasets.decoding import pixel_cache as store
+from transfer_learning.datasets.decoding import decoders, pixel_cache as store
 from transfer_learning.datasets.sources import folder
 from transfer_learning.storage.cache import Cache
 from pathlib import Path
 
-decode, count = store.DecodeWorkers.decode, 0
+decode, count = decoders.DecodeWorkers.decode, 0
 def decode_some(*arguments):
     global count
     count += 1
@@ -330,7 +334,7 @@ def decode_some(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(*arguments)
 
-store.DecodeWorkers.decode, store.CHUNK, store.usable_cores = decode_some, 2, lambda: 1
+decoders.DecodeWorkers.decode, store.CHUNK, decoders.usable_cores = decode_some, 2, lambda: 1
 store.cached_images(folder.read(Path(sys.argv[1])), 8, "squash", Cache(Path(sys.argv[2])))
 """
 
