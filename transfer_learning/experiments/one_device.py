@@ -1,26 +1,32 @@
-"""Measures one device with the network of a recipe; `device_benchmark` hides all other devices from TensorFlow.
+"""Measures one device with the network of a recipe, for `device_benchmark`, which hides all others, and for `plan`.
 
 The last line of its output is a JSON object.
 """
 
 import argparse
+import io
 import itertools
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import psutil
 import tensorflow as tf
+from PIL import Image
 
 from transfer_learning.config import RunConfig
+from transfer_learning.datasets.decoding.decode import decode
 from transfer_learning.datasets.pipeline import Examples, training_batches
+from transfer_learning.experiments.plan import NUM_IMAGES
+from transfer_learning.machine.cluster import find_cluster
 from transfer_learning.machine.devices import set_up_devices
-from transfer_learning.machine.resources import available_bytes
+from transfer_learning.machine.resources import available_bytes, usable_cores
+from transfer_learning.machine.strategy import form_workers
 from transfer_learning.models.classifier import Classifier, build_classifier, unfreeze_layers
 from transfer_learning.models.features import BATCH
 from transfer_learning.models.inference_graph import inference_graph
@@ -29,19 +35,23 @@ from transfer_learning.training.phases import ActivePhase, evaluate, start_phase
 
 NUM_CLASSES = 10
 WINDOWS = 5
-# Images outside of the test split, for the estimate of an epoch: the dataset itself is not loaded.
-NUM_IMAGES = {"pharma": 8000, "drawn_pills": 960, "digits": 1527, "fashion_mnist": 60000}
 LARGEST_TRIED = 65536
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job", choices=("list", "measure"))
+    parser.add_argument("job", choices=("list", "measure", "pieces", "all-reduce"))
     parser.add_argument("--dataset", default="drawn_pills", help="recipe")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the measurement of a rate")
+    parser.add_argument("--batches", default="", help="images per train step, as 32,16")
     flags = parser.parse_args()
+    figures: dict[str, Any]
     if flags.job == "list":
         figures = {"gpus": [gpu.name for gpu in tf.config.list_physical_devices("GPU")]}
+    elif flags.job == "pieces":
+        figures = measure_pieces(flags.dataset, flags.seconds, [int(batch) for batch in flags.batches.split(",")])
+    elif flags.job == "all-reduce":
+        figures = measure_all_reduce(flags.dataset, flags.seconds)
     else:
         figures = measure_recipe(flags.dataset, flags.seconds)
     print(json.dumps(figures), flush=True)
@@ -95,6 +105,64 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
             "how_largest_batch": how,
         }
     )
+
+
+def measure_pieces(dataset: str, seconds: float, batches: Sequence[int]) -> dict[str, Any]:
+    """What `plan.rows` is calculated from: seconds of a train step by its number of images, rates, bytes, memory."""
+    config = RECIPES[dataset]()
+    devices = set_up_devices(config.precision, config.seed)
+    classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), initial_weights="none")
+    window, size = seconds / WINDOWS, config.stored_size
+    compute = inference_graph(classifier.extractor, BATCH)
+    images = random_images(BATCH, size).astype(np.float32)
+    forward = rate(lambda: len(compute(tf.constant(images)).numpy()), window)
+    unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
+    steps = {}
+    for batch in batches:
+        own = replace(
+            config, batch_size=batch, gradient_accumulation_steps=min(batch, config.gradient_accumulation_steps)
+        )
+        examples = random_examples(8 * batch, size)
+        active = start_phase("fine_tune", own, classifier, examples, examples)
+        ready = endless_batches(active, own)
+        steps[str(batch)] = batch / rate(lambda: train_step(active, *next(ready)), window)["median"]  # noqa: B023
+    photo = io.BytesIO()
+    Image.fromarray(random_images(1, 48)[0]).resize((500, 375), Image.Resampling.BICUBIC).save(
+        photo, "JPEG", quality=90
+    )
+    decoded = rate(lambda: bool(decode(photo.getvalue(), size, config.resize).width), window)
+    variables = classifier.model.trainable_variables
+    return {
+        "device": devices.name,
+        "cores": usable_cores(),
+        "step_seconds": steps,
+        "forward_images_per_second": forward["median"],
+        "decode_images_per_second": decoded["median"],
+        "gradient_bytes": 4 * sum(int(np.prod(variable.shape)) for variable in variables),
+        "feature_bytes": 4 * int(np.prod(classifier.extractor.output_shape[1:])),
+        "peak_mb": peak_bytes(devices.num_gpus) / 1e6,
+    }
+
+
+def measure_all_reduce(dataset: str, seconds: float) -> dict[str, Any]:
+    """Median seconds of the two all-reduces of a train step, among the workers in TF_CONFIG."""
+    config = RECIPES[dataset]()
+    cluster = find_cluster("multi-worker")
+    set_up_devices(config.precision, config.seed)
+    workers = form_workers("multi-worker", cluster, config.worker_timeout)
+    classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), initial_weights="none")
+    unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
+    gradients = [tf.zeros(variable.shape) for variable in classifier.model.trainable_variables]
+    found = []
+    for work in (lambda: workers.sum_tensors(gradients), lambda: workers.any(False)):
+        times: list[float] = []
+        work()
+        for _ in range(max(5, round(4 * seconds))):  # the same number for all
+            started = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - started)
+        found.append(float(np.median(times)))
+    return {"seconds": found}
 
 
 def rate(step: Callable[[], int], window: float) -> dict[str, float]:
