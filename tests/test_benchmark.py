@@ -52,8 +52,71 @@ def test_the_processor_is_measured_in_a_process_of_its_own(tmp_path, capsys):
         (["--devices", "--dataset", "pharmacy"], "Did you mean pharma?"),
         (["--devices", "--seconds", "0"], "--seconds 0 measures nothing"),
         ([], "required"),
+        (["--plan", "imagnet"], "Did you mean imagenet?"),
+        (["--plan", "digits", "--workers", "0"], "--workers 0 --gbit 10 --images 0 is out of range"),
+        (["--plan", "stop_signs"], "give --images N"),
     ],
 )
 def test_impossible_flags_are_refused_with_one_sentence(given, words, capsys):
     assert run_main(benchmark.main, given) == 2
     assert words in capsys.readouterr().err
+
+
+PIECES = {  # of one worker: 10 ms per step and 1 ms per image
+    "step_seconds": {"512": 0.522, "8": 0.018},
+    "forward_images_per_second": 1000,
+    "decode_images_per_second": 100,
+    "cores": 4,
+    "image_bytes": 5 * 10**6,
+    "gradient_bytes": 10**8,
+    "feature_bytes": 8192,
+    "peak_mb": 1234,
+}
+
+
+def planned(*flags, tmp_path, capsys):
+    """The rows of a plan from PIECES, by their number of workers."""
+    (tmp_path / "pieces.json").write_text(json.dumps(PIECES))
+    assert run_main(benchmark.main, ["--plan", "imagenet", *flags, "--pieces", str(tmp_path / "pieces.json")]) == 0
+    printed = capsys.readouterr().out
+    table = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
+    return {int(row[0]): dict(zip(table[0], row, strict=True)) for row in table[1:]}, printed
+
+
+def test_a_plan_adds_the_all_reduce_of_a_ring_to_the_time_of_the_own_images(tmp_path, capsys):
+    flags = ("--workers", "64", "--gbit", "8", "--price", "3", "--images", "1000000")
+    rows, printed = planned(*flags, tmp_path=tmp_path, capsys=capsys)
+    assert list(rows) == [1, 2, 4, 8, 16, 32, 64]
+    assert [row["images per worker and step"] for row in rows.values()] == ["512", "256", "128", "64", "32", "16", "8"]
+    steps = {count: row["step, ms: computing + all-reduce"] for count, row in rows.items()}
+    # 2 x 63 / 64 of 100 MB at 1 GB/s, and 4 x 6 messages of 0.02 ms
+    assert steps[1] == "522 + 0.0" and steps[2] == "266 + 100.1" and steps[64] == "18 + 197.4"
+    assert rows[64]["efficiency"] == "4%" and rows[2]["sent per worker and step"] == "100 MB"
+    assert (
+        rows[1]["images/s"] == "981" and rows[1]["decoding once"] == "1:23 h" and rows[4]["extraction"] == "20:50 min"
+    )
+    assert rows[1]["cost"] == "29.65"  # of 30 epochs of 990,000 / 980.8 + 10,000 / 1,000 s, and 5,000 s
+    assert "From 4 workers on, less than half" in printed and "1,234 MB of memory" in printed
+    larger, _ = planned(*flags, "--batch-size", "32768", tmp_path=tmp_path, capsys=capsys)
+    assert larger[64]["step, ms: computing + all-reduce"] == "522 + 197.4" and larger[64]["efficiency"] == "73%"
+
+
+def test_a_plan_for_this_machine_is_measured_once_with_shared_cores(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def run_child(python, module, arguments, environment):
+        calls.append((arguments[0], environment["TF_NUM_INTRAOP_THREADS"], arguments[-1]))
+        return {"seconds": [0.05, 0.01]} if arguments[0] == "all-reduce" else PIECES
+
+    monkeypatch.setattr(measurements, "run_child", run_child)
+    monkeypatch.setattr("transfer_learning.experiments.plan.usable_cores", lambda: 2)
+    monkeypatch.setitem(PIECES, "cores", 2)
+    given = ["--plan", "digits", "--workers", "3", "--here", "--seconds", "1", "--out", str(tmp_path / "plan.json")]
+    assert run_main(benchmark.main, given) == 0
+    assert [call for call in calls if call[0] == "pieces"] == [("pieces", "2", "32"), ("pieces", "1", "16,11")]
+    assert sorted(call[:2] for call in calls if call[0] == "all-reduce") == [("all-reduce", "1")] * 5
+    calls.clear()
+    printed = capsys.readouterr().out
+    # Three processes of one thread share two cores: 1.5 x 21 ms
+    assert "| 2 | 16 | 26 + 60.0 |" in printed and "| 3 | 11 | 32 + 60.0 |" in printed and "loopback" in printed
+    assert run_main(benchmark.main, given) == 0 and not calls

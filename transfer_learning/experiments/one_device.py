@@ -138,6 +138,7 @@ def measure_pieces(dataset: str, seconds: float, batches: Sequence[int]) -> dict
         "step_seconds": steps,
         "forward_images_per_second": forward["median"],
         "decode_images_per_second": decoded["median"],
+        "image_bytes": len(photo.getvalue()),
         "gradient_bytes": 4 * sum(int(np.prod(variable.shape)) for variable in variables),
         "feature_bytes": 4 * int(np.prod(classifier.extractor.output_shape[1:])),
         "peak_mb": peak_bytes(devices.num_gpus) / 1e6,

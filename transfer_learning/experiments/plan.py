@@ -1,9 +1,10 @@
 """Time, memory, network and cost of a recipe on many workers, calculated from pieces that are measured on one.
 
 A train step takes what the worker's part of the batch takes, and then an all-reduce of the gradients: nothing overlaps in
-`train_step`. In a ring of N workers each sends and receives 2 (N - 1) / N of the bytes, in 2 (N - 1) messages (Patarasuk and
-Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009). A second one of a few bytes says
-whether a worker has to stop. The processes of one machine share its cores, and their all-reduce is measured.
+`train_step`. Each of N workers sends and receives 2 (N - 1) / N of the bytes (Patarasuk and Yuan, "Bandwidth optimal
+all-reduce algorithms for clusters of workstations", 2009), and NCCL's trees wait 2 log2 N times for a message. A second
+all-reduce of a few bytes says whether a worker has to stop. The processes of one machine share its cores, and their
+all-reduce is measured.
 """
 
 import json
@@ -112,10 +113,12 @@ def rows(plan: Plan, measured: Mapping[str, Any]) -> list[dict[str, float]]:
         if plan.is_here:
             reduce = sum(measured[f"all-reduce of {count}"]["seconds"]) if count > 1 else 0.0
         else:
-            reduce = sent / (plan.gbit * 1e9 / 8) + 4 * (count - 1) * LATENCY
+            reduce = sent / (plan.gbit * 1e9 / 8) + 4 * math.log2(count) * LATENCY
         rate = plan.batch_size / (compute + reduce)
         forward = pieces["forward_images_per_second"] * count / slower
         decode = pieces["decode_images_per_second"] * cores
+        if not plan.is_here:  # the files come over the network, too
+            decode = min(decode, count * plan.gbit * 1e9 / 8 / pieces["image_bytes"])
         epoch = (plan.images - num_val) / rate + num_val / forward
         total = (
             plan.images / decode + bool(config.frozen.epochs) * plan.images / forward + config.fine_tune.epochs * epoch
@@ -171,8 +174,8 @@ def describe(plan: Plan, measured: Mapping[str, Any]) -> str:
             f"{limit}, less than half of the time would be enough if the speed grew with their number.",
             f"Per worker: {pieces['peak_mb']:,.0f} MB of memory; gradients of {size(pieces['gradient_bytes'])}; forward pass "
             f"{number(pieces['forward_images_per_second'])} images/s, decoding {number(pieces['decode_images_per_second'])} "
-            f"images/s per core ({pieces['cores']} cores). Features of all images: {features}. Fine-tuning takes "
-            f"{config.fine_tune.epochs} epochs; the cost is that of decoding once, features and fine-tuning.",
+            f"images/s per core ({pieces['cores']} cores), of {size(pieces['image_bytes'])} each. Features of all images: "
+            f"{features}. Fine-tuning: {config.fine_tune.epochs} epochs; cost: decoding once, features and fine-tuning.",
         ]
     )
 
