@@ -19,6 +19,7 @@ from transfer_learning.datasets.decoding.decode import short_side
 from transfer_learning.datasets.sources import huggingface, pharma, s3
 from transfer_learning.errors import MissingExtra, needs_extra
 from transfer_learning.reports.mlflow import check_server
+from transfer_learning.storage.feature_store import FeatureStore
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RUN = str(ROOT / "tests/old_runs/runs/finished_a")
@@ -54,6 +55,7 @@ def heic_file(folder):
         ("pillow_heif", "heic", lambda config, folder: short_side(heic_file(folder))),
         ("mlflow", "mlflow", lambda config, folder: check_server("sqlite:///x.db")),
         ("fastapi", "serve", lambda config, folder: serve.main([RUN])),
+        ("fsspec", "store", lambda config, folder: FeatureStore(str(folder))),
         ("ray", "ray", lambda config, folder: serve.main([RUN, "--engine", "ray", "--port", "0"])),
     ],
 )
@@ -89,7 +91,7 @@ def test_the_base_packages_are_enough_for_what_is_imported_at_once():
     """Modules that only extras bring are imported inside functions; `serve` imports all of `serving` so."""
     optional = {"pillow_heif"}
     optional |= {"boto3", "botocore", "datasets", "pyarrow", "kagglehub", "cleanlab", "tensorboard", "huggingface_hub"}
-    optional |= {"mlflow", "ray"}
+    optional |= {"mlflow", "ray", "fsspec"}
     optional |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
     optional |= {"onnx", "tf2onnx", "onnxruntime", "ai_edge_litert", "openvino", "httpx2"}
     for path in sorted((ROOT / "transfer_learning").rglob("*.py")):

@@ -228,6 +228,7 @@ class RunConfig:
     data_dir: str = output("data", "folder of the named datasets")
     cache_dir: str = output("data/cache", "folder of decoded images and features, shared by all runs")
     cache_gb: float = output(100.0, "size limit of the cache in GB; least recently used entries are deleted", low=0)
+    feature_store: str = output("", "folder or s3://BUCKET/PREFIX of features that `prepare --workers` has computed")
     frozen: Phase = Phase(epochs=10)
     fine_tune: Phase = Phase(learning_rate=1e-5, unfreeze="all")
 

@@ -1,8 +1,12 @@
 """Load, decode, split and audit a dataset, so that `run` can start at once."""
 
+import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +15,7 @@ from transfer_learning.cli.console import console, print_line
 from transfer_learning.cli.flags import add_config_flags, as_flags, given_values
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import PROGRAM, Parser, command_line, run_main
+from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.findings import Audit
 from transfer_learning.datasets.audit.kinds import KINDS
 from transfer_learning.datasets.corrections import read_corrections
@@ -18,6 +23,8 @@ from transfer_learning.datasets.dataset import SPLITS
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.experiments.audit import audit_dataset, prepare_for_audit, refuse_unusable
+from transfer_learning.experiments.extraction import extract_features
+from transfer_learning.machine.ray_cluster import PerWorker, add_ray_flags
 from transfer_learning.recipes.resolve import resolve_config
 from transfer_learning.reports.audit import describe_crop, file_counts, new_audit_dir, write_audit
 from transfer_learning.reports.page import counts_by_class, unseen_class_counts
@@ -30,7 +37,10 @@ EPILOG = """examples:
 
 Pass the flags that you will pass to `run`; those of training have no effect here. The result is a new directory
 (--out): audit.html; audit.csv, with one row per file; and corrections.csv, to edit and pass to `run --corrections`.
-Nothing is written into the folder of your images, and no image is changed."""
+Nothing is written into the folder of your images, and no image is changed.
+
+--features --workers N --feature-store PLACE computes the features of all images with N workers, and nothing else; with
+--ray on a cluster, whose nodes see the same files at the same paths."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", metavar="DIR", help="directory of the audit (default: a new one in runs/)")
     features = "compute and cache the backbone's features of all images, to find label issues and outliers"
     parser.add_argument("--features", action="store_true", help=f"{features} (default: use cached features)")
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="compute the features with N workers of Ray"
+    )
+    add_ray_flags(parser)
     add_config_flags(parser)
     flags = parser.parse_args(arguments)
     if flags.place is not None:
@@ -46,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{flags.place} and --dataset {flags.dataset} are two datasets; name one.")
         flags.dataset = flags.place
     config, _ = resolve_config(flags)
+    if flags.workers or flags.ray:
+        return extract(config, flags)
     folder = new_audit_dir(flags.out, config.dataset)
     corrections = read_corrections(config.corrections) if config.corrections else None
     values = given_values(flags) | {"dataset": flags.dataset}
@@ -64,6 +80,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_line(f"{images} to review: edit {written.corrections}, and pass it to --corrections.")
     refuse_unusable(data, config)
     print_line(f"Train with: {command_line('run', *as_flags(values))}")
+
+
+def extract(config: RunConfig, flags: argparse.Namespace) -> None:
+    """Computes features with several workers into the feature store."""
+    if not (flags.features and config.feature_store and flags.workers > 0):
+        raise UserError(
+            "--workers and --ray need --features, --feature-store PLACE and at least --workers 1; give all."
+        )
+    places: dict[str, Any] = {
+        name: absolute(getattr(config, name)) for name in ("data_dir", "cache_dir", "feature_store")
+    }
+    per_worker = PerWorker.of(flags)
+    num_unreadable = extract_features(replace(config, **places), flags.workers, per_worker, flags.ray)
+    if num_unreadable:
+        print_line(f"Unreadable: {num_unreadable:,} new images; prepare without --workers names them.")
+    print_line(f"Features: {places['feature_store']}.")
+    print_line(f"Train with: {command_line('run', *as_flags(given_values(flags) | {'dataset': config.dataset}))}")
+
+
+def absolute(place: str) -> str:
+    """A folder as all nodes of a cluster see it; URLs stay."""
+    return place if "://" in place else os.path.abspath(place)
 
 
 def print_dataset(data: PreparedDataset) -> None:

@@ -4,6 +4,7 @@ import os
 from contextlib import contextmanager
 
 import boto3
+import pytest
 from moto.server import ThreadedMotoServer
 
 
@@ -31,3 +32,12 @@ def use_s3(address, monkeypatch, folder):
         monkeypatch.setenv(name, value)
     boto3.DEFAULT_SESSION = None
     return boto3.client("s3")
+
+
+@contextmanager
+def local_bucket(name, folder):
+    """Yields the URL of a new bucket on a server that this process, and those that it starts, find."""
+    with s3_server() as address, pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        use_s3(address, monkeypatch, folder).create_bucket(Bucket=name)
+        yield f"s3://{name}"

@@ -81,26 +81,14 @@ def computed_features(config: RunConfig, data: PreparedDataset) -> Features:
     UserError if the backbone has random weights, or there is no space.
     """
     with quiet_start():  # imports TensorFlow
-        from transfer_learning.machine.devices import set_up_devices
-        from transfer_learning.models.classifier import build_classifier, unfreeze_layers
-        from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
-        from transfer_learning.models.freezing import find_cut
-        from transfer_learning.training.phase_inputs import activations_of_cut
-    devices = set_up_devices(config.precision, config.seed)
-    classifier = build_classifier(config, data.class_names)
-    unfreeze_layers(classifier, config.backbone, "none")
-    cut = find_cut(classifier)
-    if cut is None:
-        raise UserError(
-            f"--features needs a pretrained backbone, and {config.backbone} with --weights {config.weights} is not; "
-            "leave --features out, or choose another backbone."
-        )
-    entry = activations_of_cut(cut, config, data.images.pixel_key, devices.fingerprint)
+        from transfer_learning.models.features import NamedImages, cached_activations
+        from transfer_learning.training.phase_inputs import frozen_features
+    frozen = frozen_features(config, data.class_names)(data.images.pixel_key)
     positions = np.flatnonzero(data.images.rows >= 0)
     hashes = data.manifest["sha256"].iloc[positions].tolist()
     images = NamedImages(data.images.pixels, data.images.rows[positions], hashes)
-    cached, rows = cached_activations(FrozenPart(entry, lambda batch: cut.below_fn(batch)), images, Cache.of(config))
-    return Features(np.asarray(cached[rows]), positions, entry.describe())
+    cached, rows = cached_activations(frozen, images, Cache.of(config))
+    return Features(np.asarray(cached[rows]), positions, frozen.entry.describe())
 
 
 def _of_used_images(features: Features, data: PreparedDataset) -> Features | None:

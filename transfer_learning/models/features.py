@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.models.weights import weights_digest
+from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.cache_index import ACTIVATIONS, FEATURES, EntrySpec, describe_facts
+from transfer_learning.storage.feature_store import FeatureStore
 from transfer_learning.storage.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -116,6 +118,10 @@ def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) ->
         with writing(len(distinct)):
             position = dict(zip(distinct, cached.positions(distinct).tolist(), strict=True))
         missing = [name for name in distinct if position[name] < 0]
+        if missing and cache.store and entry.kind == FEATURES:
+            with writing(len(missing)):
+                position |= _copy_from_store(cache, entry, cached, set(missing))
+            missing = [name for name in distinct if position[name] < 0]
         if missing:
             logger.info(
                 f"Computing the {entry.kind} of {len(missing):,} images ({describe_facts(entry.facts)}); "
@@ -140,6 +146,20 @@ def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) ->
                 computed = []
             progress(done, len(missing))
         return cast(Rows, cached.rows), np.array([position[name] for name in images.names], np.int64)
+
+
+def _copy_from_store(cache: Cache, entry: EntrySpec, cached: ArrayCache, missing: set[str]) -> dict[str, int]:
+    """Adds what the feature store has of the `missing` to `cached`; returns the positions."""
+    cache.reserve(cached, len(missing) * entry.record_bytes)
+    found: dict[str, int] = {}
+    for keys, features in FeatureStore(cache.store).shards(entry):
+        wanted = [row for row, key in enumerate(keys) if key in missing and key not in found]
+        names = [keys[row] for row in wanted]
+        found |= zip(names, cached.add(names, list(features[wanted])).tolist(), strict=True)
+        if len(found) == len(missing):
+            break
+    logger.info(f"Copied the features of {len(found):,} of {len(missing):,} images from {cache.store}.")
+    return found
 
 
 def _compute_batch(frozen: FrozenPart, images: NamedImages, positions: np.ndarray) -> np.ndarray:

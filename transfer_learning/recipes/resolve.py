@@ -104,7 +104,7 @@ def with_full_paths(values: dict[str, Any]) -> dict[str, Any]:
             values[name] = os.path.expanduser(values[name])
             if Path(values[name]).exists():
                 values[name] = os.path.abspath(values[name])
-    for name in ("data_dir", "cache_dir"):
+    for name in ("data_dir", "cache_dir", "feature_store"):
         if name in values:
             values[name] = os.path.expanduser(values[name])
     scheme, place = scheme_of(values.get("dataset", ""))

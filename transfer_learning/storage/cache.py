@@ -67,11 +67,12 @@ class Cache:
 
     folder: Path  # created when the first entry is opened
     limit_gb: float = RunConfig.cache_gb  # 10^9 bytes; what does not fit is held in memory
+    store: str = ""  # of features that several machines share, see `FeatureStore`; "": none
 
     @classmethod
     def of(cls, config: RunConfig) -> "Cache":
         """The cache that `config` names."""
-        return cls(Path(config.cache_dir), config.cache_gb)
+        return cls(Path(config.cache_dir), config.cache_gb, config.feature_store)
 
     def open(self, spec: EntrySpec) -> ArrayCache:
         """Opens an entry, and creates it where it is missing; see `ArrayCache`."""

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,7 +14,10 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets import augmentation
 from transfer_learning.datasets.pipeline import Examples, key_of
 from transfer_learning.datasets.prepared import PreparedDataset
+from transfer_learning.errors import UserError
+from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.machine.strategy import ALONE, Workers
+from transfer_learning.models.classifier import build_classifier, unfreeze_layers
 from transfer_learning.models.features import (
     ComputedActivations,
     FrozenPart,
@@ -22,7 +25,7 @@ from transfer_learning.models.features import (
     activations_entry,
     cached_activations,
 )
-from transfer_learning.models.freezing import Cut
+from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.storage.cache import Cache, NoSpace
 from transfer_learning.storage.cache_index import EntrySpec
 from transfer_learning.storage.rows import Rows
@@ -44,6 +47,24 @@ def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dic
 def frozen_part(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, str]) -> FrozenPart:
     """The layers below the cut, whose graph is built when the first activation is missing; arguments as above."""
     return FrozenPart(activations_of_cut(cut, config, pixel_key, runtime), lambda images: cut.below_fn(images))
+
+
+def frozen_features(config: RunConfig, class_names: tuple[str, ...]) -> Callable[[str], FrozenPart]:
+    """Sets up the device and builds the network; returns a function from `pixel_key` to the frozen backbone and its pooling.
+
+    Raises:
+        UserError: the backbone has random weights.
+    """
+    devices = set_up_devices(config.precision, config.seed)
+    classifier = build_classifier(config, class_names)
+    unfreeze_layers(classifier, config.backbone, "none")
+    cut = find_cut(classifier)
+    if cut is None:
+        raise UserError(
+            f"--features needs a pretrained backbone, and {config.backbone} with --weights {config.weights} is not; "
+            "leave --features out, or choose another backbone."
+        )
+    return lambda pixel_key: frozen_part(cut, config, pixel_key, devices.fingerprint)
 
 
 def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
