@@ -25,6 +25,7 @@ from transfer_learning.machine.ray_cluster import PerWorker, joined_cluster
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.feature_store import FeatureStore
+from transfer_learning.storage.object_store import is_address
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +94,9 @@ def _manifest_row(example: Example) -> tuple[str, str, int, int]:
     match example.source:
         case Path():
             return example.id, str(example.source.absolute()), 0, -1
-        case FilePart(file, offset, length):
-            return example.id, str(file.absolute()), offset, length
+        case FilePart() as part:
+            file = part.file if isinstance(part.file, str) else str(part.file.absolute())
+            return example.id, file, part.offset, part.length
     raise UserError("--workers needs images in files, and those of this dataset are in one array; leave it out.")
 
 
@@ -162,8 +164,9 @@ def compute_shard(shard: Shard) -> Written:
 
 
 def _source(row: Any) -> Source:
-    length = int(row.length)
-    return Path(row.file) if length < 0 else FilePart(Path(row.file), int(row.offset), length)
+    if row.length < 0:
+        return Path(row.file)
+    return FilePart(row.file if is_address(row.file) else Path(row.file), int(row.offset), int(row.length))
 
 
 @cache  # for all tasks of a process
