@@ -9,6 +9,7 @@ from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.models.classifier import build_classifier, logits_of_features
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.models.standardization import standardized
+from transfer_learning.training import solved_heads
 from transfer_learning.training.closed_form import closed_form_head
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts, initialize_head
 from transfer_learning.training.phase_inputs import make_phase_inputs
@@ -34,7 +35,7 @@ def weights_of(phases):
 
 
 @pytest.mark.parametrize("final_weights", [FROZEN, []], ids=["the frozen phase was better", "no fine-tune phase"])
-def test_the_head_is_fitted_to_training_and_validation_images(final_weights, trained):
+def test_the_head_is_fitted_to_training_and_validation_images(final_weights, trained, monkeypatch):
     phases, (train, val) = trained
     if not final_weights:
         fine_tune = dataclasses.replace(phases.config.fine_tune, epochs=0)
@@ -44,6 +45,13 @@ def test_the_head_is_fitted_to_training_and_validation_images(final_weights, tra
     found = refit_head(phases, TrainingState(final_weights=final_weights))
     refitted = weights_of(phases)
     np.testing.assert_array_equal(found.val_logits, without)
+    monkeypatch.setattr(solved_heads, "closed_form_head", None)  # a second run finds all heads in the cache
+    initialize_head(phases.config, phases.classifier, train)
+    again = refit_head(phases, TrainingState(final_weights=final_weights))
+    for one, other in zip((again.val_logits, *again.left_out), (found.val_logits, *found.left_out), strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+    for weight, expected in zip(weights_of(phases), refitted, strict=True):
+        np.testing.assert_array_equal(weight, expected)
     both = dataclasses.replace(
         train,
         rows=np.concatenate([train.rows, val.rows]),

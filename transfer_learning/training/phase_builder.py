@@ -1,7 +1,7 @@
 """Builds the phases of a run: unfreezes layers, makes their inputs (images or activations), initializes the head."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,10 +21,11 @@ from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.storage.cache import Cache, NoSpace
 from transfer_learning.storage.rows import Rows
-from transfer_learning.training.closed_form import closed_form_head, has_others, standardization
+from transfer_learning.training.closed_form import LinearHead, closed_form_head, has_others, standardization
 from transfer_learning.training.copied_head import complete_head
 from transfer_learning.training.phase_inputs import frozen_part, make_phase_inputs
 from transfer_learning.training.phases import ActivePhase, class_weights, start_phase
+from transfer_learning.training.solved_heads import SolvedHeads
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class PhaseBuilder:
         train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime, self.workers)
         if name == "frozen" and not is_resumed and self.workers.is_chief:
             groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
-            initialize_head(config, classifier, train.in_copy(0), groups, val)
+            initialize_head(config, classifier, train.in_copy(0), groups, val, self.heads.solve)
             self.start_head = [np.array(variable) for variable in classifier.head.weights]
         return start_phase(name, config, classifier, train, val, cut, self.workers)
 
@@ -122,6 +123,11 @@ class PhaseBuilder:
         return frozen_part(cut, self.config, self.data.images.pixel_key, self.runtime)
 
     @property
+    def heads(self) -> SolvedHeads:
+        """The closed-form heads in the cache."""
+        return SolvedHeads(Cache.of(self.config), self.runtime)
+
+    @property
     def may_keep_start(self) -> bool:
         """Whether the weights that the first phase starts from may be better than any epoch after it."""
         config = self.config
@@ -143,7 +149,7 @@ class PhaseBuilder:
         width = feature_blocks(self.classifier.backbone, config.head_features)[0]
         last = replace(features, inputs=features.inputs[features.rows][:, :width], rows=np.arange(len(features)))
         weights = class_weights(config.class_weights, features.labels, len(self.classifier.class_names))
-        head = closed_form_head(last, len(weights), weights)
+        head = self.heads.solve(last, len(weights), weights)
         logits, total = self.classifier.head.get_layer("logits"), features.inputs.shape[1]
         logits.set_weights([np.pad(head.kernel, ((0, total - width), (0, 0))), head.bias])
         if config.head_features == "all":
@@ -158,6 +164,7 @@ def initialize_head(
     features: Examples,
     groups: np.ndarray | None = None,
     val: Examples | None = None,
+    solve: Callable[..., LinearHead] = closed_form_head,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Standardizes the features of several maps, and sets a linear head to its closed-form solution.
 
@@ -165,6 +172,7 @@ def initialize_head(
         features: of the training images, float32 (n, width).
         groups: see `closed_form_head`.
         val: features of the validation images, which decide between an earlier run's head and the closed form.
+        solve: `closed_form_head`, or `SolvedHeads.solve`.
 
     Returns:
         Of a closed form: logits float32 (k, classes) of up to 1,024 examples or whole groups, each by a head without it,
@@ -176,9 +184,10 @@ def initialize_head(
         complete_head(config, classifier, features, features.at(np.arange(0)) if val is None else val, weights, groups)
         return None
     blocks = feature_blocks(classifier.backbone, config.head_features) if config.head_features != "last" else ()
+    head = None
     if config.starts_from_closed_form:
         weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
-        head = closed_form_head(features, len(weights), weights, config.head_init, blocks, groups)
+        head = solve(features, len(weights), weights, config.head_init, blocks, groups)
         classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
         method = {"ridge": "ridge regression", "lda": "shrinkage discriminant analysis"}[config.head_init]
         logger.info(f"The head starts from {method} on the features (leave-one-out loss {head.loss:.3f}).")
@@ -187,7 +196,7 @@ def initialize_head(
         if known.any():
             left_out = logits[known].astype(np.float32), features.labels[places[known]]
     if blocks:
-        mean, scale = standardization(features, blocks)
+        mean, scale = (head.mean, head.scale) if head else standardization(features, blocks)
         classifier.head.get_layer(STANDARDIZE).set_weights([mean, scale])
     return left_out
 

@@ -53,7 +53,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> RefittedHead | Non
     if phases.start_head:
         _assign(classifier, phases.start_head)
     else:  # in a resumed run
-        initialize_head(config, classifier, train, group_numbers(parts[0]))
+        initialize_head(config, classifier, train, group_numbers(parts[0]), solve=phases.heads.solve)
     val_logits = logits_of_features(classifier, val.inputs, val.rows)
     if len(val):
         gains = calibrated_losses(val_logits, val.labels) - calibrated_losses(of_trained, val.labels)
@@ -66,7 +66,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> RefittedHead | Non
         labels=np.concatenate([train.labels, val.labels]),
         ids=np.concatenate([train.ids, val.ids]),
     )
-    left_out = initialize_head(config, classifier, both, group_numbers(pd.concat(parts)))
+    left_out = initialize_head(config, classifier, both, group_numbers(pd.concat(parts)), solve=phases.heads.solve)
     if len(val):
         logger.info(
             f"The head is fitted again, on the {len(val):,} validation images, too; their own results below are those of "
