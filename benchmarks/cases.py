@@ -81,6 +81,22 @@ def extraction(network: str) -> Case:
     )
 
 
+def train_steps(network: str, batch_size: int) -> Case:
+    """Fine-tuning of all layers, BatchNorm in inference mode, on one batch of random images in memory."""
+    flags = ("--network", network, "--batch-size", str(batch_size), "--size", "160")
+    return Case(
+        "train_steps",
+        f"train steps of all layers of {network}, images/s",
+        "images_per_second",
+        (
+            Entry("ours", "ours", "train_steps", flags),
+            Entry("PyTorch, channels_last", "pytorch", "train_steps_channels_last", flags, TORCH),
+            Entry("PyTorch, contiguous", "pytorch", "train_steps", flags, TORCH),
+            Entry("PyTorch, torch.compile", "pytorch", "train_steps_compiled", flags, TORCH),
+        ),
+    )
+
+
 CASES = (
     Case(
         "frozen",
@@ -120,6 +136,8 @@ CASES = (
         needs=("fewer_images", "weights"),
         max_epochs=4,
     ),
+    train_steps("efficientnet_lite0", 32),
+    train_steps("resnet50", 16),
     Case(
         "input",
         "input pipeline, 500 x 375 JPEGs, epochs from the second on",

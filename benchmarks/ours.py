@@ -15,7 +15,7 @@ import pandas as pd
 import tensorflow as tf
 
 import transfer_learning.experiments.train  # noqa: F401  (ahead, so that no job counts its imports)
-from benchmarks import job
+from benchmarks import folding, job
 from benchmarks.networks import extractor
 from transfer_learning import run as run_command
 from transfer_learning.config import RunConfig
@@ -23,6 +23,8 @@ from transfer_learning.datasets.augmentation import apply, draw
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.experiments.one_device import train_step
+from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.backbones import build_backbone
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.storage.run_directory import RunDir
@@ -68,6 +70,16 @@ def fine_tune(flags: Namespace) -> dict[str, Any]:
     timings = pd.read_csv(flags.scratch / "run" / "timings.csv")
     epochs = timings.loc[timings["phase"] == "fine_tune", "seconds"].tolist()
     return figures | {"epoch_seconds": statistics.median(epochs[1:] or epochs), "first_epoch_seconds": epochs[0]}
+
+
+def train_steps(flags: Namespace) -> dict[str, Any]:
+    """Train steps of all layers on one batch, BatchNorm in inference mode and folded."""
+    set_up_devices("float32", seed=0)
+    active = folding.built_phase(flags.network, flags.size, flags.batch_size, folds=True)
+    inputs, labels = (
+        tf.convert_to_tensor(part) for part in (active.train.inputs[active.train.rows], active.train.labels)
+    )
+    return job.images_per_second(lambda: train_step(active, inputs, labels), flags.batch_size, flags.seconds)
 
 
 def memory(flags: Namespace) -> dict[str, Any]:
@@ -237,6 +249,7 @@ if __name__ == "__main__":
         {
             "frozen": frozen,
             "fine_tune": fine_tune,
+            "train_steps": train_steps,
             "classify": classify,
             "memory": memory,
             "memory_limited": memory_limited,

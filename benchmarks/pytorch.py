@@ -9,6 +9,7 @@ The network is that of the package efficientnet-lite-pytorch with the weights th
 """
 
 from argparse import Namespace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,8 @@ class Lite0(nn.Module):
 
 class ResNet50(nn.Module):
     """As `Lite0`, with random weights. torchvision has version 1.5; the stride is put back where Keras has it."""
+
+    width = 2048
 
     def __init__(self):
         super().__init__()
@@ -109,6 +112,27 @@ def extraction_compiled(flags: Namespace) -> dict[str, Any]:
         return job.images_per_second(lambda: compiled(images).numpy(), flags.batch_size, flags.seconds)
 
 
+def train_steps(flags: Namespace, memory_format=torch.contiguous_format, compiles: bool = False) -> dict[str, Any]:
+    """Train steps of all layers on one batch of random images, BatchNorm in eval mode, as `ours` trains them."""
+    torch.set_num_threads(flags.threads)
+    torch.manual_seed(0)
+    base = NETWORKS[flags.network]()
+    network = nn.Sequential(base, nn.Linear(base.width, 10)).eval().to(memory_format=memory_format)
+    images = torch.from_numpy(random_images(flags)).to(memory_format=memory_format)
+    labels = torch.arange(flags.batch_size) % 10
+    optimizer, loss_of = torch.optim.Adam(network.parameters(), lr=1e-5), nn.CrossEntropyLoss()
+    compute = torch.compile(network) if compiles else network
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss = loss_of(compute(images), labels)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return job.images_per_second(step, flags.batch_size, flags.seconds)
+
+
 def export(flags: Namespace) -> dict[str, Any]:
     """Writes both networks as ONNX files for the engines that read it."""
     unfinished = flags.to.with_name(f"{flags.to.name}.unfinished")
@@ -148,5 +172,13 @@ def random_images(flags: Namespace) -> np.ndarray:
 
 if __name__ == "__main__":
     job.run_job(
-        {"frozen": frozen, "extraction": extraction, "extraction_compiled": extraction_compiled, "export": export}
+        {
+            "frozen": frozen,
+            "extraction": extraction,
+            "extraction_compiled": extraction_compiled,
+            "train_steps": train_steps,
+            "train_steps_channels_last": partial(train_steps, memory_format=torch.channels_last),
+            "train_steps_compiled": partial(train_steps, memory_format=torch.channels_last, compiles=True),
+            "export": export,
+        }
     )

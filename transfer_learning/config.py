@@ -203,6 +203,9 @@ class RunConfig:
     fold_batch_norm: bool = training(
         True, "compute BatchNorm of a pretrained backbone inside its convolutions; --no-fold-batch-norm: apart, slower"
     )
+    jit_compile: bool = training(
+        False, "compile train steps with XLA: for long runs on a GPU, since compiling takes seconds to minutes"
+    )
     folds: int = training(
         0, "cross-validation of the head in this many folds, for predictions of all images; 0: none", low=0
     )

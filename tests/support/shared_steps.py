@@ -10,9 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer_learning.datasets.pipeline import Share
+from transfer_learning.datasets.augmentation import AUGMENTATIONS
+from transfer_learning.datasets.pipeline import Examples, Share, batches_in_order, training_batches
 from transfer_learning.machine.cluster import Cluster
+from transfer_learning.machine.device_memory import DeviceRows
 from transfer_learning.machine.strategy import ALONE, form_workers, lost_worker_as_user_error
+from transfer_learning.training.phases import on_device
 from transfer_learning.training.train_step import EpochMetrics, StepSettings, make_train_step
 
 RNG = np.random.default_rng(0)
@@ -44,11 +47,34 @@ def trained(workers, accumulation, num_examples=67, has_batch_norm=False):
     return [np.array(variable) for variable in (*network.weights, *metrics.variables)]
 
 
+def check_device(device):
+    """Batches of examples in the memory of a device, and of those copied to it, are on it and are those of the host."""
+    inputs, rows = RNG.integers(0, 256, (30, 8, 8, 3), np.uint8), RNG.permutation(30)
+    train, val = (
+        Examples(inputs, part, part.astype(np.int32), part.astype(object)) for part in (rows[:20], rows[20:26])
+    )
+    num_bytes = 26 * 8 * 8 * 3
+    for room in (num_bytes, num_bytes - 1):
+        there, val_there = on_device(train, val, device, room)
+        assert isinstance(there.inputs, DeviceRows) == isinstance(val_there.inputs, DeviceRows) == (room == num_bytes)
+        pairs = [(batches_in_order(val_there, 4), batches_in_order(val, 4))]
+        pairs += [
+            [training_batches(examples, 6, 3, 1, 6, augmentation=kind) for examples in (there, train)]
+            for kind in ("none", *AUGMENTATIONS)
+        ]
+        for found, expected in pairs:
+            for batch, (images, labels) in zip(found, expected, strict=True):
+                assert device in batch[0].device, batch[0].device
+                np.testing.assert_allclose(batch[0], images, atol=1e-3)  # TensorFlow may optimize a compiled function
+                np.testing.assert_allclose(batch[1], labels, atol=1e-6)
+
+
 def main(place, index="0"):
     cluster = None if place == "mirrored" else Cluster(tuple(place.split(",")), int(index), "TF_CONFIG")
     if not cluster:
         [cpu] = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+        check_device("CPU:1")
     workers = form_workers("auto" if cluster else "mirrored", cluster, 60.0)
     tf.config.experimental.enable_op_determinism()
     # In float16 a sum is rounded, and so is a division by 4; parts of one image are the same however they are shared.

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.support.logs import log_messages
 from transfer_learning.training.train_step import EpochMetrics, StepSettings, make_train_step
 
 NUM_CLASSES, WIDTH = 3, 4
@@ -30,14 +31,17 @@ def trained(
     rates=(1.0,),
     at_once=None,
     momentum=0.0,
+    jit_compile=False,
+    network_fn=tf.identity,
 ):
     """Kernel after a step of SGD with each of the rates, loss, accuracy and finite steps; `at_once` steps per call."""
     network, optimizer = linear_network(), keras.optimizers.SGD(1.0, momentum=momentum)
     optimizer.build(network.trainable_variables)
     metrics = EpochMetrics()
-    settings = StepSettings(batch_size, class_weights, gradient_accumulation_steps, label_smoothing)
+    settings = StepSettings(batch_size, class_weights, gradient_accumulation_steps, label_smoothing, (), jit_compile)
     signature = SIGNATURE if labels.ndim == 1 else (SIGNATURE[0], tf.TensorSpec((None, 3), tf.float32))
-    train_steps = make_train_step(network, network.trainable_variables, optimizer, metrics, settings, signature)
+    logits = lambda inputs: network(network_fn(inputs))  # noqa: E731
+    train_steps = make_train_step(logits, network.trainable_variables, optimizer, metrics, settings, signature)
     at_once = at_once or len(rates)
     for first in range(0, len(rates), at_once):
         examples = slice(first * batch_size, (first + at_once) * batch_size)
@@ -108,6 +112,27 @@ def test_steps_give_the_same_bits_however_many_are_in_one_call(at_once, gradient
     kernel, *figures = trained(INPUTS, LABELS, **settings)  # batches of 4, 4 and 2
     again, *figures_again = trained(INPUTS, LABELS, at_once=at_once, **settings)
     assert np.array_equal(kernel, again) and figures == figures_again
+
+
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
+def test_compiled_with_xla_it_is_the_same_step(gradient_accumulation_steps):
+    settings = {"batch_size": 4, "rates": (0.5, 0.25, 1.0), "momentum": 0.9}
+    settings["gradient_accumulation_steps"] = gradient_accumulation_steps
+    with log_messages() as messages:
+        compiled = trained(INPUTS, LABELS, jit_compile=True, **settings)
+    for found, expected in zip(compiled, trained(INPUTS, LABELS, **settings), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not messages
+
+
+def test_what_xla_cannot_compile_is_computed_without_it():
+    def through_python(inputs):
+        return tf.ensure_shape(tf.numpy_function(lambda array: array, [inputs], tf.float32), inputs.shape)
+
+    with log_messages() as messages:
+        kernel, *_ = trained(INPUTS, LABELS, jit_compile=True, network_fn=through_python)
+    assert np.array_equal(kernel, trained(INPUTS, LABELS)[0])
+    assert [message.startswith("--jit-compile is not possible") for message in messages] == [True]
 
 
 def test_each_step_has_its_own_learning_rate_and_examples():

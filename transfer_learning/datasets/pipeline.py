@@ -5,10 +5,11 @@ The order of an epoch is a permutation drawn from (seed, epoch); a resumed epoch
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from transfer_learning.datasets.augmentation import AUGMENTATIONS, apply, draw
 from transfer_learning.datasets.dataset import UNSEEN
 from transfer_learning.datasets.mixing import mixed_labels
 from transfer_learning.errors import UserError
+from transfer_learning.machine.device_memory import DeviceRows
 from transfer_learning.storage.rows import Rows
 
 BATCHES_AHEAD = 2  # read while one is in use
@@ -53,13 +55,19 @@ class Examples:
     labels: np.ndarray  # int32 (n,), positions in the class names; -1 for unseen classes
     ids: np.ndarray  # object (n,), strings
     share: Share | None = None  # of each batch that is trained on; None: all of it
+    device: str | None = None  # to which batches are copied ahead of their use; None: that is left to TensorFlow
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def at(self, positions: np.ndarray) -> "Examples":
         """The examples at these positions, with all of their copies."""
-        return Examples(self.inputs, self.rows[..., positions], self.labels[positions], self.ids[positions])
+        rows, labels, ids = self.rows[..., positions], self.labels[positions], self.ids[positions]
+        return Examples(self.inputs, rows, labels, ids, device=self.device)
+
+    def on_device(self, inputs: DeviceRows, held: np.ndarray) -> "Examples":
+        """The same with `inputs`, of which each row is that of `held`, sorted, in the inputs so far."""
+        return replace(self, inputs=cast(Rows, inputs), rows=np.searchsorted(held, self.rows), device=inputs.device)
 
     @cached_property
     def keys(self) -> np.ndarray:
@@ -118,9 +126,8 @@ def training_batches(
         return _batches(examples, chosen, batch_size)
     keys = examples.keys
     size = examples.inputs.shape[1]
-    of_mixture = AUGMENTATIONS[augmentation].share
     # An image is mixed with the next one of the batch, which then is read, too.
-    num_more = 1 if examples.share and of_mixture else 0
+    num_more = 1 if examples.share and AUGMENTATIONS[augmentation].share else 0
 
     errors: list[Exception] = []  # which TensorFlow turns into texts
 
@@ -134,19 +141,22 @@ def training_batches(
             errors.append(error)
             raise
 
-    def augmented(positions: tf.Tensor) -> Batch:
+    if isinstance(examples.inputs, DeviceRows):  # the device augments them, too
+        augmented = _compiled_augment(augmentation, num_more)
+        parts = (chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size))
+        return _ahead((augmented(*gather_and_draw(positions)) for positions in parts), examples.device)
+
+    def read_and_augmented(positions: tf.Tensor) -> Batch:
         types = (tf.uint8, tf.int32, tf.float32)
         images, labels, parameters = tf.numpy_function(gather_and_draw, [positions], types, stateful=False)
         images.set_shape((None, *examples.inputs.shape[1:]))
         labels.set_shape((None,))
         parameters.set_shape((None, None))
-        images = apply(augmentation, images, parameters)
-        labels = mixed_labels(labels, of_mixture(parameters)) if of_mixture else labels
-        num_images = tf.shape(images)[0] - num_more
-        return images[:num_images], labels[:num_images]
+        return _augment(augmentation, num_more, images, labels, parameters)
 
     batches = tf.data.Dataset.from_tensor_slices(chosen).batch(batch_size)
-    return _raising(errors, batches.map(augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD))
+    read = _raising(errors, batches.map(read_and_augmented, num_parallel_calls=2).prefetch(BATCHES_AHEAD))
+    return _ahead(read, examples.device) if examples.device else read
 
 
 def _raising(errors: list[Exception], batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -159,28 +169,48 @@ def _raising(errors: list[Exception], batches: Iterable[Batch]) -> Iterator[Batc
         raise
 
 
+def _augment(kind: str, num_more: int, images: tf.Tensor, labels: tf.Tensor, parameters: tf.Tensor) -> Batch:
+    """Changes and mixes all but the last `num_more` images of a batch."""
+    of_mixture = AUGMENTATIONS[kind].share
+    images = apply(kind, images, parameters)
+    labels = mixed_labels(labels, of_mixture(parameters)) if of_mixture else labels
+    num_images = tf.shape(images)[0] - num_more
+    return images[:num_images], labels[:num_images]
+
+
+@cache
+def _compiled_augment(kind: str, num_more: int) -> Callable[[tf.Tensor, tf.Tensor, tf.Tensor], Batch]:
+    return tf.function(partial(_augment, kind, num_more), autograph=False, reduce_retracing=True)
+
+
 def batches_in_order(examples: Examples, batch_size: int) -> Iterable[Batch]:
     """All examples once, in their order; the last batch may be short."""
     return _batches(replace(examples, share=None), np.arange(len(examples)), batch_size)
 
 
 def _batches(examples: Examples, chosen: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """Reads ahead in a thread: four times as fast as tf.data, which copies arrays of Python twice."""
-
     def gather(start: int) -> Batch:
         positions = chosen[start : start + batch_size]
         if examples.share:
             positions = examples.share.of(positions, False)
         return examples.inputs[examples.rows[positions]], examples.labels[positions]
 
+    return _ahead(map(gather, range(0, len(chosen), batch_size)), examples.device)
+
+
+def _ahead(batches: Iterator[Batch], device: str | None) -> Iterator[Batch]:
+    """Reads ahead in a thread, four times as fast as tf.data, which copies arrays of Python twice; and copies to `device`."""
+
+    def read() -> Batch | None:
+        with tf.device(device):
+            batch = next(batches, None)
+            return batch and (tf.identity(batch[0]), tf.identity(batch[1])) if device else batch
+
     with ThreadPoolExecutor(1) as thread:
-        coming: deque[Future[Batch]] = deque()
-        for start in range(0, len(chosen), batch_size):
-            coming.append(thread.submit(gather, start))
-            if len(coming) > BATCHES_AHEAD:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        coming = deque(thread.submit(read) for _ in range(BATCHES_AHEAD))
+        while batch := coming.popleft().result():
+            coming.append(thread.submit(read))
+            yield batch
 
 
 def key_of(id: str) -> int:

@@ -14,7 +14,10 @@ from transfer_learning.storage.files import write_json
 logger = logging.getLogger(__name__)
 
 PROGRAM = "transfer_learning.experiments.one_device"
-COLUMNS = "device; precision; extraction, images/s; training, images/s; epoch, s; largest batch; peak memory, MB"
+COLUMNS = (
+    "device; precision; extraction, images/s; training, images/s; with --jit-compile, images/s; epoch, s; largest batch; "
+    "peak memory, MB"
+)
 
 
 def measure_devices(document: dict[str, Any], path: Path) -> None:
@@ -54,7 +57,10 @@ def device_table(document: Mapping[str, Any]) -> str:
     rows = [COLUMNS.split("; ")]
     for name, figures in measured.items():
         row = [f"{name}: {figures['name']}", figures["precision"]]
-        row += [_spread(figures["extraction"]), _spread(figures["training"]), f"{figures['epoch_seconds']:.1f}"]
+        rates = (
+            figures.get(name) for name in ("extraction", "training", "training_with_xla")
+        )  # earlier files have two
+        row += [*map(_spread, rates), f"{figures['epoch_seconds']:.1f}"]
         rows.append([*row, figures["largest_batch_text"], f"{figures['device_peak_mb']:,.0f} ({figures['memory']})"])
     one = next(iter(measured.values()))
     recipe = document["settings"]["dataset"]
@@ -70,5 +76,7 @@ def device_table(document: Mapping[str, Any]) -> str:
     return "\n\n".join([markdown_table(rows), *notes, *left_out_lines(document)])
 
 
-def _spread(figures: Mapping[str, float]) -> str:
+def _spread(figures: Mapping[str, float] | None) -> str:
+    if figures is None:
+        return "-"
     return f"{number(figures['median'])} ({number(figures['least'])}-{number(figures['most'])})"

@@ -75,9 +75,14 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
     # Training as in the training loop: order, augmentation and train steps
     unfrozen = unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
     examples = random_examples(8 * config.batch_size, size)
-    active = start_phase("fine_tune", config, classifier, examples, examples)
-    batches = endless_batches(active, config)
-    training = rate(lambda: train_step(active, *next(batches)), window)
+
+    def training_rate(config: RunConfig) -> tuple[ActivePhase, dict[str, float]]:
+        active = start_phase("fine_tune", config, classifier, examples, examples)
+        batches = endless_batches(active, config)
+        return active, rate(lambda: train_step(active, *next(batches)), window)
+
+    active, training = training_rate(config)
+    with_xla = training_rate(replace(config, jit_compile=True))[1] if devices.num_gpus else None
     evaluate(active)  # compiles
     started = time.perf_counter()
     evaluate(active)
@@ -90,6 +95,7 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
     what = f"{config.backbone} at {config.image_size} pixels, training {unfrozen}, batch {config.batch_size}"
     device = {"name": devices.name, "precision": devices.precision, "threads": devices.threads, "what": what}
     rates = {"windows": WINDOWS, "window_seconds": window, "extraction": extraction, "training": training}
+    rates["training_with_xla"] = with_xla
     return (
         device
         | rates

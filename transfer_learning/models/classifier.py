@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +22,7 @@ import tensorflow as tf
 from transfer_learning.cli.formatting import size
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
+from transfer_learning.machine.device_memory import results
 from transfer_learning.machine.resources import available_bytes
 from transfer_learning.models.backbones import build_backbone, find_backbone
 from transfer_learning.models.earlier_run import names_run, with_earlier_weights
@@ -199,28 +200,31 @@ def predicted_logits(
         after_batch: called after each batch with the number of images done, and of all.
         augment: a float32 batch -> what the network sees, of the same shape.
     """
-    results = np.empty((len(rows), len(classifier.class_names)), np.float32)
     compute = classifier.inference_fn()
-    for start in range(0, len(rows), BATCH):
-        pixels = images[rows[start : start + BATCH]]
-        batch = np.zeros((BATCH, *pixels.shape[1:]), np.float32)
-        batch[: len(pixels)] = pixels
-        results[start : start + len(pixels)] = compute(augment(tf.constant(batch))).numpy()[: len(pixels)]
-        if after_batch:
-            after_batch(start + len(pixels), len(rows))
-    return results
+
+    def steps() -> Iterator[tuple[tf.Tensor]]:
+        for start in range(0, len(rows), BATCH):
+            pixels = images[rows[start : start + BATCH]]
+            batch = np.zeros((BATCH, *pixels.shape[1:]), np.float32)
+            batch[: len(pixels)] = pixels
+            yield (compute(augment(tf.constant(batch)))[: len(pixels)],)
+            if after_batch:
+                after_batch(start + len(pixels), len(rows))
+
+    none = np.empty((0, len(classifier.class_names)), np.float32)
+    return np.concatenate([none, *(logits for (logits,) in results(steps()))])
 
 
 def logits_of_features(classifier: Classifier, features: Rows, rows: np.ndarray) -> np.ndarray:
     """Returns logits float32 (len(rows), classes) of ``features[rows]``, float32 (n, width), in batches as above."""
-    results = np.empty((len(rows), len(classifier.class_names)), np.float32)
+    found = np.empty((len(rows), len(classifier.class_names)), np.float32)
     compute = inference_graph(classifier.head, BATCH)
     for start in range(0, len(rows), BATCH):
         part = features[rows[start : start + BATCH]]
         batch = np.zeros((BATCH, *part.shape[1:]), np.float32)
         batch[: len(part)] = part
-        results[start : start + len(part)] = compute(tf.constant(batch)).numpy()[: len(part)]
-    return results
+        found[start : start + len(part)] = compute(tf.constant(batch)).numpy()[: len(part)]
+    return found
 
 
 def probabilities(
@@ -238,11 +242,11 @@ def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
     """Returns probabilities float32 (n, classes) of float32 logits, as the saved model computes them."""
     import scipy.special
 
-    results = np.empty_like(logits)
+    found = np.empty_like(logits)
     for start in range(0, len(logits), SOFTMAX_ROWS):
         part = slice(start, start + SOFTMAX_ROWS)
-        results[part] = scipy.special.softmax(logits[part] * np.float32(1 / temperature), axis=1)
-    return results
+        found[part] = scipy.special.softmax(logits[part] * np.float32(1 / temperature), axis=1)
+    return found
 
 
 def save_model(classifier: Classifier, path: Path) -> None:

@@ -1,7 +1,7 @@
 """A phase while it trains: its layers, inputs, optimizer and compiled steps, and its arrays for the checkpoint."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -13,6 +13,7 @@ from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.pipeline import Examples, Share, batches_in_order
 from transfer_learning.errors import UserError
+from transfer_learning.machine.device_memory import GPU, DeviceRows, gpu_bytes, results
 from transfer_learning.machine.strategy import ALONE, Workers
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import Classifier, leaf_layers
@@ -22,6 +23,8 @@ from transfer_learning.training.optimizers import make_optimizer
 from transfer_learning.training.train_step import EpochMetrics, StepSettings, make_eval_step, make_train_step
 
 BYTES_PER_EXECUTION = 16e6  # of features that one call trains on
+# Of a GPU's memory, for the examples of a phase. Of all of it and not of what is free, so that a resumed run decides alike.
+SHARE_OF_GPU = 0.25
 
 
 @dataclass
@@ -116,6 +119,8 @@ def start_phase(
     optimizer.build(variables)
     if workers.count == 1 and len(train.inputs.shape) == 2:
         workers = ALONE
+    if workers.strategy is None and (num_bytes := gpu_bytes()):
+        train, val = on_device(train, val, GPU, SHARE_OF_GPU * num_bytes)
     if workers.count > 1:
         train = replace(train, share=Share(workers.index, workers.count, config.batch_size))
     has_statistics = workers.count > 1 and config.weights == "none"  # else BatchNorm stays in inference mode
@@ -127,6 +132,7 @@ def start_phase(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         label_smoothing=config.label_smoothing,
         statistics=statistics,
+        jit_compile=config.jit_compile,
     )
     augmentation = "none" if cut else settings.augmentation
     stored = tf.TensorSpec((None, *train.inputs.shape[1:]), train.inputs.dtype)
@@ -182,6 +188,15 @@ def rate_factors(
     return factors
 
 
+def on_device(train: Examples, val: Examples, device: str, num_bytes: float) -> tuple[Examples, Examples]:
+    """The examples in the memory of a device if they fit into `num_bytes`; otherwise their batches are copied ahead."""
+    held = np.unique(np.concatenate([train.rows.ravel(), val.rows]))
+    if len(held) * int(np.prod(train.inputs.shape[1:])) * train.inputs.dtype.itemsize > num_bytes:
+        return replace(train, device=device), replace(val, device=device)
+    inputs = DeviceRows(train.inputs[held], device)
+    return train.on_device(inputs, held), val.on_device(inputs, held)
+
+
 def class_weights(kind: str, labels: np.ndarray, num_classes: int) -> list[float]:
     """Returns one weight per class: 1, or for "balanced" examples / (classes x examples of the class)."""
     if kind == "none":
@@ -207,13 +222,17 @@ def evaluated(active: ActivePhase, after_batch: Callable[[], None] = lambda: Non
     """What `eval_step` returns for the phase's validation images, of which each worker computes a part."""
     workers, num_examples = active.workers, len(active.val)
     own = workers.part(num_examples)
-    results = []
-    for inputs, labels in batches_in_order(active.val.at(np.arange(num_examples)[own]), active.eval_batch_size):
-        results.append([np.asarray(values) for values in active.eval_step(inputs, labels)])
-        after_batch()
+    val = active.val.at(np.arange(num_examples)[own])
+
+    def steps() -> Iterator[tuple[tf.Tensor, ...]]:
+        for inputs, labels in batches_in_order(val, active.eval_batch_size):
+            yield active.eval_step(inputs, labels)
+            after_batch()
+
+    found = [np.concatenate(values) for values in zip(*results(steps()), strict=True)]
     if workers.count == 1:
-        return [np.concatenate(values) for values in zip(*results, strict=True)]
+        return found
     every = [np.zeros((num_examples, *shape), np.float32) for shape in ((), (), (active.num_classes,))]
-    for i, values in enumerate(zip(*results, strict=True)):
-        every[i][own] = np.concatenate(values)
+    for array, values in zip(every, found, strict=False):  # a worker may have no part
+        array[own] = values
     return [np.asarray(total) for total in workers.sum_tensors(every)]

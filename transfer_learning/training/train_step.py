@@ -1,5 +1,6 @@
 """The compiled train and eval steps; a train step sums the gradients of several parts of a batch if asked to."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ import keras
 import tensorflow as tf
 
 from transfer_learning.machine.strategy import ALONE, Workers
+
+logger = logging.getLogger(__name__)
 
 # Of inputs (None, ...) and labels int32 (None,), or those of mixed images, see `mixed_labels`.
 Signature = tuple[tf.TensorSpec, tf.TensorSpec]
@@ -22,6 +25,7 @@ class StepSettings:
     gradient_accumulation_steps: int = 1  # parts of a batch, which are in memory one after the other
     label_smoothing: float = 0.0
     statistics: Sequence[keras.Variable] = ()  # of BatchNorm in training mode, which the workers average
+    jit_compile: bool = False  # the forward and the backward pass with XLA, where it can
 
     @property
     def num_classes(self) -> int:
@@ -106,6 +110,9 @@ def make_train_step(
         metrics.accuracy.update_state(is_correct(labels, logits))
         return tape.gradient(loss, variables)
 
+    if settings.jit_compile:
+        gradients = _jit_compiled(gradients, signature, part_size, is_shared)
+
     def accumulated_gradients(inputs: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
         num_examples = tf.shape(labels)[0]
         divisor = tf.constant(settings.batch_size) if is_shared else num_examples
@@ -146,6 +153,21 @@ def make_train_step(
         tf.while_loop(lambda number: number < tf.size(learning_rates), train_step, (0,), parallel_iterations=1)
 
     return train_steps
+
+
+def _jit_compiled(gradients: Callable, signature: Signature, size: int, is_shared: bool) -> Callable:
+    """`gradients` compiled with XLA, or as it is, with a warning, if several devices share them or XLA lacks an operation."""
+    compiled = tf.function(gradients, autograph=False, jit_compile=True)
+    arguments = [tf.TensorSpec((size, *spec.shape[1:]), spec.dtype) for spec in signature]
+    try:
+        if is_shared:
+            raise ValueError("several devices share a batch")
+        compiled.experimental_get_compiler_ir(*arguments, tf.TensorSpec((), tf.int32))(stage="hlo")
+    except (ValueError, TypeError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())[:200]
+        logger.warning(f"--jit-compile is not possible, so train steps are computed without XLA: {reason}.")
+        return gradients
+    return compiled
 
 
 def make_eval_step(
