@@ -51,7 +51,8 @@ def check_device(device):
     """Batches of examples in the memory of a device, and of those copied to it, are on it and are those of the host."""
     inputs, rows = RNG.integers(0, 256, (30, 8, 8, 3), np.uint8), RNG.permutation(30)
     train, val = (
-        Examples(inputs, part, part.astype(np.int32), part.astype(object)) for part in (rows[:20], rows[20:26])
+        Examples(inputs, part, part.astype(np.int32), part.astype(str).astype(object))
+        for part in (rows[:20], rows[20:26])
     )
     num_bytes = 26 * 8 * 8 * 3
     for room in (num_bytes, num_bytes - 1):

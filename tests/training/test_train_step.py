@@ -118,8 +118,8 @@ def test_steps_give_the_same_bits_however_many_are_in_one_call(at_once, gradient
 def test_compiled_with_xla_it_is_the_same_step(gradient_accumulation_steps):
     settings = {"batch_size": 4, "rates": (0.5, 0.25, 1.0), "momentum": 0.9}
     settings["gradient_accumulation_steps"] = gradient_accumulation_steps
-    with log_messages() as messages:
-        compiled = trained(INPUTS, LABELS, jit_compile=True, **settings)
+    messages = log_messages()
+    compiled = trained(INPUTS, LABELS, jit_compile=True, **settings)
     for found, expected in zip(compiled, trained(INPUTS, LABELS, **settings), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert not messages
@@ -129,8 +129,8 @@ def test_what_xla_cannot_compile_is_computed_without_it():
     def through_python(inputs):
         return tf.ensure_shape(tf.numpy_function(lambda array: array, [inputs], tf.float32), inputs.shape)
 
-    with log_messages() as messages:
-        kernel, *_ = trained(INPUTS, LABELS, jit_compile=True, network_fn=through_python)
+    messages = log_messages()
+    kernel, *_ = trained(INPUTS, LABELS, jit_compile=True, network_fn=through_python)
     assert np.array_equal(kernel, trained(INPUTS, LABELS)[0])
     assert [message.startswith("--jit-compile is not possible") for message in messages] == [True]
 
