@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     new = new_run_dir(flags.run_dir, what) if len(places) > 1 else None
     split = flags.split or "test"
 
-    with quiet_start():
+    with quiet_start(in_command=True):
         from transfer_learning.experiments import ensembles
         from transfer_learning.experiments.exported_file import ExportedFile
         from transfer_learning.experiments.finished_run import FinishedRun

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         results = check_file(run_dir, Path(flags.gate_only), limit, flags.dataset)
     else:
         formats, folder = chosen_formats(flags.format), Path(flags.output or run_dir.export)
-        with quiet_start():
+        with quiet_start(in_command=True):
             from transfer_learning.experiments.export import export_run
             from transfer_learning.reports.run import write_report
 

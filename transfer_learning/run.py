@@ -97,7 +97,7 @@ def train(config: RunConfig, run_dir: RunDir, reasons: Sequence[Note | str], clu
         os._exit(stopped.exit_code)
 
     try:
-        with quiet_start():  # these import TensorFlow and scikit-learn, which takes seconds
+        with quiet_start(in_command=True):  # these import TensorFlow and scikit-learn, which takes seconds
             from transfer_learning.experiments.train import run_experiment
             from transfer_learning.training.stopping import Watchdog
         with Watchdog(end_at_once):

@@ -1,6 +1,7 @@
 """The inference file of a run: checked against the recorded predictions, used by `predict`, no reason to lose a run."""
 
 import csv
+import dataclasses
 import io
 import shutil
 import subprocess
@@ -15,8 +16,10 @@ from transfer_learning.cli.parser import run_main
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments import export
 from transfer_learning.experiments.trained_model import find_trained_model
-from transfer_learning.exports import inference_file
+from transfer_learning.exports import inference_file, litert
 from transfer_learning.exports.predictor import Predictor, predictor_of_run
+from transfer_learning.models.classifier import build_classifier, probabilities
+from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import write_json
 from transfer_learning.storage.run_directory import RunDir
 
@@ -75,7 +78,7 @@ def test_other_weights_and_a_damaged_file_are_not_used(run, tmp_path, caplog):
     assert not isinstance(find_trained_model(run.name).open(), Predictor), "`serve` needs the features of the run"
 
 
-def no_conversion(network, path):
+def no_conversion(network):
     raise ValueError("an operator\nis missing")
 
 
@@ -90,9 +93,36 @@ def test_a_file_that_fails_is_not_there_and_the_log_says_why(reason, run, tmp_pa
     if reason == "NaN":
         monkeypatch.setattr(Predictor, "probabilities", lambda self, images: recorded * np.nan)
     if reason == "an operator is missing":
-        monkeypatch.setattr(
-            type(inference_file.FORMAT), "write", lambda self, network, path: no_conversion(network, path)
-        )
+        monkeypatch.setattr(litert, "converted", no_conversion)
     inference_file.write_inference_file(network, pixels, recorded, run_dir)
     assert not list(run_dir.path.iterdir())
     assert reason in caplog.text and "model.tflite was not written" in caplog.text
+
+
+def test_another_linear_head_is_put_into_the_converted_network_to_the_same_bytes(run, tmp_path, monkeypatch, caplog):
+    config, cache = dataclasses.replace(run.config, head=()), Cache(tmp_path / "cache")
+    metadata = dataclasses.replace(export.load_network(run.run_dir).metadata, temperature=1.0)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *[metadata.image_size] * 2, 3), np.uint8)
+    classifier = build_classifier(config, metadata.class_names)
+    conversions, original = [], litert.converted
+
+    def written(name, temperature, recorded=None, cache=cache):
+        other = dataclasses.replace(classifier, temperature=temperature)
+        network = export.Network(other, metadata, lambda: pixels)
+        run_dir = RunDir(tmp_path / name)
+        recorded = probabilities(other, pixels, np.arange(3)) if recorded is None else recorded
+        inference_file.write_inference_file(network, pixels, recorded, run_dir, cache)
+        # Without the archive, which has a date.
+        return run_dir.inference.exists() and run_dir.inference.read_bytes().split(b"PK\x03\x04")[0]
+
+    monkeypatch.setattr(litert, "converted", lambda network: conversions.append(1) or original(network))
+    written("first", 1.0)
+    for weight in classifier.head.weights:
+        weight.assign(np.random.default_rng(1).normal(size=weight.shape))
+    assert written("second", 0.7) == written("anew", 0.7, cache=None) and len(conversions) == 2
+    # One that does not predict what was recorded is converted again, and the cache has the new one.
+    [records] = cache.folder.glob("networks/*/records.bin")
+    assert not written("refused", 0.7, np.roll(probabilities(classifier, pixels, np.arange(3)), 1, axis=1))
+    assert len(conversions) == 3 and "a probability differs" in caplog.text
+    records.write_bytes(records.read_bytes()[:-1000])
+    assert written("damaged", 0.7) == written("anew", 0.7, cache=None) and len(conversions) == 5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from transfer_learning.errors import UserError
-from transfer_learning.models.weights import load_keras_weights, weights_digest
+from transfer_learning.models.weights import hold_same_arrays, load_keras_weights, weights_digest
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Digests
@@ -32,6 +32,24 @@ def test_weights_digest_is_what_its_docstring_says():
 )
 def test_weights_digest_tells_apart(other):
     assert weights_digest(other) != weights_digest([np.zeros(2, np.float32), np.ones(2, np.float32)])
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([np.ones(2, np.float32), np.zeros(2, np.float32)], True),
+        ([np.zeros(2, np.float32), np.nextafter(np.ones(2, np.float32), 2)], False),
+        ([np.zeros(2, np.float32)], False),
+        ([np.zeros(2, np.float32)] * 2, False),
+        ([np.zeros(2, np.float32), np.ones((1, 2), np.float32)], False),
+    ],
+    ids=["the same", "last bit", "one fewer", "one twice", "shape"],
+)
+def test_a_file_holds_the_same_arrays_or_not(others, expected, tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["layers/first/vars/0"], file["layers/second/vars/0"] = np.zeros(2, np.float32), np.ones(2, np.float32)
+    with open(tmp_path / "a.h5", "rb") as file:
+        assert hold_same_arrays(file, others) == expected
 
 
 def test_weights_digest_is_that_of_the_values_however_they_lie_in_memory():

@@ -132,10 +132,14 @@ def _drop_warnings_as_errors() -> None:
 
 
 @contextmanager
-def quiet_start() -> Iterator[None]:
+def quiet_start(in_command: bool = False) -> Iterator[None]:
     """Drops the REMARKS of TensorFlow's libraries while they are imported.
 
     No setting silences them that early, so standard error is held back and its other lines are passed on at the end.
+
+    Args:
+        in_command: hide scikit-learn from Keras, which imports it for wrappers that no command needs, and takes a third
+            longer with it.
     """
     prepare_streams()
     with suppress(OSError):
@@ -143,6 +147,8 @@ def quiet_start() -> Iterator[None]:
     terminal = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
+        if in_command:
+            sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # as import wants it
         try:
             yield
         except (ValueError, AttributeError) as error:
@@ -153,6 +159,8 @@ def quiet_start() -> Iterator[None]:
                 ) from None
             raise
         finally:
+            if sys.modules.get("sklearn", True) is None:
+                del sys.modules["sklearn"]
             os.dup2(terminal, 2)
             os.close(terminal)
             held.seek(0)

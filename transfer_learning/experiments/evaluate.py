@@ -18,9 +18,9 @@ from transfer_learning.evaluation.grad_cam import grad_cam
 from transfer_learning.machine.monitor import read_hardware
 from transfer_learning.models.classifier import (
     Classifier,
-    exported_model,
     logits_of_features,
     predicted_logits,
+    read_back,
     save_model,
     softmax,
 )
@@ -111,7 +111,7 @@ def _agrees_with_saved(classifier: Classifier, data: PreparedDataset, logits: np
     """Whether some images of the evaluation split get the probabilities of these logits by the weights in the file too."""
     examples = data.split(data.eval_split)
     some = np.unique(np.linspace(0, len(examples) - 1, NUM_CHECKED).astype(np.int64))
-    exported_model(classifier).load_weights(run_dir.model)  # shares its variables with the classifier
+    read_back(classifier, run_dir.model)
     whole = predicted_logits(classifier, examples.inputs, examples.rows[some])
     scale = classifier.temperature
     difference = np.abs(softmax(logits[some], scale) - softmax(whole, scale)).max()

@@ -31,6 +31,7 @@ from transfer_learning.exports.network import Network
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import Classifier, load_model
+from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.storage.run_directory import RunDir
 
@@ -113,8 +114,10 @@ def metadata_of(classifier: Classifier, config: RunConfig, weights_sha256: str, 
     return Metadata(names, config.stored_size, config.resize, *calibration, weights_sha256, ranges)
 
 
-def add_inference_file(classifier: Classifier, data: PreparedDataset, config: RunConfig, run_dir: RunDir) -> None:
-    """Writes the inference file of a run that has just been evaluated, see `write_inference_file`."""
+def add_inference_file(
+    classifier: Classifier, data: PreparedDataset, config: RunConfig, run_dir: RunDir, cache: Cache | None = None
+) -> None:
+    """Writes the inference file of a run that has just been evaluated; for `cache` see `write_inference_file`."""
     if keras.config.dtype_policy().compute_dtype != "float32":
         logger.info(
             f"{run_dir.inference.name} was not written: {config.precision} predictions differ from float32 ones."
@@ -125,7 +128,7 @@ def add_inference_file(classifier: Classifier, data: PreparedDataset, config: Ru
     some = np.unique(np.linspace(0, len(examples) - 1, MOST_IMAGES).astype(int))
     recorded = predictions.probabilities(table)[some]
     network = Network(classifier, metadata, lambda: examples.inputs[examples.rows])
-    write_inference_file(network, examples.inputs[examples.rows[some]], recorded, run_dir)
+    write_inference_file(network, examples.inputs[examples.rows[some]], recorded, run_dir, cache)
 
 
 def _rows(table: Path, metadata: Metadata, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -192,7 +192,8 @@ def run_experiment(
                     evaluation["earlier_run"] = compare_with_earlier(classifier, config, data, run_dir)
                 draw_figures(classifier, data, config.seed, state.history, evaluation, run_dir)
                 if config.inference_file:
-                    add_inference_file(classifier, data, config, run_dir)
+                    cache = None if features is NO_FEATURES else Cache.of(config)
+                    add_inference_file(classifier, data, config, run_dir, cache)
                 write_json(run_dir.evaluation, evaluation)
 
         # The report, from the files alone.

@@ -49,7 +49,7 @@ def is_export(path: str) -> bool:
 def _run_predictor(run_dir: RunDir, exact: bool) -> Any:
     if not exact and (predictor := predictor_of_run(run_dir)):
         return predictor
-    with quiet_start():
+    with quiet_start(in_command=True):
         from transfer_learning.experiments.finished_run import FinishedRun
 
     return FinishedRun(run_dir).predictor()

@@ -39,7 +39,7 @@ print(names[probabilities.argmax()], probabilities.max())
 
 def write(network: "Network", path: Path) -> None:
     """Writes the file in float32."""
-    path.write_bytes(_with_names(_converted(network, is_int8=False), network.metadata))
+    finish(converted(network), network.metadata, path)
 
 
 def write_int8(network: "Network", path: Path) -> None:
@@ -48,7 +48,7 @@ def write_int8(network: "Network", path: Path) -> None:
     Static, since dynamic quantization destroys networks with depthwise convolutions. Input and output stay uint8
     pixels and float32 probabilities.
     """
-    path.write_bytes(_with_names(_converted(network, is_int8=True), network.metadata))
+    finish(converted(network, is_int8=True), network.metadata, path)
 
 
 def load(path: Path, threads: int) -> Loaded:
@@ -85,7 +85,8 @@ def load(path: Path, threads: int) -> Loaded:
     return Loaded(metadata, run)
 
 
-def _converted(network: "Network", is_int8: bool) -> bytes:
+def converted(network: "Network", is_int8: bool = False) -> bytes:
+    """The network in LiteRT's format, without names and metadata."""
     import tensorflow as tf
 
     module = tf.Module()  # with a name for the signature, so that tensors are called image and probabilities
@@ -102,8 +103,8 @@ def _converted(network: "Network", is_int8: bool) -> bytes:
     return converter.convert()
 
 
-def _with_names(model: bytes, metadata: Metadata) -> bytes:
-    """The model with the official metadata inside and an archive of the class names behind it."""
+def finish(model: bytes, metadata: Metadata, path: Path) -> None:
+    """Writes a converted model with the official metadata inside and an archive of the class names behind it."""
     archive = io.BytesIO()
     archive.write(model := with_metadata(model, metadata, LABELS))
     with zipfile.ZipFile(archive, "a") as files:
@@ -112,4 +113,4 @@ def _with_names(model: bytes, metadata: Metadata) -> bytes:
         files.writestr(LABELS, lines)
         files.writestr(CLASS_NAMES, json.dumps(metadata.class_names))
         files.writestr(OWN, metadata.to_json())
-    return archive.getvalue()
+    path.write_bytes(archive.getvalue())

@@ -5,6 +5,7 @@ images uint8 or float (n, stored, stored, 3), 0..255
   -> head: (Dense, ReLU, Dropout) for each width -> Dense -> logits float32 (n, classes)
 """
 
+import io
 import itertools
 import json
 import math
@@ -28,7 +29,7 @@ from transfer_learning.models.backbones import build_backbone, find_backbone
 from transfer_learning.models.earlier_run import names_run, with_earlier_weights
 from transfer_learning.models.head_features import make_pooling, with_stage_outputs
 from transfer_learning.models.inference_graph import InferenceFunction, inference_graph, trainable_inference_fn
-from transfer_learning.models.weights import check_hdf5, weights_digest
+from transfer_learning.models.weights import check_hdf5, hold_same_arrays, weights_digest
 from transfer_learning.storage.files import renamed, written_atomically
 from transfer_learning.storage.rows import Rows
 
@@ -260,6 +261,14 @@ def save_model(classifier: Classifier, path: Path) -> None:
             archive.writestr(CLASS_NAMES_MEMBER, json.dumps(classifier.class_names))
             calibration = {name: getattr(classifier, name) for name in CALIBRATION_DEFAULTS}
             archive.writestr(CALIBRATION_MEMBER, json.dumps(calibration))
+
+
+def read_back(classifier: Classifier, path: Path) -> None:
+    """Gives the classifier the weights of a file of `save_model`, if they are not those that it has."""
+    with zipfile.ZipFile(path) as archive:
+        file = io.BytesIO(archive.read(WEIGHTS_MEMBER))
+    if not hold_same_arrays(file, classifier.model.weights):
+        exported_model(classifier).load_weights(path)  # shares its variables with the classifier
 
 
 def exported_model(classifier: Classifier) -> keras.Model:

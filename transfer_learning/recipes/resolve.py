@@ -188,20 +188,20 @@ def _measured(
     config: RunConfig, values: dict[str, Any], deadline: Deadline
 ) -> tuple[dict[str, Any], dict[str, str], list]:
     """Values that are measured on the images, reasons by the name of their field, and the candidates."""
-    with quiet_start():  # imports TensorFlow
+    with quiet_start(in_command=True):  # imports TensorFlow
         from transfer_learning.recipes.measure import measured_choices
     return measured_choices(config, load_dataset_of(config), values, deadline)
 
 
 def _fitted(config: RunConfig, values: dict[str, Any], deadline: Deadline) -> tuple[dict[str, Any], dict[str, str]]:
     """Epochs that fit into the time limit, and reasons, by the name of their field."""
-    with quiet_start():  # imports TensorFlow
+    with quiet_start(in_command=True):  # imports TensorFlow
         from transfer_learning.recipes.time_limit import fit_to_time
     return fit_to_time(config, load_dataset_of(config), values, deadline)
 
 
 def _check_decoding(config: RunConfig, deadline: Deadline) -> None:
-    with quiet_start():  # imports TensorFlow
+    with quiet_start(in_command=True):  # imports TensorFlow
         from transfer_learning.recipes.time_limit import check_decoding
     check_decoding(config, load_dataset_of(config), deadline)
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 VERSION = 3  # of the format of an entry; entries of another version are deleted and filled again
-PIXELS, FEATURES, ACTIVATIONS, HEADS = "pixels", "features", "activations", "heads"  # kinds of entries
+# kinds of entries
+PIXELS, FEATURES, ACTIVATIONS, HEADS, NETWORKS = "pixels", "features", "activations", "heads", "networks"
 INDEX, JOURNAL = "index.sqlite", "index.sqlite-journal"
 LOCK_SECONDS = 60  # to wait for another process that adds records
 TABLES = (
@@ -33,7 +34,7 @@ ERRNO = {  # of SQLite's errors; EIO for others
 class EntrySpec:
     """Names a cache entry and says what its records are."""
 
-    kind: str  # PIXELS, FEATURES, ACTIVATIONS or HEADS; the folder below the cache
+    kind: str  # one of those above; the folder below the cache
     name: str  # folder below that; everything that decides the values must be in it, as in a hash
     shape: tuple[int, ...] | None  # of each array; None: records are `bytes` of any length
     dtype: str = ""  # of each array; "" where `shape` is None
