@@ -116,9 +116,10 @@ def test_another_linear_head_is_put_into_the_converted_network_to_the_same_bytes
         return run_dir.inference.exists() and run_dir.inference.read_bytes().split(b"PK\x03\x04")[0]
 
     monkeypatch.setattr(litert, "converted", lambda network: conversions.append(1) or original(network))
-    written("first", 1.0)
-    for weight in classifier.head.weights:
-        weight.assign(np.random.default_rng(1).normal(size=weight.shape))
+    for name, temperature in (("first", 1.0), ("second", 0.7)):
+        for weight in classifier.head.weights:
+            weight.assign(np.random.default_rng(len(name)).normal(size=weight.shape))
+        assert written(name, temperature)
     assert written("second", 0.7) == written("anew", 0.7, cache=None) and len(conversions) == 2
     # One that does not predict what was recorded is converted again, and the cache has the new one.
     [records] = cache.folder.glob("networks/*/records.bin")
