@@ -116,7 +116,7 @@ def test_another_linear_head_is_put_into_the_converted_network_to_the_same_bytes
         return run_dir.inference.exists() and run_dir.inference.read_bytes().split(b"PK\x03\x04")[0]
 
     monkeypatch.setattr(litert, "converted", lambda network: conversions.append(1) or original(network))
-    for name, temperature in (("first", 1.0), ("second", 0.7)):
+    for name, temperature in (("first", 1.3), ("second", 0.7)):
         for weight in classifier.head.weights:
             weight.assign(np.random.default_rng(len(name)).normal(size=weight.shape))
         assert written(name, temperature)
