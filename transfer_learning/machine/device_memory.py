@@ -11,7 +11,7 @@ import tensorflow as tf
 from transfer_learning.machine import gpus
 
 GPU = "/GPU:0"  # the one that trains alone
-STEPS_AHEAD = 2  # that a device may have to compute while the results of an earlier one are read
+STEPS_AHEAD = 2  # that a GPU has to compute while the results of an earlier one are read
 
 
 class DeviceRows:
@@ -44,11 +44,12 @@ def gpu_bytes() -> int:
 
 
 def results(steps: Iterable[Sequence[tf.Tensor]]) -> Iterator[list[np.ndarray]]:
-    """The results of steps as arrays, each read when the device has later steps to compute, so that it never waits."""
+    """The results of steps as arrays; those of a GPU are read when it has later steps to compute, so it never waits."""
+    ahead = STEPS_AHEAD if tf.config.list_physical_devices("GPU") else 0
     waiting: deque[Sequence[tf.Tensor]] = deque()
     for step in steps:
         waiting.append(step)
-        if len(waiting) > STEPS_AHEAD:
+        if len(waiting) > ahead:
             yield [np.asarray(tensor) for tensor in waiting.popleft()]
     for step in waiting:
         yield [np.asarray(tensor) for tensor in step]
