@@ -340,7 +340,9 @@ def unbroken_with_copies(config_with_copies, tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     config = dataclasses.replace(config_with_copies, cache_dir=str(folder / "cache"))
     result = session(config, load_prepared(config), RunDir(folder / "run"))
-    assert {path.parent.name for path in (folder / "cache").glob("*/*")} == {"pixels", "features", "activations"}
+    assert {path.parent.name for path in (folder / "cache").glob("*/*")} == {
+        *("pixels", "features", "activations", "heads")
+    }
     return result
 
 
