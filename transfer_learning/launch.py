@@ -23,7 +23,7 @@ need this package, and the same folders at the same paths.
 examples:
   transfer-learning launch --workers 2 run --dataset photos/ --run-dir runs/a
   transfer-learning launch --workers 3 run --resume runs/a
-  transfer-learning launch --ray auto --workers 4 --cpus-per-worker 8 run --dataset photos/ --run-dir runs/a"""
+  transfer-learning launch --ray auto --workers 4 run --dataset photos/ --run-dir runs/a"""
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:

@@ -137,6 +137,7 @@ def test_a_slower_backbone_has_to_lower_the_loss_by_5_percent(losses, given, cho
         ]
 
     monkeypatch.setattr(measure, "_score", score)
+    monkeypatch.setattr(measure, "sizes_to_compare", lambda config: [config.image_size])
     monkeypatch.setattr(measure, "backbones_to_compare", lambda config: ["resnet18", "resnet50"])
     values, reasons, candidates = chosen_for(config, given)
     assert [one.backbone for one in candidates if one.chosen] == [chosen]

@@ -59,7 +59,7 @@ def mixed_float16():
     scaled = functools.partial(keras.mixed_precision.LossScaleOptimizer, initial_scale=2.0**20, dynamic_growth_steps=6)
     monkeypatch.setattr(keras.mixed_precision, "LossScaleOptimizer", scaled)
     # Tested in test_rate_search.py; here what was found has to be remembered.
-    monkeypatch.setattr(loop, "find_learning_rate", lambda *_: {"learning_rate": 0.005})
+    monkeypatch.setattr(loop, "find_learning_rate", lambda *_: {"learning_rate": 0.006})
     # The final weights depend on the frozen phase's and on the best ones, whatever a processor's rounding would choose.
     monkeypatch.setattr(final_weights, "PARTS", (0.5,))
     before = keras.mixed_precision.dtype_policy()
@@ -80,7 +80,7 @@ def config(small_config):
         frozen=Phase(epochs=3, learning_rate=2e-2, schedule="cosine", warmup_epochs=1.0),
         fine_tune=Phase(
             epochs=15,
-            learning_rate=0.006,
+            learning_rate=0.005,
             optimizer="sgd",
             momentum=0.9,
             unfreeze="block4",

@@ -256,7 +256,7 @@ def test_neither_disk_nor_memory_is_told_with_the_space_it_needs(photos_here, op
 
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
     monkeypatch.setattr(ArrayCache, "_append", full_disk)
-    with pytest.raises(UserError, match="The decoded images need 0 MB in .*No space left on device.*--cache-dir"):
+    with pytest.raises(UserError, match="The decoded images need 1 MB in .*No space left on device.*--cache-dir"):
         opened(photos_here)
 
 

@@ -315,7 +315,7 @@ class _Filling:
             for name, image in images.items()
         }
         good = [name for name, image in images.items() if not image.problem]
-        self.num_added += len(good)
+        num_good = len(good)
         if self._facts:
             ends = np.cumsum([num_bytes_of(images[name].pixels) for name in good])
             good, others = good[: (num_fit := int((ends <= self._room).sum()))], good[num_fit:]
@@ -327,6 +327,7 @@ class _Filling:
             with self._disk_full_as_user_error():
                 rows = self._arrays.add(good, pixels, notes, self._num_bytes_left()).tolist()
             known |= {name: known[name]._replace(row=row) for name, row in zip(good, rows, strict=True)}
+        self.num_added += num_good  # not before: a full disk needs what is left
         self.known |= known
 
     def _num_expected(self) -> int:
