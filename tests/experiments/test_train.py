@@ -57,7 +57,7 @@ def test_features_are_computed_once_also_if_fine_tuning_starts_from_another_head
     assert log.count(f"Computing the features of {num_images} images") == 1
 
 
-@pytest.mark.parametrize("epoch", [1, 3])  # in each phase
+@pytest.mark.parametrize("epoch", [pytest.param(1, marks=pytest.mark.long), 3])  # in each phase
 def test_a_stopped_run_ends_with_the_same_bits(epoch, config, finished, tmp_path):
     run_dir = RunDir(tmp_path / "stopped")
     with pytest.raises(Stopped):

@@ -124,7 +124,9 @@ def short_of_memory(monkeypatch, most, after_calls=0):
     monkeypatch.setattr(phases, "make_train_step", make_train_step)
 
 
-@pytest.mark.parametrize(("most", "parts"), [(4, 2), pytest.param(3, 4, marks=pytest.mark.long), (1, 8)])
+@pytest.mark.parametrize(
+    ("most", "parts"), [(4, 2), *(pytest.param(*pair, marks=pytest.mark.long) for pair in ((3, 4), (1, 8)))]
+)
 def test_when_memory_runs_out_a_batch_is_computed_in_parts(most, parts, config, unbroken, tmp_path, monkeypatch):
     (run_dir, _), limited = unbroken, tmp_path / "limited"
     with monkeypatch.context() as patch:
@@ -189,7 +191,7 @@ def test_too_little_memory_outside_of_training_is_a_user_error(name, error, conf
         run_experiment(brief, RunDir(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("failing", [1, pytest.param(8, marks=pytest.mark.long), 21])
+@pytest.mark.parametrize("failing", [*(pytest.param(number, marks=pytest.mark.long) for number in (1, 8)), 21])
 def test_a_full_disk_ends_the_run_with_one_sentence_and_it_resumes_to_the_bit(
     failing, config, unbroken, tmp_path, monkeypatch, capsys
 ):

@@ -239,6 +239,7 @@ def test_a_checkpoint_is_written_from_a_copy(config, data):
         assert not all(map(np.array_equal, after[group], kept[group])), group
 
 
+@pytest.mark.long
 def test_checkpoints_that_are_written_late_change_no_bit(config, data, unbroken, tmp_path, monkeypatch):
     """Each is written during the next steps, as on a slow disk; the last one is waited for."""
     stepped, original = threading.Event(), checkpoint.save
@@ -361,7 +362,9 @@ def test_what_happens_to_the_cache_between_stops_changes_no_bit(config_with_copi
     assert session(config, load_prepared(config), run_dir) == unbroken_with_copies
 
 
-@pytest.mark.parametrize("cached", [PHASES, ()], ids=["in memory", "computed in every epoch"])
+@pytest.mark.parametrize(
+    "cached", [PHASES, pytest.param((), marks=pytest.mark.long)], ids=["in memory", "computed in every epoch"]
+)
 def test_an_empty_cache_changes_no_bit(cached, config_with_copies, unbroken_with_copies, tmp_path):
     config = dataclasses.replace(config_with_copies, cache_dir=str(tmp_path / "cache"), cache_gb=0.0)
     data = load_prepared(config)
