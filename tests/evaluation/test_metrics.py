@@ -83,8 +83,8 @@ def test_top_5_counts_the_five_most_probable():
     result = metrics.evaluate(table, names)
     assert result["top_5_accuracy"] == pytest.approx(5 / 7)
     assert result["top_5_interval"] == pytest.approx([0.3589, 0.9178], abs=1e-4), "Wilson's for 5 of 7"
-    told = metrics.describe(result | {"split": "test"})
-    assert told.startswith("test accuracy 14.29% (") and "), top-5 71.43%, macro F1 " in told
+    description = metrics.describe(result | {"split": "test"})
+    assert description.startswith("test accuracy 14.29% (") and "), top-5 71.43%, macro F1 " in description
 
 
 def test_top_5_is_absent_for_five_classes():

@@ -32,22 +32,17 @@ def inline(monkeypatch):
     monkeypatch.setattr(extraction, "_computed", lambda shards, *rest: map(extraction.compute_shard, shards))
 
 
+def flags_of(config, photos):
+    network = ["--backbone", "small_cnn", "--weights", config.weights, "--image-size", "16"]
+    return ["--dataset", str(photos), *network, "--features"]
+
+
 def files_of(store):
     return {str(path.relative_to(store)): path.read_bytes() for path in Path(store).rglob("[!.]*") if path.is_file()}
 
 
 def test_a_run_finds_in_the_store_what_workers_have_computed(small_config, photos, inline, tmp_path, monkeypatch):
-    flags = [
-        "--dataset",
-        str(photos),
-        "--backbone",
-        "small_cnn",
-        "--weights",
-        small_config.weights,
-        "--image-size",
-        "16",
-    ]
-    flags += ["--features", "--feature-store", str(tmp_path / "store")]
+    flags = [*flags_of(small_config, photos), "--feature-store", str(tmp_path / "store")]
     extract = [*flags, "--cache-dir", str(tmp_path / "one"), "--workers", "2"]
     messages = log_messages()
     assert run_main(prepare.main, extract) == 0
@@ -92,17 +87,7 @@ def test_a_worker_a_node_and_the_driver_may_die_and_the_bytes_are_those_of_one_m
     small_config, photos, inline, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(extraction, "SHARD", 3)
-    flags = [
-        "--dataset",
-        str(photos),
-        "--backbone",
-        "small_cnn",
-        "--weights",
-        small_config.weights,
-        "--image-size",
-        "16",
-    ]
-    flags += ["--features", "--workers", "2"]
+    flags = [*flags_of(small_config, photos), "--workers", "2"]
 
     def places(name):
         return ["--feature-store", str(tmp_path / name), "--cache-dir", str(tmp_path / f"cache of {name}")]
@@ -130,19 +115,9 @@ def test_a_worker_a_node_and_the_driver_may_die_and_the_bytes_are_those_of_one_m
 @pytest.mark.long
 def test_workers_of_this_machine_write_to_s3(small_config, photos, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    flags = [
-        "--dataset",
-        str(photos),
-        "--backbone",
-        "small_cnn",
-        "--weights",
-        small_config.weights,
-        "--image-size",
-        "16",
-    ]
     with local_bucket("features", tmp_path) as place:
-        flags += ["--feature-store", place, "--cache-dir", str(tmp_path / "cache")]
-        process = started([*flags, "--features", "--workers", "2"])
+        places = ["--feature-store", place, "--cache-dir", str(tmp_path / "cache")]
+        process = started([*flags_of(small_config, photos), *places, "--workers", "2"])
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0 and "Wrote 14 shards; 0 were there." in output, output
         config = replace(small_config, dataset=str(photos), precision="auto", cache_dir=str(tmp_path / "other"))

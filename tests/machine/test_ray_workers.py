@@ -1,4 +1,4 @@
-"""What a Ray worker does, and which workers it is told of; a real cluster is in tests/test_launch.py."""
+"""What a Ray worker does, and the addresses of the workers in its TF_CONFIG; a real cluster is in tests/test_launch.py."""
 
 import json
 import os
@@ -12,7 +12,9 @@ from tests.support.ports import free_ports
 from transfer_learning.errors import ExitCode
 from transfer_learning.machine.ray_cluster import PerWorker
 
-ray_workers = pytest.importorskip("transfer_learning.machine.ray_workers")
+pytest.importorskip("ray", reason="launch --ray needs the extra ray: pip install 'transfer-learning[ray]'")
+
+from transfer_learning.machine import ray_workers  # noqa: E402
 
 
 class Group:

@@ -50,7 +50,7 @@ def opened(tmp_path):
     return open_it
 
 
-def told(num_decoded, num_cached):
+def summary(num_decoded, num_cached):
     return [f"Decoded {num_decoded} images ({num_cached} in cache)."]
 
 
@@ -68,7 +68,7 @@ def test_pixels_and_facts_stand_in_the_order_of_the_examples(photos_here, opened
     for example, pixels in zip(dataset.examples, as_array(kept.pixels), strict=True):
         expected = Image.open(example.source).resize((8, 8), Image.Resampling.BICUBIC)
         np.testing.assert_array_equal(pixels, np.asarray(expected))
-    assert said == told(9, 0)
+    assert said == summary(9, 0)
 
 
 def test_the_second_opening_decodes_nothing(photos_here, opened, monkeypatch):
@@ -117,7 +117,7 @@ def test_what_is_changed_or_added_is_decoded_alone(change, expected, photos_here
     second, said = opened(photos_here)
     assert decoded == expected
     num_kept = len(second.rows) - len(expected)
-    assert said == told(len(expected), num_kept) * bool(expected)
+    assert said == summary(len(expected), num_kept) * bool(expected)
     np.testing.assert_array_equal(as_array(first.pixels), before)
     for example, row in zip(folder.read(photos_here).examples, second.rows, strict=True):
         expected = Image.open(example.source).resize((8, 8), Image.Resampling.BICUBIC)
@@ -130,7 +130,7 @@ def test_the_same_content_is_decoded_and_kept_once(chunk, photos_here, opened, d
     for copy in ("circle/002 again.png", "cross/copy a.png", "cross/copy b.png"):
         shutil.copy(photos_here / "circle" / "002.png", photos_here / copy)
     kept, said = opened(photos_here)
-    assert len(decoded) == 9 and len(kept.pixels) == 9 and len(kept.rows) == 12 and said == told(9, 0)
+    assert len(decoded) == 9 and len(kept.pixels) == 9 and len(kept.rows) == 12 and said == summary(9, 0)
     assert kept.rows[2] == kept.rows[3] == kept.rows[7] == kept.rows[8] and (kept.facts["width"] == 16).all()
 
 
@@ -167,7 +167,7 @@ def test_an_unreadable_image_is_named_and_tried_again(photos_here, opened, decod
         assert "cannot be decoded" in kept.facts["problem"][3] and "no such file" in kept.facts["problem"][4]
         assert (kept.rows == -1).nonzero()[0].tolist() == [3, 4] and len(kept.pixels) == 7
         assert kept.facts["sha256"][4] == "" and (kept.facts[["width", "height"]].iloc[3:5] == 0).all(axis=None)
-        assert said == told(7 - num_kept, num_kept)
+        assert said == summary(7 - num_kept, num_kept)
         assert len(decoded) == 9 - num_kept
 
 
@@ -194,7 +194,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept_under_its_old_hash(pho
         kept, _ = opened(photos_here)
     assert kept.facts["problem"].tolist() == [""] * 3 + ["the file changed while it was read"] + [""] * 5
     kept, said = opened(photos_here)
-    assert (kept.pixels[int(kept.rows[3])] == (255, 0, 0)).all() and said == told(1, 8)
+    assert (kept.pixels[int(kept.rows[3])] == (255, 0, 0)).all() and said == summary(1, 8)
 
 
 def test_a_dataset_without_examples_has_a_store(opened):
@@ -250,7 +250,7 @@ def test_on_a_full_disk_the_rest_is_held_in_memory_and_what_was_kept_stays(
     assert held.facts.equals(kept.facts)
 
 
-def test_neither_disk_nor_memory_is_told_with_the_space_it_needs(photos_here, opened, monkeypatch):
+def test_neither_disk_nor_memory_names_the_space_it_needs(photos_here, opened, monkeypatch):
     def full_disk(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -344,7 +344,7 @@ def test_killed_in_the_middle_it_continues_with_the_rest_to_the_same_bits(photos
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     assert done.returncode == -signal.SIGKILL
     kept, said = opened(photos_here)
-    assert len(decoded) <= 9 - 4 and said == told(len(decoded), 9 - len(decoded)), "two chunks were written before"
+    assert len(decoded) <= 9 - 4 and said == summary(len(decoded), 9 - len(decoded)), "two chunks were written before"
     unbroken = cached_images(folder.read(photos_here), 8, "squash", Cache(tmp_path / "other cache"))
     np.testing.assert_array_equal(kept.pixels[kept.rows], unbroken.pixels[unbroken.rows])
     assert kept.facts.equals(unbroken.facts)
@@ -367,7 +367,7 @@ def test_a_pipe_that_a_table_names_costs_itself_alone(photos_here, opened):
     kept, said = opened(dataclasses.replace(dataset, examples=(pipe, *dataset.examples)))
     assert kept.facts["problem"].tolist() == ["cannot be decoded (it is a folder, a pipe or a device)"] + [""] * 9
     assert kept.facts["sha256"][0] == "" and kept.rows.tolist()[0] == -1 and (kept.rows[1:] >= 0).all()
-    assert said == told(9, 0)
+    assert said == summary(9, 0)
 
 
 def test_workers_that_cannot_start_are_no_fault_of_the_images(photos_here, opened, monkeypatch):
@@ -388,7 +388,7 @@ def test_a_set_that_exceeds_its_limit_is_kept_as_jpegs_and_the_sentence_says_why
             "decoded they take 0.00 GB" in said[0] and f"--decoded-gb is {limit:g}" in said[0] and "as JPEGs" in said[0]
         )
     else:
-        assert said == told(9, 0)
+        assert said == summary(9, 0)
 
 
 @pytest.fixture
@@ -405,7 +405,9 @@ def smooth_photos(tmp_path):
 def test_jpegs_are_read_like_the_array_that_they_stand_for(smooth_photos, opened, decoded):
     plain, _ = opened(smooth_photos, size=16)
     kept, said = opened(smooth_photos, size=16, decoded_gb=0.0)
-    assert said[1:] == told(3, 0) and kept.pixel_key != plain.pixel_key and kept.cached_in.name != plain.cached_in.name
+    assert (
+        said[1:] == summary(3, 0) and kept.pixel_key != plain.pixel_key and kept.cached_in.name != plain.cached_in.name
+    )
     assert len(kept.pixels) == 3 and kept.pixels.shape == (3, 16, 16, 3) and kept.pixels.dtype == np.uint8
     assert kept.rows.tolist() == [0, 1, 2, 0]
     facts = [name for name in FACTS if name != "pixels"]  # whose hash is that of the JPEG here

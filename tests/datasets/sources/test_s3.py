@@ -206,7 +206,7 @@ PROBLEMS = {  # what is wrong, and what the sentence names
 
 
 @pytest.mark.parametrize(("environment", "place", "words"), PROBLEMS.values(), ids=PROBLEMS)
-def test_what_a_user_can_mend_is_one_sentence(environment, place, words, client, tmp_path, monkeypatch, capsys):
+def test_what_a_user_can_fix_is_one_sentence(environment, place, words, client, tmp_path, monkeypatch, capsys):
     for name, value in environment.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
     boto3.DEFAULT_SESSION = None
