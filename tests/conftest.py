@@ -41,6 +41,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: min(places.get(item.path.parent.name, 99), places.get(item.path.name, 99)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_graph_optimizer(pytestconfig):
+    """TensorFlow's optimizer of graphs takes a fifth of the tests' time; long tests and all processes that are started have it."""
+    if "not long" in pytestconfig.option.markexpr:
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
 @pytest.fixture(autouse=True)
 def the_precision_of_before():
     """A run in the process of the tests may set Keras' precision, which is no business of the next test."""
