@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def no_graph_optimizer(pytestconfig):
-    """TensorFlow's optimizer of graphs takes a fifth of the tests' time; long tests and all processes that are started have it."""
+    """TensorFlow's optimizer of graphs takes a fifth of the time; long tests and child processes have it."""
     if "not long" in pytestconfig.option.markexpr:
         import tensorflow as tf
 

@@ -64,6 +64,18 @@ def test_the_bins_are_those_of_scikit_learn():
     assert [row["confidence"] for row in bins] == pytest.approx(confidence, abs=1e-6)
 
 
+@pytest.mark.parametrize("num_images", [300, 6000])
+def test_the_error_of_calibrated_confidences_is_that_by_chance(num_images):
+    errors, by_chance = [], []
+    for seed in range(60):
+        logits, labels = drawn(num_images, seed=seed)
+        table = predictions.table(list(map(str, range(num_images))), labels, softmax(logits, axis=1), list("abcde"))
+        measured = calibration.measure(table, 1.0)
+        errors.append(measured["error"])
+        by_chance.append(measured["by_chance"])
+    assert np.mean(errors) == pytest.approx(np.mean(by_chance), rel=0.05)
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0, 7.0])
 def test_a_known_temperature_is_found_and_undone(temperature):
     logits, labels = drawn(20_000)

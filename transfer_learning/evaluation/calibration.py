@@ -65,9 +65,10 @@ def measure(table: pd.DataFrame, temperature: float) -> dict[str, Any]:
 
     Returns:
         Plain numbers, ready for JSON: ``temperature``; ``error``, the ECE, 0..1: the distance between mean confidence
-        and accuracy, averaged over `NUM_BINS` bins of equal width, weighted by their number of images; ``bins``, those
+        and accuracy, averaged over `NUM_BINS` bins of equal width, weighted by their number of images; ``by_chance``, what
+        it would be on average if each image were correct with the probability of its confidence; ``bins``, those
         that are not empty, with ``low``, ``high``, ``num_examples``, the mean ``confidence``, the ``accuracy`` and its
-        95 % Wilson ``interval``; and ``uncorrected``, ``error`` and ``bins`` at temperature 1.
+        95 % Wilson ``interval``; and ``uncorrected``, the same at temperature 1.
     """
     from scipy.special import softmax
 
@@ -85,8 +86,11 @@ def measure(table: pd.DataFrame, temperature: float) -> dict[str, Any]:
 def _binned(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
     from scipy.stats import binned_statistic
 
-    values = [np.ones(len(correct)), np.clip(confidence, 0, 1), correct.astype(float)]
-    (counts, confidences, num_correct), edges, _ = binned_statistic(values[1], values, "sum", NUM_BINS, range=(0, 1))
+    confidence = np.clip(confidence, 0, 1)
+    values = [np.ones(len(correct)), confidence, correct.astype(float), confidence * (1 - confidence)]
+    (counts, confidences, num_correct, variances), edges, _ = binned_statistic(
+        confidence, values, "sum", NUM_BINS, range=(0, 1)
+    )
     bins = [
         {
             "low": float(edges[place]),
@@ -98,4 +102,7 @@ def _binned(confidence: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
         }
         for place in np.flatnonzero(counts)
     ]
-    return {"error": float(np.abs(num_correct - confidences).sum() / len(correct)), "bins": bins}
+    # The number of correct images of a bin is nearly normal, and so is its distance from the sum of their confidences.
+    by_chance = np.sqrt(2 / np.pi * variances).sum() / len(correct)
+    error = np.abs(num_correct - confidences).sum() / len(correct)
+    return {"error": float(error), "by_chance": float(by_chance), "bins": bins}
