@@ -5,6 +5,7 @@ import io
 import json
 import re
 import struct
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,6 +18,8 @@ from PIL import Image
 from tests.support import bad_images
 from tests.support.serving import SIZE, ColourPredictor, WithFeatures, colour, png, served
 from transfer_learning import serving
+from transfer_learning.datasets.decoding.decode import Decoded
+from transfer_learning.serving import app
 from transfer_learning.serving.drift import Reference
 from transfer_learning.serving.guard import Limits
 
@@ -244,6 +247,32 @@ def test_more_images_than_the_queue_holds_get_503_and_when_to_come_again():
         answer = client.post("/predict", {"images": [in_base64(png(RED))] * 4})
         assert answer.status == 503 and int(answer.headers["retry-after"]) == 1
         assert len(client.post("/predict", {"images": [in_base64(png(RED))] * 3}).json["predictions"]) == 3
+
+
+def test_large_images_wait_in_a_lane_of_their_own(monkeypatch):
+    """While one is decoded, another is refused, alone or among others, and a small one is answered."""
+    monkeypatch.setattr(app, "MAX_IMAGES_IN_SLOW_LANE", 1)
+    begun, go = threading.Event(), threading.Event()
+
+    def decode(content):
+        begun.set()
+        assert go.wait(20)
+        return "", Decoded(GREEN, SIZE, SIZE, "")
+
+    large = png(np.zeros((1300, 1200, 3), np.uint8))
+    with served(limits=replace(LIMITS, pixels=2 * 10**6)) as client, ThreadPoolExecutor(1) as threads:
+        monkeypatch.setattr(client.service._slow._workers, "decode", decode)
+        first = threads.submit(client.post, "/predict", large)
+        assert begun.wait(20)
+        for body in (large, {"images": [in_base64(png(RED)), in_base64(large)]}):
+            answer = client.post("/predict", body)
+            assert answer.status == 503 and answer.headers["retry-after"] == "1" and b"large images" in answer.body
+        assert client.post("/predict", png(RED)).json["class"] == "red"
+        too_large = client.post("/predict", png(np.zeros((1500, 1400, 3), np.uint8)))
+        assert too_large.status == 400 and b"exceeds the limit of 2,000,000" in too_large.body
+        go.set()
+        assert first.result().json["class"] == "green"
+        assert client.post("/predict", large).json["class"] == "green"
 
 
 def test_an_error_in_the_predictor_is_a_500_without_details_and_the_server_goes_on(caplog):

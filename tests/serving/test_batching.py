@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from transfer_learning.serving.batching import Batcher, padded
+from transfer_learning.serving.batching import MANY, Batcher, padded
 
 
 def image(value):
@@ -42,6 +42,28 @@ def test_a_lone_image_does_not_wait_and_the_others_share_a_batch():
 
     assert asyncio.run(run()) == list(range(1, 45))
     assert observed == [1, 32, 11] and network.sizes == [1, 32, 16]
+
+
+def test_a_lone_image_waits_for_no_large_request_and_both_take_turns():
+    network, ended = Network(), []
+
+    async def run():
+        batcher = Batcher(network)
+
+        async def one(value, is_lone):
+            ended.append(await batcher.predict(image(value), is_lone))
+
+        several = [asyncio.create_task(one(value, False)) for value in range(9)]
+        while not network.sizes:
+            await asyncio.sleep(0.001)
+        lone = [asyncio.create_task(one(value, True)) for value in (100, 101)]
+        await asyncio.sleep(0)
+        network.go.set()
+        await asyncio.gather(*several, *lone)
+        batcher.close()
+
+    asyncio.run(run())
+    assert ended == [0, 1, 2, 3, 100, 101, 4, 5, 6, 7, 8] and network.sizes == [MANY, 2, MANY, 1]
 
 
 def test_an_error_reaches_all_of_its_batch_and_the_next_image_is_predicted():

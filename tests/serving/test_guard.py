@@ -105,6 +105,7 @@ def test_bodies_together_have_a_limit():
                 connection.sendall(HEAD + b"Content-Length: 99999\r\n\r\n" + bytes(60_000))
             for _ in range(5):  # each is answered after what has arrived before
                 assert client.get("/health").status == 200
+            assert client.post("/predict", b"x" * 190).status == 400  # within its share, so read, and no image
             second.sendall(bytes(39_999))
             assert second.recv(1000).startswith(b"HTTP/1.1 503")
             first.sendall(bytes(39_999))

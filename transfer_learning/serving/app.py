@@ -5,9 +5,9 @@ import base64
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,7 +19,8 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from transfer_learning import __version__
-from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.datasets.decoding.decode import EXPENSIVE, Decoded
+from transfer_learning.datasets.decoding.workers import CHEAP, SLOW, DecodeWorkers
 from transfer_learning.exports.interface import ImagePredictor
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.serving import inference_protocol as v2
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_TO_DECODE = 10
 DECODERS_PER_CORE = 2  # so that small images pass those that take long
-MAX_IMAGES = BATCH_SIZES[-1]  # per request
+MAX_IMAGES = MAX_IMAGES_IN_SLOW_LANE = BATCH_SIZES[-1]  # MAX_IMAGES: per request
 TopK = Annotated[int, Query(ge=1, description="number of classes that are named, the most probable first")]
 PAGE = {
     "/": ("page.html", "text/html"),
@@ -62,6 +63,36 @@ class Answer(NamedTuple):
     pixels: np.ndarray  # uint8 (size, size, 3), which the network saw
 
 
+class _Lane:
+    """Processes that decode images, and threads that wait for them."""
+
+    def __init__(self, name: str, count: int, predictor: ImagePredictor, limits: Limits):
+        self.in_work = 0
+        self._threads = ThreadPoolExecutor(count, f"decode {name}")
+        self._workers = DecodeWorkers(
+            predictor.image_size,
+            predictor.resize,
+            seconds=SECONDS_TO_DECODE,
+            max_pixels=limits.pixels,
+            ranges=getattr(predictor, "value_ranges", {}),  # an export may have none
+            lane=name,
+        )
+
+    async def decode(self, content: bytes) -> Decoded:
+        """Waits for a process that is free, and returns what it decodes."""
+        self.in_work += 1  # images
+        try:
+            loop = asyncio.get_running_loop()
+            return (await loop.run_in_executor(self._threads, self._workers.decode, content))[1]
+        finally:
+            self.in_work -= 1
+
+    def close(self) -> None:
+        """Ends threads and processes."""
+        self._workers.close()
+        self._threads.shutdown(cancel_futures=True)
+
+
 class Service:
     """A predictor with what all requests share: decoders, queue, counts.
 
@@ -76,30 +107,28 @@ class Service:
         self.drift = Drift(reference) if reference is not None else None
         self.metrics = Metrics(predictor.class_names, self.drift)
         self._batcher = Batcher(self._predict, self.metrics.batch_size.observe)
-        self._workers = DecodeWorkers(
-            predictor.image_size,
-            predictor.resize,
-            seconds=SECONDS_TO_DECODE,
-            max_pixels=limits.pixels,
-            ranges=getattr(predictor, "value_ranges", {}),  # an export may have none
-        )
-        self._threads = ThreadPoolExecutor(DECODERS_PER_CORE * usable_cores(), "decode")
-        self._in_work = 0  # images
+        self._cheap = _Lane(CHEAP, DECODERS_PER_CORE * usable_cores(), predictor, limits)
+        self._slow = _Lane(SLOW, max(1, usable_cores() // 2), predictor, limits)
+        self._share_of_several = asyncio.Semaphore(
+            usable_cores()
+        )  # decoders that requests with several images may take
+        # Images of requests with one and of those with several, each up to the limit: the latter refuse none of the former.
+        self._in_work = {True: 0, False: 0}
 
     async def start(self) -> None:
         """Computes a batch of each size, because the first one takes longer, and starts a decoder."""
         blank = np.zeros((self.predictor.image_size, self.predictor.image_size, 3), np.uint8)
         for size in BATCH_SIZES:
             await self._batcher.run(self._predict, padded([blank] * size))
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._workers.decode, b"")
+        await self._cheap.decode(b"")
         self.is_ready = True
 
     def close(self) -> None:
         """Ends threads and processes; called when no request is left."""
         self.is_ready = False
         self._batcher.close()
-        self._workers.close()
-        self._threads.shutdown(cancel_futures=True)
+        self._cheap.close()
+        self._slow.close()
 
     async def predict(self, images: Sequence[bytes] | np.ndarray) -> list[Answer | str]:
         """Predicts encoded images, or pixels (n, size, size, 3).
@@ -113,7 +142,7 @@ class Service:
         if not 0 < len(images) <= MAX_IMAGES:
             raise Refused(413 if len(images) else 400, f"Send 1 to {MAX_IMAGES} images per request.")
         with self._room_for(len(images)):
-            rows = await asyncio.gather(*map(self._predict_one, images))
+            rows = await _all(self._predict_one(image, len(images) == 1) for image in images)
         answers = [row for row in rows if isinstance(row, Answer)]
         self.metrics.count_images(
             [row.probabilities for row in answers], len(rows) - len(answers), self.predictor.rejection_threshold
@@ -123,10 +152,14 @@ class Service:
                 self.drift.add(row.probabilities[None], None if row.features is None else row.features[None])
         return rows
 
-    async def decode(self, content: bytes) -> np.ndarray | str:
-        """Returns uint8 (size, size, 3), or why an image cannot be decoded."""
-        loop = asyncio.get_running_loop()
-        _, image = await loop.run_in_executor(self._threads, self._workers.decode, content)
+    async def decode(self, content: bytes, is_lone: bool = True) -> np.ndarray | str:
+        """Returns uint8 (size, size, 3), or why an image cannot be decoded; Refused if too many large ones wait."""
+        async with nullcontext() if is_lone else self._share_of_several:
+            image = await self._cheap.decode(content)
+        if image.kind == EXPENSIVE:
+            if self._slow.in_work >= MAX_IMAGES_IN_SLOW_LANE:
+                raise Refused(503, "Too many large images are waiting; try again in a second.", RETRY_AFTER)
+            image = await self._slow.decode(content)
         return image.problem or image.pixels
 
     async def grad_cam(self, content: bytes, class_index: int) -> bytes:
@@ -140,11 +173,11 @@ class Service:
                 raise _undecodable(pixels)
             return await self._batcher.run(draw, pixels, class_index)
 
-    async def _predict_one(self, image: bytes | np.ndarray) -> Answer | str:
-        pixels = await self.decode(image) if isinstance(image, bytes) else image
+    async def _predict_one(self, image: bytes | np.ndarray, is_lone: bool) -> Answer | str:
+        pixels = await self.decode(image, is_lone) if isinstance(image, bytes) else image
         if isinstance(pixels, str):
             return pixels
-        probabilities, features = await self._batcher.predict(pixels)
+        probabilities, features = await self._batcher.predict(pixels, is_lone)
         return Answer(probabilities, features, pixels)
 
     def _predict(self, batch: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
@@ -155,15 +188,16 @@ class Service:
 
     @contextmanager
     def _room_for(self, count: int) -> Iterator[None]:
-        if self._in_work + count > self.limits.images:
+        is_lone = count == 1
+        if self._in_work[is_lone] + count > self.limits.images:
             raise Refused(503, "Too many images are waiting; try again in a second.", RETRY_AFTER)
-        self._in_work += count
-        self.metrics.images_in_work.set(self._in_work)
+        self._in_work[is_lone] += count
+        self.metrics.images_in_work.inc(count)
         try:
             yield
         finally:
-            self._in_work -= count
-            self.metrics.images_in_work.set(self._in_work)
+            self._in_work[is_lone] -= count
+            self.metrics.images_in_work.dec(count)
 
 
 def make_app(service: Service, token: str = "", host_names: Sequence[str] = ()) -> FastAPI:
@@ -341,6 +375,16 @@ def _as_json(row: Answer, predictor: ImagePredictor, top_k: int, with_pixels: bo
         Image.fromarray(row.pixels).save(stream, "PNG", compress_level=1)
         result["pixels"] = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
     return result
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, Answer | str]]) -> list[Answer | str]:
+    """What all of them return, in order; the first exception ends the others."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _undecodable(problem: str) -> Refused:

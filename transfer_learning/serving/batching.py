@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # the network sees no others: a shape is compiled, or measured, once
+MANY = 4  # images per batch of requests with several: what a lone image waits for; on a CPU, more gain little
 
 
 class Busy(Exception):
@@ -19,7 +20,8 @@ class Batcher:
     """Collects images and predicts them together; all methods belong to the thread of the event loop.
 
     A batch takes what is waiting when the network is free: a lone image does not wait for others, and under load the
-    batches grow by themselves.
+    batches grow by themselves. Requests with one image and those with several take turns, and a batch holds at most MANY
+    images of the latter: a lone image never waits for all of a large request.
 
     Args:
         predict: uint8 (n, size, size, 3), n one of BATCH_SIZES -> a sequence with a result per image.
@@ -28,14 +30,15 @@ class Batcher:
 
     def __init__(self, predict: Callable[[np.ndarray], Any], observe: Callable[[int], object] = lambda count: None):
         self._predict, self._observe = predict, observe
-        self._waiting: deque[tuple[np.ndarray, asyncio.Future]] = deque()
+        self._lone: deque[tuple[np.ndarray, asyncio.Future]] = deque()
+        self._several: deque[tuple[np.ndarray, asyncio.Future]] = deque()
         self._thread = ThreadPoolExecutor(1, "network")
         self._task: asyncio.Task | None = None
 
-    async def predict(self, pixels: np.ndarray) -> Any:
-        """Returns the result for one image, uint8 (size, size, 3)."""
+    async def predict(self, pixels: np.ndarray, is_lone: bool = True) -> Any:
+        """Returns the result for one image, uint8 (size, size, 3), which may be one of several in its request."""
         result = asyncio.get_running_loop().create_future()
-        self._waiting.append((pixels, result))
+        (self._lone if is_lone else self._several).append((pixels, result))
         if self._task is None:
             self._task = asyncio.create_task(self._predict_all())
         return await result
@@ -50,8 +53,11 @@ class Batcher:
 
     async def _predict_all(self) -> None:
         try:
-            while self._waiting:
-                taken = [self._waiting.popleft() for _ in range(min(BATCH_SIZES[-1], len(self._waiting)))]
+            was_lone = False
+            while self._lone or self._several:
+                was_lone = bool(self._lone) and not (was_lone and self._several)  # in turns
+                waiting, most = (self._lone, BATCH_SIZES[-1]) if was_lone else (self._several, MANY)
+                taken = [waiting.popleft() for _ in range(min(most, len(waiting)))]
                 batch = [(pixels, result) for pixels, result in taken if not result.done()]  # not given up meanwhile
                 if not batch:
                     continue

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 OPEN_PATHS = ("/", "/page.js", "/page.css", "/health", "/ready", "/v2/health/live", "/v2/health/ready")  # need no token
 SECONDS_TO_DISCARD = 5  # of a body that is too large; a client that still sends would not read the answer
+MOST_REQUESTS = 512  # at the same time; each may hold its share of the memory in any case
 RETRY_AFTER = {"Retry-After": "1"}
 SECURITY_HEADERS = {
     "Content-Security-Policy": (
@@ -101,7 +102,8 @@ class Guard:
                         num_bytes += len(chunk)
                         self._bytes_held += len(chunk)
                         self._check_size(num_bytes)
-                        if self._bytes_held > self._limits.all_bodies_bytes:
+                        is_large = num_bytes > self._limits.all_bodies_bytes // MOST_REQUESTS
+                        if self._bytes_held > self._limits.all_bodies_bytes and is_large:
                             raise Refused(503, "Other requests take all memory; try again in a second.", RETRY_AFTER)
                         chunks.append(chunk)
                 scope.setdefault("state", {})["body"] = b"".join(chunks)

@@ -12,12 +12,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from transfer_learning.errors import UserError
 from transfer_learning.serving.app import Service
+from transfer_learning.serving.guard import MOST_REQUESTS
 
 logger = logging.getLogger(__name__)
 
 SECONDS_NOT_READY = 2  # between SIGTERM and the end of the socket: what watches /ready sends nothing more by then
 SECONDS_TO_SEND_HEADERS = 10
-MAX_CONNECTIONS = 512
 
 
 def bound_socket(address: str, port: int) -> socket.socket:
@@ -60,7 +60,7 @@ def config_of(app: FastAPI, service: Service) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=MOST_REQUESTS,
         timeout_graceful_shutdown=int(2 * service.limits.seconds),
     )
 

@@ -19,8 +19,8 @@ from PIL import Image
 from tests.support import ROOT, bad_images
 from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart
 from transfer_learning.datasets.decoding import workers as decode_workers
-from transfer_learning.datasets.decoding.decode import content_hash, decode, failed, from_jpeg
-from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.datasets.decoding.decode import EXPENSIVE, content_hash, decode, failed, from_jpeg
+from transfer_learning.datasets.decoding.workers import CHEAP, NICENESS, SLOW, DecodeWorkers
 
 SIZE = 8
 DEADLINE = 60  # seconds, for what takes a fraction of one: only a failing test waits so long
@@ -205,6 +205,21 @@ def test_a_small_file_that_would_be_decoded_for_minutes_has_its_time(image, tmp_
         assert_decoded(workers.decode(good), good)
 
 
+def test_lanes_refuse_what_is_expensive_and_leave_the_processor_to_others(tmp_path):
+    plain = Image.new("RGB", (1300, 1200))
+    sizes = {"PNG": {}, "JPEG": {}, "progressive": {"format": "JPEG", "progressive": True}}
+    for name, options in sizes.items():
+        plain.save(tmp_path / name, **{"format": name} | options)
+    plain.resize((4000, 3900)).save(tmp_path / "large JPEG", "JPEG")
+    with DecodeWorkers(SIZE, "squash", lane=CHEAP) as cheap, DecodeWorkers(SIZE, "squash", lane=SLOW) as slow:
+        kinds = {name: cheap.decode(tmp_path / name)[1].kind for name in (*sizes, "large JPEG")}
+        assert kinds == {"PNG": EXPENSIVE, "JPEG": "", "progressive": "", "large JPEG": EXPENSIVE}
+        niceness = os.nice(0)
+        assert [one.nice() for one in processes()] == [niceness]
+        assert slow.decode(tmp_path / "PNG")[1].problem == ""
+        assert max(one.nice() for one in processes()) == min(19, niceness + NICENESS)
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_no_file_is_not_waited_for(make, tmp_path):
     make(tmp_path / "x.png")
@@ -307,7 +322,7 @@ def test_workers_end_when_their_parent_is_killed_whatever_they_do(is_idle, pipe,
 def test_a_worker_in_whose_loop_no_python_runs_is_ended_by_the_kernel(image):
     """Its parent is alive and patient: it is the limit of its own processor time that ends it."""
     request = json.dumps([str(image(behind=b"burn"))]).encode()
-    arguments = [*FAULTY_COMMAND, "8", "squash", "pixels", "0.1", str(decode_workers.MAX_PIXELS), "{}"]
+    arguments = [*FAULTY_COMMAND, "8", "squash", "pixels", "0.1", str(decode_workers.MAX_PIXELS), "{}", ""]
     with subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         worker.stdin.write(decode_workers.LENGTH.pack(len(request)) + request)
         worker.stdin.flush()

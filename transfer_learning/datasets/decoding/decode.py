@@ -44,6 +44,10 @@ MAX_DECODED_BYTES = 1_100_000_000
 BYTES_PER_PIXEL = {"WEBP": 12, "AVIF": 12, "HEIF": 12, "RGBA": 8, "I": 12, "I;16": 8, "I;16B": 8, "F": 12}
 ALWAYS_DECODED = 89_478_485  # pixels: Pillow's own limit
 MAX_PIXELS = 10**9  # of the whole image: a JPEG decoded at 1/8 takes 5 s
+# Decoded in about 0.1 s at most: a PNG or WebP of so many pixels, a JPEG at reduced scale of 10 times as many, a
+# progressive one of 3 times as many.
+CHEAP_PIXELS = 1_500_000
+EXPENSIVE = "expensive"  # the kind of problem where only cheap images are decoded
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: the JPEGs of stereo and many telephone cameras
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,12 +66,20 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-_max_pixels = MAX_PIXELS
+_max_pixels, _cheap_only = MAX_PIXELS, False
 _opening = threading.Lock()  # while Pillow's limit of pixels is lifted
 
 
 class TooManyPixels(Exception):
     """An image would take too much memory or time."""
+
+    kind = TOO_MANY_PIXELS
+
+
+class Expensive(TooManyPixels):
+    """An image has too many pixels for a process that decodes only cheap ones."""
+
+    kind = EXPENSIVE
 
 
 class Decoded(NamedTuple):
@@ -158,7 +170,7 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
     except MissingExtra as error:
         return failed(MISSING_EXTRA, f"a HEIC image: {str(error).rstrip('.')}")
     except TooManyPixels as error:
-        return failed(TOO_MANY_PIXELS, f"too many pixels ({error})")
+        return failed(error.kind, f"too many pixels ({error})")
     except UnidentifiedImageError:
         kind = format_of(content[:NUM_BYTES])
         reason = f"a {kind.replace('HEIF', 'HEIC')} that is damaged, or of a kind that is not supported"
@@ -171,10 +183,11 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
         return failed(kind, f"cannot be decoded ({reason})"[:200])
 
 
-def limit_pixels(number: int) -> None:
-    """From now on, this process decodes no image of more pixels, whatever memory it takes."""
-    global _max_pixels
-    _max_pixels = number
+def limit_pixels(number: int, cheap_only: bool) -> None:
+    """From now on, this process decodes no image of more pixels, whatever memory it takes; `cheap_only`: none that takes
+    longer than CHEAP_PIXELS, a problem of the kind EXPENSIVE."""
+    global _max_pixels, _cheap_only
+    _max_pixels, _cheap_only = number, cheap_only
 
 
 def full_size(content: bytes) -> tuple[int, int]:
@@ -326,7 +339,8 @@ def _check_memory(file: ImageFile.ImageFile, num_pixels: int, stored_mode: str) 
     decoded_pixels = file.width * file.height
     by_mode = 24 if deep.COLOUR.fullmatch(stored_mode) else BYTES_PER_PIXEL.get(file.mode, 4)
     num_bytes = decoded_pixels * BYTES_PER_PIXEL.get(str(file.format), by_mode)
-    if file.format in JPEG_FORMATS and file.info.get("progressive"):
+    is_progressive = file.format in JPEG_FORMATS and bool(file.info.get("progressive"))
+    if is_progressive:
         num_bytes += 2 * len(file.getbands()) * num_pixels  # all coefficients, at any scale
     if num_pixels > _max_pixels:
         raise TooManyPixels(f"{num_pixels:,}, which exceeds the limit of {_max_pixels:,}")
@@ -335,6 +349,8 @@ def _check_memory(file: ImageFile.ImageFile, num_pixels: int, stored_mode: str) 
             f"{num_pixels / 1e6:,.0f} million, which take {formatting.size(num_bytes)} of memory; the limit is "
             f"{formatting.size(MAX_DECODED_BYTES)}"
         )
+    if _cheap_only and max(decoded_pixels, num_pixels // (3 if is_progressive else 10)) > CHEAP_PIXELS:
+        raise Expensive(f"{num_pixels:,}")
 
 
 def _smaller(image: Image.Image, size: int) -> Image.Image:

@@ -36,6 +36,8 @@ from transfer_learning.datasets.decoding.value_range import Ranges, from_json, t
 SECONDS_PER_IMAGE = 60
 SECONDS_TO_START = 60
 MEMORY_PER_IMAGE = 4 << 30  # bytes of address space; 89 million pixels of 16 bits take half of it
+CHEAP, SLOW = "cheap", "slow"  # lanes
+NICENESS = 10  # of the slow one: a tenth of a core where others need it
 SLICES = 20  # per timeout: a pause by Ctrl-Z costs one slice and does not blame an image
 LENGTH = struct.Struct(">Q")  # before each frame
 # -P: import no modules from the working directory
@@ -56,6 +58,8 @@ class DecodeWorkers:
         seconds: timeout per image, after which its process is killed.
         max_pixels: of an image; one that has more is not decoded.
         ranges: of values with more than 8 bits, as `decode` takes them.
+        lane: CHEAP refuses images that take longer than CHEAP_PIXELS, a problem of the kind EXPENSIVE; SLOW decodes all at
+            low priority.
     """
 
     def __init__(
@@ -66,9 +70,10 @@ class DecodeWorkers:
         seconds: float = SECONDS_PER_IMAGE,
         max_pixels: int = MAX_PIXELS,
         ranges: Ranges | None = None,
+        lane: str = "",
     ):
         self._size, self._resize, self._as_jpeg, self._seconds = size, resize, as_jpeg, seconds
-        self._max_pixels, self._ranges = max_pixels, json.dumps(to_json(ranges or {}))
+        self._max_pixels, self._ranges, self._lane = max_pixels, json.dumps(to_json(ranges or {})), lane
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -139,7 +144,8 @@ class DecodeWorkers:
             worker = self._idle.pop() if self._idle else None
         if worker is None:
             kind = "jpeg" if self._as_jpeg else "pixels"
-            worker = _Worker(self._size, self._resize, kind, self._seconds, self._max_pixels, self._ranges)
+            limits = (self._seconds, self._max_pixels, self._ranges, self._lane)
+            worker = _Worker(self._size, self._resize, kind, *limits)
         with self._lock:
             if not self._is_closed:
                 self._busy.add(worker)
@@ -247,8 +253,10 @@ class _Worker:
 def main() -> None:
     """Answers requests until there are no more, or until the parent process is gone."""
     size, resize, kind, seconds = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
-    limit_pixels(int(sys.argv[5]))
-    ranges = from_json(json.loads(sys.argv[6]))
+    ranges, lane = from_json(json.loads(sys.argv[6])), sys.argv[7]
+    limit_pixels(int(sys.argv[5]), cheap_only=lane == CHEAP)
+    if lane == SLOW:
+        os.nice(NICENESS)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     with suppress(OSError):  # out of memory, the kernel kills this process rather than the run
         Path("/proc/self/oom_score_adj").write_text("500")
