@@ -7,13 +7,14 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.figures.style import GREEN, VERMILION, readable, settings, shortened
 
 Arrays = Sequence[np.ndarray] | np.ndarray
+SIDE = 1.8  # of the shown images in inches
 # By whether the prediction is correct: the mark before the caption, the colour of the frame, that of the caption.
 MARKS = {True: ("✓ ", GREEN, "#00543d"), False: ("✗ ", VERMILION, "#8f3a00"), None: ("", "#bbbbbb", "#222222")}
 
@@ -63,19 +64,23 @@ def image_grid(
     num_rows = math.ceil(len(images) / num_columns)
     num_lines = max(text.count("\n") + 1 for text in captions)
     with settings():
+        # Of a cell in inches, which are the units of the only axes: one per image and a layout take twice the time.
         width, height = 2.1 * wide, 1.95 + 0.16 * num_lines
-        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.08)
-        figure = Figure(figsize=(width * num_columns, height * num_rows), layout=layout)
-        grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
-        for axes, image, text, right in zip(grid, images, captions, marks, strict=False):  # the last row may be shorter
-            axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) < 128 else "antialiased")
-            axes.set(xticks=[], yticks=[])
+        figure = Figure(figsize=(width * num_columns, height * num_rows))
+        axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=[], yticks=[])
+        for number, (image, text, right) in enumerate(zip(images, captions, marks, strict=True)):
+            row, column = divmod(number, num_columns)
+            tall, broad = np.array(image.shape[:2]) * min(SIDE / image.shape[0], wide * SIDE / image.shape[1])
+            left, bottom = (column + 0.5) * width - broad / 2, (row + 1) * height - 0.05
+            look = dict(interpolation="nearest" if max(image.shape[:2]) < 128 else "antialiased")
+            axes.imshow(image, extent=(left, left + broad, bottom, bottom - tall), aspect="auto", **look)
             mark, frame, colour = MARKS[right]
-            axes.spines[:].set(color=frame, linewidth=1 if right is None else 3)
+            outline = dict(fill=False, color=frame, linewidth=1 if right is None else 3)
+            axes.add_patch(Rectangle((left, bottom - tall), broad, tall, **outline))
             first, *others = [shortened(line, 30) for line in text.split("\n")]
-            axes.set_title("\n".join([f"{mark}{first}", *others]), fontsize=8.5, pad=5, color=colour, parse_math=False)
-        for axes in list(figure.axes)[len(images) :]:
-            axes.set_visible(False)
+            look = dict(ha="center", va="bottom", fontsize=8.5, color=colour, parse_math=False)
+            axes.text(left + broad / 2, bottom - tall - 0.07, "\n".join([f"{mark}{first}", *others]), **look)
+        axes.set(xlim=(0, width * num_columns), ylim=(height * num_rows, 0))
     return figure
 
 
