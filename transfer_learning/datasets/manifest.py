@@ -208,6 +208,7 @@ def _drop_cross_split_duplicates(manifest: pd.DataFrame) -> None:
         keys = used[column]
         if column == "sha256":  # images of one colour have a place in the hash of their pixels, and show nothing twice
             keys = keys.where(~used["pixels"].str.contains(" "), "")
+        keys = keys.tolist()
         for key, rank in zip(keys, ranks, strict=True):
             highest[key] = max(rank, highest.get(key, 0))
         for row, key, rank in zip(used.index, keys, ranks, strict=True):

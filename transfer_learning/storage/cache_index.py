@@ -22,6 +22,8 @@ TABLES = (
     "(number INTEGER PRIMARY KEY, key TEXT UNIQUE, offset INTEGER, length INTEGER, crc32 INTEGER, note TEXT)",
     "CREATE TABLE entry (layout TEXT, facts TEXT)",
 )
+SELECT = "SELECT number, offset, length, crc32, key, note FROM records"
+KEYS_PER_QUERY = 500  # SQLite takes at most 999 in every version
 ERRNO = {  # of SQLite's errors; EIO for others
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -116,13 +118,17 @@ class Index:
 
     def find(self, keys: Sequence[str]) -> list[IndexRow | None]:
         """The row of each key, None where there is none."""
+        found: dict[str, IndexRow] = {}
         with self.transaction("DEFERRED"):
-            return [self.row(key) for key in keys]
+            for start in range(0, len(keys), KEYS_PER_QUERY):
+                part = keys[start : start + KEYS_PER_QUERY]
+                rows = self.execute(f"{SELECT} WHERE key IN ({', '.join('?' * len(part))})", part)
+                found |= {row[4]: IndexRow(*row) for row in rows}
+        return [found.get(key) for key in keys]
 
     def row(self, key: str) -> IndexRow | None:
         """The row of a key; call it in a transaction."""
-        select = "SELECT number, offset, length, crc32, key, note FROM records WHERE key = ?"
-        row = self.execute(select, (key,)).fetchone()
+        row = self.execute(f"{SELECT} WHERE key = ?", (key,)).fetchone()
         return IndexRow(*row) if row else None
 
     def append(self, key: str, length: int, crc32: int, note: str) -> tuple[int, int]:

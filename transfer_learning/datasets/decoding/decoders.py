@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.rows import Rows
 
+FILES_AT_ONCE = 16  # that a thread hashes, since handing over one takes as long as to hash it
 READERS = 32  # threads that wait for an object store, which takes some 50 ms per image
 ON_READ = 1 << 50  # positions from here on are of images that are decoded on each access
 
@@ -38,6 +40,7 @@ class Decoders:
         self, size: int, resize: str, as_jpeg: bool, ranges: Ranges | None = None, suffix: str = "", readers: int = 0
     ):
         self._size, self._resize, self._as_jpeg, self.suffix = size, resize, as_jpeg, suffix
+        self._readers = readers
         self._threads = ThreadPoolExecutor(max(readers, usable_cores()))
         self._cores = threading.BoundedSemaphore(usable_cores())
         self._workers = DecodeWorkers(size, resize, as_jpeg, ranges=ranges)
@@ -55,7 +58,9 @@ class Decoders:
 
     def hash(self, sources: Sequence[Source]) -> Iterator[str]:
         """Starts hashing; returns the hashes in order, waiting for each."""
-        return self._threads.map(content_hash, sources)
+        size = 1 if self._readers else FILES_AT_ONCE
+        parts = [sources[start : start + size] for start in range(0, len(sources), size)]
+        return chain.from_iterable(self._threads.map(lambda part: list(map(content_hash, part)), parts))
 
     def decode(self, sources: Mapping[str, Source]) -> dict[str, Future[Decoded]]:
         """Starts decoding `sources`, by their hashes."""

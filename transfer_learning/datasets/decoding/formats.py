@@ -41,7 +41,7 @@ PATTERNS = {name: re.compile(pattern, re.DOTALL) for name, pattern in SIGNATURES
 
 def suffix_of(name: str | PurePath) -> str:
     """The suffix in lower case; "" for none, or for one without a letter, as in ``1.2.840`` or ``photo.2021-05-01``."""
-    suffix = PurePath(name).suffix.lower()
+    suffix = (name if isinstance(name, PurePath) else PurePath(name)).suffix.lower()
     return suffix if any(letter.isalpha() for letter in suffix) else ""
 
 

@@ -60,11 +60,11 @@ def read(root: Path) -> Dataset:
     """
     images, ignored = [], []
     for path in files_below(root):
-        name = path.relative_to(root).as_posix()
+        parts = path.parts[len(root.parts) :]  # takes a tenth of the time of relative_to
         if reason := reason_to_ignore(path, root):
-            ignored.append((name, reason))
+            ignored.append(("/".join(parts), reason))
         else:
-            images.append((path, path.relative_to(root).parts[:-1]))
+            images.append((path, parts[:-1]))
     others = {(Path(name).parent.parts, Path(name).suffix.lower()) for name, _ in ignored}
     tree = layout.tree_of(folder for _, folder in images)
     top, tree = _top_folder(root, tree, others)
@@ -76,7 +76,7 @@ def read(root: Path) -> Dataset:
     examples = []
     for path, folder in images:
         above = [folder[:depth] for depth in range(len(top) + 1, len(folder) + 1)]
-        name = path.relative_to(root).as_posix()
+        name = "/".join((*folder, path.name))
         if left_out := [found.left_out[place] for place in above if place in found.left_out]:
             ignored.append((name, left_out[0]))
         elif classes := [found.classes[place] for place in above if place in found.classes]:
@@ -193,9 +193,9 @@ def is_hidden(name: str) -> bool:
 
 def reason_to_ignore(path: Path, root: Path) -> str:
     """Why `path` is not an image of the dataset; "" if it is."""
-    if any(is_hidden(part) for part in path.relative_to(root).parts):
+    if any(map(is_hidden, path.parts[len(root.parts) :])):
         return "hidden, or left behind by a zip program or the system"
-    if path.exists() and not path.is_file():  # reading a pipe would block; `decode` reports a broken link
+    if not path.is_file() and path.exists():  # reading a pipe would block; `decode` reports a broken link
         return LINK_BACK if path.is_dir() else "neither a file nor a folder"
     suffix = suffix_of(path)
     if suffix in OTHER_SUFFIXES:

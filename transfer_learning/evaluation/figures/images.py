@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -72,13 +73,14 @@ def image_grid(
             row, column = divmod(number, num_columns)
             tall, broad = np.array(image.shape[:2]) * min(SIDE / image.shape[0], wide * SIDE / image.shape[1])
             left, bottom = (column + 0.5) * width - broad / 2, (row + 1) * height - 0.05
-            look = dict(interpolation="nearest" if max(image.shape[:2]) < 128 else "antialiased")
-            axes.imshow(image, extent=(left, left + broad, bottom, bottom - tall), aspect="auto", **look)
+            smoothing = "nearest" if max(image.shape[:2]) < 128 else "antialiased"
+            place = (left, left + broad, bottom, bottom - tall)
+            axes.imshow(image, extent=place, aspect="auto", interpolation=smoothing)
             mark, frame, colour = MARKS[right]
-            outline = dict(fill=False, color=frame, linewidth=1 if right is None else 3)
-            axes.add_patch(Rectangle((left, bottom - tall), broad, tall, **outline))
+            line = 1 if right is None else 3
+            axes.add_patch(Rectangle((left, bottom - tall), broad, tall, fill=False, color=frame, linewidth=line))
             first, *others = [shortened(line, 30) for line in text.split("\n")]
-            look = dict(ha="center", va="bottom", fontsize=8.5, color=colour, parse_math=False)
+            look: Any = dict(ha="center", va="bottom", fontsize=8.5, color=colour, parse_math=False)
             axes.text(left + broad / 2, bottom - tall - 0.07, "\n".join([f"{mark}{first}", *others]), **look)
         axes.set(xlim=(0, width * num_columns), ylim=(height * num_rows, 0))
     return figure
