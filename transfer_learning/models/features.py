@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import keras
 import numpy as np
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 BATCH = 32
 METHOD = "graph of constants, BatchNorm folded"  # part of the cache key: another method changes the last bits
 DTYPE = "float32"  # of activations; 16 bits would halve the disk space and change the last bits
+_architectures: WeakKeyDictionary[keras.Model, str] = WeakKeyDictionary()  # as JSON, which takes as long as the digest
 BYTES_PER_WRITE = 32e6  # at most this is lost when a run is killed; each write waits for the disk
 
 
@@ -58,11 +60,12 @@ def activations_entry(network: keras.Model, key: str, backbone: str, image_size:
     """
     shape = tuple(network.output_shape[1:])
     kind = FEATURES if len(shape) == 1 else ACTIVATIONS
-    # Keras numbers unnamed inputs of nested models, as in ConvNeXt, per process.
-    architecture = re.sub(r"\binput_layer(_\d+)?\b", "input_layer", network.to_json())
-    # What another phase trains does not matter.
-    architecture = architecture.replace('"trainable": true', '"trainable": false')
-    all_keys = json.dumps([key, architecture, weights_digest(network.weights), METHOD, DTYPE, BATCH])
+    if network not in _architectures:
+        # Keras numbers unnamed inputs of nested models, as in ConvNeXt, per process.
+        architecture = re.sub(r"\binput_layer(_\d+)?\b", "input_layer", network.to_json())
+        # What another phase trains does not matter.
+        _architectures[network] = architecture.replace('"trainable": true', '"trainable": false')
+    all_keys = json.dumps([key, _architectures[network], weights_digest(network.weights), METHOD, DTYPE, BATCH])
     name = hashlib.sha256(all_keys.encode()).hexdigest()[:32]
     return EntrySpec(kind, name, shape, DTYPE, {"backbone": backbone, "image_size": image_size})
 

@@ -96,12 +96,22 @@ class PhaseBuilder:
             train, val = self.data.split("train"), self.data.split("val")
             return start_phase(name, config, classifier, train, val, workers=self.workers)
         is_cached = name in self.cached and not is_over
-        train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime, self.workers)
+        if name == "frozen" and is_cached and self.workers.count == 1:
+            train, val = self.frozen_inputs
+        else:
+            train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime, self.workers)
         if name == "frozen" and not is_resumed and self.workers.is_chief:
             groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
             initialize_head(config, classifier, train.in_copy(0), groups, val, self.heads.solve)
             self.start_head = [np.array(variable) for variable in classifier.head.weights]
         return start_phase(name, config, classifier, train, val, cut, self.workers)
+
+    @cached_property
+    def frozen_inputs(self) -> tuple[Examples, Examples]:
+        """Training and validation examples of the frozen phase, see `make_phase_inputs`, by this worker alone."""
+        cut, is_cached = self.cuts["frozen"], "frozen" in self.cached
+        assert cut is not None
+        return make_phase_inputs(cut, self.config.frozen, is_cached, self.config, self.data, self.runtime)
 
     def features(self, images: NamedImages) -> tuple[Rows, np.ndarray] | None:
         """Returns what `cached_activations` returns for the frozen backbone, features float32 (records, width) and rows.
@@ -144,8 +154,7 @@ class PhaseBuilder:
         is_kept = is_robust or config.head_features == "stages" or bool(self.classifier.copied)
         if is_kept or not config.starts_from_closed_form or cut is None or not self.workers.is_chief:
             return
-        train, _ = make_phase_inputs(cut, config.frozen, "frozen" in self.cached, config, self.data, self.runtime)
-        features = train.in_copy(0)
+        features = self.frozen_inputs[0].in_copy(0)
         width = feature_blocks(self.classifier.backbone, config.head_features)[0]
         last = replace(features, inputs=features.inputs[features.rows][:, :width], rows=np.arange(len(features)))
         weights = class_weights(config.class_weights, features.labels, len(self.classifier.class_names))

@@ -15,7 +15,6 @@ import pandas as pd
 from transfer_learning.models.classifier import Classifier, logits_of_features
 from transfer_learning.training.final_weights import calibrated_losses, keeps_backbone
 from transfer_learning.training.phase_builder import PhaseBuilder, group_numbers, initialize_head
-from transfer_learning.training.phase_inputs import make_phase_inputs
 from transfer_learning.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> RefittedHead | Non
         return None
     if not keeps_backbone(config, state.final_weights):
         return None
-    train, val = make_phase_inputs(cut, config.frozen, "frozen" in phases.cached, config, phases.data, phases.runtime)
+    train, val = phases.frozen_inputs
     train, trained_head = train.in_copy(0), [np.array(variable) for variable in classifier.head.weights]
     manifest, of_trained = phases.data.manifest, logits_of_features(classifier, val.inputs, val.rows)
     parts = [manifest[manifest["split"] == split] for split in ("train", "val")]
