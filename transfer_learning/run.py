@@ -17,6 +17,7 @@ from transfer_learning.cli.console import early_messages, log_file, logged_to
 from transfer_learning.cli.flags import add_config_flags, given_values
 from transfer_learning.cli.parser import Parser, command_line, quiet_start, run_main
 from transfer_learning.config import NAMED_WEIGHTS, RunConfig, difference, named, values_from_options, with_values
+from transfer_learning.datasets.prepared import images_once
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.machine.cluster import Cluster, Meeting, find_cluster
 from transfer_learning.recipes.known import RECIPES
@@ -37,6 +38,7 @@ examples:
 
 
 @early_messages()
+@images_once()
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     flags = parse(arguments)
     cluster = find_cluster(getattr(flags, "strategy", RunConfig.strategy))

@@ -7,7 +7,7 @@ import pytest
 from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.prepared import load_prepared
+from transfer_learning.datasets.prepared import images_once, load_prepared
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,17 @@ def test_class_names_that_are_alike_are_warned_of(classes, words, tmp_path):
     found = [message for message in messages if "nearly the same" in message]
     assert len(found) == (words is not None) and all(words in message for message in found), found
     assert len(data.class_names) == len(classes)
+
+
+def test_a_run_looks_up_the_images_once_that_it_chooses_its_settings_on(tmp_path):
+    draw_photos(tmp_path / "photos", classes=("cat", "dog"), num_per_class=2)
+    config = RunConfig(
+        dataset=str(tmp_path / "photos"), image_size=8, cache_dir=str(tmp_path / "cache"), val_fraction=0.0
+    )
+    with images_once():
+        first, second, third = (load_prepared(config).images for _ in range(3))
+    assert second is first and third is not first, "a later call may come after the files have changed"
+    with images_once():
+        first, other = (load_prepared(dataclasses.replace(config, image_size=size)).images for size in (8, 9))
+    assert other is not first and other.pixels.shape[1:] == (9, 9, 3)
+    assert load_prepared(config).images is not load_prepared(config).images, "outside of a run nothing is kept"

@@ -2,8 +2,11 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from transfer_learning.datasets.pipeline import Examples
 
 logger = logging.getLogger(__name__)
+
+_first: ContextVar[list | None] = ContextVar("first", default=None)  # of `images_once`
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def prepare_dataset(
         dataset, dropped = apply_corrections(dataset, read_corrections(config.corrections))
     dataset = split_off_unseen(dataset, config.unseen_classes)  # by the corrected labels
     _warn_of_similar_classes(dataset)
-    images = cached_images(dataset, config.stored_size, config.resize, Cache.of(config), config.decoded_gb, ranges)
+    images = _images_of(dataset, config, ranges)
     fractions = config.val_fraction, config.test_fraction
     is_ranked = config.small_classes == "ranked"
     manifest = make_manifest(
@@ -127,6 +132,33 @@ def prepare_dataset(
     if not allow_empty_classes:
         check_classes(manifest, dataset.class_names)
     return PreparedDataset(dataset.class_names, dataset.ignored, images, manifest)
+
+
+@contextmanager
+def images_once() -> Iterator[None]:
+    """In the block the second call of `prepare_dataset` takes over the images of the first one, if they are the same
+    files: a run chooses its settings on them, then trains. Every file is hashed, and all its pixels are checked, once.
+    """
+    token = _first.set([])
+    try:
+        yield
+    finally:
+        _first.reset(token)
+
+
+def _images_of(dataset: Dataset, config: RunConfig, ranges: Ranges | None) -> CachedImages:
+    first, files = _first.get(), [example.source for example in dataset.examples]
+    asked = config.stored_size, config.resize, Cache.of(config), config.decoded_gb
+    if first and first[0]:
+        (*known, known_files, images), first[0] = first[0], None  # a million paths take a gigabyte
+        if ranges is None and tuple(known) == asked and known_files == files:
+            return images
+    images = cached_images(dataset, *asked, ranges)
+    if (
+        first == [] and not images.ranges and all(isinstance(file, Path) for file in files)
+    ):  # ranges belong into the log
+        first.append((*asked, files, images))
+    return images
 
 
 def _warn_of_similar_classes(dataset: Dataset) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from transfer_learning.cli.console import PACKAGE, set_up_logging
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import difference, named, values_from_options, with_values
+from transfer_learning.datasets.prepared import images_once
 from transfer_learning.errors import UserError
 from transfer_learning.recipes.resolve import config_from_values, with_full_paths
 from transfer_learning.storage.notes import Note
@@ -19,6 +20,7 @@ with quiet_start():
     from transfer_learning.experiments.train import run_experiment
 
 
+@images_once()
 def train_dataset(
     dataset: str, run_dir: str | os.PathLike | None, epochs: int | None, options: Mapping[str, Any]
 ) -> FinishedRun:

@@ -56,3 +56,4 @@ def test_a_file_that_changes_in_a_run_is_one_sentence_wherever_it_is_read(datase
     for batches in (training_batches(examples, 4, 0, 0, augmentation="light"), batches_in_order(examples, 4)):
         with pytest.raises(UserError, match=r"stripes/006.png cannot be read any more \(the file changed .*restore it"):
             list(batches)
+    images.pixels._decoders.close()  # which pytest's tracebacks refer to, and other tests count processes
