@@ -58,7 +58,7 @@ def test_a_run_finds_in_the_store_what_workers_have_computed(small_config, photo
     config = replace(config, cache_dir=str(tmp_path / "other"))
     data = load_prepared(config)
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_compute_batch", lambda *rest: pytest.fail("computed again"))
+        patch.setattr(features, "results", lambda steps: (pytest.fail("computed again") for _ in steps))
         found = audit.computed_features(config, data)
     own = replace(config, cache_dir=str(tmp_path / "third"), feature_store="")
     assert np.array_equal(found.values, audit.computed_features(own, data).values)

@@ -10,10 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.support import ROOT
 from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
+from transfer_learning.machine.device_memory import STEPS_AHEAD
 from transfer_learning.models import features
 from transfer_learning.models.classifier import build_classifier
 from transfer_learning.models.inference_graph import inference_graph
@@ -63,6 +65,36 @@ def extract(extractor, tmp_path, batches, monkeypatch):
         return values[positions], messages
 
     return call
+
+
+def test_features_of_a_gpu_are_read_while_it_computes_later_ones(extract, extractor, tmp_path, monkeypatch):
+    expected, _ = extract()
+    graph, events = inference_graph(extractor, 2), []
+
+    class OnDevice:
+        def __init__(self, values):
+            self.values = values
+
+        def __getitem__(self, part):
+            return OnDevice(self.values[part])
+
+        def __array__(self, dtype=None, copy=None):
+            events.append("read")
+            return self.values.numpy()
+
+    def compute(images):
+        events.append("compute")
+        return OnDevice(graph(images))
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    frozen = features.FrozenPart(features.activations_entry(extractor, "key", "small_cnn", 16), compute)
+    images = features.NamedImages(IMAGES, ALL, HASHES)
+    values, positions = features.cached_activations(frozen, images, Cache(tmp_path / "of a GPU", 1.0))
+    np.testing.assert_array_equal(values[positions], expected, strict=True)
+    in_turns = ["compute"] * STEPS_AHEAD + ["compute", "read"] * (6 - STEPS_AHEAD) + ["read"] * STEPS_AHEAD
+    assert events == in_turns
+    np.testing.assert_array_equal(features.ComputedActivations(frozen, images)[ALL], expected, strict=True)
+    assert events == 2 * in_turns
 
 
 def test_features_equal_those_of_the_network_and_are_computed_once(extractor, extract, batches):
@@ -142,6 +174,7 @@ from pathlib import Path
 import numpy as np
 import transfer_learning
 import keras
+from transfer_learning.machine.device_memory import STEPS_AHEAD
 from transfer_learning.models import features
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.storage.cache import Cache

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, cast
 from weakref import WeakKeyDictionary
 
@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer_learning.cli.progress import count_progress
+from transfer_learning.machine.device_memory import results
 from transfer_learning.models.weights import weights_digest
 from transfer_learning.storage.array_cache import ArrayCache
 from transfer_learning.storage.cache import Cache
@@ -88,11 +89,8 @@ class ComputedActivations:
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
         """Returns float32 (k, ...) for integers (k,)."""
-        results = np.empty((len(positions), *self.shape[1:]), self.dtype)
-        for start in range(0, len(positions), BATCH):
-            batch = positions[start : start + BATCH]
-            results[start : start + BATCH] = _compute_batch(self._frozen, self._images, batch)
-        return results
+        none = np.empty((0, *self.shape[1:]), self.dtype)
+        return np.concatenate([none, *_computed(self._frozen, self._images, positions)])
 
 
 def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) -> tuple[Rows, np.ndarray]:
@@ -137,10 +135,10 @@ def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) ->
             )
         progress = count_progress(f"Computing {entry.kind}")
         computed: list[np.ndarray] = []
-        for start in range(0, len(missing), BATCH):
-            batch = np.array([first[name] for name in missing[start : start + BATCH]])
-            computed.extend(_compute_batch(frozen, images, batch))
-            done = start + len(batch)
+        done = 0
+        for batch in _computed(frozen, images, np.array([first[name] for name in missing], np.int64)):
+            computed.extend(batch)
+            done += len(batch)
             if len(computed) * entry.record_bytes >= BYTES_PER_WRITE or done == len(missing):
                 names, num_left = missing[done - len(computed) : done], len(missing) - done + len(computed)
                 with writing(num_left):
@@ -165,12 +163,19 @@ def _copy_from_store(cache: Cache, entry: EntrySpec, cached: ArrayCache, missing
     return found
 
 
-def _compute_batch(frozen: FrozenPart, images: NamedImages, positions: np.ndarray) -> np.ndarray:
-    """Returns activations float32 (k, ...) of at most BATCH images; those of one do not depend on the others."""
-    pixels = images.pixels[images.rows[positions]]
-    batch = np.zeros((BATCH, *pixels.shape[1:]), pixels.dtype)
-    batch[: len(pixels)] = pixels
-    if images.augment is not None:
-        names = [images.names[position] for position in positions]
-        batch = images.augment(batch, names + names[-1:] * (BATCH - len(names)))
-    return frozen.compute(tf.cast(batch, tf.float32)).numpy()[: len(pixels)].astype(DTYPE)
+def _computed(frozen: FrozenPart, images: NamedImages, positions: np.ndarray) -> Iterator[np.ndarray]:
+    """Yields activations float32 (k, ...) of up to BATCH images at a time; those of one do not depend on the others."""
+
+    def steps() -> Iterator[tuple[tf.Tensor]]:
+        for start in range(0, len(positions), BATCH):
+            part = positions[start : start + BATCH]
+            pixels = images.pixels[images.rows[part]]
+            batch = np.zeros((BATCH, *pixels.shape[1:]), pixels.dtype)
+            batch[: len(pixels)] = pixels
+            if images.augment is not None:
+                names = [images.names[position] for position in part]
+                batch = images.augment(batch, names + names[-1:] * (BATCH - len(names)))
+            yield (frozen.compute(tf.cast(batch, tf.float32))[: len(pixels)],)
+
+    for (activations,) in results(steps()):
+        yield activations.astype(DTYPE, copy=False)
