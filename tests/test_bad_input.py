@@ -168,7 +168,7 @@ def test_a_choice_that_a_flag_makes_is_not_given_another_reason(photos):
     ("text", "words"),
     [
         ("", ["(none)", "path,label"]),
-        ("file;class\na.png;circle\n", ["None of the paths", "'a.png'"]),
+        ("file;class\nnowhere/to.png;circle\n", ["None of the paths", "'nowhere/to.png'"]),
         ("a:b\na.png:circle\n", ["a:b", "path,label", "separated by"]),
         ("path,label\n,circle\n", ["line 2", "a path in every row"]),
         ("path,label\na.png,circle\n\nb.png,\n", ["line 4", "a label in every row"]),
