@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from tests.support import ROOT
 from transfer_learning.machine.cluster import Cluster, find_cluster
@@ -54,6 +55,18 @@ def test_slurm_queues_again_what_can_be_continued(code, is_queued, programs, her
     assert ("scontrol requeue 7" in output) == is_queued
     begin(here, "slurm-7")
     assert "run --resume runs/slurm-7\n" in output_of(script, here, **environment)[1]
+
+
+def test_kubernetes_files_are_what_kubeflow_trainer_takes():
+    from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
+    from kubeflow_trainer_api.models.trainer_v1alpha1_training_runtime import TrainerV1alpha1TrainingRuntime
+
+    runtime, job = documents("kubernetes.yaml")
+    for model, document in ((TrainerV1alpha1TrainingRuntime, runtime), (TrainerV1alpha1TrainJob, job)):
+        assert model.from_dict(document).to_dict() == document  # unknown fields are left out
+    job["spec"]["trainer"] |= {"numNodes": "two"}
+    with pytest.raises(ValidationError, match="num_?[nN]odes"):
+        TrainerV1alpha1TrainJob.from_dict(job)
 
 
 def test_kubernetes_names_the_pods_of_the_job(programs, here):
