@@ -68,6 +68,12 @@ def test_an_unknown_option_is_named(small_config):
         tl.train(small_config.dataset, epoch=3)
 
 
+def test_several_workers_are_those_of_the_command(small_config, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"index": 1}}')
+    with pytest.raises(UserError, match='TF_CONFIG names 2 workers; start `transfer-learning run`.*strategy="one"'):
+        tl.train(small_config.dataset)
+
+
 def test_importing_the_package_imports_neither_keras_nor_numpy():
     code = (
         "import os, sys, transfer_learning as tl\n"

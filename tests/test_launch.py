@@ -21,7 +21,7 @@ from transfer_learning.cli.flags import as_flags
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase, difference, flat
 from transfer_learning.errors import ExitCode, UserError
-from transfer_learning.experiments.train import run_experiment
+from transfer_learning.experiments.train import oom_as_user_error, run_experiment
 from transfer_learning.machine import worker_processes
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
@@ -195,6 +195,7 @@ def ends(monkeypatch):
             "print('error: why')\nos.kill(os.getpid(), -code) if code < 0 else time.sleep(60) if code == 99 else exit(code)"
         )
         original = subprocess.Popen
+        monkeypatch.setattr(worker_processes, "CAUSE_SECONDS", 0.2)
         monkeypatch.setattr(
             worker_processes.subprocess,
             "Popen",
@@ -210,6 +211,7 @@ def ends(monkeypatch):
         ((0, 0), ExitCode.DONE, ""),
         ((99, 2), ExitCode.USER_ERROR, "Worker 1: error: why"),  # another start would end alike
         ((99, -9), ExitCode.WORKER_LOST, "Worker 1 has ended (SIGKILL), as often as --restarts 1 allows."),
+        ((5, 99), ExitCode.WORKER_LOST, "Worker 1 does not answer, as often as --restarts 1 allows."),
         ((143, 143), ExitCode.TERMINATED, ""),
     ],
 )
@@ -219,3 +221,20 @@ def test_how_workers_end_decides(codes, expected, words, ends, tmp_path):
     arguments = ["--workers", "2", "--restarts", "1", "run", "--run-dir", str(tmp_path / "run")]
     assert run_main(launch.main, arguments) == expected
     assert words in "\n".join(messages)
+
+
+def test_a_worker_without_memory_ends_all_with_what_to_do(config):
+    with pytest.raises(UserError, match="of a worker is not enough .* continue with one worker"):
+        with oom_as_user_error(config, 2):
+            raise MemoryError
+
+
+@pytest.mark.long
+def test_a_worker_that_is_silent_is_replaced_after_the_time_limit(config, alone, tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    process = launched(2, dataclasses.replace(config, worker_timeout=20.0), run_dir, "--restarts", "1")
+    wait_for_step(process, run_dir, 4)
+    subprocess.run(["kill", "-STOP", str(last_worker_of(process))], check=True)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0 and "Worker 1 does not answer; all start again from the last" in output, output
+    assert_equal_to_rounding(run_dir, alone)

@@ -11,7 +11,7 @@ from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.errors import ExitCode, UserError, needs_extra
 from transfer_learning.machine.gpus import count_gpus
 from transfer_learning.machine.ray_cluster import PerWorker, add_ray_flags, joined_cluster
-from transfer_learning.machine.worker_processes import WorkerProcesses, describe, free_ports
+from transfer_learning.machine.worker_processes import WorkerProcesses, free_ports
 from transfer_learning.storage.run_directory import RunDir, new_run_dir
 
 logger = logging.getLogger("transfer_learning.launch")
@@ -40,12 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
             return ExitCode(code) if code in set(ExitCode) else ExitCode.FAILED
         if attempt < flags.restarts:
             logger.warning(
-                f"Worker {workers.first} has ended ({describe(code)}); all start again from the last checkpoint (restart "
-                f"{attempt + 1} of at most {flags.restarts})."
+                f"Worker {workers.first} {workers.how}; all start again from the last checkpoint (restart {attempt + 1} of "
+                f"at most {flags.restarts})."
             )
-    logger.warning(
-        f"Worker {workers.first} has ended ({describe(code)}), as often as --restarts {flags.restarts} allows."
-    )
+    logger.warning(f"Worker {workers.first} {workers.how}, as often as --restarts {flags.restarts} allows.")
     return ExitCode.WORKER_LOST
 
 

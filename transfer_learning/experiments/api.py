@@ -8,9 +8,10 @@ from typing import Any
 
 from transfer_learning.cli.console import PACKAGE, set_up_logging
 from transfer_learning.cli.parser import quiet_start
-from transfer_learning.config import difference, named, values_from_options, with_values
+from transfer_learning.config import RunConfig, difference, named, values_from_options, with_values
 from transfer_learning.datasets.prepared import images_once
 from transfer_learning.errors import UserError
+from transfer_learning.machine.cluster import find_cluster
 from transfer_learning.recipes.resolve import config_from_values, with_full_paths
 from transfer_learning.storage.notes import Note
 from transfer_learning.storage.run_directory import RunDir, new_run_dir
@@ -30,6 +31,11 @@ def train_dataset(
     given = {"dataset": dataset, **options} | ({} if epochs is None else {"fine_tune.epochs": epochs})
     reasons: Sequence[Note | str] = ()
     directory, values = RunDir(run_dir) if run_dir is not None else None, values_from_options(given)
+    if cluster := find_cluster(values.get("strategy", RunConfig.strategy)):
+        raise UserError(
+            f"tl.train trains in this process alone, and {cluster.found_in} names {len(cluster.addresses)} workers; start "
+            '`transfer-learning run` in each of them, or give strategy="one" to train alone.'
+        )
     if directory and directory.config.exists() and values.get("time_limit"):  # what fitted into it was decided then
         config = with_values(directory.read_config(), with_full_paths(values))
     else:

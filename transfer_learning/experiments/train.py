@@ -85,7 +85,8 @@ def run_experiment(
     find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)  # fails now, not after the frozen phase
     num_workers = len(cluster.addresses) if cluster else 1
     lost_worker = lost_worker_as_user_error(num_workers, config.worker_timeout)
-    with StopRequest() as stop, run_dir.begun(config), logged_to(log_file(run_dir.log)), oom_as_user_error(config):
+    oom = oom_as_user_error(config, num_workers)
+    with StopRequest() as stop, run_dir.begun(config), logged_to(log_file(run_dir.log)), oom:
         with lost_worker, logged_to(NotesHandler(run_dir.notes, reasons)), ExitStack() as stack:
             # Devices. A resumed run computes with the precision and threads that it began with.
             begun_with = read_json(run_dir.environment) if run_dir.environment.exists() else {}
@@ -217,11 +218,16 @@ def _log_to_mlflow(run_dir: RunDir, uri: str) -> None:
 
 
 @contextmanager
-def oom_as_user_error(config: RunConfig) -> Iterator[None]:
+def oom_as_user_error(config: RunConfig, num_workers: int) -> Iterator[None]:
     """Turns a lack of memory that smaller parts of a batch could not solve into a UserError."""
     try:
         yield
     except (MemoryError, tf.errors.ResourceExhaustedError):
+        if num_workers > 1:
+            raise UserError(
+                "The memory of a worker is not enough for its part of a batch; continue with one worker, which splits "
+                "batches, or start a new run with more --gradient-accumulation-steps."
+            ) from None
         raise UserError(
             f"The memory is not enough for images of {config.image_size} x {config.image_size}; start a new run with a "
             "smaller --image-size or --backbone, or end other programs and try again."

@@ -209,7 +209,7 @@ def lost_worker_as_user_error(count: int, seconds: float) -> Iterator[None]:
         named = re.search(r"/job:worker/(?:replica:0/)?task:(\d+)", str(error))
         worker = f"Worker {named[1]}" if named else "A worker"
         is_late = isinstance(error, tf.errors.DeadlineExceededError)
-        what = f"has not answered for {seconds:g} s" if is_late else "has ended"
+        what = f"has not answered for {seconds:g} s" if is_late else "has ended or does not answer"
         raise WorkerLost(
             f"{worker} {what}, so this one ends too; see the messages of that worker, then start all again to continue the "
             "run from its last checkpoint."

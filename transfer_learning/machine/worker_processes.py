@@ -60,7 +60,7 @@ class WorkerProcesses:
         self._processes: list[subprocess.Popen] = []
         self._logs: list[IO[bytes]] = []
         self._received: int | None = None
-        self.first = 0  # the worker that ended first
+        self.first, self.how = 0, ""  # the worker that ended first, or is silent, and in words how
 
     def __enter__(self) -> "WorkerProcesses":
         self._previous = {number: signal.signal(number, self._forward) for number in SIGNALS}
@@ -102,6 +102,11 @@ class WorkerProcesses:
         """The worker that was killed is the cause, and those that lost it are not."""
         self.first = min(failed, key=lambda index: (failed[index] == ExitCode.WORKER_LOST, failed[index]))
         code = failed[self.first]
+        self.how = f"has ended ({describe(code)})"
+        silent = [index for index in range(len(self._processes)) if index not in self._codes()]
+        if code == ExitCode.WORKER_LOST and silent:
+            self.first, self.how = silent[0], "does not answer"
+            return code
         if self._received or code in STOPPED:
             self._wait_for_all()
             return self._codes().get(0, code)
