@@ -17,6 +17,7 @@ from transfer_learning.storage.files import written_atomically
 
 CSS_PIXELS_PER_INCH = 90  # of a figure: its text is as large as that of the page
 QUALITY = 82  # of photos, 0 to 100
+EFFORT = 0  # of what is stored without loss, 0 to 100: more takes longer and saves nothing
 
 
 def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
@@ -44,20 +45,16 @@ class Picture(NamedTuple):
 
 
 def embedded(path: Path, is_photo: bool = False) -> Picture | None:
-    """Returns a PNG file as it is, or as WebP with loss if it is a photo; None if it is no PNG file."""
+    """Returns a PNG of `figures.style.save` as WebP, without loss unless it is a photo; None if it is no PNG file."""
     try:
-        content = io.BytesIO(path.read_bytes())
-        with Image.open(content, formats=["PNG"]) as image:
-            kind, size = "png", image.size
-            if is_photo:
-                kind, content = "webp", io.BytesIO()
-                image.convert("RGB").save(content, "WEBP", quality=QUALITY, method=2)
-            else:
-                image.verify()  # faster than a smaller file, which takes 0.4 s for some figures
+        with Image.open(path, formats=["PNG"]) as image:
+            pixels = image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
-    width, height = (round(side * CSS_PIXELS_PER_INCH / DOTS_PER_INCH) for side in size)
-    return Picture(f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}", width, height)
+    content = io.BytesIO()
+    pixels.save(content, "WEBP", lossless=not is_photo, quality=QUALITY if is_photo else EFFORT, method=2)
+    width, height = (round(side * CSS_PIXELS_PER_INCH / DOTS_PER_INCH) for side in pixels.size)
+    return Picture(f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}", width, height)
 
 
 def counts_by_class(manifest: pd.DataFrame, class_names: Sequence[str]) -> list[dict[str, Any]]:
