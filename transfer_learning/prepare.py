@@ -25,7 +25,7 @@ from transfer_learning.errors import UserError
 from transfer_learning.experiments.audit import audit_dataset, prepare_for_audit, refuse_unusable
 from transfer_learning.experiments.extraction import extract_features
 from transfer_learning.machine.ray_cluster import PerWorker, add_ray_flags
-from transfer_learning.recipes.resolve import resolve_config
+from transfer_learning.recipes.resolve import resolve_config, with_features_of_run
 from transfer_learning.reports.audit import describe_crop, file_counts, new_audit_dir, write_audit
 from transfer_learning.reports.page import counts_by_class, unseen_class_counts
 
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"{flags.place} and --dataset {flags.dataset} are two datasets; name one.")
         flags.dataset = flags.place
     config, _ = resolve_config(flags)
+    if flags.features:
+        config = with_features_of_run(config, given_values(flags))
     if flags.workers or flags.ray:
         return extract(config, flags)
     folder = new_audit_dir(flags.out, config.dataset)

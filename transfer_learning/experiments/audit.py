@@ -78,17 +78,23 @@ def cached_features(config: RunConfig, data: PreparedDataset) -> Features | None
 
 def computed_features(config: RunConfig, data: PreparedDataset) -> Features:
     """Computes and caches the features of all readable images; a run with this config finds them in the cache.
-    UserError if the backbone has random weights, or there is no space.
+
+    Returns:
+        Those of the highest map alone.
+
+    Raises:
+        UserError: the backbone has random weights, or there is no space.
     """
     with quiet_start():  # imports TensorFlow
         from transfer_learning.models.features import NamedImages, cached_activations
         from transfer_learning.training.phase_inputs import frozen_features
-    frozen = frozen_features(config, data.class_names)(data.images.pixel_key)
+    frozen_part, width = frozen_features(config, data.class_names)
+    frozen = frozen_part(data.images.pixel_key)
     positions = np.flatnonzero(data.images.rows >= 0)
     hashes = data.manifest["sha256"].iloc[positions].tolist()
     images = NamedImages(data.images.pixels, data.images.rows[positions], hashes)
     cached, rows = cached_activations(frozen, images, Cache.of(config))
-    return Features(np.asarray(cached[rows]), positions, frozen.entry.describe())
+    return Features(np.asarray(cached[rows])[:, :width], positions, frozen.entry.describe())
 
 
 def _of_used_images(features: Features, data: PreparedDataset) -> Features | None:

@@ -174,4 +174,4 @@ def _network(config: RunConfig):
     """The frozen layers, by the key of the pixels; see `frozen_features`."""
     from transfer_learning.training.phase_inputs import frozen_features
 
-    return frozen_features(config, ("0", "1"))
+    return frozen_features(config, ("0", "1"))[0]

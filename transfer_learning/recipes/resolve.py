@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
         )
     values = with_full_paths(values)
     _check_places(values)
-    scheme, _ = scheme_of(values["dataset"])
-    if "preset" not in values and (recipe := RECIPES.get(scheme or values["dataset"])):
+    if recipe := _known_recipe(values):
         return recipe(), {}, values
     columns = Columns(values.get("path_column", ""), values.get("label_column", ""))
     dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir), columns=columns)
@@ -80,6 +80,19 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     config = replace(config, preset=values.get("preset", config.preset))
     preset, preset_reasons = preset_values(config)
     return with_values(config, preset), reasons | preset_reasons, values
+
+
+def _known_recipe(values: dict[str, Any]) -> Callable[[], RunConfig] | None:
+    scheme, _ = scheme_of(values["dataset"])
+    return None if "preset" in values else RECIPES.get(scheme or values["dataset"])
+
+
+def with_features_of_run(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """The config, with the features that `run` computes first: the automatic recipe compares heads on those of all maps."""
+    is_given = "head_features" in values or _known_recipe(values) or names_run(config.weights)
+    if is_given or not config.starts_from_closed_form or len(find_backbone(config.backbone).stages) < 2:
+        return config
+    return replace(config, head_features="all")
 
 
 def _config_of_earlier_run(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:

@@ -26,6 +26,7 @@ from transfer_learning.models.features import (
     cached_activations,
 )
 from transfer_learning.models.freezing import Cut, find_cut
+from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.storage.cache import Cache, NoSpace
 from transfer_learning.storage.cache_index import EntrySpec
 from transfer_learning.storage.rows import Rows
@@ -49,8 +50,9 @@ def frozen_part(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, 
     return FrozenPart(activations_of_cut(cut, config, pixel_key, runtime), lambda images: cut.below_fn(images))
 
 
-def frozen_features(config: RunConfig, class_names: tuple[str, ...]) -> Callable[[str], FrozenPart]:
-    """Sets up the device and builds the network; returns a function from `pixel_key` to the frozen backbone and its pooling.
+def frozen_features(config: RunConfig, class_names: tuple[str, ...]) -> tuple[Callable[[str], FrozenPart], int]:
+    """Sets up the device and builds the network; returns a function from `pixel_key` to the frozen backbone and its pooling,
+    and the width of the first of the parts of the features, those of the highest map.
 
     Raises:
         UserError: the backbone has random weights.
@@ -64,7 +66,8 @@ def frozen_features(config: RunConfig, class_names: tuple[str, ...]) -> Callable
             f"--features needs a pretrained backbone, and {config.backbone} with --weights {config.weights} is not; "
             "leave --features out, or choose another backbone."
         )
-    return lambda pixel_key: frozen_part(cut, config, pixel_key, devices.fingerprint)
+    width = feature_blocks(classifier.backbone, config.head_features)[0]
+    return (lambda pixel_key: frozen_part(cut, config, pixel_key, devices.fingerprint)), width
 
 
 def copy_names(hashes: Sequence[str], settings: Phase, flip: bool) -> list[list[str]]:
