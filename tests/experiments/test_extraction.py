@@ -55,7 +55,7 @@ def test_a_run_finds_in_the_store_what_workers_have_computed(small_config, photo
     assert messages[-1] == "Wrote 1 shards; 2 were there." and files_of(tmp_path / "store") == before
 
     config = replace(small_config, dataset=str(photos), feature_store=str(tmp_path / "store"), precision="float32")
-    config = replace(config, cache_dir=str(tmp_path / "other"))
+    config = replace(config, cache_dir=str(tmp_path / "other"), head_features="all")  # as the automatic recipe
     data = load_prepared(config)
     with monkeypatch.context() as patch:
         patch.setattr(features, "results", lambda steps: (pytest.fail("computed again") for _ in steps))
