@@ -20,7 +20,7 @@ def table(tmp_path, *rows, head="id,label,suggestion,probability,why,action"):
     return path
 
 
-def test_every_action_is_done_and_said(tmp_path):
+def test_every_action_is_done_and_logged(tmp_path):
     path = table(
         tmp_path,
         "a/0.jpg,a,b,0.9,likely label error,keep",

@@ -152,21 +152,21 @@ def test_one_image_a_class_is_enough_where_all_are_for_training():
 
 
 @pytest.mark.parametrize(("leak_in", "kept_in"), [("train", "test"), ("", "test"), ("val", "test"), ("train", "val")])
-def test_a_training_image_that_is_also_judged_is_left_out_and_said(leak_in, kept_in):
+def test_a_training_image_that_is_also_evaluated_is_left_out_and_logged(leak_in, kept_in):
     rows = images("a", 20, "train") + images("b", 20, "train")
-    rows += [(label, f"{label} judged {number}", kept_in) for label in "ab" for number in range(5)]
-    rows += [("a", "a judged 0", leak_in)]
+    rows += [(label, f"{label} shown {number}", kept_in) for label in "ab" for number in range(5)]
+    rows += [("a", "a shown 0", leak_in)]
     manifest, said = manifest_of(rows)
     leak = manifest.iloc[-1]
     assert leak["split"] == "" and leak["kind"] == DUPLICATE_IN_OTHER_SPLIT
     assert leak["problem"] == f"the same file is in the split {kept_in}"
     assert f"Skipped 1 image: the same file is in the split {kept_in}." in said
     assert manifest.iloc[40]["split"] == kept_in
-    judged = set(manifest.loc[manifest["split"].isin(("val", "test")), "sha256"])
-    assert not judged & set(manifest.loc[manifest["split"] == "train", "sha256"])
+    evaluated = set(manifest.loc[manifest["split"].isin(("val", "test")), "sha256"])
+    assert not evaluated & set(manifest.loc[manifest["split"] == "train", "sha256"])
 
 
-def test_the_same_picture_in_another_file_is_not_judged_and_trained_on():
+def test_the_same_picture_in_another_file_is_not_evaluated_and_trained_on():
     rows = images("a", 40) + images("b", 40)
     pixels = [content for _, content, _ in rows]
     plain, _ = manifest_of(rows, pixels=pixels)
@@ -234,7 +234,7 @@ def test_an_example_that_is_alone_lies_where_it_lay_without_groups():
     assert list(grouped["split"][:600]) == list(alone["split"])
 
 
-def test_a_group_that_the_dataset_itself_parts_stays_where_it_is_judged():
+def test_a_group_that_the_dataset_itself_parts_stays_where_it_is_evaluated():
     ids = groups_of_ids(120)
     rows = [(id[0], id, "test" if number % 40 == 0 else "train") for number, id in enumerate(ids)]
     manifest, said = manifest_of(rows, ids=ids, group_by=r"object\d+", val=0)

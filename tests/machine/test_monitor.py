@@ -264,7 +264,7 @@ def test_no_gpu_is_a_normal_case_and_nobody_is_asked(watched, monkeypatch, tmp_p
     assert watched.said == [] and monitor.gpu_numbers(read_hardware(tmp_path / "hardware.csv")) == []
 
 
-def test_a_gpu_without_a_driver_to_ask_is_said(watched, monkeypatch, tmp_path):
+def test_a_gpu_without_a_driver_to_ask_is_logged(watched, monkeypatch, tmp_path):
     make_machine(monkeypatch, error=pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
     with watched(num_gpus=1) as running:
         running.sample()

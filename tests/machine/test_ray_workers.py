@@ -10,11 +10,8 @@ import pytest
 from tests.support import ROOT
 from tests.support.ports import free_ports
 from transfer_learning.errors import ExitCode
+from transfer_learning.machine import ray_workers
 from transfer_learning.machine.ray_cluster import PerWorker
-
-pytest.importorskip("ray", reason="launch --ray needs the extra ray: pip install 'transfer-learning[ray]'")
-
-from transfer_learning.machine import ray_workers  # noqa: E402
 
 
 class Group:

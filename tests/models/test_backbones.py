@@ -1,4 +1,4 @@
-"""The table of backbones: every row is what it says, starts from what it is told, and is the same in every build."""
+"""The table of backbones: every row is what it says, starts from the given weights, and is the same in every build."""
 
 import dataclasses
 import functools

@@ -251,7 +251,7 @@ def test_more_images_than_the_queue_holds_get_503_and_when_to_come_again():
 
 def test_large_images_wait_in_a_lane_of_their_own(monkeypatch):
     """While one is decoded, another is refused, alone or among others, and a small one is answered."""
-    monkeypatch.setattr(app, "MAX_IMAGES_IN_SLOW_LANE", 1)
+    monkeypatch.setattr(app, "MAX_WAITING_LARGE", 1)
     begun, go = threading.Event(), threading.Event()
 
     def decode(content):

@@ -147,17 +147,17 @@ def images_once() -> Iterator[None]:
 
 
 def _images_of(dataset: Dataset, config: RunConfig, ranges: Ranges | None) -> CachedImages:
+    """The cached images; those of the first call where `images_once` allows it."""
     first, files = _first.get(), [example.source for example in dataset.examples]
-    asked = config.stored_size, config.resize, Cache.of(config), config.decoded_gb
+    settings = config.stored_size, config.resize, Cache.of(config), config.decoded_gb
     if first and first[0]:
-        (*known, known_files, images), first[0] = first[0], None  # a million paths take a gigabyte
-        if ranges is None and tuple(known) == asked and known_files == files:
+        (known_settings, known_files, images), first[0] = first[0], None  # a million paths take a gigabyte
+        if ranges is None and known_settings == settings and known_files == files:
             return images
-    images = cached_images(dataset, *asked, ranges)
-    if (
-        first == [] and not images.ranges and all(isinstance(file, Path) for file in files)
-    ):  # ranges belong into the log
-        first.append((*asked, files, images))
+    images = cached_images(dataset, *settings, ranges)
+    # Ranges of values are logged by the call that finds them, so images that have them are looked up again.
+    if first == [] and not images.ranges and all(isinstance(file, Path) for file in files):
+        first.append((settings, files, images))
     return images
 
 

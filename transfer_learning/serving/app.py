@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 
 SECONDS_TO_DECODE = 10
 DECODERS_PER_CORE = 2  # so that small images pass those that take long
-MAX_IMAGES = MAX_IMAGES_IN_SLOW_LANE = BATCH_SIZES[-1]  # MAX_IMAGES: per request
+MAX_IMAGES = BATCH_SIZES[-1]  # per request
+MAX_WAITING_LARGE = 32  # images in the slow lane
 TopK = Annotated[int, Query(ge=1, description="number of classes that are named, the most probable first")]
 PAGE = {
     "/": ("page.html", "text/html"),
@@ -109,9 +110,8 @@ class Service:
         self._batcher = Batcher(self._predict, self.metrics.batch_size.observe)
         self._cheap = _Lane(CHEAP, DECODERS_PER_CORE * usable_cores(), predictor, limits)
         self._slow = _Lane(SLOW, max(1, usable_cores() // 2), predictor, limits)
-        self._share_of_several = asyncio.Semaphore(
-            usable_cores()
-        )  # decoders that requests with several images may take
+        # Decoders that requests with several images may take.
+        self._share_of_several = asyncio.Semaphore(usable_cores())
         # Images of requests with one and of those with several, each up to the limit: the latter refuse none of the former.
         self._in_work = {True: 0, False: 0}
 
@@ -157,7 +157,7 @@ class Service:
         async with nullcontext() if is_lone else self._share_of_several:
             image = await self._cheap.decode(content)
         if image.kind == EXPENSIVE:
-            if self._slow.in_work >= MAX_IMAGES_IN_SLOW_LANE:
+            if self._slow.in_work >= MAX_WAITING_LARGE:
                 raise Refused(503, "Too many large images are waiting; try again in a second.", RETRY_AFTER)
             image = await self._slow.decode(content)
         return image.problem or image.pixels

@@ -370,9 +370,9 @@ def test_what_is_out_of_reach_is_one_sentence(problem, words, tmp_path, monkeypa
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert run_main(run.main, ["--dataset", "hf:someone/set"]) == 2
-    told = capsys.readouterr().err
-    assert all(word in told for word in words), told
-    assert told.count("\n") == 1
+    shown = capsys.readouterr().err
+    assert all(word in shown for word in words), shown
+    assert shown.count("\n") == 1
 
 
 def test_without_a_network_the_library_says_so_and_we_do(tmp_path, capsys):

@@ -324,9 +324,9 @@ def test_the_recipe_runs_end_to_end_on_a_small_part(tmp_path, weights_file, caps
         str(run_dir),
     ]
     assert run_main(run.main, arguments) == 0
-    told = capsys.readouterr().out
-    assert "3 of 1,000 classes" in told
-    assert "Precision mixed_float16 (--precision; without a GPU it is slower than float32)" in told
+    shown = capsys.readouterr().out
+    assert "3 of 1,000 classes" in shown
+    assert "Precision mixed_float16 (--precision; without a GPU it is slower than float32)" in shown
     config = RunConfig.from_json((run_dir / "config.json").read_text())
     assert (config.batch_size, config.gradient_accumulation_steps, config.stored_size, config.resize) == (
         512,

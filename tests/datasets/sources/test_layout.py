@@ -167,7 +167,7 @@ def test_folders_inside_classes_that_are_not_all_alike_belong_to_the_class(names
         (["birds/.hidden.jpg"], "1 .jpg"),
     ],
 )
-def test_a_class_folder_without_an_image_is_left_out_and_said(extra, holds, tmp_path):
+def test_a_class_folder_without_an_image_is_left_out_and_logged(extra, holds, tmp_path):
     (tmp_path / "birds").mkdir()
     found, [note] = read(tmp_path, ["cats/1.jpg", "dogs/1.jpg", *extra])
     assert set(found) == {"cats", "dogs"} and note.level == logging.WARNING

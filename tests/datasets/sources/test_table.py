@@ -158,7 +158,7 @@ def test_what_people_write_is_understood(head, rows, options, images):
         ({"encoding": "utf-8-sig"}, None),
     ],
 )
-def test_an_unusual_way_of_writing_is_said(options, words, images):
+def test_an_unusual_way_of_writing_is_logged(options, words, images):
     notes = table.read(write(images, HEAD, ROWS, **options)).notes
     assert [note.text.endswith(words) for note in notes] == [True] * (words is not None)
 
@@ -194,7 +194,7 @@ def test_a_table_without_paths_is_explained_for_prediction(head, words, images):
         table.read(write(images, head, ROWS), with_labels=False)
 
 
-def test_a_table_in_windows_1252_is_read_and_said(images):
+def test_a_table_in_windows_1252_is_read_and_logged(images):
     rows = [(path, label.replace("beta", "Bête")) for path, label in ROWS]
     dataset = table.read(write(images, HEAD, rows, encoding="cp1252"))
     assert dataset.class_names == ("Bête", "alpha", "gamma")
@@ -229,7 +229,7 @@ def test_a_split_may_be_left_open_as_pandas_does(images):
     ]
 
 
-def test_columns_that_are_not_used_are_said(images):
+def test_columns_that_are_not_used_are_logged(images):
     rows = [(str(number), *row, "1") for number, row in enumerate(ROWS)]
     (note,) = table.read(write(images, ("", *HEAD, "is_train"), rows)).notes
     assert note.text.endswith("t.csv: these columns are not used: is_train.")
