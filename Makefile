@@ -64,7 +64,9 @@ $(TOOLS)/installed: requirements-tools.txt
 	$$chosen -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install $(QUIETLY) --requirement requirements-tools.txt
 	@touch $@
 
-# --no-compile: Python compiles what is imported at its first import, and most of it never is.
+# --no-compile: Python compiles what is imported at its first import, and most of it never is. It keeps the result
+# whatever the environment says: without, each process would compile TensorFlow again, for 6 s.
+unexport PYTHONDONTWRITEBYTECODE
 QUIETLY := --quiet --disable-pip-version-check --no-compile
 
 # TensorFlow has wheels for these versions of Python only.

@@ -4,15 +4,17 @@ import json
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from benchmarks import __main__ as command
-from benchmarks import accuracy, measure, tables
+from benchmarks import accuracy, measure, sets, tables
 from benchmarks.cases import CASES, FIGURES, Case, Entry
 from tests.support import ROOT
 from tests.support.photos import draw_photos
 from transfer_learning.cli.parser import run_main
+from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.experiments.measurements import MeasurementFailed, number, run_child
 from transfer_learning.machine.resources import usable_cores
 
@@ -212,3 +214,20 @@ def test_accuracy_is_measured_on_drawn_training_images_and_all_test_images(tmp_p
     assert row in capsys.readouterr().out  # the paired differences of two seeds
     accuracy.main(arguments)
     assert len(measured) == 8, "nothing is measured twice"
+
+
+def test_sets_are_halved_by_class_or_keep_their_test_images(tmp_path):
+    pixels = np.zeros((4, 4), np.uint8)
+    halved = Dataset("halved", ("a", "b"), tuple(Example(f"{n}.x", "ab"[n > 5], "", pixels) for n in range(10)))
+    parts = sets.divide(halved, {})
+    assert Counter(example.label for example in parts["train"]) == {"a": 3, "b": 2}
+    assert sorted(example.id for part in parts.values() for example in part) == [f"{n}.x" for n in range(10)]
+    assert parts == sets.divide(halved, {})
+    official = Dataset(
+        "official", ("a",), tuple(Example(f"{n}", "a", "test" if n < 4 else "", pixels) for n in range(9))
+    )
+    parts = sets.divide(official, {"train": 2})
+    assert len(parts["train"]) == 2 and {example.id for example in parts["test"]} == set("0123")
+    sets.write(tmp_path / "set", parts)
+    written = sorted(path.relative_to(tmp_path / "set").as_posix() for path in tmp_path.rglob("*.png"))
+    assert len(written) == 6 and written[:4] == [f"test/a/{n}.png" for n in range(4)]

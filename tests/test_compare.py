@@ -191,7 +191,7 @@ def test_the_page_needs_no_other_file_and_shows_the_figure(finished):
     directory = finished[0]
     page = Page(directory.page)
     assert not {"script", "link", "iframe", "object", "a"} & set(page.tags)
-    assert len(page.pictures()) == 1 and page.pictures()[0].startswith("data:image/png;base64,")
+    assert len(page.pictures()) == 1 and page.pictures()[0].startswith("data:image/webp;base64,")
     assert directory.figure.read_bytes().startswith(b"\x89PNG")
     content = directory.page.read_text()
     assert "http" not in content and "url(" not in content

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 from tests.support import ROOT
 from tests.support.ports import free_ports
@@ -36,3 +37,20 @@ def test_mirrored_needs_several_devices():
 
 def test_without_other_devices_or_workers_a_run_is_alone():
     assert strategy.form_workers("auto", None, 1.0) is strategy.ALONE
+
+
+@pytest.mark.parametrize(
+    ("error", "is_printed"),
+    [(tf.errors.UnavailableError(None, None, "worker 1 has ended"), False), (RuntimeError("of ours"), True)],
+)
+def test_a_function_deleted_after_another_worker_has_ended_prints_nothing(error, is_printed, monkeypatch):
+    class Function:
+        def __del__(self):
+            raise error
+
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    strategy.ignore_errors_of_deletion()
+    function = Function()
+    del function
+    assert bool(printed) == is_printed

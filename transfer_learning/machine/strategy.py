@@ -10,6 +10,7 @@ import os
 import re
 import select
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -165,10 +166,20 @@ def _connect(cluster: Cluster, num_gpus: int, seconds: float) -> Workers:
         rpc_layer="grpc",
     )
     count = len(cluster.addresses)
+    ignore_errors_of_deletion()
     with _killed_after(seconds):
         return Workers(
             cluster.index, count, max(1, num_gpus), tf.distribute.MultiWorkerMirroredStrategy(resolver), seconds
         )
+
+
+def ignore_errors_of_deletion() -> None:
+    """From now on Python does not print errors of TensorFlow that come while an object is deleted.
+
+    A deleted function is deleted on all workers, and at the end of a run some of them may have ended already.
+    """
+    report, of_tensorflow = sys.unraisablehook, tf.errors.OpError
+    sys.unraisablehook = lambda found: None if isinstance(found.exc_value, of_tensorflow) else report(found)
 
 
 @contextmanager
