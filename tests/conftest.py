@@ -1,9 +1,11 @@
 """Small images, a small pretrained network and a small config, made once for all tests."""
 
+import gc
 import logging
 import os
 import sys
 
+gc.set_threshold(50_000)  # as the commands do
 os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
 
 import pytest  # noqa: E402
