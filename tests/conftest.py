@@ -10,7 +10,7 @@ os.environ["TF_NUM_INTRAOP_THREADS"] = "2"
 
 import pytest  # noqa: E402
 
-import transfer_learning  # noqa: F401  (sets Keras' backend ahead of every import of Keras)
+import transfer_learning  # noqa: E402, F401  (sets Keras' backend ahead of every import of Keras)
 from tests.support.photos import SIZE, draw_photos  # noqa: E402
 from transfer_learning.config import Phase, RunConfig  # noqa: E402
 
