@@ -30,9 +30,8 @@ def test_every_action_is_done_and_logged(tmp_path):
         "b/1.jpg,b,a,0.7,,relabel: b",
     )
     read = read_corrections(path)
-    assert read == Corrections(
-        path, frozenset({"a/0.jpg"}), frozenset({"b/0.jpg"}), {"a/1.jpg": "b", "a/2.jpg": "b", "b/1.jpg": "b"}
-    )
+    relabelled = dict.fromkeys(("a/1.jpg", "a/2.jpg", "b/1.jpg"), "relabel:b")
+    assert read == Corrections(path, {"a/0.jpg": "keep", "b/0.jpg": "drop"} | relabelled)
     said = log_messages()
     corrected, dropped = apply_corrections(dataset(), read)
     labels = {example.id: example.label for example in corrected.examples}
@@ -46,7 +45,7 @@ def test_every_action_is_done_and_logged(tmp_path):
 def test_a_table_of_two_columns_as_a_spreadsheet_saves_it_will_do(tmp_path):
     path = tmp_path / "c.csv"
     path.write_bytes('\ufeffid,action\r\n"a/0.jpg",drop\r\n'.encode())
-    assert read_corrections(path).dropped == {"a/0.jpg"}
+    assert read_corrections(path).actions == {"a/0.jpg": "drop"}
     assert apply_corrections(dataset(), read_corrections(table(tmp_path))) == (dataset(), {})
 
 
@@ -54,7 +53,7 @@ def test_a_table_of_two_columns_as_a_spreadsheet_saves_it_will_do(tmp_path):
 def test_a_table_is_read_as_spreadsheets_write_it(separator, encoding, tmp_path):
     path = tmp_path / "c.csv"
     path.write_bytes(f"id{separator}action\r\nBäume/1.jpg{separator}drop\r\n".encode(encoding))
-    assert read_corrections(path).dropped == {"Bäume/1.jpg"}
+    assert read_corrections(path).actions == {"Bäume/1.jpg": "drop"}
 
 
 def moved_table(tmp_path, content="same", labels="ab"):

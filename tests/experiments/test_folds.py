@@ -142,7 +142,7 @@ def test_wrong_labels_are_listed_for_review(config, data, tmp_path):
     labels[4] = (labels[4] + 1) % 3
     result = folds.evaluate_folds(folds.OutOfFold(rows, labels, logits, places), config, data, RunDir(tmp_path))
     assert result["num_label_issues"] == 1
-    assert read_corrections(tmp_path / "label_issues.csv").kept == {data.split("train").ids[4]}
+    assert read_corrections(tmp_path / "label_issues.csv").actions == {data.split("train").ids[4]: "keep"}
 
 
 def test_a_frozen_run_trains_on_the_validation_images_too(config, photos):

@@ -29,16 +29,8 @@ class Corrections(NamedTuple):
     """The actions of one table."""
 
     path: Path
-    kept: frozenset[str]  # ids
-    dropped: frozenset[str]  # ids
-    labels: Mapping[str, str]  # id -> new label
+    actions: Mapping[str, str]  # id -> keep, drop or relabel:NAME
     contents: Mapping[str, tuple[str, str]] = {}  # id -> SHA-256 and label of the image, where the table has them
-
-    @property
-    def actions(self) -> dict[str, str]:
-        """The action by id, as in the table."""
-        relabelled = {id: f"relabel:{label}" for id, label in self.labels.items()}
-        return dict.fromkeys(self.kept, "keep") | dict.fromkeys(self.dropped, "drop") | relabelled
 
 
 def read_corrections(path: str | Path) -> Corrections:
@@ -76,23 +68,18 @@ def read_corrections(path: str | Path) -> Corrections:
         raise UserError(
             f"{path} cannot be read as a table ({error}); a CSV file with the columns id and action was expected."
         ) from None
-    return Corrections(
-        path,
-        frozenset(id for id, action in actions.items() if action == "keep"),
-        frozenset(id for id, action in actions.items() if action == "drop"),
-        {id: action.removeprefix("relabel:") for id, action in actions.items() if action.startswith("relabel:")},
-        contents,
-    )
+    return Corrections(path, actions, contents)
 
 
 def apply_corrections(dataset: Dataset, corrections: Corrections) -> tuple[Dataset, dict[str, str]]:
     """Returns the dataset with the new labels, and the reason by the id of each image to drop; UserError for an image
     that is not in the dataset, or a new label that is not one of its classes.
     """
-    corrections = _with_ids_of(dataset, corrections)
-    path, labels = corrections.path, corrections.labels
+    path, actions = corrections.path, _with_ids_of(dataset, corrections)
+    dropped = sorted(id for id, action in actions.items() if action == "drop")
+    labels = {id: action.removeprefix("relabel:") for id, action in actions.items() if action.startswith("relabel:")}
     old = {example.id: example.label for example in dataset.examples}
-    for id in sorted({*corrections.dropped, *labels} - old.keys()):
+    for id in sorted({*dropped, *labels} - old.keys()):
         raise UserError(
             f"{path} names {id}, and {dataset.name} has no such image (its ids are like {next(iter(old))}); give the "
             "table of this dataset, or remove the row."
@@ -105,20 +92,20 @@ def apply_corrections(dataset: Dataset, corrections: Corrections) -> tuple[Datas
             )
     changed = [id for id, label in labels.items() if label != old[id]]
     examples = tuple(example._replace(label=labels.get(example.id, example.label)) for example in dataset.examples)
-    relabelled, dropped = _named([f"{id} as {labels[id]}" for id in changed]), _named(sorted(corrections.dropped))
     logger.info(
-        f"{path.name}: {len(changed):,} of {len(examples):,} images relabelled{relabelled}, "
-        f"{len(corrections.dropped):,} dropped{dropped}, {len(corrections.kept):,} unchanged."
+        f"{path.name}: {len(changed):,} of {len(examples):,} images relabelled"
+        f"{_named([f'{id} as {labels[id]}' for id in changed])}, {len(dropped):,} dropped{_named(dropped)}, "
+        f"{len(actions) - len(dropped) - len(labels):,} unchanged."
     )
-    return replace(dataset, examples=examples), dict.fromkeys(corrections.dropped, f"dropped by {path.name}")
+    return replace(dataset, examples=examples), dict.fromkeys(dropped, f"dropped by {path.name}")
 
 
-def _with_ids_of(dataset: Dataset, corrections: Corrections) -> Corrections:
-    """The corrections with the ids that the dataset gives to the same contents, where it has none of theirs."""
-    known = {example.id for example in dataset.examples}
-    missing = sorted({*corrections.dropped, *corrections.labels} - known)
+def _with_ids_of(dataset: Dataset, corrections: Corrections) -> Mapping[str, str]:
+    """The actions by the ids that the dataset gives to the same contents, where it has none of theirs."""
+    known, actions = {example.id for example in dataset.examples}, corrections.actions
+    missing = sorted(id for id, action in actions.items() if action != "keep" and id not in known)
     if not missing or not corrections.contents.keys() >= {*missing}:
-        return corrections
+        return actions
     by_content: defaultdict[str, list[Example]] = defaultdict(list)
     for example in dataset.examples:
         if example.id not in corrections.contents:
@@ -129,17 +116,14 @@ def _with_ids_of(dataset: Dataset, corrections: Corrections) -> Corrections:
         content, label = corrections.contents[id]
         equal = by_content[content]
         if not (same := [example for example in equal if content in sole or example.label == label]):
-            return corrections
+            return actions
         equal.remove(same[0])
         new[id] = same[0].id
     logger.info(
         f"{corrections.path.name}: {len(new):,} images have other ids (such as {new[missing[0]]} instead of {missing[0]}) "
         "and the same contents."
     )
-    return corrections._replace(
-        dropped=frozenset(new.get(id, id) for id in corrections.dropped),
-        labels={new.get(id, id): label for id, label in corrections.labels.items()},
-    )
+    return {new.get(id, id): action for id, action in actions.items()}
 
 
 def _action(row: Mapping[str, str | None]) -> str:
