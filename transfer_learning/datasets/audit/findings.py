@@ -23,7 +23,7 @@ from transfer_learning.datasets.decoding.formats import (
 from transfer_learning.datasets.decoding.value_range import values_in
 from transfer_learning.datasets.names import alike, folded_label
 from transfer_learning.datasets.prepared import PreparedDataset
-from transfer_learning.datasets.sources.folder import is_hidden
+from transfer_learning.datasets.sources.folder import files_below, is_hidden
 from transfer_learning.errors import MissingExtra
 
 # Thresholds of near-duplicates. Of drawn_pills saved at JPEG quality 50 or at half the size, nine of ten images keep
@@ -100,22 +100,8 @@ def audit(dataset: Dataset, data: PreparedDataset, features: Features | None = N
     findings = findings.iloc[np.lexsort((findings["position"], findings["kind"].map(order)))]
     kinds = findings.groupby("position")["kind"].agg(lambda kinds: "; ".join(dict.fromkeys(kinds)))
     files["findings"] = kinds.reindex(files.index).fillna("")
-    num_on_disk = count_files(dataset.folder) if dataset.folder else None
+    num_on_disk = sum(1 for _ in files_below(dataset.folder)) if dataset.folder else None
     return Audit(files, findings.reset_index(drop=True), num_on_disk, tuple(notes))
-
-
-def count_files(folder: Path) -> int:
-    """Counts the files below `folder` and below linked folders; a link to a parent folder counts as a file."""
-    number, waiting = 0, [(str(folder), frozenset({os.path.realpath(folder)}))]
-    while waiting:
-        place, above = waiting.pop()
-        for name in os.listdir(place):
-            path = os.path.join(place, name)
-            if not os.path.isdir(path) or (real := os.path.realpath(path)) in above:
-                number += 1
-            else:
-                waiting.append((path, above | {real}))
-    return number
 
 
 def _files(dataset: Dataset, data: PreparedDataset) -> pd.DataFrame:
