@@ -126,7 +126,7 @@ def outcome(root: Path, cache_dir: Path) -> tuple[dict[str, str], dict[str, str]
     store = cached_images(dataset, SIZE, "squash", Cache(cache_dir))
     ids = [example.id for example in dataset.examples]
     pixels = {
-        name: hashlib.sha256(store.pixels[int(row)].tobytes()).hexdigest()
+        name: hashlib.sha256(store.pixels[[row]].tobytes()).hexdigest()
         for name, row in zip(ids, store.rows, strict=True)
         if row >= 0
     }

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -37,10 +37,6 @@ class FilePart(NamedTuple):
     length: int
     sha256: str = ""  # of the bytes, where they have been read before; "" if unknown
 
-    @property
-    def is_remote(self) -> bool:
-        return isinstance(self.file, str)
-
     def read_bytes(self) -> bytes:
         """Reads the bytes without a memory map, whose pages would count as memory of this process; OSError if the file
         is missing or ends too early; UserError if an object store does not give them.
@@ -52,6 +48,11 @@ class FilePart(NamedTuple):
         if len(content) < self.length:
             raise OSError(errno.EIO, f"{self.file} ends before byte {self.offset + self.length:,}")
         return content
+
+
+def is_remote(source: object) -> TypeGuard[FilePart]:
+    """Whether an image is in an object store."""
+    return isinstance(source, FilePart) and isinstance(source.file, str)
 
 
 # An image file, a part of a file, or uint8 pixels (height, width) or (height, width, 3).

@@ -95,12 +95,10 @@ class CachedRows:
     def shape(self) -> tuple[int, ...]:
         return len(self), *self._record_shape
 
-    def __getitem__(self, positions: int | np.ndarray) -> np.ndarray:
-        """Returns a new array (k, ...) for integers (k,); (...) for one integer. IndexError for a position that
-        `positions` or `add` did not return, such as -1 for a missing record; OSError if a record cannot be read.
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """Returns a new array (k, ...) for integers (k,). IndexError for a position that `positions` or `add` did not
+        return, such as -1 for a missing record; OSError if a record cannot be read.
         """
-        if isinstance(positions, int | np.integer):
-            return self[np.array([positions], np.int64)][0]
         positions = _checked(positions, self._num_on_disk, self._num_in_memory)
         arrays = np.empty((len(positions), *self._record_shape), self.dtype)
         buffer = arrays.reshape(-1).view(np.uint8).data
@@ -142,7 +140,7 @@ class CachedBytes:
 
 
 def _checked(positions: np.ndarray, num_on_disk: int, num_in_memory: int) -> np.ndarray:
-    positions = np.asarray(positions) if len(positions) else np.empty(0, np.int64)
+    positions = np.asarray(positions) if np.size(positions) else np.empty(0, np.int64)
     if positions.ndim != 1 or positions.dtype.kind not in "iu":
         raise IndexError(f"expected integers (k,), got {positions.dtype} {positions.shape}")
     end = np.where(positions >= IN_MEMORY, IN_MEMORY + num_in_memory, num_on_disk)

@@ -38,7 +38,7 @@ def test_the_pixels_are_those_of_a_large_cache(decoded_gb, dataset, tmp_path, mo
         small = Cache(tmp_path / "small", SMALL)
         images = cached_images(dataset, SIZE, "squash", small, decoded_gb)
         np.testing.assert_array_equal(images.pixels[images.rows], whole.pixels[whole.rows])
-        np.testing.assert_array_equal(images.pixels[int(images.rows[-1])], whole.pixels[whole.rows[-1:]][0])
+        np.testing.assert_array_equal(images.pixels[images.rows[-1:]][0], whole.pixels[whole.rows[-1:]][0])
         assert images.facts.equals(whole.facts) and images.pixel_key == whole.pixel_key
         behind = int((images.rows >= ON_READ).sum())
         assert 10 < behind < 20 and small.num_bytes() <= 1e9 * SMALL / 2

@@ -121,7 +121,7 @@ def test_what_is_changed_or_added_is_decoded_alone(change, expected, photos_here
     np.testing.assert_array_equal(as_array(first.pixels), before)
     for example, row in zip(folder.read(photos_here).examples, second.rows, strict=True):
         expected = Image.open(example.source).resize((8, 8), Image.Resampling.BICUBIC)
-        np.testing.assert_array_equal(second.pixels[int(row)], np.asarray(expected))
+        np.testing.assert_array_equal(second.pixels[[row]][0], np.asarray(expected))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 128])  # the copies in one chunk, in neighbours, or apart
@@ -194,7 +194,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept_under_its_old_hash(pho
         kept, _ = opened(photos_here)
     assert kept.facts["problem"].tolist() == [""] * 3 + ["the file changed while it was read"] + [""] * 5
     kept, said = opened(photos_here)
-    assert (kept.pixels[int(kept.rows[3])] == (255, 0, 0)).all() and said == summary(1, 8)
+    assert (kept.pixels[kept.rows[[3]]] == (255, 0, 0)).all() and said == summary(1, 8)
 
 
 def test_a_dataset_without_examples_has_a_store(opened):
@@ -417,11 +417,11 @@ def test_jpegs_are_read_like_the_array_that_they_stand_for(smooth_photos, opened
     gap = np.abs(pixels.astype(int) - plain.pixels[plain.rows])
     assert 0 < gap.mean() < 1 and gap.max() <= 6
     for position in range(3):
-        np.testing.assert_array_equal(kept.pixels[position], pixels[position])
+        np.testing.assert_array_equal(kept.pixels[np.array([position])], pixels[[position]])
     assert kept.pixels[np.empty(0, np.int64)].shape == (0, 16, 16, 3)
-    for wrong in (3, -1, np.array([0, 3])):
+    for wrong in ([3], [-1], [0, 3]):
         with pytest.raises(IndexError):
-            kept.pixels[wrong]
+            kept.pixels[np.array(wrong)]
     decoded.clear()
     again, _ = opened(smooth_photos, size=16, decoded_gb=0.0)
     assert decoded == []

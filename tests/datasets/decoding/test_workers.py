@@ -322,8 +322,10 @@ def test_workers_end_when_their_parent_is_killed_whatever_they_do(is_idle, pipe,
 def test_a_worker_in_whose_loop_no_python_runs_is_ended_by_the_kernel(image):
     """Its parent is alive and patient: it is the limit of its own processor time that ends it."""
     request = json.dumps([str(image(behind=b"burn"))]).encode()
-    arguments = [*FAULTY_COMMAND, "8", "squash", "pixels", "0.1", str(decode_workers.MAX_PIXELS), "{}", ""]
-    with subprocess.Popen(arguments, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
+    arguments = json.dumps([8, "squash", False, 0.1, decode_workers.MAX_PIXELS, {}, ""])
+    with subprocess.Popen(
+        [*FAULTY_COMMAND, arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as worker:
         worker.stdin.write(decode_workers.LENGTH.pack(len(request)) + request)
         worker.stdin.flush()
         try:

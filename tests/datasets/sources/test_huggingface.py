@@ -121,7 +121,7 @@ def test_an_image_in_a_table_is_the_same_as_its_file_to_the_store(tmp_path):
     store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"))
     assert said == []
     for example, row in zip(dataset.examples, store.rows, strict=True):
-        np.testing.assert_array_equal(store.pixels[int(row)], decode(example.source, 8, "squash").pixels)
+        np.testing.assert_array_equal(store.pixels[[row]][0], decode(example.source, 8, "squash").pixels)
 
 
 @pytest.mark.parametrize("as_jpeg", [False, True])

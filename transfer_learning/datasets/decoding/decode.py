@@ -7,7 +7,6 @@ import math
 import re
 import threading
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -159,12 +158,7 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
         content = source if isinstance(source, bytes) else read_file(source)
         if not content:
             return failed(EMPTY_FILE, "the file is empty")
-
-        def decode_file(content: bytes) -> Decoded:
-            image, (width, height), remarks = _open(content, size, ranges)
-            return Decoded(np.asarray(_square(image, size, resize)), width, height, "", remarks)
-
-        return _or_repaired(content, decode_file)
+        return _decode_or_repair(content, size, resize, ranges)
     except FileNotFoundError:
         return failed(UNREADABLE_FILE, "there is no such file")
     except MissingExtra as error:
@@ -194,7 +188,7 @@ def full_size(content: bytes) -> tuple[int, int]:
     """Width and height after the EXIF rotation, from the header; raises whatever the decoder does."""
     try:
         file = _opened(io.BytesIO(content), content[:NUM_BYTES])
-    except Exception:  # as in `_or_repaired`
+    except Exception:  # as in `_decode_or_repair`
         file = _opened(io.BytesIO(metadata.without_metadata(content) or content), content[:NUM_BYTES])
     with file:
         is_turned = _orientation(file) >= 5 and file.format != "TIFF"  # whose size is that after the rotation
@@ -212,12 +206,7 @@ def short_side(source: Path | FilePart) -> int:
 
 def upright(content: bytes) -> Image.Image:
     """The image in RGB at its full size, after the EXIF rotation; raises whatever the decoder does."""
-
-    def decode_whole(content: bytes) -> Decoded:
-        image, (width, height), remarks = _open(content)
-        return Decoded(np.asarray(image), width, height, "", remarks)
-
-    return Image.fromarray(_or_repaired(content, decode_whole).pixels)
+    return Image.fromarray(_decode_or_repair(content, size=0).pixels)
 
 
 def to_jpeg(pixels: np.ndarray) -> bytes:
@@ -232,8 +221,16 @@ def from_jpeg(content: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG",)))
 
 
-def _or_repaired(content: bytes, decode_file: Callable[[bytes], Decoded]) -> Decoded:
-    """Decodes a file; if that fails, without its metadata, which no pixel needs, or with the end mark of a JPEG."""
+def _decode_or_repair(content: bytes, size: int, resize: str = "", ranges: value_range.Ranges | None = None) -> Decoded:
+    """Decodes a file; if that fails, without its metadata, which no pixel needs, or with the end mark of a JPEG.
+
+    `size`: of the square, 0 for an image as it is.
+    """
+
+    def decode_file(content: bytes) -> Decoded:
+        image, (width, height), remarks = _open(content, size, ranges)
+        return Decoded(np.asarray(_square(image, size, resize) if size else image), width, height, "", remarks)
+
     try:
         return decode_file(content)
     except (MissingExtra, TooManyPixels):
@@ -276,9 +273,7 @@ def _opened(file: BinaryIO, beginning: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _open(
-    content: bytes, size: int = 0, ranges: value_range.Ranges | None = None
-) -> tuple[Image.Image, tuple[int, int], str]:
+def _open(content: bytes, size: int, ranges: value_range.Ranges | None) -> tuple[Image.Image, tuple[int, int], str]:
     """Opens an image and applies the EXIF rotation; at a reduced scale if that leaves enough pixels for `size` > 0.
 
     Returns:

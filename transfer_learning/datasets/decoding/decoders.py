@@ -8,10 +8,10 @@ from itertools import chain
 
 import numpy as np
 
-from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart, Source
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, Source, is_remote
 from transfer_learning.datasets.decoding.decode import Decoded, content_hash, decode, failed, from_jpeg, to_jpeg
 from transfer_learning.datasets.decoding.value_range import Ranges
-from transfer_learning.datasets.decoding.workers import DecodeWorkers
+from transfer_learning.datasets.decoding.workers import SECONDS_PER_IMAGE, DecodeWorkers
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.rows import Rows
@@ -21,29 +21,31 @@ READERS = 32  # threads that wait for an object store, which takes some 50 ms pe
 ON_READ = 1 << 50  # positions from here on are of images that are decoded on each access
 
 
-def is_remote(source: Source) -> bool:
-    """Whether it is in an object store."""
-    return isinstance(source, FilePart) and source.is_remote
-
-
 class Decoders:
     """Hashes contents in threads, and decodes files in processes and arrays in threads; a context manager.
 
     Args:
         size: side of the decoded images in pixels.
-        resize, as_jpeg, ranges: as `DecodeWorkers` takes them.
+        resize, as_jpeg, ranges, seconds: as `DecodeWorkers` takes them.
         suffix: of the keys in the cache.
         readers: threads; at most one per core decodes at a time, and the others read.
     """
 
     def __init__(
-        self, size: int, resize: str, as_jpeg: bool, ranges: Ranges | None = None, suffix: str = "", readers: int = 0
+        self,
+        size: int,
+        resize: str,
+        as_jpeg: bool,
+        ranges: Ranges | None = None,
+        suffix: str = "",
+        readers: int = 0,
+        seconds: float = SECONDS_PER_IMAGE,
     ):
         self._size, self._resize, self._as_jpeg, self.suffix = size, resize, as_jpeg, suffix
         self._readers = readers
         self._threads = ThreadPoolExecutor(max(readers, usable_cores()))
         self._cores = threading.BoundedSemaphore(usable_cores())
-        self._workers = DecodeWorkers(size, resize, as_jpeg, ranges=ranges)
+        self._workers = DecodeWorkers(size, resize, as_jpeg, seconds, ranges=ranges)
 
     def __enter__(self) -> "Decoders":
         return self
@@ -72,7 +74,7 @@ class Decoders:
 
     def _decode(self, name: str, source: Source) -> Decoded:
         if not isinstance(source, np.ndarray):
-            content = source.read_bytes() if isinstance(source, FilePart) and source.is_remote else source
+            content = source.read_bytes() if is_remote(source) else source
             with self._cores:
                 digest, image = self._workers.decode(content)
             if not image.problem and digest != name.removesuffix(self.suffix):
@@ -104,15 +106,13 @@ class PixelsOnRead:
     def shape(self) -> tuple[int, ...]:
         return len(self), *self._cached.shape[1:]
 
-    def __getitem__(self, positions: int | np.ndarray) -> np.ndarray:
-        """Returns a new uint8 array (k, size, size, 3) for integers (k,); (size, size, 3) for one integer.
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """Returns a new uint8 array (k, size, size, 3) for integers (k,).
 
         Raises:
             UserError: a file is not what it was when the run began, or cannot be read.
             IndexError, OSError: as `CachedRows` does.
         """
-        if isinstance(positions, int | np.integer):
-            return self[np.array([positions], np.int64)][0]
         positions = np.asarray(positions, np.int64)
         behind = np.flatnonzero(positions >= ON_READ)
         asked = [self._sources[positions[index] - ON_READ] for index in behind]

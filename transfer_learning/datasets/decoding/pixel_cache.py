@@ -15,9 +15,9 @@ import PIL
 
 from transfer_learning.cli.formatting import size as in_bytes
 from transfer_learning.cli.progress import count_progress
-from transfer_learning.datasets.dataset import Dataset, Source
+from transfer_learning.datasets.dataset import Dataset, Source, is_remote
 from transfer_learning.datasets.decoding.decode import JPEG_QUALITY, Decoded, from_jpeg
-from transfer_learning.datasets.decoding.decoders import ON_READ, READERS, Decoders, PixelsOnRead, is_remote
+from transfer_learning.datasets.decoding.decoders import ON_READ, READERS, Decoders, PixelsOnRead
 from transfer_learning.datasets.decoding.value_range import Ranges, Values, describe, is_plain, ranges_of, values_in
 from transfer_learning.machine.resources import available_bytes, usable_cores
 from transfer_learning.storage.array_cache import ArrayCache
@@ -69,14 +69,8 @@ class JpegPixels:
     def shape(self) -> tuple[int, ...]:
         return len(self), self._size, self._size, 3
 
-    def __getitem__(self, positions: int | np.ndarray) -> np.ndarray:
-        """Returns a new uint8 array (k, size, size, 3) for integers (k,); (size, size, 3) for one integer.
-
-        Raises:
-            IndexError, OSError: as `CachedRows` does.
-        """
-        if isinstance(positions, int | np.integer):
-            return from_jpeg(self._jpegs[np.array([positions])][0])
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        """Returns a new uint8 array (k, size, size, 3) for integers (k,); raises what `CachedRows` does."""
         pixels = np.empty((len(positions), *self.shape[1:]), np.uint8)
 
         def decode_part(start: int) -> None:

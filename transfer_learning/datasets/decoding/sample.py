@@ -2,15 +2,14 @@
 
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from transfer_learning.datasets.dataset import Dataset, Source
-from transfer_learning.datasets.decoding.decode import content_hash, decode
+from transfer_learning.datasets.decoding.decode import content_hash
+from transfer_learning.datasets.decoding.decoders import Decoders
 from transfer_learning.datasets.decoding.pixel_cache import pixel_format
-from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.cache import Cache
 
@@ -36,26 +35,23 @@ def sample_dataset(dataset: Dataset, size: int, resize: str, cache: Cache, decod
     hashes = list(readable)
     stored = pixel_format(len(dataset.examples), size, resize, decoded_gb)
     missing = 1.0 - max(cache.cached_fraction(entry, hashes) for entry in (stored.entry, stored.facts_entry))
-    rate = _rate(list(readable.values()), size, resize) if missing else np.inf
+    rate = _rate(list(readable.items()), size, resize) if missing else np.inf
     record_bytes = min(stored.record_bytes, int(cache.limit_gb * 1e9 / max(1, len(dataset.examples))))
     return Sample(hashes, missing, rate, record_bytes, stored.entry.name)
 
 
-def _rate(sources: list[Source], size: int, resize: str) -> float:
-    """Images per second, decoded as `cached_images` does: files in processes, arrays in threads."""
+def _rate(sources: list[tuple[str, Source]], size: int, resize: str) -> float:
+    """Images per second, decoded as `cached_images` does; `sources` with their hashes."""
     cores, num_decoded = usable_cores(), 0
-    with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers, ThreadPoolExecutor(cores) as threads:
+    with Decoders(size, resize, as_jpeg=False, seconds=SECONDS_PER_IMAGE) as decoders:
 
-        def decode_one(source: Source) -> None:
-            if isinstance(source, np.ndarray):
-                decode(source, size, resize)
-            else:
-                workers.decode(source)
+        def decode(part: list[tuple[str, Source]]) -> int:
+            return len([image.result() for image in decoders.decode(dict(part)).values()])
 
-        list(threads.map(decode_one, sources[:cores]))  # starts the processes
+        decode(sources[:cores])  # starts the processes
         started = time.monotonic()
         for start in range(0, len(sources), cores):
-            num_decoded += len(list(threads.map(decode_one, sources[start : start + cores])))
+            num_decoded += decode(sources[start : start + cores])
             if time.monotonic() - started > SECONDS:
                 break
         return max(1, num_decoded) / max(1e-9, time.monotonic() - started)

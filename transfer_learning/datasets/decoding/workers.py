@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart, is_remote
 from transfer_learning.datasets.decoding.decode import (
     MAX_PIXELS,
     Decoded,
@@ -72,8 +72,8 @@ class DecodeWorkers:
         ranges: Ranges | None = None,
         lane: str = "",
     ):
-        self._size, self._resize, self._as_jpeg, self._seconds = size, resize, as_jpeg, seconds
-        self._max_pixels, self._ranges, self._lane = max_pixels, json.dumps(to_json(ranges or {})), lane
+        self._size, self._as_jpeg, self._seconds = size, as_jpeg, seconds
+        self._arguments = json.dumps([size, resize, as_jpeg, seconds, max_pixels, to_json(ranges or {}), lane])
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -105,7 +105,7 @@ class DecodeWorkers:
             RuntimeError: the workers are closed, or a process does not even start.
             UserError: an object store does not give the image.
         """
-        if isinstance(source, FilePart) and source.is_remote:
+        if is_remote(source):
             source = source.read_bytes()
         if isinstance(source, bytes):
             frames = [b"null", source]
@@ -142,10 +142,7 @@ class DecodeWorkers:
     def _take(self) -> "_Worker":
         with self._lock:
             worker = self._idle.pop() if self._idle else None
-        if worker is None:
-            kind = "jpeg" if self._as_jpeg else "pixels"
-            limits = (self._seconds, self._max_pixels, self._ranges, self._lane)
-            worker = _Worker(self._size, self._resize, kind, *limits)
+        worker = worker or _Worker(self._arguments)
         with self._lock:
             if not self._is_closed:
                 self._busy.add(worker)
@@ -170,7 +167,7 @@ class DecodeWorkers:
 class _Worker:
     """One process, and the two pipes to it."""
 
-    def __init__(self, *arguments: int | float | str):
+    def __init__(self, arguments: str):
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (PACKAGE_PARENT, os.environ.get("PYTHONPATH")))),
             "PYTHONWARNINGS": "",  # a warning made an error would be taken for a damaged image
@@ -185,11 +182,7 @@ class _Worker:
         blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             self._process = subprocess.Popen(
-                [*COMMAND, *map(str, arguments)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                env=environment,
+                [*COMMAND, arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=environment
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
@@ -252,9 +245,9 @@ class _Worker:
 
 def main() -> None:
     """Answers requests until there are no more, or until the parent process is gone."""
-    size, resize, kind, seconds = int(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
-    ranges, lane = from_json(json.loads(sys.argv[6])), sys.argv[7]
-    limit_pixels(int(sys.argv[5]), cheap_only=lane == CHEAP)
+    size, resize, as_jpeg, seconds, max_pixels, ranges, lane = json.loads(sys.argv[1])
+    ranges = from_json(ranges)
+    limit_pixels(max_pixels, cheap_only=lane == CHEAP)
     if lane == SLOW:
         os.nice(NICENESS)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -272,7 +265,7 @@ def main() -> None:
         digest, image = _read_and_decode(asked, size, resize, ranges)
         content = b""
         if not image.problem:
-            content = to_jpeg(image.pixels) if kind == "jpeg" else image.pixels.tobytes()
+            content = to_jpeg(image.pixels) if as_jpeg else image.pixels.tobytes()
         _write(answers, json.dumps([digest, *image[1:]]).encode(), content)
 
 
