@@ -94,7 +94,10 @@ def make_manifest(
     _skip_unreadable(manifest, skip_unreadable)
     named = {example.split for example in dataset.examples}
     fractions = {"test": 0.0 if "test" in named else test_fraction, "val": 0.0 if "val" in named else val_fraction}
-    _draw_splits(manifest, fractions, rank_small)
+    pool = manifest[(manifest["problem"] == "") & manifest["split"].isin(("", "train"))]
+    manifest.loc[pool.index, "split"] = draw_splits(
+        pool["group"], pool["sha256"], pool["label"], fractions["test"], fractions["val"], rank_small
+    )
     drawn = {split: fraction for split, fraction in fractions.items() if fraction}
     if drawn:
         parts = " and ".join(f"{fraction:.0%} for {split}" for split, fraction in drawn.items())
@@ -185,14 +188,6 @@ def _skip_unreadable(manifest: pd.DataFrame, skip_unreadable: bool) -> None:
         raise UserError(f"{images}; repair or remove them, or pass --skip-unreadable.")
     logger.info(f"{images} and are skipped.")
     manifest.loc[bad.index, "split"] = ""
-
-
-def _draw_splits(manifest: pd.DataFrame, fractions: dict[str, float], rank_small: bool) -> None:
-    """Draws the split of the examples without one and of training examples, in place."""
-    pool = manifest[(manifest["problem"] == "") & manifest["split"].isin(("", "train"))]
-    test, val = fractions["test"], fractions["val"]
-    splits = draw_splits(pool["group"], pool["sha256"], pool["label"], test, val, rank_small)
-    manifest.loc[pool.index, "split"] = splits
 
 
 def _drop_cross_split_duplicates(manifest: pd.DataFrame) -> None:

@@ -67,7 +67,6 @@ def inside(box: "tf.Tensor", images: "tf.Tensor") -> "tf.Tensor":
     import tensorflow as tf
 
     left, top, right, bottom = (box[:, i, None] for i in range(4))
-    place = tf.range(tf.shape(images)[1], dtype=tf.int32)
-    place = tf.cast(place, tf.float32)[None]
+    place = tf.cast(tf.range(tf.shape(images)[1]), tf.float32)[None]
     columns, rows = (place >= left) & (place < right), (place >= top) & (place < bottom)
     return (rows[:, :, None] & columns[:, None, :])[..., None]

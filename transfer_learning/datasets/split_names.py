@@ -3,23 +3,13 @@
 import re
 
 WORDS = {
-    "train": "train",
-    "training": "train",
-    "trn": "train",
-    "trainval": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "validate": "val",
-    "vld": "val",
-    "dev": "val",
-    "development": "val",
-    "eval": "val",
-    "evaluation": "val",
-    "test": "test",
-    "testing": "test",
-    "tst": "test",
-    "holdout": "test",
+    word: split
+    for split, words in {
+        "train": "train training trn trainval",
+        "val": "val valid validation validate vld dev development eval evaluation",
+        "test": "test testing tst holdout",
+    }.items()
+    for word in words.split()
 }
 # Words that change nothing beside one of the above.
 FILLERS = frozenset(

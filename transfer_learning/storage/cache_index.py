@@ -40,9 +40,7 @@ class EntrySpec:
     name: str  # folder below that; everything that decides the values must be in it, as in a hash
     shape: tuple[int, ...] | None  # of each array; None: records are `bytes` of any length
     dtype: str = ""  # of each array; "" where `shape` is None
-    facts: Mapping[str, str | int] = field(
-        default_factory=dict
-    )  # metadata, as {"backbone": "resnet18", "image_size": 160}
+    facts: Mapping[str, str | int] = field(default_factory=dict)  # metadata, as {"image_size": 160}
 
     @property
     def record_bytes(self) -> int:

@@ -55,18 +55,11 @@ def lock_shared(descriptor: int) -> None:
 def is_used(records: Path) -> bool:
     """Whether any process uses this records file; the answer stays true while the exclusive lock is held."""
     try:
-        descriptor = os.open(records, os.O_RDONLY)
-    except OSError:  # missing, or of another user
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks: opened files stay readable after deletion
-        return False
-    finally:
-        os.close(descriptor)
+        with open(records, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # others: missing, of another user, or without locks, where it stays readable when deleted
+        return isinstance(error, BlockingIOError)
+    return False
 
 
 def _is_at(descriptor: int, folder: Path) -> bool:

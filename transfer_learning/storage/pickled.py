@@ -62,9 +62,17 @@ def read_pickle(file: IO[bytes], check_name: Callable[[str], None]) -> Any:
                 return stack.pop()
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "BINUNICODE" | "SHORT_BINUNICODE":
-                stack.append(argument)
-            case "BINBYTES" | "SHORT_BINBYTES":
+            case (
+                "BININT"
+                | "BININT1"
+                | "BININT2"
+                | "LONG1"
+                | "BINFLOAT"
+                | "BINUNICODE"
+                | "SHORT_BINUNICODE"
+                | "BINBYTES"
+                | "SHORT_BINBYTES"
+            ):
                 stack.append(argument)
             case "BINSTRING" | "SHORT_BINSTRING":  # str of Python 2, which is bytes
                 stack.append(argument.encode("latin-1"))

@@ -27,9 +27,7 @@ class RunDir:
         self.notes = self.path / "notes.json"  # automatic choices with their reasons, and warnings
         self.log = self.path / "log.txt"  # all messages of all sessions, with time and level
         self.stages = self.path / "foresight.json"  # the stages of the run: estimated and actual time and disk space
-        self.manifest = (
-            self.path / "manifest.csv"
-        )  # one row per example: its file, hash, label, split, size and problem
+        self.manifest = self.path / "manifest.csv"  # one row per example: file, hash, label, split, size, problem
         self.ignored = self.path / "ignored.csv"  # one row per other file of the dataset's folder, with the reason
         self.checkpoint = self.path / "checkpoint"  # the last two training states, for `--resume`
         self.history = self.path / "history.csv"  # one row per epoch; the same bits however often the run was stopped

@@ -23,7 +23,7 @@ class LabelIssues(NamedTuple):
     too_small: list[int]  # classes with fewer images (groups of near-duplicates count once) than folds
 
 
-def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> LabelIssues:
+def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> LabelIssues:
     """Finds labels (int, from 0 on) that are probably wrong by features float32 (n, width), with confident learning.
 
     Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", 2021, as cleanlab
@@ -47,9 +47,9 @@ def find_label_issues(features: np.ndarray, labels: np.ndarray, groups: np.ndarr
     if len(classes) < 2:
         return found
     scaled = (features[rated] - features[rated].mean(axis=0)) / (features[rated].std(axis=0) + 1e-6)
-    components = PCA(min(NUM_COMPONENTS, *scaled.shape), random_state=seed).fit_transform(scaled)
+    components = PCA(min(NUM_COMPONENTS, *scaled.shape), random_state=0).fit_transform(scaled)
     components /= components[:, 0].std() + 1e-6
-    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
+    folds = StratifiedGroupKFold(NUM_FOLDS, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # folds without a class, whose probability is 0 there
         options = {"groups": groups[rated], "cv": folds, "method": "predict_proba"}

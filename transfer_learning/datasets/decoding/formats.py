@@ -24,6 +24,7 @@ OTHER_SUFFIXES = frozenset(
     ".jxl .jp2 .j2k .jpx .svg .psd .xcf .tga .ico .eps .exr .hdr .dcm .fits .mha .nii .raw .dng .cr2 .cr3 .nef .arw "
     ".orf .rw2 .raf .pef .srw".split()
 )
+NUM_NAMED = 5  # suffixes per message
 NUM_BYTES = 64  # of a file, that `format_of` needs
 SIGNATURES = {
     "JPEG": rb"\xff\xd8\xff",
@@ -40,9 +41,9 @@ PATTERNS = {name: re.compile(pattern, re.DOTALL) for name, pattern in SIGNATURES
 
 
 def suffix_of(name: str | PurePath) -> str:
-    """The suffix in lower case; "" for none, or for one without a letter, as in ``1.2.840`` or ``photo.2021-05-01``."""
+    """The suffix in lower case, in UTF-8; "" for none, or for one without a letter, as in ``1.2.840``."""
     suffix = (name if isinstance(name, PurePath) else PurePath(name)).suffix.lower()
-    return suffix if any(letter.isalpha() for letter in suffix) else ""
+    return suffix.encode(errors="replace").decode() if any(letter.isalpha() for letter in suffix) else ""
 
 
 def format_of(beginning: bytes) -> str:
@@ -63,17 +64,13 @@ def begins_like_an_image(path: Path) -> bool:
         return False
 
 
-def count_by_suffix(names: Iterable[str | PurePath], most: int = 5) -> str:
+def count_by_suffix(names: Iterable[str | PurePath]) -> str:
     """``24 .dcm, 3 .txt, 1 without suffix`` of file names, the most frequent first."""
     counts = Counter(suffix_of(name) for name in names).most_common()
-    shown = [f"{count:,} {_printable(suffix) or 'without suffix'}" for suffix, count in counts[:most]]
-    if rest := sum(count for _, count in counts[most:]):
+    shown = [f"{count:,} {suffix or 'without suffix'}" for suffix, count in counts[:NUM_NAMED]]
+    if rest := sum(count for _, count in counts[NUM_NAMED:]):
         shown.append(f"{rest:,} others")
     return ", ".join(shown)
-
-
-def _printable(suffix: str) -> str:
-    return suffix.encode(errors="replace").decode()  # a name need not be UTF-8
 
 
 class _Other(NamedTuple):

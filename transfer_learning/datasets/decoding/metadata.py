@@ -5,6 +5,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 ORIENTATION = 0x0112
@@ -28,10 +29,8 @@ def orientation_of(info: dict[Any, Any]) -> int:
     if isinstance(exif := info.get("exif"), bytes):
         found = exif_orientation(exif)
     elif isinstance(profile := info.get("Raw profile type exif"), str):  # of ImageMagick
-        try:
+        with suppress(ValueError):
             found = exif_orientation(bytes.fromhex("".join(profile.split("\n")[3:])))
-        except ValueError:
-            found = None
     if found is None:
         xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
         match = XMP_ORIENTATION.search(xmp.encode(errors="replace") if isinstance(xmp, str) else xmp)
@@ -43,7 +42,7 @@ def exif_orientation(exif: bytes) -> int | None:
     """The orientation in the first directory of EXIF, without a look at any other tag; None if there is none."""
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    try:
+    with suppress(struct.error):  # it points outside
         if order:
             (start,) = struct.unpack_from(f"{order}I", exif, 4)
             (count,) = struct.unpack_from(f"{order}H", exif, start)
@@ -51,8 +50,6 @@ def exif_orientation(exif: bytes) -> int | None:
                 tag, kind = struct.unpack_from(f"{order}HH", exif, place)
                 if tag == ORIENTATION:
                     return struct.unpack_from(order + {1: "B", 3: "H", 4: "I"}.get(kind, "H"), exif, place + 8)[0]
-    except struct.error:  # it points outside
-        pass
     return None
 
 
@@ -68,15 +65,13 @@ def significant_bits(content: bytes) -> int:
 
 def without_metadata(content: bytes) -> bytes | None:
     """A PNG, JPEG or WEBP file with pixels and EXIF orientation alone; None for others, or without metadata."""
-    try:
+    with suppress(struct.error, IndexError):  # cut off
         if content.startswith(PNG_START):
             return _bare_png(content)
         if content.startswith(b"\xff\xd8"):
             return _bare_jpeg(content)
         if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
             return _bare_webp(content)
-    except (struct.error, IndexError):  # cut off
-        pass
     return None
 
 

@@ -19,31 +19,10 @@ from transfer_learning.errors import UserError
 
 # What operating systems, network storage, zip programs and Python leave behind.
 LEFT_BEHIND = frozenset(
-    {
-        "__macosx",
-        "__pycache__",
-        "#recycle",
-        "#snapshot",
-        "$recycle.bin",
-        "~snapshot",
-        "@eadir",
-        "@recently-snapshot",
-        "@recycle",
-        "@tmp",
-        "desktop.ini",
-        "ehthumbs.db",
-        "icon\r",
-        "lost+found",
-        "lost.dir",
-        "network trash folder",
-        "recycled",
-        "recycler",
-        "system volume information",
-        "temporary items",
-        "thumbs.db",
-    }
+    "__macosx|__pycache__|#recycle|#snapshot|$recycle.bin|~snapshot|@eadir|@recently-snapshot|@recycle|@tmp|desktop.ini|"
+    "ehthumbs.db|icon\r|lost+found|lost.dir|network trash folder|recycled|recycler|system volume information|"
+    "temporary items|thumbs.db".split("|")
 )
-
 TABLE_SUFFIXES = (".csv", ".tsv")
 LINK_BACK = "a link to one of its parent folders"
 

@@ -9,9 +9,7 @@ from transfer_learning.datasets.split_names import FILLERS, is_unlabelled, split
 from transfer_learning.errors import UserError
 
 Folder = tuple[str, ...]  # names below the root
-PART = re.compile(
-    r"(fold|part|batch|shard|chunk)s?[ _.-]*\d+", re.IGNORECASE
-)  # of one set that lies in several folders
+PART = re.compile(r"(fold|part|batch|shard|chunk)s?[ _.-]*\d+", re.IGNORECASE)  # of a set in several folders
 NUM_NAMED = 5
 FOR_PREDICTION = "after training, `transfer-learning predict RUN_DIR` takes them"
 

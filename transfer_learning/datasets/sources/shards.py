@@ -29,9 +29,8 @@ VERSION = 1  # of the index
 THREADS = 8  # shards that are read at once, while their index is made
 MAX_LABEL_BYTES = 1 << 20  # of a .cls or .json file
 PACKED = tuple(suffix for suffix in archive.SUFFIXES if suffix != ".tar")
-Index = dict[
-    str, list
-]  # "images": [name, label or None, offset, length, SHA-256]; "ignored": [name, reason]; "classes"
+# "images": [name, label or None, offset, length, SHA-256]; "ignored": [name, reason]; "classes"
+Index = dict[str, list]
 
 
 def read(place: str, data_dir: Path) -> Dataset:

@@ -305,13 +305,11 @@ def _existing(table: Path, paths: list[str], notes: list[Note]) -> list[str]:
     Raises:
         UserError: none exists, and no change makes all of them exist.
     """
-    sample = paths[:: max(1, len(paths) // 50)]
-    if not paths or any((table.parent / path).exists() for path in sample):
-        return paths
     if any((table.parent / path).exists() for path in paths):  # those that do not exist are reported as unreadable
         return paths
     found: list[str] | None = None
-    slashed = [_plain(path) for path in paths]
+    # Without what points to a place of another machine at its beginning.
+    slashed = [path.replace("\\", "/").removeprefix("file://") for path in paths]
     for base in (table.parent, Path.cwd(), *list(table.absolute().parent.parents)[:3]):
         if all((base / path).is_file() for path in slashed):
             found = (
@@ -339,11 +337,6 @@ def _existing(table: Path, paths: list[str], notes: list[Note]) -> list[str]:
         )
     )
     return found
-
-
-def _plain(path: str) -> str:
-    """A path with slashes, without what points to a place of another machine at its beginning."""
-    return path.replace("\\", "/").removeprefix("file://")
 
 
 def _by_name(folder: Path, paths: list[str]) -> list[str | None]:
