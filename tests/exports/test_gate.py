@@ -1,5 +1,6 @@
 """The gate measures a file by its own runtime and refuses one that differs from the recorded predictions."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -14,6 +15,8 @@ from transfer_learning.exports.formats import FORMATS, chosen_formats, format_of
 from transfer_learning.exports.images import load_images
 from transfer_learning.exports.metadata import Metadata
 from transfer_learning.exports.snippets import snippet_of
+from transfer_learning.storage.files import read_json, write_json
+from transfer_learning.storage.run_directory import RunDir
 
 ONNX = FORMATS["onnx"]
 
@@ -102,6 +105,16 @@ def test_changed_and_missing_images_are_refused_and_moved_ones_found(run, images
     other = images.recorded.rename(columns={images.recorded.columns[4]: "another class"})
     with pytest.raises(UserError, match="other classes"):
         gate.check(ONNX, files["onnx"], images._replace(recorded=other), 1.0, seconds=0.01)
+
+
+def test_images_are_in_the_columns_that_the_run_was_given(run, images, photos_folder, tmp_path):
+    photos, table = sorted(photos_folder.rglob("*.png")), tmp_path / "photos.csv"
+    with open(table, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("where", "what"), *((path, path.parent.name) for path in photos)])
+    copy = RunDir(shutil.copytree(run.run_dir.path, tmp_path / "run"))
+    columns = {"dataset": str(table), "path_column": "where", "label_column": "what"}
+    write_json(copy.config, read_json(copy.config) | columns)
+    assert (load_images(copy).pixels == images.pixels).all()
 
 
 def test_formats_are_chosen_by_name_and_known_by_suffix_or_content(exported, tmp_path):

@@ -3,6 +3,7 @@
 import io
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.decoding.decode import content_hash, decode, read_file
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.moved import read_manifest
-from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.datasets.prepared import load_dataset_of
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.exports.gate import FLOAT_LIMIT, REDUCED_LIMIT, EvaluatedImages
@@ -36,7 +37,7 @@ def load_images(run_dir: RunDir, dataset: str = "") -> EvaluatedImages:
     config, evaluation = run_dir.read_config(), read_json(run_dir.evaluation, split=str)
     recorded = predictions.read(run_dir.predictions(evaluation["split"]))
     place, environment = dataset or config.dataset, read_json(run_dir.environment, device=dict, dataset=dict)
-    examples = load_dataset(place, config.data_dir).examples
+    examples = load_dataset_of(replace(config, dataset=place)).examples
     manifest = read_manifest(run_dir.manifest)
     if manifest is None:
         raise UserError(f"{run_dir.manifest} is missing or damaged; restore it.")
