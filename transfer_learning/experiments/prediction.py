@@ -157,7 +157,7 @@ def _images_at(place: str, data_dir: Path) -> FoundImages:
     if path.is_file():
         dataset = table.read(path, with_labels=False)
     elif place in DATASETS or scheme_of(place)[0]:
-        dataset = load_dataset(place, data_dir)
+        dataset = load_dataset(place, data_dir, for_training=False)
     elif glob.has_magic(place):
         return FoundImages([Image(name, Path(name)) for name in matching_images(place)], [])
     else:

@@ -13,6 +13,7 @@ from tests.support.s3 import s3_server, use_s3
 from transfer_learning.datasets.sources import shards
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
+from transfer_learning.experiments.prediction import find_images
 from transfer_learning.storage import object_store
 
 CLASSES = ("circle", "cross", "stripes")
@@ -65,6 +66,11 @@ def test_a_tar_has_labels_in_folders_or_beside_the_images(pack, classes, content
     if pack is in_folders:
         assert [example.label for example in dataset.examples] == [name.split("/")[0] for name in contents]
         assert dataset.ignored == (("set-000.tar/README", "neither an image nor a label"),)
+
+
+def test_images_of_one_class_can_be_predicted(contents, tmp_path):
+    write_tar(tmp_path / "one.tar", {name: one for name, one in contents.items() if name.startswith("cross/")})
+    assert len(find_images([f"shards:{tmp_path / 'one.tar'}"], tmp_path / "data").images) > 0
 
 
 def test_splits_are_in_the_names_of_shards_and_folders(contents, tmp_path):
