@@ -70,15 +70,7 @@ _opening = threading.Lock()  # while Pillow's limit of pixels is lifted
 
 
 class TooManyPixels(Exception):
-    """An image would take too much memory or time."""
-
-    kind = TOO_MANY_PIXELS
-
-
-class Expensive(TooManyPixels):
-    """An image has too many pixels for a process that decodes only cheap ones."""
-
-    kind = EXPENSIVE
+    """An image would take too much memory or time: the kind of problem, and how many pixels."""
 
 
 class Decoded(NamedTuple):
@@ -164,7 +156,8 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
     except MissingExtra as error:
         return failed(MISSING_EXTRA, f"a HEIC image: {str(error).rstrip('.')}")
     except TooManyPixels as error:
-        return failed(error.kind, f"too many pixels ({error})")
+        kind, reason = error.args
+        return failed(kind, f"too many pixels ({reason})")
     except UnidentifiedImageError:
         kind = format_of(content[:NUM_BYTES])
         reason = f"a {kind.replace('HEIF', 'HEIC')} that is damaged, or of a kind that is not supported"
@@ -338,14 +331,15 @@ def _check_memory(file: ImageFile.ImageFile, num_pixels: int, stored_mode: str) 
     if is_progressive:
         num_bytes += 2 * len(file.getbands()) * num_pixels  # all coefficients, at any scale
     if num_pixels > _max_pixels:
-        raise TooManyPixels(f"{num_pixels:,}, which exceeds the limit of {_max_pixels:,}")
+        raise TooManyPixels(TOO_MANY_PIXELS, f"{num_pixels:,}, which exceeds the limit of {_max_pixels:,}")
     if num_bytes > MAX_DECODED_BYTES and max(decoded_pixels, num_pixels // 3) > ALWAYS_DECODED:
         raise TooManyPixels(
+            TOO_MANY_PIXELS,
             f"{num_pixels / 1e6:,.0f} million, which take {formatting.size(num_bytes)} of memory; the limit is "
-            f"{formatting.size(MAX_DECODED_BYTES)}"
+            f"{formatting.size(MAX_DECODED_BYTES)}",
         )
     if _cheap_only and max(decoded_pixels, num_pixels // (3 if is_progressive else 10)) > CHEAP_PIXELS:
-        raise Expensive(f"{num_pixels:,}")
+        raise TooManyPixels(EXPENSIVE, f"{num_pixels:,}")
 
 
 def _smaller(image: Image.Image, size: int) -> Image.Image:

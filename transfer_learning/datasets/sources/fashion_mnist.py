@@ -42,8 +42,19 @@ def load(data_dir: Path) -> Dataset:
         for name, md5 in MD5.items():
             if not (own / name).is_file():
                 download(f"{URL}/{name}", own / name, md5, otherwise)
-    files = {split: (folder / images, folder / labels) for split, (images, labels) in FILES.items()}
-    return _dataset({split: (read_idx(images), read_idx(labels)) for split, (images, labels) in files.items()})
+    examples = []
+    for split, names in FILES.items():
+        images, labels = (read_idx(folder / name) for name in names)
+        if images.ndim != 3 or labels.shape != images.shape[:1] or (labels >= len(CLASS_NAMES)).any():
+            raise UserError(
+                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; one "
+                f"label below {len(CLASS_NAMES)} per image was expected, so replace its files."
+            )
+        examples += [
+            Example(f"{split}/{number:05d}", CLASS_NAMES[label], "" if split == "train" else "test", image)
+            for number, (image, label) in enumerate(zip(images, labels, strict=True))
+        ]
+    return Dataset("fashion_mnist", CLASS_NAMES, tuple(examples))
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -62,18 +73,3 @@ def read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(content, np.uint8).reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is damaged ({error}); replace it, or delete it to download it.") from None
-
-
-def _dataset(arrays: dict[str, tuple[np.ndarray, np.ndarray]]) -> Dataset:
-    examples = []
-    for split, (images, labels) in arrays.items():
-        if images.ndim != 3 or labels.shape != images.shape[:1] or (labels >= len(CLASS_NAMES)).any():
-            raise UserError(
-                f"Fashion-MNIST's {split} images have the shape {images.shape} and its labels {labels.shape}; one "
-                f"label below {len(CLASS_NAMES)} per image was expected, so replace its files."
-            )
-        examples += [
-            Example(f"{split}/{number:05d}", CLASS_NAMES[label], "" if split == "train" else "test", image)
-            for number, (image, label) in enumerate(zip(images, labels, strict=True))
-        ]
-    return Dataset("fashion_mnist", CLASS_NAMES, tuple(examples))
