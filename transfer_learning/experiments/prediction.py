@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transfer_learning.datasets.dataset import Source
-from transfer_learning.datasets.decoding.decode import Decoded, decode
 from transfer_learning.datasets.decoding.formats import IMAGE_SUFFIXES
 from transfer_learning.datasets.decoding.value_range import values_in
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
@@ -90,16 +89,10 @@ def predict_images(
     ranges = getattr(predictor, "value_ranges", {})  # an export may have none
     workers = DecodeWorkers(predictor.image_size, predictor.resize, ranges=ranges)
     warned: set[str] = set()
-
-    def decoded(image: Image) -> Decoded:
-        if isinstance(image.source, np.ndarray):
-            return decode(image.source, predictor.image_size, predictor.resize)
-        return workers.decode(image.source)[1]
-
     with workers, ThreadPoolExecutor(usable_cores()) as threads:
         for start in range(0, len(images), IMAGES_AT_A_TIME):
             chunk = images[start : start + IMAGES_AT_A_TIME]
-            results = list(threads.map(decoded, chunk))
+            results = [image for _, image in threads.map(workers.decode, [image.source for image in chunk])]
             kinds = {values.kind for result in results if (values := values_in(result.remarks))}
             for kind in sorted(kinds - set(ranges) - warned):
                 warned.add(kind)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from transfer_learning.datasets.dataset import FilePart, Source
 from transfer_learning.datasets.decoding import value_range
-from transfer_learning.datasets.decoding.decode import content_hash, decode, read_file
+from transfer_learning.datasets.decoding.decode import content_hash, read_file
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.moved import read_manifest
 from transfer_learning.datasets.prepared import load_dataset_of
@@ -56,21 +56,14 @@ def load_images(run_dir: RunDir, dataset: str = "") -> EvaluatedImages:
     with tempfile.TemporaryFile() as file:
         pixels = np.memmap(file, np.uint8, "w+", shape=(len(chosen), size, size, 3))
     with DecodeWorkers(size, config.resize, ranges=ranges) as workers, ThreadPoolExecutor(usable_cores()) as threads:
-
-        def decoded(source: Source) -> tuple[str, np.ndarray | None]:
-            if isinstance(source, np.ndarray):
-                return content_hash(source), decode(source, size, config.resize, ranges).pixels
-            digest, image = workers.decode(source)
-            return digest, image.pixels
-
         for start in range(0, len(chosen), CHUNK):
             ids = recorded["id"].iloc[start : start + CHUNK]
             for row, (id, (digest, image)) in enumerate(
-                zip(ids, threads.map(decoded, chosen[start : start + CHUNK]), strict=True), start
+                zip(ids, threads.map(workers.decode, chosen[start : start + CHUNK]), strict=True), start
             ):
-                if image is None or digest != hashes.get(id):
+                if image.problem or digest != hashes.get(id):
                     raise UserError(f"The image {id} has changed since {run_dir.path} was made; restore it.")
-                pixels[row] = image
+                pixels[row] = image.pixels
     # The most certain image: small differences of decoding do not change its class.
     row = int(recorded["confidence"].to_numpy().argmax())
     limit = FLOAT_LIMIT if environment["device"].get("precision", "float32") == "float32" else REDUCED_LIMIT

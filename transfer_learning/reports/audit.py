@@ -19,7 +19,6 @@ from transfer_learning.datasets.audit.findings import COLOURS, Audit
 from transfer_learning.datasets.audit.kinds import KINDS
 from transfer_learning.datasets.corrections import COLUMNS, Corrections
 from transfer_learning.datasets.dataset import Dataset
-from transfer_learning.datasets.decoding.decode import decode
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
@@ -233,15 +232,9 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
     chosen = order[np.unique(np.linspace(0, max(0, len(order) - 1), min(NUM_SEEN, len(order))).astype(int))]
     workers = DecodeWorkers(side, "pad", ranges=data.images.ranges)
     with workers, ThreadPoolExecutor(usable_cores()) as threads:
-
-        def original(position: int) -> np.ndarray | None:
-            content = dataset.examples[position].source
-            image = decode(content, side, "pad") if isinstance(content, np.ndarray) else workers.decode(content)[1]
-            return image.pixels
-
-        originals = list(threads.map(original, chosen))
+        originals = list(threads.map(workers.decode, [dataset.examples[position].source for position in chosen]))
     seen = []
-    for position, pixels in zip(chosen, originals, strict=True):
+    for position, (_, (pixels, *_)) in zip(chosen, originals, strict=True):
         if pixels is None:  # deleted meanwhile, or too thin for this size
             continue
         row = files.loc[position]

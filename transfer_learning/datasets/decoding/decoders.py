@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from transfer_learning.datasets.dataset import UNREADABLE_FILE, Source, is_remote
-from transfer_learning.datasets.decoding.decode import Decoded, content_hash, decode, failed, from_jpeg, to_jpeg
+from transfer_learning.datasets.decoding.decode import Decoded, content_hash, failed, from_jpeg
 from transfer_learning.datasets.decoding.value_range import Ranges
 from transfer_learning.datasets.decoding.workers import SECONDS_PER_IMAGE, DecodeWorkers
 from transfer_learning.errors import UserError
@@ -22,7 +22,7 @@ ON_READ = 1 << 50  # positions from here on are of images that are decoded on ea
 
 
 class Decoders:
-    """Hashes contents in threads, and decodes files in processes and arrays in threads; a context manager.
+    """Hashes and decodes in threads, files in processes of `DecodeWorkers`; a context manager.
 
     Args:
         size: side of the decoded images in pixels.
@@ -41,8 +41,7 @@ class Decoders:
         readers: int = 0,
         seconds: float = SECONDS_PER_IMAGE,
     ):
-        self._size, self._resize, self._as_jpeg, self.suffix = size, resize, as_jpeg, suffix
-        self._readers = readers
+        self.suffix, self._readers = suffix, readers
         self._threads = ThreadPoolExecutor(max(readers, usable_cores()))
         self._cores = threading.BoundedSemaphore(usable_cores())
         self._workers = DecodeWorkers(size, resize, as_jpeg, seconds, ranges=ranges)
@@ -73,15 +72,12 @@ class Decoders:
         return self._threads.submit(self._decode, name, source)
 
     def _decode(self, name: str, source: Source) -> Decoded:
-        if not isinstance(source, np.ndarray):
-            content = source.read_bytes() if is_remote(source) else source
-            with self._cores:
-                digest, image = self._workers.decode(content)
-            if not image.problem and digest != name.removesuffix(self.suffix):
-                return failed(UNREADABLE_FILE, "the file changed while it was read")
-            return image
-        image = decode(source, self._size, self._resize)
-        return image._replace(pixels=to_jpeg(image.pixels)) if self._as_jpeg and not image.problem else image
+        content = source.read_bytes() if is_remote(source) else source
+        with self._cores:
+            digest, image = self._workers.decode(content)
+        if not image.problem and digest != name.removesuffix(self.suffix):
+            return failed(UNREADABLE_FILE, "the file changed while it was read")
+        return image
 
 
 class PixelsOnRead:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart, is_remote
+from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart, Source, is_remote
 from transfer_learning.datasets.decoding.decode import (
     MAX_PIXELS,
     Decoded,
@@ -72,7 +72,7 @@ class DecodeWorkers:
         ranges: Ranges | None = None,
         lane: str = "",
     ):
-        self._size, self._as_jpeg, self._seconds = size, as_jpeg, seconds
+        self._size, self._resize, self._as_jpeg, self._seconds = size, resize, as_jpeg, seconds
         self._arguments = json.dumps([size, resize, as_jpeg, seconds, max_pixels, to_json(ranges or {}), lane])
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
@@ -94,8 +94,8 @@ class DecodeWorkers:
         for worker in self._idle:
             worker.close()
 
-    def decode(self, source: Path | FilePart | bytes) -> tuple[str, Decoded]:
-        """Reads an image once, or takes its bytes; returns the SHA-256 of its bytes and the result of `decode`.
+    def decode(self, source: Source | bytes) -> tuple[str, Decoded]:
+        """Reads an image once, or takes its bytes or pixels; returns its `content_hash` and the result of `decode`.
 
         Returns:
             The hash, "" for an unreadable file or one that crashed or timed out; and Decoded, with JPEG bytes as its
@@ -105,6 +105,10 @@ class DecodeWorkers:
             RuntimeError: the workers are closed, or a process does not even start.
             UserError: an object store does not give the image.
         """
+        if isinstance(source, np.ndarray):  # needs no decoder that could crash
+            image = decode(source, self._size, self._resize)
+            as_jpeg = self._as_jpeg and not image.problem
+            return content_hash(source), image._replace(pixels=to_jpeg(image.pixels)) if as_jpeg else image
         if is_remote(source):
             source = source.read_bytes()
         if isinstance(source, bytes):
