@@ -98,13 +98,16 @@ def test_parquet_of_hugging_face_and_of_pyarrow_is_read_image_by_image(contents,
     assert dataset.ignored == (("0.parquet/0000006", "a row without an image"),)
 
 
-def test_the_index_of_a_shard_is_made_once_and_again_when_it_has_changed(contents, tmp_path, monkeypatch):
+def test_a_shard_is_indexed_once_and_again_when_it_has_changed_or_its_index_is_damaged(contents, tmp_path, monkeypatch):
     shard = tmp_path / "0.tar"
     write_tar(shard, contents)
     first = shards.read(str(shard), tmp_path / "data")
     with monkeypatch.context() as patch:
         patch.setattr(shards, "_add_tar", lambda *_: pytest.fail("read again"))
         assert shards.read(str(shard), tmp_path / "data") == first
+    (index,) = (tmp_path / "data" / "shards").iterdir()
+    index.write_text("damaged")
+    assert shards.read(str(shard), tmp_path / "data") == first
     write_tar(shard, dict(reversed(contents.items())))
     assert [one.id for one in shards.read(str(shard), tmp_path / "data").examples] == [
         one.id for one in reversed(first.examples)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -96,7 +97,7 @@ def _index(folder: Path, shard: str, state: str) -> Index:
     """The index of one shard, from the folder or made anew."""
     key = hashlib.sha256(f"{VERSION} {shard} {state}".encode()).hexdigest()[:32]
     path = folder / f"{PurePosixPath(shard).stem[:80]}-{key}.json"
-    if path.exists():
+    with suppress(UserError):  # missing or damaged
         return read_json(path, images=list, ignored=list, classes=list)
     index: Index = {"images": [], "ignored": [], "classes": []}
     add = _add_tar if shard.lower().endswith(".tar") else _add_parquet
