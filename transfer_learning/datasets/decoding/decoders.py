@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 
@@ -11,7 +11,7 @@ import numpy as np
 from transfer_learning.datasets.dataset import UNREADABLE_FILE, Source, is_remote
 from transfer_learning.datasets.decoding.decode import Decoded, content_hash, failed, from_jpeg
 from transfer_learning.datasets.decoding.value_range import Ranges
-from transfer_learning.datasets.decoding.workers import SECONDS_PER_IMAGE, DecodeWorkers
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.rows import Rows
@@ -26,25 +26,18 @@ class Decoders:
 
     Args:
         size: side of the decoded images in pixels.
-        resize, as_jpeg, ranges, seconds: as `DecodeWorkers` takes them.
+        resize, as_jpeg, ranges: as `DecodeWorkers` takes them.
         suffix: of the keys in the cache.
         readers: threads; at most one per core decodes at a time, and the others read.
     """
 
     def __init__(
-        self,
-        size: int,
-        resize: str,
-        as_jpeg: bool,
-        ranges: Ranges | None = None,
-        suffix: str = "",
-        readers: int = 0,
-        seconds: float = SECONDS_PER_IMAGE,
+        self, size: int, resize: str, as_jpeg: bool, ranges: Ranges | None = None, suffix: str = "", readers: int = 0
     ):
         self.suffix, self._readers = suffix, readers
         self._threads = ThreadPoolExecutor(max(readers, usable_cores()))
         self._cores = threading.BoundedSemaphore(usable_cores())
-        self._workers = DecodeWorkers(size, resize, as_jpeg, seconds, ranges=ranges)
+        self._workers = DecodeWorkers(size, resize, as_jpeg, ranges=ranges)
 
     def __enter__(self) -> "Decoders":
         return self
@@ -63,11 +56,7 @@ class Decoders:
         parts = [sources[start : start + size] for start in range(0, len(sources), size)]
         return chain.from_iterable(self._threads.map(lambda part: list(map(content_hash, part)), parts))
 
-    def decode(self, sources: Mapping[str, Source]) -> dict[str, Future[Decoded]]:
-        """Starts decoding `sources`, by their hashes."""
-        return {name: self.decode_one(name, source) for name, source in sources.items()}
-
-    def decode_one(self, name: str, source: Source) -> Future[Decoded]:
+    def decode(self, name: str, source: Source) -> Future[Decoded]:
         """Starts decoding a source of the hash `name`; JPEG bytes for pixels if `as_jpeg`."""
         return self._threads.submit(self._decode, name, source)
 
@@ -112,7 +101,7 @@ class PixelsOnRead:
         positions = np.asarray(positions, np.int64)
         behind = np.flatnonzero(positions >= ON_READ)
         asked = [self._sources[positions[index] - ON_READ] for index in behind]
-        coming = [self._decoders.decode_one(*one) for one in asked]
+        coming = [self._decoders.decode(*one) for one in asked]
         pixels = np.empty((len(positions), *self.shape[1:]), np.uint8)
         pixels[positions < ON_READ] = self._cached[positions[positions < ON_READ]]
         for index, (_, source), image in zip(behind, asked, map(Future.result, coming), strict=True):

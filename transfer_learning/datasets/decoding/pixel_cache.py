@@ -194,7 +194,7 @@ def _decode_missing(
         ]
         hashes = decoders.hash(sources[start + CHUNK : start + 2 * CHUNK])
         by_name = dict(zip(chunk_names, chunk, strict=True))
-        following = decoders.decode({name: by_name[name] for name in filling.find_missing(chunk_names)})
+        following = {name: decoders.decode(name, by_name[name]) for name in filling.find_missing(chunk_names)}
         filling.add({name: image.result() for name, image in images.items()})
         images = following
         names += chunk_names

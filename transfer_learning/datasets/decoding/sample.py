@@ -2,14 +2,15 @@
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from transfer_learning.datasets.dataset import Dataset, Source
 from transfer_learning.datasets.decoding.decode import content_hash
-from transfer_learning.datasets.decoding.decoders import Decoders
 from transfer_learning.datasets.decoding.pixel_cache import pixel_format
+from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.cache import Cache
 
@@ -35,23 +36,19 @@ def sample_dataset(dataset: Dataset, size: int, resize: str, cache: Cache, decod
     hashes = list(readable)
     stored = pixel_format(len(dataset.examples), size, resize, decoded_gb)
     missing = 1.0 - max(cache.cached_fraction(entry, hashes) for entry in (stored.entry, stored.facts_entry))
-    rate = _rate(list(readable.items()), size, resize) if missing else np.inf
+    rate = _rate(list(readable.values()), size, resize) if missing else np.inf
     record_bytes = min(stored.record_bytes, int(cache.limit_gb * 1e9 / max(1, len(dataset.examples))))
     return Sample(hashes, missing, rate, record_bytes, stored.entry.name)
 
 
-def _rate(sources: list[tuple[str, Source]], size: int, resize: str) -> float:
-    """Images per second, decoded as `cached_images` does; `sources` with their hashes."""
+def _rate(sources: list[Source], size: int, resize: str) -> float:
+    """Images per second, decoded as `cached_images` does."""
     cores, num_decoded = usable_cores(), 0
-    with Decoders(size, resize, as_jpeg=False, seconds=SECONDS_PER_IMAGE) as decoders:
-
-        def decode(part: list[tuple[str, Source]]) -> int:
-            return len([image.result() for image in decoders.decode(dict(part)).values()])
-
-        decode(sources[:cores])  # starts the processes
+    with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers, ThreadPoolExecutor(cores) as threads:
+        list(threads.map(workers.decode, sources[:cores]))  # starts the processes
         started = time.monotonic()
         for start in range(0, len(sources), cores):
-            num_decoded += decode(sources[start : start + cores])
+            num_decoded += len(list(threads.map(workers.decode, sources[start : start + cores])))
             if time.monotonic() - started > SECONDS:
                 break
         return max(1, num_decoded) / max(1e-9, time.monotonic() - started)
