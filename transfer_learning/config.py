@@ -28,7 +28,6 @@ NAMED_WEIGHTS = ("imagenet", "none")  # any other value is a file
 SMALL_CLASSES = ("ranked", "drawn")
 HEAD_FEATURES = ("last", "stages", "all")
 HEAD_INITS = ("ridge", "lda", "random")
-PRESETS = ("fast", "balanced", "best")
 STRATEGIES = ("auto", "one", "mirrored", "multi-worker")
 MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
 MAX_SIZE = 8192  # pixels per side: a decoded image takes 0.2 GB
@@ -132,7 +131,7 @@ class RunConfig:
         "balanced",
         "what the automatic recipe compares and how long it trains, also for a dataset with a recipe of its own: "
         "fast: no fine-tuning; best: more sizes, backbones and epochs",
-        choices=PRESETS,
+        table="recipes.presets:PRESETS",
     )
     time_limit: str = training(
         "", "time for the whole run, as 90s, 20m or 2h, to which candidates and epochs are fitted; none: no limit"
@@ -411,7 +410,8 @@ def choices_of(item: dataclasses.Field) -> tuple[str, ...]:
     """The allowed values of a field, or () where any value of its type is."""
     if not item.metadata["table"]:
         return item.metadata["choices"]
-    return tuple(dict.fromkeys([str(item.default), *_names_in(item.metadata["table"])]))
+    names = _names_in(item.metadata["table"])
+    return names if item.default in names else (str(item.default), *names)
 
 
 def known_of(item: dataclasses.Field) -> tuple[str, ...]:

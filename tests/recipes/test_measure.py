@@ -22,7 +22,7 @@ def config(small_config):
 
 
 def chosen_for(config, given=()):
-    return measured_choices(config, load_dataset(config.dataset, "data"), given)
+    return measured_choices(config, load_dataset(config.dataset, "data"), given, Deadline())
 
 
 def test_the_head_with_the_least_loss_is_chosen_and_measured_once(config, monkeypatch, tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from transfer_learning import config as config_module
 from transfer_learning.config import RunConfig, with_values
 from transfer_learning.models.backbones import BACKBONES
 from transfer_learning.recipes.auto import auto_recipe
@@ -18,10 +17,6 @@ def recipe(preset, **changes):
     config, _ = auto_recipe("photos", **PHOTOS | changes)
     config = dataclasses.replace(config, preset=preset)
     return with_values(config, preset_values(config)[0]), preset_values(config)[1]
-
-
-def test_the_flag_takes_the_names_of_the_table():
-    assert config_module.PRESETS == tuple(PRESETS)
 
 
 @pytest.mark.parametrize(

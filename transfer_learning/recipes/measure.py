@@ -88,7 +88,7 @@ class Candidate(NamedTuple):
 
 
 def measured_choices(
-    config: RunConfig, dataset: Dataset, given: Collection[str], deadline: Deadline | None = None
+    config: RunConfig, dataset: Dataset, given: Collection[str], deadline: Deadline
 ) -> tuple[dict[str, Any], dict[str, str], list[Candidate]]:
     """Chooses image size, backbone, resizing and head of a config of the automatic recipe, except for the `given` fields.
 
@@ -104,7 +104,6 @@ def measured_choices(
     """
     if not config.starts_from_closed_form or config.weights == "none":
         return {}, {}, []
-    deadline = deadline or Deadline()
     data = prepare_dataset(dataset, config)
     train = np.flatnonzero(data.manifest["split"] == "train")
     num_chosen = min(len(train), max(MAX_IMAGES, MIN_PER_CLASS * len(data.class_names)))

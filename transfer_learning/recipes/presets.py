@@ -1,4 +1,4 @@
-"""How much the automatic recipe tries and trains; a new preset is a row of `PRESETS` and a name in config.py."""
+"""How much the automatic recipe tries and trains; a new preset is a row of `PRESETS`."""
 
 from typing import Any, NamedTuple
 

@@ -161,11 +161,17 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
             f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping; the head starts from random weights."
         )
     if measure and deadline:
-        _check_decoding(config, deadline)
+        with quiet_start(in_command=True):  # imports TensorFlow
+            from transfer_learning.recipes.time_limit import check_decoding, fit_to_time
+        check_decoding(config, load_dataset_of(config), deadline)
     notes: list[Note | str] = []
     if measure and reason_by_field:
-        measured, measured_reasons, candidates = _measured(config, values, deadline)
-        notes = [candidates_note(candidates)] if candidates else []
+        with quiet_start(in_command=True):  # imports TensorFlow
+            from transfer_learning.recipes.measure import measured_choices
+        measured, measured_reasons, candidates = measured_choices(config, load_dataset_of(config), values, deadline)
+        if candidates:  # the report of the run shows their table
+            text = f"{len(candidates)} candidates were compared; the report has their table."
+            notes = [{"level": "info", "text": text, "candidates": [one._asdict() for one in candidates]}]
         config = with_values(config, measured)
         reason_by_field |= measured_reasons
     if config.folds and not config.fine_tune.epochs and "val_fraction" not in values:
@@ -185,7 +191,7 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
         )
         config = with_values(config, {"fine_tune.unfreeze": "0.3"})
     if measure and deadline:
-        fitted, fitted_reasons = _fitted(config, values, deadline)
+        fitted, fitted_reasons = fit_to_time(config, load_dataset_of(config), values, deadline)
         config = with_values(config, fitted)
         reason_by_field |= fitted_reasons
     skipped = tuple(f"{phase}." for phase in PHASES if config.phase(phase).epochs == 0)
@@ -195,31 +201,3 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
         if (name not in values or name in ("preset", "time_limit")) and not name.startswith(skipped)
     ]
     return config, [*reasons, *notes]
-
-
-def _measured(
-    config: RunConfig, values: dict[str, Any], deadline: Deadline
-) -> tuple[dict[str, Any], dict[str, str], list]:
-    """Values that are measured on the images, reasons by the name of their field, and the candidates."""
-    with quiet_start(in_command=True):  # imports TensorFlow
-        from transfer_learning.recipes.measure import measured_choices
-    return measured_choices(config, load_dataset_of(config), values, deadline)
-
-
-def _fitted(config: RunConfig, values: dict[str, Any], deadline: Deadline) -> tuple[dict[str, Any], dict[str, str]]:
-    """Epochs that fit into the time limit, and reasons, by the name of their field."""
-    with quiet_start(in_command=True):  # imports TensorFlow
-        from transfer_learning.recipes.time_limit import fit_to_time
-    return fit_to_time(config, load_dataset_of(config), values, deadline)
-
-
-def _check_decoding(config: RunConfig, deadline: Deadline) -> None:
-    with quiet_start(in_command=True):  # imports TensorFlow
-        from transfer_learning.recipes.time_limit import check_decoding
-    check_decoding(config, load_dataset_of(config), deadline)
-
-
-def candidates_note(candidates: list) -> Note:
-    """The candidates of the automatic recipe as a note, whose table the report of the run shows."""
-    text = f"{len(candidates)} candidates were compared; the report has their table."
-    return {"level": "info", "text": text, "candidates": [one._asdict() for one in candidates]}

@@ -5,22 +5,17 @@ import dataclasses
 from transfer_learning.config import Phase, RunConfig
 
 
-def pretrained_or_scratch(
-    recipe: RunConfig, epochs: int = 10, pretrained_rate: float = 1e-4, scratch_rate: float = 1e-3
-) -> dict[str, RunConfig]:
+def pretrained_or_scratch(recipe: RunConfig) -> dict[str, RunConfig]:
     """``compare --dataset ANY``: the recipe's pretrained backbone against a small CNN with random weights.
 
     Both variants see the same images at the recipe's size, with padded random crops and flips, have one linear layer
     as head, and train all layers by Adam at a constant learning rate for the same number of epochs. They differ in
     network, weights and learning rate only. --learning-rates 1e-4,1e-3,1e-2 chose these rates on drawn_pills.
     """
-    training = Phase(epochs=epochs, learning_rate=pretrained_rate, unfreeze="all", augmentation="padded_crop")
+    training = Phase(epochs=10, learning_rate=1e-4, unfreeze="all", augmentation="padded_crop")
     pretrained = dataclasses.replace(recipe, head=(), dropout=0.0, frozen=Phase(), fine_tune=training)
     scratch = dataclasses.replace(
-        pretrained,
-        backbone="small_cnn",
-        weights="none",
-        fine_tune=dataclasses.replace(training, learning_rate=scratch_rate),
+        pretrained, backbone="small_cnn", weights="none", fine_tune=dataclasses.replace(training, learning_rate=1e-3)
     )
     return {"pretrained": pretrained, "scratch": scratch}
 

@@ -193,6 +193,9 @@ def test_the_default_config_has_every_field_of_a_file():
     assert RunConfig.from_json(RunConfig().to_json()) == RunConfig()
 
 
-def test_a_time_limit_for_a_comparison_is_refused():
+@pytest.mark.parametrize(
+    ("values", "texts"), [({"time_limit": "5m"}, []), ({}, ["a=--time-limit 5m", "b=--seed 1"])], ids=["all", "one"]
+)
+def test_a_time_limit_for_a_comparison_is_refused(values, texts):
     with pytest.raises(UserError, match="--time-limit is for run"):
-        choose_variants({"dataset": "digits", "time_limit": "5m"}, [], None)
+        choose_variants({"dataset": "digits"} | values, texts, None)

@@ -34,10 +34,7 @@ def choose_variants(
     Raises:
         UserError: a variant cannot be read or contradicts itself, or the comparison would not be fair.
     """
-    if "time_limit" in values:
-        raise UserError(
-            "--time-limit is for run; a comparison has the same --epochs for each variant, so leave it out."
-        )
+    _check_no_time_limit(values)
     variants, reasons = _named_variants(texts, values) if texts else _suitable_variants(values)
     if epochs is not None:
         variants = {name: with_epochs(name, config, epochs) for name, config in variants.items()}
@@ -95,9 +92,18 @@ def _values_of_flags(text: str) -> dict[str, Any]:
     parser = Parser("compare")
     add_config_flags(parser)
     try:
-        return given_values(parser.parse_args(shlex.split(text)))
+        values = given_values(parser.parse_args(shlex.split(text)))
     except ValueError as error:  # a quotation mark is missing
         raise UserError(f"--config {text} cannot be read ({error}); give flags as on the command line.") from None
+    _check_no_time_limit(values)
+    return values
+
+
+def _check_no_time_limit(values: dict[str, Any]) -> None:
+    if "time_limit" in values:
+        raise UserError(
+            "--time-limit is for run; a comparison has the same --epochs for each variant, so leave it out."
+        )
 
 
 def _values_of_file(path: Path) -> dict[str, Any]:
