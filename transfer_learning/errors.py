@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; kill; a batch system's warning of its time limit
+
 
 class ExitCode(IntEnum):
     """Exit codes of every command; from 130 on they are what shells report for SIGINT, SIGUSR1, SIGPIPE and SIGTERM."""

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.errors import ExitCode, UserError, needs_extra
-from transfer_learning.machine.gpus import count_gpus
+from transfer_learning.machine.gpus import cuda_names
 from transfer_learning.machine.ray_cluster import PerWorker, add_ray_flags, joined_cluster
 from transfer_learning.machine.worker_processes import WorkerProcesses, free_ports
 from transfer_learning.storage.run_directory import RunDir, new_run_dir
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(
             f"--workers {flags.workers} --restarts {flags.restarts} is out of range; give at least 1 and 0."
         )
-    num_gpus = 0 if flags.ray else count_gpus()
+    num_gpus = 0 if flags.ray else len(cuda_names())
     if 0 < num_gpus < flags.workers:
         raise UserError(
             f"--workers {flags.workers} is more than the {num_gpus} GPUs of this machine; give at most as many, or hide the "

@@ -191,6 +191,16 @@ def test_the_gpus_that_tensorflow_sees_are_watched(machine, visible, order, numb
     assert ["all are monitored" in sentence for sentence in sentences] == [True] * said
 
 
+@pytest.mark.parametrize(
+    ("visible", "names"), [(None, ["0", "1"]), ("1, 0", ["1", "0"]), ("", []), ("-1", []), ("1,-1,0", ["1"])]
+)
+def test_workers_share_the_gpus_that_cuda_leaves(visible, names, monkeypatch):
+    make_machine(monkeypatch, *TWO)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus.cuda_names() == names
+
+
 def test_a_gpu_that_may_not_be_opened_is_left_out(monkeypatch):
     closed = {"opened": pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)}
     make_machine(monkeypatch, closed, GPU)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from transfer_learning.errors import UserError
-from transfer_learning.machine.resources import total_bytes, usable_cores
+from transfer_learning.machine.resources import processor_name, total_bytes, usable_cores
 from transfer_learning.storage.files import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -61,15 +61,14 @@ def open_document(
 
 def describe_machine() -> dict[str, Any]:
     """Processor, usable cores, memory, and whether TensorFlow turns oneDNN on by itself."""
-    name, flags = platform.processor() or platform.machine(), ""
-    if os.path.exists("/proc/cpuinfo"):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        pairs = (line.split(":", 1) for line in lines if ":" in line)
-        values = {key.strip(): value.strip() for key, value in pairs}
-        name, flags = values.get("model name", name), values.get("flags", "")
-    onednn = "avx512_vnni" in flags.split()  # TensorFlow's own rule where TF_ENABLE_ONEDNN_OPTS is not set
-    memory_gb = round(total_bytes() / 1e9)
-    return {"processor": name, "cores": usable_cores(), "memory_gb": memory_gb, "onednn_by_itself": onednn}
+    cpuinfo = Path("/proc/cpuinfo")
+    words = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
+    return {
+        "processor": processor_name(),
+        "cores": usable_cores(),
+        "memory_gb": round(total_bytes() / 1e9),
+        "onednn_by_itself": "avx512_vnni" in words,  # TensorFlow's own rule where TF_ENABLE_ONEDNN_OPTS is not set
+    }
 
 
 def run_child(

@@ -7,7 +7,6 @@ all-reduce of a few bytes says whether a worker has to stop. The processes of on
 all-reduce is measured.
 """
 
-import json
 import logging
 import math
 import sys
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from transfer_learning.cli.formatting import duration, size
 from transfer_learning.experiments import measurements
 from transfer_learning.experiments.measurements import markdown_table, number
+from transfer_learning.machine.cluster import tf_config
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.machine.worker_processes import free_ports
 from transfer_learning.recipes.known import RECIPES
@@ -90,8 +90,7 @@ def _measure_all_reduce(arguments: Sequence[str], count: int, threads: int) -> d
     addresses = [f"127.0.0.1:{port}" for port in free_ports(count, 23_000)]
 
     def run(index: int) -> dict[str, Any]:
-        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        environment = {"TF_CONFIG": json.dumps(task), "TF_NUM_INTRAOP_THREADS": str(threads)}
+        environment = {"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": str(threads)}
         return measurements.run_child(sys.executable, PROGRAM, ["all-reduce", *arguments], environment)
 
     with ThreadPoolExecutor(count) as children:

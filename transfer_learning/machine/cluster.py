@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -63,6 +63,11 @@ def find_cluster(strategy: str = "auto", environment: Mapping[str, str] = os.env
             f"{cluster.found_in} gives {repeated.pop()} to several workers; give each a HOST:PORT of its own."
         )
     return cluster if len(cluster.addresses) > 1 else None
+
+
+def tf_config(addresses: Sequence[str], index: int) -> str:
+    """The value of TF_CONFIG for one of the workers at these addresses, which `find_cluster` reads."""
+    return json.dumps({"cluster": {"worker": list(addresses)}, "task": {"type": "worker", "index": index}})
 
 
 def _from_tf_config(text: str) -> Cluster:

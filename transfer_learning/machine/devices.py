@@ -12,9 +12,11 @@ from types import MappingProxyType
 from typing import Any
 
 import keras
+import pynvml
 import tensorflow as tf
 
 from transfer_learning.errors import UserError
+from transfer_learning.machine.gpus import nvml
 from transfer_learning.machine.keras_settings import SETTINGS, apply_settings
 from transfer_learning.machine.resources import processor_name, usable_cores
 
@@ -116,14 +118,9 @@ def _choose_precision(precision: str, gpus: list) -> tuple[str, str]:
 
 def driver_cuda_version() -> str:
     """Returns the newest CUDA version that the installed NVIDIA driver supports, as "12.8"; "" if unknown."""
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-        try:
+        with nvml():
             number = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-        finally:
-            pynvml.nvmlShutdown()
     except pynvml.NVMLError:  # no driver, an old one, or a failure
         return ""
     return f"{number // 1000}.{number % 1000 // 10}"

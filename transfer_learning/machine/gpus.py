@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import pynvml
@@ -85,8 +86,7 @@ def visible_gpus(number: int) -> Iterator[list[Gpu]]:
     Raises:
         pynvml.NVMLError: there is no driver, or it fails.
     """
-    pynvml.nvmlInit()
-    try:
+    with nvml():
         gpus = _all_gpus()
         asked = os.environ.get("CUDA_VISIBLE_DEVICES")
         chosen = gpus if asked is None else _named(asked, gpus)
@@ -94,22 +94,27 @@ def visible_gpus(number: int) -> Iterator[list[Gpu]]:
             logger.info(f"TensorFlow uses {number} of {len(gpus)} GPUs, which ones is unknown; all are monitored.")
             chosen = gpus
         yield chosen
+
+
+@contextmanager
+def nvml() -> Iterator[None]:
+    """Opens NVIDIA's driver for the block; NVMLError if there is none, or if it fails."""
+    pynvml.nvmlInit()
+    try:
+        yield
     finally:
         pynvml.nvmlShutdown()
 
 
-def count_gpus() -> int:
-    """The GPUs that CUDA_VISIBLE_DEVICES names, or else all that NVIDIA's driver reports; 0 without a driver."""
-    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return len([name for name in named.split(",") if name])
+def cuda_names() -> list[str]:
+    """CUDA's names of the GPUs that CUDA_VISIBLE_DEVICES leaves, or of all that the driver reports; none without one."""
+    if (asked := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return list(takewhile(lambda name: name not in ("", "-1"), map(str.strip, asked.split(","))))  # as CUDA does
     try:
-        pynvml.nvmlInit()
-        try:
-            return pynvml.nvmlDeviceGetCount()
-        finally:
-            pynvml.nvmlShutdown()
+        with nvml():
+            return [str(index) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError:
-        return 0
+        return []
 
 
 def answer(question: Callable, *arguments: Any) -> Any:

@@ -4,7 +4,6 @@ Each Ray worker starts the process that `launch` starts on one machine, with TF_
 checkpoints are those of the run directory, from which a new start continues.
 """
 
-import json
 import os
 import signal
 import subprocess
@@ -25,9 +24,10 @@ from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, Sca
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from transfer_learning.errors import ExitCode, WorkerLost
+from transfer_learning.errors import STOPS, ExitCode, WorkerLost
+from transfer_learning.machine.cluster import tf_config
 from transfer_learning.machine.ray_cluster import PerWorker
-from transfer_learning.machine.worker_processes import CAUSE_SECONDS, SIGNALS, STOPPED, describe, free_ports
+from transfer_learning.machine.worker_processes import CAUSE_SECONDS, describe, free_ports
 from transfer_learning.storage.run_directory import RunDir
 
 ANSWER_SECONDS = 60.0  # to wait for the mailbox
@@ -101,8 +101,7 @@ class _SetTfConfig(Backend):
 
 
 def _set_tf_config(addresses: list[str], index: int) -> None:
-    task = {"type": "worker", "index": index}
-    os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+    os.environ["TF_CONFIG"] = tf_config(addresses, index)
 
 
 class _EndForGood(UserCallback):
@@ -206,7 +205,7 @@ def _work(config: dict[str, Any]) -> int:
             process.kill()
             process.wait()
         code = 128 - code if number and code < 0 else code  # it was still starting
-        if code == ExitCode.DONE or code in STOPPED:
+        if code == ExitCode.DONE or code - 128 in STOPS:
             return code
         lines = os.pread(log.fileno(), 1 << 24, 0).decode(errors="replace").strip().splitlines()
     what = f"Worker {index}: {lines[-1] if lines and index and code > 0 else describe(code)}\n"
@@ -236,7 +235,7 @@ def _print(text: bytes) -> None:
 def _received() -> Iterator[list[int]]:
     """The numbers of the signals that come within the block."""
     numbers: list[int] = []
-    previous = {number: signal.signal(number, lambda number, _: numbers.append(number)) for number in SIGNALS}
+    previous = {number: signal.signal(number, lambda number, _: numbers.append(number)) for number in STOPS}
     try:
         yield numbers
     finally:

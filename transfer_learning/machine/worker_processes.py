@@ -1,6 +1,5 @@
 """Worker processes of `run` on this machine: started together, watched, and ended together."""
 
-import json
 import logging
 import os
 import signal
@@ -12,8 +11,9 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any
 
-from transfer_learning.errors import ExitCode, UserError
-from transfer_learning.machine.gpus import count_gpus
+from transfer_learning.errors import STOPS, ExitCode, UserError
+from transfer_learning.machine.cluster import tf_config
+from transfer_learning.machine.gpus import cuda_names
 from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -21,8 +21,6 @@ logger = logging.getLogger(__name__)
 NUM_PORTS = 2000  # that are tried
 ENDING_SECONDS = 60.0  # for the other workers, once one has ended by itself
 CAUSE_SECONDS = 10.0  # for the worker that others have lost
-STOPPED = (ExitCode.INTERRUPTED, ExitCode.PREEMPTED, ExitCode.TERMINATED)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def free_ports(count: int, first: int, host: str = "127.0.0.1") -> list[int]:
@@ -63,7 +61,7 @@ class WorkerProcesses:
         self.first, self.how = 0, ""  # the worker that ended first, or is silent, and in words how
 
     def __enter__(self) -> "WorkerProcesses":
-        self._previous = {number: signal.signal(number, self._forward) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._forward) for number in STOPS}
         for index in range(len(self._addresses)):
             log = tempfile.TemporaryFile()
             output: dict[str, Any] = {"stdout": log, "stderr": log} if index else {}
@@ -107,7 +105,7 @@ class WorkerProcesses:
         if code == ExitCode.WORKER_LOST and silent:
             self.first, self.how = silent[0], "does not answer"
             return code
-        if self._received or code in STOPPED:
+        if self._received or code - 128 in STOPS:
             self._wait_for_all()
             return self._codes().get(0, code)
         if self.first and code > 0:
@@ -127,13 +125,11 @@ class WorkerProcesses:
 
     def _environment(self, index: int) -> dict[str, str]:
         count = len(self._addresses)
-        task = {"type": "worker", "index": index}
-        values = {"TF_CONFIG": json.dumps({"cluster": {"worker": self._addresses}, "task": task})}
+        values = {"TF_CONFIG": tf_config(self._addresses, index)}
         values["TF_NUM_INTRAOP_THREADS"] = os.environ.get(
             "TF_NUM_INTRAOP_THREADS", str(max(1, usable_cores() // count))
         )
-        if num_gpus := count_gpus():
-            gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(num_gpus)))).split(",")
+        if gpus := cuda_names():
             values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index::count])
         return values
 

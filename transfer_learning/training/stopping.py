@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transfer_learning.errors import Stopped
-
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; kill; a batch system's warning of its time limit
+from transfer_learning.errors import STOPS, Stopped
 
 
 class StopRequest:
     """Handles SIGINT, SIGTERM and SIGUSR1 while it is used as a context manager, by raising Stopped."""
 
     def __init__(self):
-        self._received: int | None = None
+        self.signal_number: int | None = None  # of the last signal
         self._deferred = False
 
     def __enter__(self) -> "StopRequest":
@@ -47,22 +45,18 @@ class StopRequest:
 
     @property
     def is_received(self) -> bool:
-        return self._received is not None
-
-    @property
-    def signal_number(self) -> int | None:
-        return self._received
+        return self.signal_number is not None
 
     def raise_if_received(self) -> None:
-        if self._received is not None:
-            raise Stopped(self._received)
+        if self.signal_number is not None:
+            raise Stopped(self.signal_number)
 
     def receive(self) -> None:
         """Takes notice of a signal that another worker got."""
-        self._received = self._received or signal.SIGTERM
+        self.signal_number = self.signal_number or signal.SIGTERM
 
     def _receive(self, number: int, frame) -> None:
-        self._received = number
+        self.signal_number = number
         if not self._deferred:
             raise Stopped(number)
 

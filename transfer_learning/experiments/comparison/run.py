@@ -14,13 +14,13 @@ from typing import IO, Any, TypeVar
 
 from transfer_learning.cli.console import UNPRINTED, is_quiet
 from transfer_learning.config import RunConfig, difference, named, with_values
-from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
+from transfer_learning.errors import STOPS, Diverged, ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison import statistics
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan, with_learning_rate
 from transfer_learning.experiments.comparison.report import read_table, write_results
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.run_directory import RunDir
-from transfer_learning.training.stopping import STOPS, StopRequest
+from transfer_learning.training.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
