@@ -55,6 +55,7 @@ def test_the_processor_is_measured_in_a_process_of_its_own(tmp_path, capsys):
         (["--plan", "imagnet"], "Did you mean imagenet?"),
         (["--plan", "digits", "--workers", "0"], "--workers 0 --gbit 10 --images 0 is out of range"),
         (["--plan", "stop_signs"], "give --images N"),
+        (["--devices", "--dataset", "stop_signs"], "give --images N"),
     ],
 )
 def test_impossible_flags_are_refused_with_one_sentence(given, words, capsys):

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measure(plan, document, out)
         table = describe(plan, document["measurements"])
     else:
-        measure_devices(document, out)
+        measure_devices(document, out, flags.images)
         table = device_table(document)
     text = f"{heading(document)}\n\n{table}\n"
     write_text(out.with_suffix(".md"), text)
@@ -88,7 +88,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             "more, a speed above 0, and a number of images."
         )
     flags.images = flags.images or NUM_IMAGES.get(recipe, 0)
-    if flags.plan and not flags.images:
+    if not flags.images:
         raise UserError(f"The number of images of {recipe} is not known here; give --images N.")
     return flags
 

@@ -20,7 +20,7 @@ COLUMNS = (
 )
 
 
-def measure_devices(document: dict[str, Any], path: Path) -> None:
+def measure_devices(document: dict[str, Any], path: Path, num_images: int) -> None:
     """Measures every device that is not in the document yet, and writes the document to `path` after each."""
     settings = document["settings"]
     gpus = measurements.run_child(sys.executable, PROGRAM, ["list"], {})["gpus"]
@@ -33,6 +33,7 @@ def measure_devices(document: dict[str, Any], path: Path) -> None:
         logger.info(f"Measuring {name} ...")
         try:
             arguments = ["measure", "--dataset", settings["dataset"], "--seconds", str(settings["seconds"])]
+            arguments += ["--images", str(num_images)]
             figures = measurements.run_child(sys.executable, PROGRAM, arguments, {"CUDA_VISIBLE_DEVICES": visible})
         except measurements.MeasurementFailed as failed:
             document["left_out"][name] = str(failed)
@@ -57,9 +58,7 @@ def device_table(document: Mapping[str, Any]) -> str:
     rows = [COLUMNS.split("; ")]
     for name, figures in measured.items():
         row = [f"{name}: {figures['name']}", figures["precision"]]
-        rates = (
-            figures.get(name) for name in ("extraction", "training", "training_with_xla")
-        )  # earlier files have two
+        rates = map(figures.get, ("extraction", "training", "training_with_xla"))  # earlier files have two
         row += [*map(_spread, rates), f"{figures['epoch_seconds']:.1f}"]
         rows.append([*row, figures["largest_batch_text"], f"{figures['device_peak_mb']:,.0f} ({figures['memory']})"])
     one = next(iter(measured.values()))

@@ -5,12 +5,11 @@ The last line of its output is a JSON object.
 
 import argparse
 import io
-import itertools
 import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +20,9 @@ from PIL import Image
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.decoding.decode import decode
-from transfer_learning.datasets.pipeline import Examples, training_batches
-from transfer_learning.experiments.plan import NUM_IMAGES
+from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.machine.cluster import find_cluster
-from transfer_learning.machine.devices import set_up_devices
+from transfer_learning.machine.devices import Devices, set_up_devices
 from transfer_learning.machine.resources import available_bytes, usable_cores
 from transfer_learning.machine.strategy import form_workers
 from transfer_learning.models.classifier import Classifier, build_classifier, unfreeze_layers
@@ -32,8 +30,9 @@ from transfer_learning.models.features import BATCH
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.training.phases import ActivePhase, evaluate, start_phase
+from transfer_learning.training.rate_search import endless_batches
 
-NUM_CLASSES = 10
+CLASS_NAMES = tuple("0123456789")
 WINDOWS = 5
 LARGEST_TRIED = 65536
 
@@ -43,6 +42,7 @@ def main() -> None:
     parser.add_argument("job", choices=("list", "measure", "pieces", "all-reduce"))
     parser.add_argument("--dataset", default="drawn_pills", help="recipe")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the measurement of a rate")
+    parser.add_argument("--images", type=int, default=0, help="images of an epoch, for training and validation")
     parser.add_argument("--batches", default="", help="images per train step, as 32,16")
     flags = parser.parse_args()
     figures: dict[str, Any]
@@ -53,28 +53,21 @@ def main() -> None:
     elif flags.job == "all-reduce":
         figures = measure_all_reduce(flags.dataset, flags.seconds)
     else:
-        figures = measure_recipe(flags.dataset, flags.seconds)
+        figures = measure_recipe(flags.dataset, flags.seconds, flags.images)
     print(json.dumps(figures), flush=True)
 
 
-def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
+def measure_recipe(dataset: str, seconds: float, num_images: int) -> dict[str, Any]:
     """Returns rates, each measured for `seconds` in `WINDOWS` windows, memory and the largest batch size of a recipe's
-    network, whose weights are random.
+    network, whose weights are random; and the time of an epoch of `num_images`.
     """
-    config = RECIPES[dataset]()
-    devices = set_up_devices(config.precision, config.seed)
-    classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), initial_weights="none")
+    config, devices, classifier = set_up(dataset)
     window = seconds / WINDOWS
-    size = config.stored_size
-
-    # Extraction, with the copies to the device and back.
-    compute = inference_graph(classifier.extractor, BATCH)
-    images = random_images(BATCH, size).astype(np.float32)
-    extraction = rate(lambda: len(compute(tf.constant(images)).numpy()), window)
+    extraction = extraction_rate(classifier, window)
 
     # Training as in the training loop: order, augmentation and train steps
     unfrozen = unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
-    examples = random_examples(8 * config.batch_size, size)
+    examples = random_examples(8 * config.batch_size, config.stored_size)
 
     def training_rate(config: RunConfig) -> tuple[ActivePhase, dict[str, float]]:
         active = start_phase("fine_tune", config, classifier, examples, examples)
@@ -87,8 +80,8 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
     started = time.perf_counter()
     evaluate(active)
     validation = len(examples) / (time.perf_counter() - started)
-    num_val = round(NUM_IMAGES[dataset] * config.val_fraction)
-    num_train = NUM_IMAGES[dataset] - num_val
+    num_val = round(num_images * config.val_fraction)
+    num_train = num_images - num_val
 
     peak = peak_bytes(devices.num_gpus)
     largest, describe, how = largest_batch(config, classifier, devices.num_gpus)
@@ -115,15 +108,11 @@ def measure_recipe(dataset: str, seconds: float) -> dict[str, Any]:
 
 def measure_pieces(dataset: str, seconds: float, batches: Sequence[int]) -> dict[str, Any]:
     """What `plan.rows` is calculated from: seconds of a train step by its number of images (of the fastest window, as other
-    programs only slow it down), rates, bytes, memory.
+    programs only slow it down), rates and bytes.
     """
-    config = RECIPES[dataset]()
-    devices = set_up_devices(config.precision, config.seed)
-    classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), initial_weights="none")
+    config, devices, classifier = set_up(dataset)
     window, size = seconds / WINDOWS, config.stored_size
-    compute = inference_graph(classifier.extractor, BATCH)
-    images = random_images(BATCH, size).astype(np.float32)
-    forward = rate(lambda: len(compute(tf.constant(images)).numpy()), window)
+    forward = extraction_rate(classifier, window)
     unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
     steps = {}
     for batch in batches:
@@ -149,7 +138,6 @@ def measure_pieces(dataset: str, seconds: float, batches: Sequence[int]) -> dict
         "image_bytes": len(photo.getvalue()),
         "gradient_bytes": 4 * sum(int(np.prod(variable.shape)) for variable in variables),
         "feature_bytes": 4 * int(np.prod(classifier.extractor.output_shape[1:])),
-        "peak_mb": peak_bytes(devices.num_gpus) / 1e6,
     }
 
 
@@ -159,7 +147,7 @@ def measure_all_reduce(dataset: str, seconds: float) -> dict[str, Any]:
     cluster = find_cluster("multi-worker")
     set_up_devices(config.precision, config.seed)
     workers = form_workers("multi-worker", cluster, config.worker_timeout)
-    classifier = build_classifier(config, tuple(map(str, range(NUM_CLASSES))), initial_weights="none")
+    classifier = build_classifier(config, CLASS_NAMES, initial_weights="none")
     unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
     gradients = [tf.zeros(variable.shape) for variable in classifier.model.trainable_variables]
     found = []
@@ -172,6 +160,20 @@ def measure_all_reduce(dataset: str, seconds: float) -> dict[str, Any]:
             times.append(time.perf_counter() - started)
         found.append(float(np.median(times)))
     return {"seconds": found}
+
+
+def set_up(dataset: str) -> tuple[RunConfig, Devices, Classifier]:
+    """The recipe of a dataset, the device, and the network with random weights."""
+    config = RECIPES[dataset]()
+    devices = set_up_devices(config.precision, config.seed)
+    return config, devices, build_classifier(config, CLASS_NAMES, initial_weights="none")
+
+
+def extraction_rate(classifier: Classifier, window: float) -> dict[str, float]:
+    """Of the inference graph, with the copies to the device and back; see `rate`."""
+    compute = inference_graph(classifier.extractor, BATCH)
+    images = random_images(BATCH, classifier.model.input_shape[1]).astype(np.float32)
+    return rate(lambda: len(compute(tf.constant(images)).numpy()), window)
 
 
 def rate(step: Callable[[], int], window: float) -> dict[str, float]:
@@ -242,15 +244,8 @@ def random_images(number: int, size: int) -> np.ndarray:
 
 
 def random_examples(number: int, size: int) -> Examples:
-    labels = np.arange(number, dtype=np.int32) % NUM_CLASSES
+    labels = np.arange(number, dtype=np.int32) % len(CLASS_NAMES)
     return Examples(random_images(number, size), np.arange(number), labels, labels.astype(str).astype(object))
-
-
-def endless_batches(active: ActivePhase, config: RunConfig) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-    """The training batches of epoch 0, 1, 2, ..."""
-    for epoch in itertools.count():
-        look: dict[str, Any] = {"augmentation": active.augmentation, "flip": config.flip}
-        yield from training_batches(active.train, config.batch_size, config.seed, epoch, **look)
 
 
 if __name__ == "__main__":

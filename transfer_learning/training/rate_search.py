@@ -78,13 +78,14 @@ def find_learning_rate(active: ActivePhase, config: RunConfig) -> dict[str, Any]
 
 def _losses(active: ActivePhase, config: RunConfig, rates: list[float]) -> Iterator[float]:
     """Makes a train step with each of these rates, and yields the loss of its batch before it."""
-    for (inputs, labels), rate in zip(_batches(active, config), rates, strict=False):
+    for (inputs, labels), rate in zip(endless_batches(active, config), rates, strict=False):
         active.metrics.reset()
         active.train_steps(inputs, labels, [rate])
         yield active.metrics.result()["loss"]
 
 
-def _batches(active: ActivePhase, config: RunConfig) -> Iterator[Batch]:
+def endless_batches(active: ActivePhase, config: RunConfig) -> Iterator[Batch]:
+    """The training batches of epoch 0, 1, 2, ... of a phase."""
     for epoch in itertools.count():
         yield from training_batches(
             active.train, config.batch_size, config.seed, epoch, augmentation=active.augmentation, flip=config.flip
