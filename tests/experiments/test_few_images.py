@@ -8,6 +8,7 @@ from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.prepared import load_prepared
+from transfer_learning.errors import UserError
 from transfer_learning.experiments.finished_run import FinishedRun
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.storage.run_directory import RunDir
@@ -27,7 +28,10 @@ def test_one_image_per_class_trains_and_says_what_cannot_be_measured(small_confi
         "train accuracy",
     ):
         assert [sentence for sentence in said if words in sentence], words
-    assert list(FinishedRun(RunDir(tmp_path / "run")).predict(photos)["class"]) == ["circle", "cross", "stripes"]
+    run = FinishedRun(RunDir(tmp_path / "run"))
+    assert list(run.predict(photos)["class"]) == ["circle", "cross", "stripes"]
+    with pytest.raises(UserError, match="has no test images; give --dataset with other images"):
+        run.data("test")
 
 
 @pytest.mark.parametrize("each", [2, 3, 5])

@@ -126,8 +126,8 @@ class FinishedRun:
                 "on; restore them, or evaluate one run on the new ones with --dataset."
             )
         if not len(data.split(split)):
-            others = [other for other in ("val", "test") if len(data.split(other))]
-            raise UserError(f"{place} has no {split} images; give --split {others[0]}.")
+            others = [f"--split {other}" for other in ("val", "test") if len(data.split(other))]
+            raise UserError(f"{place} has no {split} images; give {(others or ['--dataset with other images'])[0]}.")
         if split == "val" and self.evaluation.get("is_refitted"):
             logger.warning(
                 f"The head of {self.name} was fitted on the validation images, too, so it knows them better than new ones."
