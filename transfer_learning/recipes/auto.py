@@ -1,8 +1,10 @@
 """The automatic recipe of a dataset without one of its own: a config and a short reason for each choice."""
 
 import math
+from dataclasses import replace
 
 from transfer_learning.config import Phase, RunConfig
+from transfer_learning.recipes.known import FINE_TUNING
 
 
 def auto_recipe(
@@ -62,12 +64,10 @@ def auto_recipe(
         batch_size=batch_size,
         class_weights="balanced" if is_imbalanced else "none",
         frozen=Phase(epochs=frozen_epochs, learning_rate=3e-4, patience=3),
-        fine_tune=Phase(
+        fine_tune=replace(
+            FINE_TUNING,
             epochs=fine_tune_epochs,
             learning_rate=5e-4,
-            optimizer="adamw",
-            weight_decay=1e-4,
-            schedule="cosine",
             warmup_epochs=0.5,
             unfreeze=unfreeze,
             augmentation=augmentation,

@@ -4,9 +4,12 @@ A recipe is a function that returns a RunConfig; flags are differences from it. 
 the published system that it follows, and the result with hardware and n.
 """
 
-import dataclasses
+from dataclasses import replace
 
 from transfer_learning.config import Phase, RunConfig
+
+# What most fine-tune phases share.
+FINE_TUNING = Phase(optimizer="adamw", weight_decay=1e-4, schedule="cosine", unfreeze="all", augmentation="light")
 
 
 def pharma() -> RunConfig:
@@ -44,16 +47,7 @@ def drawn_pills() -> RunConfig:
         test_fraction=0.2,
         val_fraction=0.15,
         frozen=Phase(epochs=15, learning_rate=1e-3, patience=4, augmentation="strong", copies=4),
-        fine_tune=Phase(
-            epochs=4,
-            learning_rate=3e-4,
-            optimizer="adamw",
-            weight_decay=1e-4,
-            schedule="cosine",
-            warmup_epochs=0.3,
-            unfreeze="stage5",
-            augmentation="light",
-        ),
+        fine_tune=replace(FINE_TUNING, epochs=4, learning_rate=3e-4, warmup_epochs=0.3, unfreeze="stage5"),
     )
 
 
@@ -69,16 +63,7 @@ def digits() -> RunConfig:
         input_size=8,
         flip=False,
         frozen=Phase(epochs=3, learning_rate=3e-4),
-        fine_tune=Phase(
-            epochs=8,
-            learning_rate=5e-4,
-            optimizer="adamw",
-            weight_decay=1e-4,
-            schedule="cosine",
-            warmup_epochs=0.5,
-            unfreeze="all",
-            augmentation="light",
-        ),
+        fine_tune=replace(FINE_TUNING, epochs=8, learning_rate=5e-4, warmup_epochs=0.5),
     )
 
 
@@ -92,16 +77,7 @@ def fashion_mnist() -> RunConfig:
         batch_size=128,
         val_fraction=0.1,
         frozen=Phase(epochs=4, learning_rate=3e-4, patience=2),
-        fine_tune=Phase(
-            epochs=5,
-            learning_rate=1e-3,
-            optimizer="adamw",
-            weight_decay=1e-4,
-            schedule="cosine",
-            warmup_epochs=0.2,
-            unfreeze="all",
-            augmentation="light",
-        ),
+        fine_tune=replace(FINE_TUNING, epochs=5, learning_rate=1e-3, warmup_epochs=0.2),
     )
 
 
@@ -213,12 +189,12 @@ def stop_signs() -> RunConfig:
 
 def cv_studio() -> RunConfig:
     """``run --dataset cv_studio:FOLDER`` or ``cv_studio:s3://BUCKET/PREFIX``: any project of CV Studio, like stop_signs."""
-    return dataclasses.replace(stop_signs(), dataset="cv_studio:data/stop_signs")
+    return replace(stop_signs(), dataset="cv_studio:data/stop_signs")
 
 
 def cv_studio_boxes() -> RunConfig:
     """``run --dataset cv_studio_boxes:FOLDER``: each bounding box of a project as an image, like stop_signs."""
-    return dataclasses.replace(stop_signs(), dataset="cv_studio_boxes:data/stop_signs")
+    return replace(stop_signs(), dataset="cv_studio_boxes:data/stop_signs")
 
 
 # By the name of the dataset, or by the scheme of SCHEME:PLACE.
