@@ -246,6 +246,11 @@ class RunConfig:
         return self.head_init != "random" and not self.head and self.frozen.epochs > 0 and sees_same_pixels
 
     @property
+    def phases(self) -> list[str]:
+        """The phases that train, in their order."""
+        return [name for name in PHASES if self.phase(name).epochs > 0]
+
+    @property
     def num_epochs(self) -> int:
         """Of both phases."""
         return self.frozen.epochs + self.fine_tune.epochs

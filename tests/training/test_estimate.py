@@ -187,13 +187,14 @@ def test_a_rate_is_measured_again_only_if_activations_are_missing(small_config, 
     cut = cut_of_phase("frozen", small_config, classifier)
     measured = iter([100.0, 200.0, 300.0])
     monkeypatch.setattr(estimate, "measure_rate", lambda *_: next(measured))
-    rates = estimate.MeasuredRates(tmp_path / "rates.json")
-    assert [rates.of("one", cut, anew) for anew in (False, False, True, False)] == [100.0, 100.0, 200.0, 200.0]
-    assert estimate.MeasuredRates(tmp_path / "rates.json").of("other", cut, False) == 300.0
+    cache = Cache(tmp_path)
+    rates = [estimate.rate_below(cut, "one", cache, anew) for anew in (False, False, True, False)]
+    assert rates == [100.0, 100.0, 200.0, 200.0]
+    assert estimate.rate_below(cut, "other", cache, False) == 300.0
     for damaged in ("{ damaged", "[]", '{"one": 0}', '{"one": null}'):
-        (tmp_path / "rates.json").write_text(damaged)
+        (cache.folder / "rates.json").write_text(damaged)
         monkeypatch.setattr(estimate, "measure_rate", lambda *_: 400.0)
-        assert rates.of("one", cut, False) == 400.0
+        assert estimate.rate_below(cut, "one", cache, False) == 400.0
 
 
 @pytest.mark.parametrize(

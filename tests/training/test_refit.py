@@ -42,13 +42,13 @@ def test_the_head_is_fitted_to_training_and_validation_images(final_weights, tra
         phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, fine_tune=fine_tune))
     initialize_head(phases.config, phases.classifier, train)
     without, before = logits_of_features(phases.classifier, val.inputs, val.rows), weights_of(phases)
-    found = refit_head(phases, TrainingState(final_weights=final_weights))
+    val_logits, left_out = refit_head(phases, TrainingState(final_weights=final_weights))
     refitted = weights_of(phases)
-    np.testing.assert_array_equal(found.val_logits, without)
+    np.testing.assert_array_equal(val_logits, without)
     monkeypatch.setattr(solved_heads, "closed_form_head", None)  # a second run finds all heads in the cache
     initialize_head(phases.config, phases.classifier, train)
-    again = refit_head(phases, TrainingState(final_weights=final_weights))
-    for one, other in zip((again.val_logits, *again.left_out), (found.val_logits, *found.left_out), strict=True):
+    again, left_out_again = refit_head(phases, TrainingState(final_weights=final_weights))
+    for one, other in zip((again, *left_out_again), (val_logits, *left_out), strict=True):
         np.testing.assert_array_equal(one, other, strict=True)
     for weight, expected in zip(weights_of(phases), refitted, strict=True):
         np.testing.assert_array_equal(weight, expected)
@@ -58,10 +58,9 @@ def test_the_head_is_fitted_to_training_and_validation_images(final_weights, tra
         labels=np.concatenate([train.labels, val.labels]),
         ids=np.concatenate([train.ids, val.ids]),
     )
-    left_out = initialize_head(phases.config, phases.classifier, both)
-    for result, expected in zip(found.left_out, left_out, strict=True):
+    for result, expected in zip(left_out, initialize_head(phases.config, phases.classifier, both), strict=True):
         np.testing.assert_array_equal(result, expected)
-    assert len(found.left_out[0]) == len(found.left_out[1]) == len(both)
+    assert len(left_out[0]) == len(left_out[1]) == len(both)
     for found, expected, old in zip(refitted, weights_of(phases), before, strict=True):
         np.testing.assert_array_equal(found, expected)
         assert not np.array_equal(found, old)
@@ -77,7 +76,7 @@ def test_other_heads_stay(changes, final_weights, trained):
     initialize_head(phases.config, phases.classifier, train)
     before = weights_of(phases)
     phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, **changes))
-    assert refit_head(phases, TrainingState(final_weights=final_weights)) is None
+    assert refit_head(phases, TrainingState(final_weights=final_weights)) == (None, None)
     assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))
 
 
@@ -85,10 +84,10 @@ def test_without_validation_images_the_closed_form_is_calibrated_by_leaving_out(
     phases, (train, _) = trained
     manifest = phases.data.manifest[phases.data.manifest["split"] != "val"]
     phases = dataclasses.replace(phases, data=dataclasses.replace(phases.data, manifest=manifest))
-    left_out = initialize_head(phases.config, phases.classifier, train)
-    found = refit_head(phases, TrainingState(final_weights=FROZEN))
-    assert len(found.val_logits) == 0
-    assert all(np.array_equal(*pair) for pair in zip(found.left_out, left_out, strict=True))
+    expected = initialize_head(phases.config, phases.classifier, train)
+    val_logits, left_out = refit_head(phases, TrainingState(final_weights=FROZEN))
+    assert val_logits is None
+    assert all(np.array_equal(*pair) for pair in zip(left_out, expected, strict=True))
 
 
 def test_images_whose_class_has_no_others_do_not_calibrate(trained):
@@ -104,7 +103,7 @@ def test_validation_images_that_evaluate_the_run_are_not_trained_on(trained):
     manifest = phases.data.manifest[phases.data.manifest["split"] != "test"]
     without = dataclasses.replace(phases.data, manifest=manifest)
     assert without.eval_split == "val"
-    assert refit_head(dataclasses.replace(phases, data=without), TrainingState(final_weights=FROZEN)) is None
+    assert refit_head(dataclasses.replace(phases, data=without), TrainingState(final_weights=FROZEN)) == (None, None)
 
 
 def test_a_head_that_training_has_made_clearly_better_stays(trained):
@@ -120,5 +119,5 @@ def test_a_head_that_training_has_made_clearly_better_stays(trained):
     head.get_layer(STANDARDIZE).set_weights([np.zeros(len(by_heart.kernel)), np.ones(len(by_heart.kernel))])
     head.get_layer("logits").set_weights([by_heart.kernel, by_heart.bias])
     before = weights_of(phases)
-    assert refit_head(phases, TrainingState(final_weights=FROZEN)) is None
+    assert refit_head(phases, TrainingState(final_weights=FROZEN)) == (None, None)
     assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))

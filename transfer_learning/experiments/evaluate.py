@@ -38,10 +38,6 @@ MAX_DIFFERENCE = 1e-5  # of their probabilities
 Features = Callable[[NamedImages], tuple[Rows, np.ndarray] | None]
 
 
-def NO_FEATURES(images: NamedImages) -> None:
-    return None
-
-
 class Unseen(NamedTuple):
     """Predictions of images by classifiers that were not trained on them."""
 
@@ -56,7 +52,7 @@ def calibrate_and_evaluate(
     run_dir: RunDir,
     unseen: Unseen | None = None,
     val_logits: np.ndarray | None = None,
-    features: Features = NO_FEATURES,
+    features: Features | None = None,
 ) -> tuple[Classifier, dict[str, dict[str, Any]]]:
     """Fits temperature and rejection threshold, saves the model, evaluates val and test.
 
@@ -82,7 +78,7 @@ def calibrate_and_evaluate(
         rejection_threshold = rejection.threshold(softmax(used.logits, temperature).max(axis=1))
         classifier = replace(classifier, temperature=temperature, rejection_threshold=rejection_threshold)
     save_model(classifier, run_dir.model)
-    if features is not NO_FEATURES and not _agrees_with_saved(classifier, data, logits[data.eval_split], run_dir):
+    if features and not _agrees_with_saved(classifier, data, logits[data.eval_split], run_dir):
         return calibrate_and_evaluate(classifier, data, run_dir, unseen, val_logits)
     results = {split: _evaluate_logits(logits[split], classifier, data, split, run_dir) for split in logits}
     results[data.eval_split]["rejection"] = _evaluate_rejection(classifier, data, run_dir, features)
@@ -99,10 +95,11 @@ def evaluate_split(classifier: Classifier, data: PreparedDataset, split: str, ru
     return _evaluate_logits(_logits(classifier, data, split), classifier, data, split, run_dir)
 
 
-def _logits(classifier: Classifier, data: PreparedDataset, split: str, features: Features = NO_FEATURES) -> np.ndarray:
+def _logits(classifier: Classifier, data: PreparedDataset, split: str, features: Features | None = None) -> np.ndarray:
     """The logits of all images of a split, float32 (n, classes)."""
     examples = data.split(split)
-    if cached := features(NamedImages(examples.inputs, examples.rows, data.hashes(split).tolist())):
+    named = NamedImages(examples.inputs, examples.rows, data.hashes(split).tolist())
+    if cached := features and features(named):
         return logits_of_features(classifier, *cached)
     return predicted_logits(classifier, examples.inputs, examples.rows, count_progress(f"Predicting {split} images:"))
 
@@ -138,7 +135,7 @@ def _evaluate_logits(
 
 
 def _evaluate_rejection(
-    classifier: Classifier, data: PreparedDataset, run_dir: RunDir, features: Features
+    classifier: Classifier, data: PreparedDataset, run_dir: RunDir, features: Features | None
 ) -> dict[str, Any] | None:
     """Applies the threshold to the evaluation split and to images of no class; None without a rejection threshold."""
     if not classifier.rejection_threshold:
@@ -157,7 +154,7 @@ def _evaluate_rejection(
     confidences = {}
     for name, (inputs, rows) in kinds.items():
         hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in inputs[rows]]
-        cached = features(NamedImages(inputs, rows, [f"pixels {hashed}" for hashed in hashes]))
+        cached = features and features(NamedImages(inputs, rows, [f"pixels {hashed}" for hashed in hashes]))
         logits = logits_of_features(classifier, *cached) if cached else predicted_logits(classifier, inputs, rows)
         confidences[name] = softmax(logits, classifier.temperature).max(axis=1)
     return rejection.measure(classifier.rejection_threshold, predictions.read(run_dir.predictions(split)), confidences)

@@ -21,16 +21,14 @@ from transfer_learning.datasets.corrections import COLUMNS
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import MissingExtra, UserError
 from transfer_learning.evaluation import metrics, predictions
-from transfer_learning.models.classifier import build_classifier, logits_of_features, softmax, unfreeze_layers
+from transfer_learning.models.classifier import build_classifier, logits_of_features, softmax
 from transfer_learning.models.earlier_run import names_run
-from transfer_learning.models.freezing import find_cut
 from transfer_learning.models.standardization import standardized
 from transfer_learning.storage.files import write_text
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.identity import Identity
 from transfer_learning.training.loop import Trainer
-from transfer_learning.training.phase_builder import PhaseBuilder
-from transfer_learning.training.phase_inputs import make_phase_inputs
+from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
 from transfer_learning.training.state import TrainingState
 from transfer_learning.training.stopping import StopRequest
 
@@ -89,18 +87,14 @@ def predict_folds(config: RunConfig, data: PreparedDataset, runtime: dict[str, s
         stop: see `Trainer`.
     """
     rows, folds = divide(config, data)
-    fine_tune = replace(config.fine_tune, epochs=0)
-    own = replace(
-        config, fine_tune=fine_tune, monitor=config.monitor.removeprefix("val_")
-    )  # no epoch is chosen by the fold
+    fine_tune, monitor = replace(config.fine_tune, epochs=0), config.monitor.removeprefix("val_")
+    own = replace(config, fine_tune=fine_tune, monitor=monitor)  # no epoch is chosen by the fold
     classifier = build_classifier(config, data.class_names)
     if config.head_features != "last":
         classifier = standardized(classifier)
-    unfreeze_layers(classifier, config.backbone, "none")
-    cut = find_cut(classifier)
-    assert cut is not None  # the backbone is pretrained and frozen
     if config.frozen.augmentation != "none" and not config.frozen.copies:
         own = replace(own, frozen=replace(config.frozen, augmentation="none"))  # new copies have no cached features
+    cuts = find_cuts(own, classifier)
     initial = [np.array(variable) for variable in classifier.head.variables]
     logits = np.zeros((len(rows), len(data.class_names)), np.float32)
     labels = np.zeros(len(rows), np.int32)
@@ -112,10 +106,10 @@ def predict_folds(config: RunConfig, data: PreparedDataset, runtime: dict[str, s
         manifest.iloc[rows, manifest.columns.get_loc("split")] = np.where(folds == fold, "val", "train")
         of_fold = replace(data, manifest=manifest)
         with muted(), muted("tensorflow", logging.ERROR), tempfile.TemporaryDirectory() as folder:
-            builder = PhaseBuilder(own, classifier, of_fold, {"frozen": cut}, runtime)
+            builder = PhaseBuilder(own, classifier, of_fold, cuts, runtime)
             identity = Identity(own, of_fold.fingerprint, "", runtime)
             Trainer(identity, builder, RunDir(folder), stop).train(TrainingState())
-            _, left_out = make_phase_inputs(cut, own.frozen, True, own, of_fold, runtime)
+            _, left_out = builder.frozen_inputs
         logits[folds == fold] = logits_of_features(classifier, left_out.inputs, left_out.rows)
         labels[folds == fold] = left_out.labels
         logger.info(f"Fold {fold + 1} of {config.folds}: {len(left_out):,} images predicted.")

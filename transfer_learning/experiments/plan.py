@@ -37,8 +37,10 @@ NUM_IMAGES = {
     "fashion_mnist": 60000,
 }
 LATENCY = 2e-5  # seconds per message between two machines
-HEADER = "workers; images per worker and step; step, ms: computing + all-reduce; images/s; efficiency; sent per worker"
-COLUMNS = f"{HEADER} and step; epoch; fine-tuning; decoding once; extraction; cost"
+COLUMNS = (
+    "workers; images per worker and step; step, ms: computing + all-reduce; images/s; efficiency; sent per worker and step; "
+    "epoch; fine-tuning; decoding once; extraction; cost"
+)
 
 
 class Plan(NamedTuple):
@@ -154,7 +156,7 @@ def step_seconds(measured: Mapping[str, float], images: int) -> float:
 def describe(plan: Plan, measured: Mapping[str, Any]) -> str:
     """The plan as a Markdown table with notes."""
     config, found, pieces = RECIPES[plan.recipe](), rows(plan, measured), next(iter(measured.values()))
-    table = [COLUMNS.split("; ")]
+    table, alone = [COLUMNS.split("; ")], found[0]["compute"]
     for row in found:
         efficiency = row["images_per_second"] / found[0]["images_per_second"] / row["workers"]
         cells = [f"{row['workers']}", f"{row['images_per_worker']}"]
@@ -162,7 +164,7 @@ def describe(plan: Plan, measured: Mapping[str, Any]) -> str:
         cells += [f"{efficiency:.0%}", size(row["sent"]), duration(row["epoch"]), duration(row["fine_tuning"])]
         cells += [duration(row["decoding"]), duration(row["extraction"])]
         table.append([*cells, f"{row['cost']:,.2f}" if plan.price else "-"])
-    halved = [row["workers"] for row in found if row["compute"] + row["all_reduce"] > 2 * _ideal(found[0], row)]
+    halved = [row["workers"] for row in found if row["compute"] + row["all_reduce"] > 2 * alone / row["workers"]]
     limit = f"From {halved[0]} workers on" if halved else "At none of these numbers of workers"
     network = "loopback of this machine" if plan.is_here else f"{plan.gbit:g} Gbit/s"
     features = size(plan.images * pieces["feature_bytes"])
@@ -177,7 +179,3 @@ def describe(plan: Plan, measured: Mapping[str, Any]) -> str:
             f"{features}. Fine-tuning: {config.fine_tune.epochs} epochs; cost: decoding once, features and fine-tuning.",
         ]
     )
-
-
-def _ideal(alone: Mapping[str, float], row: Mapping[str, float]) -> float:
-    return alone["compute"] / row["workers"]

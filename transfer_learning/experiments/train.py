@@ -21,7 +21,7 @@ from transfer_learning.datasets.prepared import PreparedDataset, decode_part, lo
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.earlier_run import compare_with_earlier
-from transfer_learning.experiments.evaluate import NO_FEATURES, Unseen, calibrate_and_evaluate, draw_figures
+from transfer_learning.experiments.evaluate import Unseen, calibrate_and_evaluate, draw_figures
 from transfer_learning.experiments.export import add_inference_file
 from transfer_learning.experiments.folds import check_start, divide, evaluate_folds, predict_folds
 from transfer_learning.machine.cluster import Cluster
@@ -29,7 +29,7 @@ from transfer_learning.machine.devices import Devices, git_commit, set_up_device
 from transfer_learning.machine.monitor import Monitor
 from transfer_learning.machine.strategy import form_workers, lost_worker_as_user_error
 from transfer_learning.models.backbones import find_backbone
-from transfer_learning.models.classifier import build_classifier
+from transfer_learning.models.classifier import Classifier, build_classifier
 from transfer_learning.models.earlier_run import names_run
 from transfer_learning.models.standardization import fold_standardization, standardized
 from transfer_learning.reports.mlflow import check_server, log_run
@@ -75,15 +75,8 @@ def run_experiment(
             has ended.
         Stopped: SIGINT, SIGTERM or SIGUSR1 came; the same call continues the run.
     """
-    config.check()
-    check_start(config)
-    if config.tensorboard:
-        with needs_extra("tensorboard"):
-            import tensorboard  # noqa: F401
-    if config.mlflow:
-        check_server(config.mlflow)
-    find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)  # fails now, not after the frozen phase
     num_workers = len(cluster.addresses) if cluster else 1
+    check_before(config, num_workers)
     lost_worker = lost_worker_as_user_error(num_workers, config.worker_timeout)
     oom = oom_as_user_error(config, num_workers)
     with StopRequest() as stop, run_dir.begun(config), logged_to(log_file(run_dir.log)), oom:
@@ -92,11 +85,6 @@ def run_experiment(
             begun_with = read_json(run_dir.environment) if run_dir.environment.exists() else {}
             devices = set_up_devices(config.precision, config.seed, begun_with.get("device", {}))
             workers = form_workers(config.strategy, cluster, config.worker_timeout)
-            if config.find_learning_rate and workers.count > 1:
-                raise UserError(
-                    f"--find-learning-rate works with one worker, and this run has {workers.count}; search in a run of its "
-                    "own, and give what it finds as --fine-tune.learning-rate."
-                )
             stop.take_signals()
             scalars = run_dir.tensorboard / "hardware" if config.tensorboard else None
             monitor = stack.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, scalars))
@@ -107,12 +95,7 @@ def run_experiment(
             classifier = plain = build_classifier(config, without_unseen.class_names)
             if config.head_features != "last":
                 classifier = standardized(plain)
-            num_copied, num_classes = len(classifier.copied), len(classifier.class_names)
-            head = f"{num_copied:,} of {num_classes:,} classes of its head" if num_copied else "a new head"
-            logger.info(
-                f"{find_backbone(config.backbone).description}, {config.weights} weights, and {head}: "
-                f"{classifier.model.count_params():,} parameters."
-            )
+            logger.info(describe_classifier(config, classifier))
             cuts = find_cuts(config, classifier)
 
             # Estimated time and disk space of each stage, once per run.
@@ -157,9 +140,8 @@ def run_experiment(
             if not workers.is_chief:
                 logger.info(f"Worker {workers.index} is done; worker 0 evaluates the run.")
                 return {}
-            refitted = refit_head(phases, state)
-            unseen = Unseen(*refitted.left_out, "left-out") if refitted and refitted.left_out else None
-            val_logits = refitted.val_logits if refitted and len(refitted.val_logits) else None
+            val_logits, left_out = refit_head(phases, state)
+            unseen = Unseen(*left_out, "left-out") if left_out else None
             if classifier is not plain:
                 classifier = fold_standardization(classifier, plain)
 
@@ -174,7 +156,7 @@ def run_experiment(
 
             # Evaluation of the model that is saved, from images to probabilities; by cached features, of which some images
             # are a check, if the run ends with the backbone that it began with.
-            features = phases.features if keeps_backbone(config, state.final_weights) else NO_FEATURES
+            features = phases.features if keeps_backbone(config, state.final_weights) else None
             with stage("evaluate"):
                 classifier, results = calibrate_and_evaluate(classifier, data, run_dir, unseen, val_logits, features)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
@@ -193,7 +175,7 @@ def run_experiment(
                     evaluation["earlier_run"] = compare_with_earlier(classifier, config, data, run_dir)
                 draw_figures(classifier, data, config.seed, state.history, evaluation, run_dir)
                 if config.inference_file:
-                    cache = None if features is NO_FEATURES else Cache.of(config)
+                    cache = Cache.of(config) if features else None
                     add_inference_file(classifier, data, config, run_dir, cache)
                 write_json(run_dir.evaluation, evaluation)
 
@@ -215,6 +197,33 @@ def _log_to_mlflow(run_dir: RunDir, uri: str) -> None:
     except UserError as error:  # the run is finished all the same
         again = command_line("report", str(run_dir.path), "--mlflow", uri)
         logger.warning(f"{error} The run is not logged there; log it with: {again}")
+
+
+def check_before(config: RunConfig, num_workers: int) -> None:
+    """Raises UserError for what would otherwise fail in the middle of a run."""
+    config.check()
+    check_start(config)
+    if config.tensorboard:
+        with needs_extra("tensorboard"):
+            import tensorboard  # noqa: F401
+    if config.mlflow:
+        check_server(config.mlflow)
+    find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)
+    if config.find_learning_rate and num_workers > 1:
+        raise UserError(
+            f"--find-learning-rate works with one worker, and this run has {num_workers}; search in a run of its own, and "
+            "give what it finds as --fine-tune.learning-rate."
+        )
+
+
+def describe_classifier(config: RunConfig, classifier: Classifier) -> str:
+    """``EfficientNet-Lite0, imagenet weights, and a new head: 3,413,024 parameters.``"""
+    num_copied, num_classes = len(classifier.copied), len(classifier.class_names)
+    head = f"{num_copied:,} of {num_classes:,} classes of its head" if num_copied else "a new head"
+    return (
+        f"{find_backbone(config.backbone).description}, {config.weights} weights, and {head}: "
+        f"{classifier.model.count_params():,} parameters."
+    )
 
 
 @contextmanager

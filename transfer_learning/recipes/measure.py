@@ -42,7 +42,7 @@ from transfer_learning.recipes.presets import (
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.measurements import Measurements
 from transfer_learning.training import closed_form
-from transfer_learning.training.estimate import MeasuredRates
+from transfer_learning.training.estimate import rate_below
 from transfer_learning.training.phase_builder import group_numbers
 from transfer_learning.training.phase_inputs import activations_of_cut
 from transfer_learning.training.phases import class_weights
@@ -264,7 +264,7 @@ def _score(
     cached, positions = cached_activations(frozen, named, Cache.of(config))
     features = np.asarray(cached[positions])
     seconds = time.monotonic() - started
-    rate = MeasuredRates(Cache.of(config).folder / "rates.json").of(activations.name, cut, anew=False)
+    rate = rate_below(cut, activations.name, Cache.of(config), anew=False)
     blocks = feature_blocks(classifier.backbone, widest)
     parts = {widest: slice(None)}
     if widest == "all":
@@ -279,9 +279,7 @@ def _score(
     for kind, init in itertools.product([kind for kind in HEAD_FEATURES if kind in parts], inits):
         began = time.monotonic()
         examples = Examples(features[:, parts[kind]], np.arange(len(labels)), labels, part["id"].to_numpy(object))
-        of_kind = {"last": (), "stages": blocks[1:], "all": blocks}[kind] if widest == "all" else blocks
-        if kind == "last":
-            of_kind = ()
+        of_kind = {"last": (), "stages": blocks[1:] if widest == "all" else blocks, "all": blocks}[kind]
         known = heads.get(kind)
         head = closed_form.closed_form_head(examples, len(weights), weights, init, of_kind, groups, known and known.fit)
         heads[kind] = head

@@ -52,7 +52,6 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     Raises:
         UserError: no dataset is given or it cannot be read, or the cache would be written among its images.
     """
-    values = dict(values)
     if "backbone" in values:
         find_backbone(values["backbone"])  # a misspelt name fails before the dataset is read
     if "preset" in values:

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import zipfile
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -78,9 +79,9 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
     shutil.rmtree(partial, ignore_errors=True)  # of a session that was killed here
     try:
         partial.mkdir()
-        named: dict[str, Any] = {f"{group}/{i}": array for group in arrays for i, array in enumerate(arrays[group])}
+        named, text = _named(arrays, state)
         np.savez(partial / ARRAYS, **named)
-        (partial / STATE).write_text(json.dumps({**state, "groups": {key: len(arrays[key]) for key in arrays}}))
+        (partial / STATE).write_text(text)
         manifest = {name: _size_and_hash(partial / name) for name in (ARRAYS, STATE)}
         (partial / MANIFEST).write_text(json.dumps(manifest))
         for path in (partial / ARRAYS, partial / STATE, partial / MANIFEST, partial):
@@ -99,17 +100,27 @@ def save(folder: Path, arrays: Arrays, state: dict) -> Path:
 
 def to_bytes(arrays: Arrays, state: dict) -> bytes:
     """Arrays and JSON values for another worker, which `from_bytes` reads."""
-    buffer, named = io.BytesIO(), {f"{group}/{i}": array for group in arrays for i, array in enumerate(arrays[group])}
-    text = json.dumps({**state, "groups": {key: len(arrays[key]) for key in arrays}})
-    np.savez(buffer, **named, state=np.array(text))  # type: ignore[arg-type]
+    buffer, (named, text) = io.BytesIO(), _named(arrays, state)
+    np.savez(buffer, **named, state=np.array(text))
     return buffer.getvalue()
 
 
 def from_bytes(data: bytes) -> tuple[Arrays, dict]:
     with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-        state = json.loads(str(stored["state"]))
-        groups = state.pop("groups").items()
-        return {group: [stored[f"{group}/{index}"] for index in range(count)] for group, count in groups}, state
+        return _grouped(stored, str(stored["state"]))
+
+
+def _named(arrays: Arrays, state: dict) -> tuple[dict[str, Any], str]:
+    """The arrays by the name in an .npz file, and the state with their numbers as JSON."""
+    named = {f"{group}/{index}": array for group in arrays for index, array in enumerate(arrays[group])}
+    return named, json.dumps({**state, "groups": {group: len(arrays[group]) for group in arrays}})
+
+
+def _grouped(named: Mapping[str, np.ndarray], text: str) -> tuple[Arrays, dict]:
+    """What `_named` was given."""
+    state = json.loads(text)
+    groups = state.pop("groups").items()
+    return {group: [named[f"{group}/{index}"] for index in range(count)] for group, count in groups}, state
 
 
 def load(folder: Path) -> tuple[Arrays, dict] | None:
@@ -124,13 +135,8 @@ def load(folder: Path) -> tuple[Arrays, dict] | None:
             os.rename(path, aside)
             logger.warning(f"The checkpoint {path} is damaged ({problem}); the one before it is used.")
             continue
-        state = json.loads((path / STATE).read_text())
         with np.load(path / ARRAYS, allow_pickle=False) as stored:
-            arrays = {
-                group: [stored[f"{group}/{index}"] for index in range(count)]
-                for group, count in state.pop("groups").items()
-            }
-        return arrays, state
+            return _grouped(stored, (path / STATE).read_text())
     if numbered or list(folder.glob("*.damaged")):
         raise UserError(f"Every checkpoint in {folder} is damaged; restore one from a backup, or start a new run.")
     return None

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer_learning.cli.formatting import duration, size
-from transfer_learning.config import PHASES, Phase, RunConfig
+from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.dataset import SPLITS, UNSEEN, Dataset
 from transfer_learning.datasets.decoding.sample import Sample, sample_dataset
 from transfer_learning.errors import UserError
@@ -121,21 +121,20 @@ def estimate_run(
     """Measures decoding and forward passes on a few images, logs the estimate, and returns the stages and whether the
     fine-tune phase shall cache the activations at its cut.
     """
-    costs, caches_activations = measure_run(config, dataset, classifier, cuts, runtime)
-    stages = estimate_stages(config, *costs)
+    sizes, sample, forward_rate, costs, lower_rate = measure_run(config, dataset, classifier, cuts, runtime)
+    stages = estimate_stages(config, sizes, sample, forward_rate, costs, lower_rate)
     total = sum(stage.estimated_seconds or 0.0 for stage in stages)
     logger.info(f"Estimated time: {', '.join(map(describe, stages))}; {duration(total)} in total.")
-    return stages, caches_activations
+    return stages, "fine_tune" in costs
 
 
 def measure_run(
     config: RunConfig, dataset: Dataset, classifier: Classifier, cuts: Mapping[str, Cut | None], runtime: dict[str, str]
-) -> tuple[tuple[SplitSizes, Sample, float, dict[str, CutCost], float], bool]:
-    """Returns what `estimate_stages` takes beside a config, and whether caching pays as `estimate_run` returns it."""
+) -> tuple[SplitSizes, Sample, float, dict[str, CutCost], float]:
+    """Returns what `estimate_stages` takes beside a config."""
     cache = Cache.of(config)
     sample = sample_dataset(dataset, config.stored_size, config.resize, cache, config.decoded_gb)
     sizes = split_sizes(dataset, config)
-    rates = MeasuredRates(cache.folder / "rates.json")
     costs: dict[str, CutCost] = {}
     for name, cut in cuts.items():
         if cut:
@@ -143,19 +142,19 @@ def measure_run(
             names = copy_names(sample.hashes, config.phase(name), config.flip)
             cached = cache.cached_fraction(activations, [name for names_of_copy in names for name in names_of_copy])
             missing = missing_fraction(cached, sizes, len(names))
-            costs[name] = CutCost(rates.of(activations.name, cut, bool(missing)), activations.record_bytes, missing)
+            rate = rate_below(cut, activations.name, cache, anew=bool(missing))
+            costs[name] = CutCost(rate, activations.record_bytes, missing)
     if "frozen" in costs:
         forward_rate = costs["frozen"].images_per_second
     else:
         forward_rate = measure_rate(inference_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
-    lower_rate, caches_activations = np.inf, False
+    lower_rate = np.inf
     if "fine_tune" in costs:
         lower_rate = costs["fine_tune"].images_per_second
         free, limit = cache.free_bytes(), cache.limit_gb * 1e9
-        caches_activations = caching_pays(config.fine_tune, sizes, forward_rate, costs["fine_tune"], free, limit)
-        if not caches_activations:
+        if not caching_pays(config.fine_tune, sizes, forward_rate, costs["fine_tune"], free, limit):
             del costs["fine_tune"]
-    return (sizes, sample, forward_rate, costs, lower_rate), caches_activations
+    return sizes, sample, forward_rate, costs, lower_rate
 
 
 def missing_fraction(cached_fraction: float, sizes: SplitSizes, num_copies: int) -> float:
@@ -193,10 +192,9 @@ def estimate_stages(
     """
     num_missing = sample.missing_fraction * sum(sizes)
     stages = [Stage("decode", num_missing / sample.images_per_second, int(num_missing * sample.record_bytes))]
-    for name in PHASES:
-        if config.phase(name).epochs:
-            arguments = config.phase(name), name == "frozen", sizes, forward_rate, costs.get(name), lower_rate
-            stages.append(Stage(name, *_phase_cost(*arguments)))
+    for name in config.phases:
+        arguments = config.phase(name), name == "frozen", sizes, forward_rate, costs.get(name), lower_rate
+        stages.append(Stage(name, *_phase_cost(*arguments)))
     predicting = (sizes.val + sizes.test + 2 * ood.NUM_IMAGES) / forward_rate
     return [*stages, Stage("evaluate", CLOSING_SECONDS + predicting)]
 
@@ -237,21 +235,16 @@ def _phase_cost(
     return seconds, int(num_missing * cost.num_bytes)
 
 
-class MeasuredRates:
-    """Images per second of frozen networks on this machine, stored beside their cached activations."""
-
-    def __init__(self, path: Path):
-        self._known = Measurements(path)
-
-    def of(self, name: str, cut: Cut, anew: bool) -> float:
-        """Images per second through the layers below the cut, by the name of its cache entry (a hash of network,
-        weights and runtime); measured if `anew`, or if no earlier run did.
-        """
-        rate = self._known.get(name)
-        if anew or not isinstance(rate, float) or not rate > 0:
-            rate = measure_rate(cut.below_fn, cut.below.input_shape[1:])
-            self._known.add(name, rate)
-        return rate
+def rate_below(cut: Cut, name: str, cache: Cache, anew: bool) -> float:
+    """Images per second through the layers below the cut, by the `name` of its cache entry (a hash of network, weights and
+    runtime); measured if `anew`, or if no earlier run on this machine did.
+    """
+    known = Measurements(cache.folder / "rates.json")
+    rate = known.get(name)
+    if anew or not isinstance(rate, float) or not rate > 0:
+        rate = measure_rate(cut.below_fn, cut.below.input_shape[1:])
+        known.add(name, rate)
+    return rate
 
 
 def measure_rate(compute: Callable[[tf.Tensor], tf.Tensor], shape: tuple[int, ...]) -> float:

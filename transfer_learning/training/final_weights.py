@@ -11,13 +11,14 @@ from scipy.special import log_softmax
 
 from transfer_learning.config import RunConfig
 from transfer_learning.evaluation.calibration import fitted_temperature
-from transfer_learning.training.phases import ActivePhase, evaluate, validation_logits
+from transfer_learning.training.phases import ActivePhase, evaluate, evaluated
 from transfer_learning.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
-PARTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from the frozen phase's weights to the fine-tuned ones
+# Parts of the way from the frozen phase's weights to the fine-tuned ones
 NAMES = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
+PARTS = tuple(NAMES)
 # Standard errors by which others have to beat the frozen phase. One is the rule of Breiman et al., CART, 1984, section 3.4;
 # another one because the best epoch was chosen on the same images, which the head can also train on if it wins.
 MARGIN = 2.0
@@ -44,7 +45,7 @@ def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
     frozen = np.zeros(len(labels))
     for part, is_average in candidates:
         _assign(active, part, is_average)
-        logits = validation_logits(active)
+        _, _, logits = evaluated(active)
         losses = calibrated_losses(logits, labels)
         wrong = logits.argmax(axis=1) != labels
         compared = losses if monitor == "val_loss" else wrong.astype(np.float64)

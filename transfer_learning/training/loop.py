@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer_learning.cli.progress import EpochProgress
-from transfer_learning.config import PHASES, RunConfig, flag_name
+from transfer_learning.config import RunConfig, flag_name
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.errors import Diverged, UserError
 from transfer_learning.machine.strategy import Workers
@@ -96,7 +96,6 @@ class Trainer:
         self.stop, self.stage, self.on_steps = stop, stage, on_steps
         self.callbacks = keras.callbacks.CallbackList(list(callbacks), model=self.model) if callbacks else None
         self.workers = phases.workers
-        self.phase_names = [name for name in PHASES if self.config.phase(name).epochs > 0]
 
     def train(self, state: TrainingState, arrays: checkpoint.Arrays | None = None) -> TrainingState:
         """Trains all phases, from what `restore` returned; the network ends with the best weights of the last phase.
@@ -107,7 +106,7 @@ class Trainer:
             Stopped: a signal came; the state is saved.
             OSError: a checkpoint cannot be written; the ones before are complete.
         """
-        names = self.phase_names
+        names = self.config.phases
         if self.callbacks:
             self.callbacks.on_train_begin()
         try:
@@ -141,7 +140,7 @@ class Trainer:
     def _train_phase(self, state: TrainingState, arrays: checkpoint.Arrays | None) -> None:
         """Trains the rest of the current phase, restores its best weights and moves `state` to the next phase."""
         active = self.phases.build(
-            self.phase_names[state.phase], state.gradient_accumulation_steps, is_resumed=arrays is not None
+            self.config.phases[state.phase], state.gradient_accumulation_steps, is_resumed=arrays is not None
         )
         if arrays:
             active.assign(arrays)
@@ -173,7 +172,7 @@ class Trainer:
         if active.initial:
             state.final_weights = choose_final_weights(active, self.config.monitor)
         state.end_phase()
-        if state.phase == len(self.phase_names):
+        if state.phase == len(self.config.phases):
             self.save(state, active.arrays())
 
     def _share_start(self, active: ActivePhase, state: TrainingState) -> None:

@@ -34,7 +34,7 @@ def find_cuts(config: RunConfig, classifier: Classifier) -> dict[str, Cut | None
     """Returns the cut of each phase with epochs, see `cut_of_phase`; UserError if augmented copies are asked for in a
     phase without frozen layers below the trained ones.
     """
-    cuts = {name: cut_of_phase(name, config, classifier) for name in PHASES if config.phase(name).epochs}
+    cuts = {name: cut_of_phase(name, config, classifier) for name in config.phases}
     # Cached activations are named after the network in this state, whatever the phases train.
     unfreeze_layers(classifier, config.backbone, "none")
     for name, cut in cuts.items():
@@ -103,7 +103,7 @@ class PhaseBuilder:
         if name == "frozen" and not is_resumed and self.workers.is_chief:
             groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
             initialize_head(config, classifier, train.in_copy(0), groups, val, self.heads.solve)
-            self.start_head = [np.array(variable) for variable in classifier.head.weights]
+            self.start_head = classifier.head.get_weights()
         return start_phase(name, config, classifier, train, val, cut, self.workers)
 
     @cached_property

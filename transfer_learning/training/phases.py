@@ -213,11 +213,6 @@ def evaluate(active: ActivePhase, after_batch: Callable[[], None] = lambda: None
     return float(losses.astype(np.float64).mean()), float(correct.astype(np.float64).mean())
 
 
-def validation_logits(active: ActivePhase) -> np.ndarray:
-    """Returns the logits of the phase's validation images, without dropout, float32 (n, classes)."""
-    return evaluated(active)[2]
-
-
 def evaluated(active: ActivePhase, after_batch: Callable[[], None] = lambda: None) -> list[np.ndarray]:
     """What `eval_step` returns for the phase's validation images, of which each worker computes a part."""
     workers, num_examples = active.workers, len(active.val)

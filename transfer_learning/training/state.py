@@ -7,9 +7,7 @@ from typing import Any
 from transfer_learning.config import Phase
 from transfer_learning.storage.files import renamed
 
-HOPELESS = (
-    1.5  # times the validation loss of the frozen phase; the second half of a schedule gained less where measured
-)
+HOPELESS = 1.5  # times the frozen phase's validation loss; the second half of a schedule gained less where measured
 EARLIER_NAMES = {"update": "step", "micro_batches": "gradient_accumulation_steps"}
 
 
@@ -26,9 +24,7 @@ class TrainingState:
     plateau_scale: float = 1.0  # product of plateau's factors so far
     stopped_by_callback: bool = False  # a Keras callback has set `stop_training` in this phase
     gradient_accumulation_steps: int = 0  # raised after memory ran out; 0: the config's value
-    initial_value: float | None = (
-        None  # monitored val_loss ahead of fine-tuning; None: another metric, or another phase
-    )
+    initial_value: float | None = None  # val_loss ahead of fine-tuning; None: another metric, or another phase
     rate_search: dict[str, Any] = field(default_factory=dict)  # of the fine-tune phase, see rate_search.py
     final_weights: list[dict] = field(default_factory=list)  # candidates, see final_weights.py
     seconds: float = 0.0  # of earlier sessions in this epoch; the only field that no result depends on

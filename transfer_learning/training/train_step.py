@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
@@ -32,16 +32,13 @@ class StepSettings:
         return len(self.class_weights)
 
 
-@dataclass(frozen=True)
 class EpochMetrics:
     """Running metrics of one epoch, updated inside the train step."""
 
-    loss: keras.metrics.Mean = field(default_factory=lambda: keras.metrics.Mean("loss"))
-    accuracy: keras.metrics.Mean = field(default_factory=lambda: keras.metrics.Mean("accuracy"))
-    # Train steps up to the first with a NaN or infinite loss.
-    finite_steps: keras.Variable = field(
-        default_factory=lambda: keras.Variable(0, dtype="int64", trainable=False, name="finite_steps")
-    )
+    def __init__(self):
+        self.loss, self.accuracy = keras.metrics.Mean("loss"), keras.metrics.Mean("accuracy")
+        # Train steps up to the first with a NaN or infinite loss.
+        self.finite_steps = keras.Variable(0, dtype="int64", trainable=False, name="finite_steps")
 
     @property
     def variables(self) -> list[keras.Variable]:

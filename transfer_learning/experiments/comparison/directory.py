@@ -36,7 +36,7 @@ class Plan:
 
     def searched_rate(self, config: RunConfig) -> float | None:
         """The learning rate that is part of the name of a run with this config; None if no rate is searched."""
-        return config.phase(last_phase(config)).learning_rate if self.learning_rates else None
+        return config.phase(config.phases[-1]).learning_rate if self.learning_rates else None
 
     def default_path(self) -> Path:
         """A directory in runs/ that depends on the plan alone, so that the same command finds it again."""
@@ -125,14 +125,9 @@ def existing_comparison(path: str) -> ComparisonDir:
     return directory
 
 
-def last_phase(config: RunConfig) -> str:
-    """The phase that a run ends with."""
-    return "fine_tune" if config.fine_tune.epochs else "frozen"
-
-
 def with_learning_rate(config: RunConfig, rate: float) -> RunConfig:
     """The config with this learning rate in its last phase."""
-    return with_values(config, {f"{last_phase(config)}.learning_rate": rate})
+    return with_values(config, {f"{config.phases[-1]}.learning_rate": rate})
 
 
 def _check(plan: Plan) -> None:

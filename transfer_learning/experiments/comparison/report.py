@@ -138,7 +138,7 @@ def gather_results(
         results["variants"][name] = {
             "backbone": config.backbone,
             "weights": config.weights,
-            "learning_rates": {phase: config.phase(phase).learning_rate for phase in phases(config)},
+            "learning_rates": {phase: config.phase(phase).learning_rate for phase in config.phases},
             "num_parameters": evaluations[of_variant[0].path.name].get("num_parameters"),
             "num_bytes": of_variant[0].model.stat().st_size,
             **statistics.summary(runs[name], plan.target_accuracies),
@@ -147,10 +147,6 @@ def gather_results(
     results["conclusions"] = [conclusion(pair, results) for pair in results["pairs"]]
     results["remarks"] = remarks(plan, tried, results)
     return results
-
-
-def phases(config: RunConfig) -> list[str]:
-    return [phase for phase in PHASES if config.phase(phase).epochs]
 
 
 def describe_environments(environments: Sequence[Mapping[str, Any]]) -> dict[str, str]:
