@@ -8,11 +8,12 @@ import pytest
 
 from tests.support.ports import free_ports
 from transfer_learning.errors import UserError, WorkerLost
+from transfer_learning.machine import cluster
 from transfer_learning.machine.cluster import Cluster, Meeting, expanded, find_cluster
 
 
-def tf_config(cluster, kind="worker", index=0):
-    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})}
+def tf_config(jobs, kind="worker", index=0):
+    return {"TF_CONFIG": json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})}
 
 
 TWO = ["a:1", "b:2"]
@@ -113,6 +114,16 @@ def test_a_worker_that_does_not_come_is_named():
     places = addresses(3)
     chief, other = meet(meeting(0, places, 0.6), meeting(1, places))
     assert str(chief) == str(other) and f"Worker 2 ({places[2]}) has not come within 0.6 s" in str(chief)
+
+
+def test_a_program_that_connects_and_sends_nothing_keeps_no_worker_out(monkeypatch):
+    monkeypatch.setattr(cluster, "SENDING_SECONDS", 0.1)
+    places = addresses(2)
+    host, port = places[0].split(":")
+    with ThreadPoolExecutor(2) as threads, meeting(0, places, 2.0) as chief, meeting(1, places) as one:
+        with socket.create_connection((host, int(port))):
+            led = threads.submit(chief.lead, lambda other: "", "the config")
+            assert one.follow() == "the config" and led.result() is None
 
 
 def test_a_worker_0_that_does_not_come_is_named():

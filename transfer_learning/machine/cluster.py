@@ -21,6 +21,7 @@ from transfer_learning.errors import UserError, WorkerLost
 SLURM_PORT = 20_000  # the first of 10,000 from which the number of a job chooses
 PACKAGES = ("tensorflow", "keras", "numpy", "pillow")
 LOOPBACK = ("127.0.0.1", "localhost")
+SENDING_SECONDS = 5.0  # a worker sends as soon as it is connected; the others wait for it
 CHOOSING_SECONDS = 3600.0  # worker 0 may measure images before it has chosen all settings
 ADVICE = "set it to none, or give --strategy one to train alone"
 
@@ -175,10 +176,6 @@ class Meeting:
             self._listener.settimeout(max(0.01, deadline - time.monotonic()))
             try:
                 connection = self._stack.enter_context(self._listener.accept()[0])
-                connection.settimeout(self._seconds)
-                other = json.loads(_read(connection))
-                workers[other["index"]] = connection
-                problem = self._compare(other) or problem_of(other)
             except TimeoutError:
                 missing = [index for index in range(1, count) if index not in workers]
                 named = ", ".join(f"{index} ({self._cluster.addresses[index]})" for index in missing)
@@ -186,6 +183,12 @@ class Meeting:
                     f"Worker {named} has not come within {self._seconds:g} s (--worker-timeout); start {count} workers, and "
                     f"see whether they reach {self._cluster.addresses[0]}."
                 )
+                break
+            connection.settimeout(SENDING_SECONDS)
+            try:
+                other = json.loads(_read(connection))
+                workers[other["index"]] = connection
+                problem = self._compare(other) or problem_of(other)
             except (OSError, ValueError, KeyError, TypeError):  # not one of ours
                 continue
         for connection in workers.values():
