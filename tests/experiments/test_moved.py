@@ -2,8 +2,11 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import keras
+import pandas as pd
 import pytest
 
 from tests.support.logs import log_messages
@@ -11,8 +14,9 @@ from tests.support.photos import draw_photos
 from transfer_learning import evaluate, run
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
+from transfer_learning.datasets.dataset import Dataset, Example, FilePart
 from transfer_learning.errors import Stopped
-from transfer_learning.experiments.other_dataset import result_name
+from transfer_learning.experiments.other_dataset import _labelled, result_name
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir
@@ -145,6 +149,14 @@ def test_other_labelled_images_are_evaluated_by_the_names_of_their_classes(begun
     copied = next(line for line in trained.splitlines() if line.startswith("cross/001.png,"))
     assert result["num_trained_on"] == (",train," in copied) == ("trained on" in output)
     assert RunDir(begun / "finished").predictions("new_photos").exists()
+
+
+def test_an_unreadable_image_inside_another_file_is_named():
+    examples = [Example(f"a.tar/{name}", "circle", "", FilePart(Path("a.tar"), 0, 9)) for name in ("good", "bad")]
+    facts = pd.DataFrame({"problem": ["", "cut off"], "sha256": "0", "width": 9, "height": 9, "kind": ""})
+    run, said = SimpleNamespace(name="run", class_names=["circle"]), log_messages()
+    _labelled(Dataset("tar", ("circle",), tuple(examples)), SimpleNamespace(facts=facts), run, "tar", None)
+    assert said == ["1 images cannot be read and are left out, such as a.tar/bad: cut off."]
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def _labelled(
     bad = manifest[~is_readable & is_known & is_asked]
     if len(bad):
         logger.warning(
-            f"{len(bad):,} images cannot be read and are left out, such as {bad['file'].iloc[0]}: "
+            f"{len(bad):,} images cannot be read and are left out, such as {bad['file'].iloc[0] or bad['id'].iloc[0]}: "
             f"{bad['problem'].iloc[0]}."
         )
     if not (manifest["split"] == name).any():
