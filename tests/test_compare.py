@@ -415,9 +415,9 @@ def test_the_best_rate_is_chosen_by_validation_images_only(searched, monkeypatch
         for path in (run_dir.evaluation, run_dir.predictions("test"), run_dir.model):
             path.unlink(missing_ok=True)
     children.started.clear()
-    again = comparison_run.search_learning_rates(directory.read_plan(), directory, StopRequest())
-    assert again.tried == search and children.started == []
-    assert [config.fine_tune.learning_rate for config in again.variants.values()] == [1e-3, 1e-3]
+    variants, again = comparison_run.search_learning_rates(directory.read_plan(), directory, StopRequest())
+    assert again == search and children.started == []
+    assert [config.fine_tune.learning_rate for config in variants.values()] == [1e-3, 1e-3]
 
 
 def test_a_rate_that_diverges_is_reported_with_its_error_and_not_tried_again(searched, capsys):

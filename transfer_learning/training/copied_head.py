@@ -72,10 +72,9 @@ def complete_head(
     solved = closed_form_head(train, len(weights), weights, kind, groups=groups)
     kernel, bias = (values.astype(np.float64) for values in logits.get_weights())
     is_copied = np.isin(classifier.class_names, classifier.copied)
-    if not is_copied.all():
-        _fill_in(kernel, bias, is_copied, solved.kernel, solved.bias, train)
     about = f"{is_copied.sum():,} classes have the rows of {config.weights}"
     if not is_copied.all():
+        _fill_in(kernel, bias, is_copied, solved.kernel, solved.bias, train)
         about += f", {(~is_copied).sum():,} the closed form of {kind}"
     if len(val):
         loss, solved_loss = _loss(kernel, bias, val), _loss(solved.kernel, solved.bias, val)

@@ -68,6 +68,7 @@ class CutCost(NamedTuple):
     images_per_second: float  # through the layers below the cut
     num_bytes: int  # per image
     missing: float  # fraction of the images without cached activations
+    is_cached: bool = True  # otherwise they are computed in every epoch
 
 
 class RunEstimate:
@@ -121,16 +122,16 @@ def estimate_run(
     """Measures decoding and forward passes on a few images, logs the estimate, and returns the stages and whether the
     fine-tune phase shall cache the activations at its cut.
     """
-    sizes, sample, forward_rate, costs, lower_rate = measure_run(config, dataset, classifier, cuts, runtime)
-    stages = estimate_stages(config, sizes, sample, forward_rate, costs, lower_rate)
+    sizes, sample, forward_rate, costs = measure_run(config, dataset, classifier, cuts, runtime)
+    stages = estimate_stages(config, sizes, sample, forward_rate, costs)
     total = sum(stage.estimated_seconds or 0.0 for stage in stages)
     logger.info(f"Estimated time: {', '.join(map(describe, stages))}; {duration(total)} in total.")
-    return stages, "fine_tune" in costs
+    return stages, "fine_tune" in costs and costs["fine_tune"].is_cached
 
 
 def measure_run(
     config: RunConfig, dataset: Dataset, classifier: Classifier, cuts: Mapping[str, Cut | None], runtime: dict[str, str]
-) -> tuple[SplitSizes, Sample, float, dict[str, CutCost], float]:
+) -> tuple[SplitSizes, Sample, float, dict[str, CutCost]]:
     """Returns what `estimate_stages` takes beside a config."""
     cache = Cache.of(config)
     sample = sample_dataset(dataset, config.stored_size, config.resize, cache, config.decoded_gb)
@@ -148,13 +149,10 @@ def measure_run(
         forward_rate = costs["frozen"].images_per_second
     else:
         forward_rate = measure_rate(inference_graph(classifier.extractor, BATCH), classifier.extractor.input_shape[1:])
-    lower_rate = np.inf
-    if "fine_tune" in costs:
-        lower_rate = costs["fine_tune"].images_per_second
-        free, limit = cache.free_bytes(), cache.limit_gb * 1e9
-        if not caching_pays(config.fine_tune, sizes, forward_rate, costs["fine_tune"], free, limit):
-            del costs["fine_tune"]
-    return sizes, sample, forward_rate, costs, lower_rate
+    if cost := costs.get("fine_tune"):
+        pays = caching_pays(config.fine_tune, sizes, forward_rate, cost, cache.free_bytes(), cache.limit_gb * 1e9)
+        costs["fine_tune"] = cost._replace(is_cached=pays)
+    return sizes, sample, forward_rate, costs
 
 
 def missing_fraction(cached_fraction: float, sizes: SplitSizes, num_copies: int) -> float:
@@ -178,23 +176,19 @@ def split_sizes(dataset: Dataset, config: RunConfig) -> SplitSizes:
 
 
 def estimate_stages(
-    config: RunConfig,
-    sizes: SplitSizes,
-    sample: Sample,
-    forward_rate: float,
-    costs: Mapping[str, CutCost],
-    lower_rate: float = np.inf,
+    config: RunConfig, sizes: SplitSizes, sample: Sample, forward_rate: float, costs: Mapping[str, CutCost]
 ) -> list[Stage]:
     """Returns the stages of a run in their order.
 
-    Rates are images per second, `forward_rate` through the whole frozen network, `lower_rate` through the frozen layers
-    of a fine-tune phase that does not cache activations; `costs` are of the phases that do.
+    Args:
+        forward_rate: images per second through the whole frozen network.
+        costs: by phase, of those that have a cut.
     """
     num_missing = sample.missing_fraction * sum(sizes)
     stages = [Stage("decode", num_missing / sample.images_per_second, int(num_missing * sample.record_bytes))]
     for name in config.phases:
-        arguments = config.phase(name), name == "frozen", sizes, forward_rate, costs.get(name), lower_rate
-        stages.append(Stage(name, *_phase_cost(*arguments)))
+        cost = _phase_cost(config.phase(name), name == "frozen", sizes, forward_rate, costs.get(name))
+        stages.append(Stage(name, *cost))
     predicting = (sizes.val + sizes.test + 2 * ood.NUM_IMAGES) / forward_rate
     return [*stages, Stage("evaluate", CLOSING_SECONDS + predicting)]
 
@@ -203,7 +197,7 @@ def caching_pays(
     settings: Phase, sizes: SplitSizes, forward_rate: float, cost: CutCost, free_bytes: float, cache_bytes: float
 ) -> bool:
     """Returns, and logs, whether caching the activations of the fine-tune phase saves time and has space."""
-    recomputed, _ = _phase_cost(settings, False, sizes, forward_rate, None, cost.images_per_second)
+    recomputed, _ = _phase_cost(settings, False, sizes, forward_rate, cost._replace(is_cached=False))
     cached, num_bytes = _phase_cost(settings, False, sizes, forward_rate, cost)
     space = min(free_bytes * DISK_FRACTION, cache_bytes)
     pays = cached < recomputed and num_bytes <= space
@@ -216,19 +210,14 @@ def caching_pays(
 
 
 def _phase_cost(
-    settings: Phase,
-    is_head_alone: bool,
-    sizes: SplitSizes,
-    forward_rate: float,
-    cost: CutCost | None,
-    lower_rate: float = np.inf,
+    settings: Phase, is_head_alone: bool, sizes: SplitSizes, forward_rate: float, cost: CutCost | None
 ) -> tuple[float, int]:
-    """Seconds, and bytes in the cache; `lower_rate` as in `estimate_stages`, infinite without a cut."""
-    lower_rate = cost.images_per_second if cost else lower_rate
-    upper = 0.0 if is_head_alone else max(0.0, 1 / forward_rate - 1 / lower_rate)  # seconds per image, if frozen
+    """Seconds, and bytes in the cache."""
+    lower = 1 / cost.images_per_second if cost else 0.0  # seconds per image, below the cut and above it
+    upper = 0.0 if is_head_alone else max(0.0, 1 / forward_rate - lower)  # if frozen
     epoch = upper * (TRAINING * sizes.train + FORWARD * sizes.val) + HEAD_SECONDS * sizes.train
-    if cost is None:
-        lower = FORWARD / forward_rate if is_head_alone else 1 / lower_rate
+    if cost is None or not cost.is_cached:
+        lower = FORWARD / forward_rate if is_head_alone else lower
         return PHASE_SECONDS + settings.epochs * (epoch + lower * (sizes.train + sizes.val)), 0
     num_missing = cost.missing * (max(1, settings.copies) * sizes.train + sizes.val)
     seconds = PHASE_SECONDS + num_missing / cost.images_per_second + settings.epochs * epoch

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -30,37 +29,34 @@ JOIN_SECONDS = 5.0  # for the last lines of a child that has ended
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True)
-class Search:
-    """The learning-rate search: each variant with its best rate, and by variant one row per rate that was tried."""
-
-    variants: Mapping[str, RunConfig]
-    tried: Mapping[str, list[dict[str, Any]]]
-
-
 def run_comparison(plan: Plan, directory: ComparisonDir) -> dict[str, Any]:
     """Carries out the plan from wherever it stopped, and returns the content of comparison.json. Diverged if a variant
     diverged at every learning rate, Stopped if a signal ended it (after saving), or the UserError of a run.
     """
     with StopRequest() as stop, directory.locked():
         directory.write_plan(plan)
-        search = search_learning_rates(plan, directory, stop)
+        variants, tried = search_learning_rates(plan, directory, stop)
         total = len(plan.seeds) * len(plan.variants)
         for number, (seed, name) in enumerate(alternating(plan.seeds, list(plan.variants)), start=1):
-            config = with_values(search.variants[name], {"seed": seed})
+            config = with_values(variants[name], {"seed": seed})
             run_dir = directory.run(name, seed, plan.searched_rate(config))
             train(run_dir, config, f"[{number} of {total}] {name}, seed {seed}", stop)
-        return write_results(plan, search.variants, search.tried, directory)
+        return write_results(plan, variants, tried, directory)
 
 
-def search_learning_rates(plan: Plan, directory: ComparisonDir, stop: StopRequest) -> Search:
+def search_learning_rates(
+    plan: Plan, directory: ComparisonDir, stop: StopRequest
+) -> tuple[Mapping[str, RunConfig], dict[str, list[dict[str, Any]]]]:
     """Trains each variant with each learning rate and the first seed, and picks the best rate by validation images.
 
     Only the training histories are looked at, which contain no test image. The run with the best rate is the
     comparison's run for the first seed.
+
+    Returns:
+        Each variant with its best rate, and by variant one row per rate that was tried; no rows without a search.
     """
     if not plan.learning_rates:
-        return Search(plan.variants, {})
+        return plan.variants, {}
     diverged: dict[str, str] = read_json(directory.diverged) if directory.diverged.exists() else {}
     total = len(plan.variants) * len(plan.learning_rates)
     for number, (rate, name) in enumerate(alternating(plan.learning_rates, list(plan.variants)), start=1):
@@ -88,7 +84,7 @@ def search_learning_rates(plan: Plan, directory: ComparisonDir, stop: StopReques
             row = {"learning_rate": rate, "best": best, "monitor": config.monitor, "is_chosen": rate == best_rate}
             tried[name].append(row | {"problem": diverged.get(run.path.name, ""), "run": run.path.name})
         logger.info(f"\n{name}: learning rate {best_rate:g} has the best {config.monitor}.")
-    return Search(variants, tried)
+    return variants, tried
 
 
 def alternating(rounds: Sequence[Value], names: Sequence[str]) -> Iterator[tuple[Value, str]]:
