@@ -16,9 +16,11 @@ from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
 from transfer_learning.datasets.dataset import Dataset, Example, FilePart
 from transfer_learning.errors import Stopped
+from transfer_learning.experiments.export import _about
+from transfer_learning.experiments.finished_run import FinishedRun
 from transfer_learning.experiments.other_dataset import _labelled, result_name
 from transfer_learning.experiments.train import run_experiment
-from transfer_learning.storage.files import read_json
+from transfer_learning.storage.files import read_json, write_text
 from transfer_learning.storage.run_directory import RunDir
 
 
@@ -149,6 +151,14 @@ def test_other_labelled_images_are_evaluated_by_the_names_of_their_classes(begun
     copied = next(line for line in trained.splitlines() if line.startswith("cross/001.png,"))
     assert result["num_trained_on"] == (",train," in copied) == ("trained on" in output)
     assert RunDir(begun / "finished").predictions("new_photos").exists()
+
+
+def test_a_run_on_files_whose_names_are_not_utf8_is_read_again(small_config, tmp_path):
+    run_dir = RunDir(tmp_path)
+    write_text(run_dir.config, small_config.to_json())
+    run_dir.manifest.write_bytes(b"id,file,sha256,label,split\n\xff.png,\xff.png,0,a,test\n")
+    assert list(FinishedRun(run_dir).examples("test")["id"]) == ["\udcff.png"]
+    assert _about(run_dir)["counts"] == {"train": 0, "val": 0, "test": 1}
 
 
 def test_an_unreadable_image_inside_another_file_is_named():

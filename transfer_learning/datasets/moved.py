@@ -3,7 +3,6 @@
 Ids are paths, and decide the order of the images and their augmentation, so the run goes on with those that it recorded.
 """
 
-import io
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -58,8 +57,7 @@ def with_recorded_ids(data: PreparedDataset, manifest_file: Path, fingerprint: s
 def read_manifest(path: Path) -> pd.DataFrame | None:
     """The manifest of a run, all columns as text; None if it cannot be read."""
     try:
-        content = path.read_bytes().decode("utf-8", "surrogateescape")
-        table = pd.read_csv(io.StringIO(content), dtype=str, na_filter=False)
+        table = pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8", encoding_errors="surrogateescape")
         table["split"] = table["split"].replace(UNSEEN_IN_FINGERPRINT, UNSEEN)  # as earlier versions called it
         return table if {"id", *SAME} <= set(table) else None
     except (OSError, ValueError, KeyError):

@@ -12,12 +12,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import pandas as pd
 
 from transfer_learning.cli.console import muted
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import RunConfig
+from transfer_learning.datasets.dataset import SPLITS
 from transfer_learning.datasets.decoding import value_range
+from transfer_learning.datasets.moved import read_manifest
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.datasets.sources.registry import DATASETS
 from transfer_learning.evaluation import predictions
@@ -159,9 +160,8 @@ def _about(run_dir: RunDir) -> dict[str, Any]:
     config = run_dir.read_config()
     source = DATASETS.get(config.dataset)
     counts = None
-    if run_dir.manifest.exists():
-        split = pd.read_csv(run_dir.manifest, dtype=str, na_filter=False)["split"]
-        counts = {name: int((split == name).sum()) for name in ("train", "val", "test")}
+    if (manifest := read_manifest(run_dir.manifest)) is not None:
+        counts = {name: int((manifest["split"] == name).sum()) for name in SPLITS}
     return {
         "dataset": config.dataset if source or ":" in config.dataset else Path(config.dataset).stem,
         "backbone": config.backbone,

@@ -14,7 +14,7 @@ from transfer_learning.cli.console import muted
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.decoding import value_range
-from transfer_learning.datasets.moved import with_recorded_ids
+from transfer_learning.datasets.moved import read_manifest, with_recorded_ids
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
@@ -86,13 +86,10 @@ class FinishedRun:
         Raises:
             UserError: the manifest is missing or damaged.
         """
-        try:
-            manifest = pd.read_csv(self.run_dir.manifest, dtype=str, na_filter=False, encoding="utf-8")
-            return manifest.loc[manifest["split"] == split, list(columns)]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"{self.run_dir.manifest} cannot be read ({error}); restore it, or leave the run out."
-            ) from None
+        manifest = read_manifest(self.run_dir.manifest)
+        if manifest is None or not set(columns) <= set(manifest):
+            raise UserError(f"{self.run_dir.manifest} cannot be read; restore it, or leave the run out.")
+        return manifest.loc[manifest["split"] == split, list(columns)]
 
     def classifier(self) -> "Classifier":
         """Loads its classifier, with the precision and determinism of the run.
