@@ -44,10 +44,10 @@ def fit_to_time(
         classifier = build_classifier(config, dataset.class_names)
         if config.head_features != "last":
             classifier = standardized(classifier)
-        costs = measure_run(config, dataset, classifier, find_cuts(config, classifier), runtime)
+        measured = measure_run(config, dataset, classifier, find_cuts(config, classifier), runtime)
 
     def estimated(config: RunConfig) -> float:
-        return sum(stage.estimated_seconds or 0.0 for stage in estimate_stages(config, *costs))
+        return sum(stage.estimated_seconds or 0.0 for stage in estimate_stages(config, *measured))
 
     return fit_epochs(config, given, deadline, estimated)
 
