@@ -40,7 +40,7 @@ PAGES = {
 README = PAGES["README.md"]
 ALL = "\n".join(PAGES.values())
 OTHER_PROGRAMS = ("curl", "docker", "pip", "ray", "sbatch")  # whose flags are not ours
-SCRIPTS = ("benchmarks.__main__", "tests.support.kill_randomly", "tests.support.mutated_images")
+SCRIPTS = ("benchmarks.__main__", "benchmarks.sets", "tests.support.kill_randomly", "tests.support.mutated_images")
 SCRIPTS += ("tests.support.fault_injection", "tests.support.attack")
 MOST_WORDS = 900
 # Words of earlier versions that a reader would have to look up, and what to write instead: the project's terms.
