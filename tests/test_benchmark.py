@@ -9,7 +9,7 @@ import pytest
 
 from transfer_learning import benchmark
 from transfer_learning.cli.parser import run_main
-from transfer_learning.experiments import measurements
+from transfer_learning.experiments import measurements, one_device
 from transfer_learning.recipes.known import RECIPES
 
 
@@ -61,6 +61,13 @@ def test_the_processor_is_measured_in_a_process_of_its_own(tmp_path, capsys):
 def test_impossible_flags_are_refused_with_one_sentence(given, words, capsys):
     assert run_main(benchmark.main, given) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_pieces_of_a_plan_are_measured(small_config, monkeypatch):
+    monkeypatch.setitem(RECIPES, "digits", lambda: small_config)
+    pieces = one_device.measure_pieces("digits", 0.1, [4, 2])
+    assert set(pieces["step_seconds"]) == {"4", "2"} and set(PIECES) - set(pieces) == {"peak_mb"}  # from `run_child`
+    assert all(value > 0 for value in pieces["step_seconds"].values())
 
 
 PIECES = {  # of one worker: 10 ms per step and 1 ms per image

@@ -65,21 +65,15 @@ def measure_recipe(dataset: str, seconds: float, num_images: int) -> dict[str, A
     window = seconds / WINDOWS
     extraction = extraction_rate(classifier, window)
 
-    # Training as in the training loop: order, augmentation and train steps
     unfrozen = unfreeze_layers(classifier, config.backbone, config.fine_tune.unfreeze)
-    examples = random_examples(8 * config.batch_size, config.stored_size)
-
-    def training_rate(config: RunConfig) -> tuple[ActivePhase, dict[str, float]]:
-        active = start_phase("fine_tune", config, classifier, examples, examples)
-        batches = endless_batches(active, config)
-        return active, rate(lambda: train_step(active, *next(batches)), window)
-
-    active, training = training_rate(config)
-    with_xla = training_rate(replace(config, jit_compile=True))[1] if devices.num_gpus else None
+    active, training = training_rate(config, classifier, window)
+    with_xla = None
+    if devices.num_gpus:
+        _, with_xla = training_rate(replace(config, jit_compile=True), classifier, window)
     evaluate(active)  # compiles
     started = time.perf_counter()
     evaluate(active)
-    validation = len(examples) / (time.perf_counter() - started)
+    validation = len(active.val) / (time.perf_counter() - started)
     num_val = round(num_images * config.val_fraction)
     num_train = num_images - num_val
 
@@ -119,10 +113,8 @@ def measure_pieces(dataset: str, seconds: float, batches: Sequence[int]) -> dict
         own = replace(
             config, batch_size=batch, gradient_accumulation_steps=min(batch, config.gradient_accumulation_steps)
         )
-        examples = random_examples(8 * batch, size)
-        active = start_phase("fine_tune", own, classifier, examples, examples)
-        ready = endless_batches(active, own)
-        steps[str(batch)] = batch / rate(lambda: train_step(active, *next(ready)), window)["most"]  # noqa: B023
+        _, training = training_rate(own, classifier, window)
+        steps[str(batch)] = batch / training["most"]
     photo = io.BytesIO()
     Image.fromarray(random_images(1, 48)[0]).resize((500, 375), Image.Resampling.BICUBIC).save(
         photo, "JPEG", quality=90
@@ -174,6 +166,14 @@ def extraction_rate(classifier: Classifier, window: float) -> dict[str, float]:
     compute = inference_graph(classifier.extractor, BATCH)
     images = random_images(BATCH, classifier.model.input_shape[1]).astype(np.float32)
     return rate(lambda: len(compute(tf.constant(images)).numpy()), window)
+
+
+def training_rate(config: RunConfig, classifier: Classifier, window: float) -> tuple[ActivePhase, dict[str, float]]:
+    """Of the fine-tune phase as the training loop trains it, with order and augmentation; see `rate`."""
+    examples = random_examples(8 * config.batch_size, config.stored_size)
+    active = start_phase("fine_tune", config, classifier, examples, examples)
+    batches = endless_batches(active, config)
+    return active, rate(lambda: train_step(active, *next(batches)), window)
 
 
 def rate(step: Callable[[], int], window: float) -> dict[str, float]:
