@@ -209,7 +209,8 @@ class RunConfig:
         0, "cross-validation of the head in this many folds, for predictions of all images; 0: none", low=0
     )
     refit: bool = training(
-        False, "fit the closed-form head again on training and validation images, unless fine-tuning was better"
+        False,
+        "fit the closed-form head again: on training and validation images, or on the fine-tuned backbone where that is best",
     )
     unseen_classes: str = data(
         "", "classes, as owl,fox, that are not trained and only test the rejection rule", was="held_out"

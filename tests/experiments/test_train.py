@@ -31,8 +31,10 @@ class StopAtEpoch(keras.callbacks.Callback):
 @pytest.fixture(scope="module")
 def config(small_config, tmp_path_factory):
     fine_tune = dataclasses.replace(small_config.fine_tune, ema_decay=0.5)
-    head = {"head": (), "head_features": "all", "head_init": "lda", "cache_dir": str(tmp_path_factory.mktemp("cache"))}
-    return dataclasses.replace(small_config, fine_tune=fine_tune, **head)
+    head = {"head": (), "head_features": "all", "head_init": "lda", "refit": True}
+    return dataclasses.replace(
+        small_config, fine_tune=fine_tune, cache_dir=str(tmp_path_factory.mktemp("cache")), **head
+    )
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,9 @@ def test_a_stopped_run_ends_with_the_same_bits(epoch, config, finished, tmp_path
         run_experiment(config, run_dir, callbacks=[StopAtEpoch(epoch)])
     evaluation = run_experiment(config, run_dir)
     assert evaluation["weights_sha256"] == finished[1]["weights_sha256"]
-    assert evaluation["final_weights"] == finished[1]["final_weights"]  # one of which is the moving average
+    assert (
+        evaluation["final_weights"] == finished[1]["final_weights"]
+    )  # also of the moving average and closed-form heads
     assert run_dir.history.read_bytes() == finished[0].history.read_bytes()
 
 
@@ -73,7 +77,7 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     fine_tune = dataclasses.replace(config.fine_tune, epochs=6, learning_rate=0.2, unfreeze="all")
     run_dir = RunDir(tmp_path / "worse")
     messages = log_messages()
-    evaluation = run_experiment(dataclasses.replace(config, fine_tune=fine_tune, refit=True), run_dir)
+    evaluation = run_experiment(dataclasses.replace(config, fine_tune=fine_tune), run_dir)
     chosen = next(row for row in evaluation["final_weights"] if row["chosen"])
     assert chosen["fine_tuned"] == 0.0
     assert evaluation["frozen"]["val_loss"] < evaluation["fine_tune"]["val_loss"]
@@ -92,10 +96,11 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     assert any("knows them better than new ones" in message for message in said)
 
 
-def test_all_parts_of_the_way_and_the_moving_average_are_compared(finished):
-    *rows, average = finished[1]["final_weights"]
+def test_all_parts_of_the_way_the_moving_average_and_closed_form_heads_are_compared(finished):
+    *rows, average, halfway, end = finished[1]["final_weights"]
     assert [row["fine_tuned"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert average["is_average"] and not any(row["is_average"] for row in rows)
+    assert average["is_average"] and not any(row["is_average"] for row in [*rows, halfway, end])
+    assert halfway["is_solved"] and end["is_solved"] and "50 %, closed-form head" in finished[0].report.read_text()
     assert rows[0]["val_loss"] <= finished[1]["frozen"]["val_loss"] * 1.0001  # calibrated
     assert rows[-1]["val_accuracy"] == pytest.approx(finished[1]["fine_tune"]["val_accuracy"])
-    assert sum(row["chosen"] for row in [*rows, average]) == 1
+    assert sum(row["chosen"] for row in finished[1]["final_weights"]) == 1

@@ -88,3 +88,16 @@ def test_the_moving_average_of_the_weights_is_a_candidate():
     *rows, average = choose_final_weights(phase, "val_loss")
     assert average["is_average"] and average["chosen"] and not any(row["chosen"] for row in rows)
     assert float(weight) == float(phase.best[0]) == 1.0
+
+
+@pytest.mark.parametrize(("solved", "is_chosen"), [(FEW, True), (range(40), False)], ids=["better", "worse"])
+def test_a_closed_form_head_on_the_fine_tuned_backbone_is_a_candidate(solved, is_chosen):
+    """Here the weight stands for the head, and the value 1 for the closed form."""
+    phase = finished_phase(logits_with_errors(LABELS, MANY), logits_with_errors(LABELS, solved), LABELS)
+    phase.best = [np.float32(0)]
+    rows = choose_final_weights(phase, "val_loss", lambda: phase.weights[0].assign(1.0))
+    assert (
+        [row["fine_tuned"] for row in rows if row["is_solved"]] == [0.5, 1.0] == [row["fine_tuned"] for row in rows[5:]]
+    )
+    assert [row["is_solved"] for row in rows if row["chosen"]] == [is_chosen]
+    assert float(phase.weights[0]) == float(phase.best[0]) == is_chosen

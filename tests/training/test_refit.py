@@ -1,6 +1,7 @@
 """The closed-form head of training and validation images, where fine-tuning was not worth it."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.models.classifier import build_classifier, logits_of_features
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.models.standardization import standardized
-from transfer_learning.training import solved_heads
+from transfer_learning.training import phase_builder, solved_heads
 from transfer_learning.training.closed_form import closed_form_head
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts, initialize_head
 from transfer_learning.training.phase_inputs import make_phase_inputs
@@ -121,3 +122,46 @@ def test_a_head_that_training_has_made_clearly_better_stays(trained):
     before = weights_of(phases)
     assert refit_head(phases, TrainingState(final_weights=FROZEN)) == (None, None)
     assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_after_fine_tuning_the_head_can_be_solved_on_the_present_backbone(num_workers, trained, monkeypatch):
+    phases, _ = trained
+    classifier, split = phases.classifier, phases.data.split("train")
+    layer = next(layer for layer in classifier.backbone.layers if layer.weights)
+    before = layer.get_weights()
+    layer.set_weights([1.5 * weight for weight in before])
+    images = split.inputs[split.rows].astype(np.float32)
+    features = np.asarray(classifier.extractor(images))
+    initialize_head(phases.config, classifier, dataclasses.replace(split, inputs=features, rows=np.arange(len(split))))
+    expected = weights_of(phases)
+    if num_workers == 2:  # the sum adds what the other worker would have computed
+
+        def sum_with_other(array, seconds):
+            own, start = phases.workers.part(len(array)), next(starts)
+            total = array.copy()
+            total[own.stop :] += features[start + own.stop : start + len(array)]
+            return total
+
+        starts = iter(range(0, len(split), 16))
+        monkeypatch.setattr(phase_builder, "IMAGES_PER_SUM", 16)
+        workers = SimpleNamespace(part=lambda count: slice(0, count // 2), count=2, sum=sum_with_other)
+        phases = dataclasses.replace(phases, workers=workers)
+    phases.solve_head()
+    layer.set_weights(before)
+    for weight, value in zip(weights_of(phases), expected, strict=True):
+        np.testing.assert_allclose(weight, value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_candidate"),
+    [({}, True), ({"refit": False}, False), ({"head_init": "random"}, False)],
+    ids=["refit", "not asked for", "no closed form"],
+)
+def test_a_head_is_solved_after_fine_tuning_where_the_config_refits_closed_forms(
+    changes, is_candidate, trained, monkeypatch
+):
+    phases = dataclasses.replace(trained[0], config=dataclasses.replace(trained[0].config, **changes))
+    assert phases.may_solve_head == is_candidate
+    monkeypatch.setattr(phase_builder, "MAX_FEATURE_BYTES", 1e3)
+    assert not phases.may_solve_head  # too many features for the memory

@@ -193,15 +193,27 @@ def predicted_logits(
     after_batch: Callable[[int, int], None] | None = None,
     augment: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
 ) -> np.ndarray:
-    """Returns logits float32 (len(rows), classes) of ``images[rows]``, uint8 (n, stored, stored, 3).
+    """Returns logits float32 (len(rows), classes) of ``images[rows]``; arguments as for `outputs`."""
+    return outputs(classifier.inference_fn(), len(classifier.class_names), images, rows, after_batch, augment)
+
+
+def outputs(
+    compute: Callable[[tf.Tensor], tf.Tensor],
+    width: int,
+    images: Rows,
+    rows: np.ndarray,
+    after_batch: Callable[[int, int], None] | None = None,
+    augment: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+) -> np.ndarray:
+    """Returns what an `inference_graph` computes, float32 (len(rows), width), of ``images[rows]``.
 
     Batches are always full, the last one padded with zeros, so the result for an image does not depend on the others.
 
     Args:
+        images: uint8 (n, stored, stored, 3).
         after_batch: called after each batch with the number of images done, and of all.
         augment: a float32 batch -> what the network sees, of the same shape.
     """
-    compute = classifier.inference_fn()
 
     def steps() -> Iterator[tuple[tf.Tensor]]:
         for start in range(0, len(rows), BATCH):
@@ -212,8 +224,7 @@ def predicted_logits(
             if after_batch:
                 after_batch(start + len(pixels), len(rows))
 
-    none = np.empty((0, len(classifier.class_names)), np.float32)
-    return np.concatenate([none, *(logits for (logits,) in results(steps()))])
+    return np.concatenate([np.empty((0, width), np.float32), *(found for (found,) in results(steps()))])
 
 
 def logits_of_features(classifier: Classifier, features: Rows, rows: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
 """The weights that a run ends with: the frozen phase's, the fine-tuned ones, between them, or their moving average.
 
 The validation images decide. Weights between those of a head on a frozen network and the fine-tuned ones are often
-better than both: Wortsman et al., "Robust fine-tuning of zero-shot models", 2022, arXiv:2109.01903.
+better than both: Wortsman et al., "Robust fine-tuning of zero-shot models", 2022, arXiv:2109.01903. A few epochs change
+the backbone more than they train the head, so the closed-form head on the fine-tuned backbone is a candidate too.
 """
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 from scipy.special import log_softmax
@@ -19,13 +21,18 @@ logger = logging.getLogger(__name__)
 # Parts of the way from the frozen phase's weights to the fine-tuned ones
 NAMES = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
 PARTS = tuple(NAMES)
+SOLVED_PARTS = (0.5, 1.0)  # whose backbone gets a closed-form head, too: a pass over the training images each
 # Standard errors by which others have to beat the frozen phase. One is the rule of Breiman et al., CART, 1984, section 3.4;
 # another one because the best epoch was chosen on the same images, which the head can also train on if it wins.
 MARGIN = 2.0
+# Standard errors by which weights with a closed-form head may be behind: they do not depend on how far a few epochs have
+# trained the head, and were better on test images in docs/benchmarks.md also where validation images could not tell.
+BEHIND = 1.0
 
 
-def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
-    """Gives the network the best of several weights, or the frozen phase's if no others are clearly better.
+def choose_final_weights(active: ActivePhase, monitor: str, solve_head: Callable[[], None] | None = None) -> list[dict]:
+    """Gives the network the best of several weights, or the frozen phase's if no others are clearly better, and none with
+    a closed-form head are about as good.
 
     They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will
     be calibrated too; or by accuracy, equal ones by that loss.
@@ -33,35 +40,42 @@ def choose_final_weights(active: ActivePhase, monitor: str) -> list[dict]:
     Args:
         active: the finished fine-tune phase, which knows the weights that it started from.
         monitor: "val_loss" or "val_accuracy".
+        solve_head: sets the head to the closed form on the present backbone; None: no such candidates.
 
     Returns:
         One row per candidate: ``fine_tuned`` (a number of PARTS), ``is_average`` (the moving average of fine-tuning),
-        ``val_loss`` (calibrated), ``val_accuracy``, ``gain`` (of what is compared, against the frozen phase),
-        ``standard_error`` (of the gain), ``chosen``.
+        ``is_solved`` (with a closed-form head), ``val_loss`` (calibrated), ``val_accuracy``, ``gain`` (of what is compared,
+        against the frozen phase), ``standard_error`` (of the gain), ``chosen``.
     """
     labels = active.val.labels
-    candidates = [(part, False) for part in PARTS] + ([(1.0, True)] if active.settings.ema_decay else [])
+    candidates = [(part, False, False) for part in PARTS]
+    candidates += [(1.0, True, False)] if active.settings.ema_decay else []
+    candidates += [(part, False, True) for part in SOLVED_PARTS] if solve_head else []
     rows: list[dict] = []
+    solved: dict[float, list[np.ndarray]] = {}
     frozen = np.zeros(len(labels))
-    for part, is_average in candidates:
+    for part, is_average, is_solved in candidates:
         _assign(active, part, is_average)
+        if is_solved and solve_head:
+            solve_head()
+            solved[part] = [np.array(variable) for variable in active.weights]
         _, _, logits = evaluated(active)
         losses = calibrated_losses(logits, labels)
         wrong = logits.argmax(axis=1) != labels
         compared = losses if monitor == "val_loss" else wrong.astype(np.float64)
         frozen = frozen if rows else compared
-        row = {
-            "fine_tuned": part,
-            "is_average": is_average,
-            "val_loss": losses.mean(),
-            "val_accuracy": 1 - wrong.mean(),
-        }
+        row = {"fine_tuned": part, "val_loss": losses.mean(), "val_accuracy": 1 - wrong.mean()}
         row |= {"gain": (frozen - compared).mean(), "standard_error": (frozen - compared).std() / len(labels) ** 0.5}
-        rows.append({name: float(value) for name, value in row.items()} | {"is_average": is_average, "chosen": False})
-    better = [row for row in rows[1:] if row["gain"] > MARGIN * row["standard_error"]]
+        kind = {"is_average": is_average, "is_solved": is_solved, "chosen": False}
+        rows.append({name: float(value) for name, value in row.items()} | kind)
+    better = [row for row in rows[1:] if row["gain"] > (-BEHIND if row["is_solved"] else MARGIN) * row["standard_error"]]
     best = min(better, key=lambda row: (-row["gain"], row["val_loss"]), default=rows[0])
     best["chosen"] = True
-    _assign(active, best["fine_tuned"], best["is_average"])
+    if best["is_solved"]:
+        for variable, array in zip(active.weights, solved[best["fine_tuned"]], strict=True):
+            variable.assign(array)
+    else:
+        _assign(active, best["fine_tuned"], best["is_average"])
     active.keep_best()
     active.initial = []  # no checkpoint needs them any more
     logger.info(describe_choice(rows, monitor))
@@ -77,7 +91,11 @@ def keeps_backbone(config: RunConfig, rows: list[dict]) -> bool:
 
 def describe_choice(rows: list[dict], monitor: str) -> str:
     """``Final weights: fine-tuned (calibrated val_loss 0.31; the frozen phase 0.42, halfway 0.33).``"""
-    names = ["moving average" if row["is_average"] else NAMES[row["fine_tuned"]] for row in rows]
+    heads = [" with a closed-form head" if row["is_solved"] else "" for row in rows]
+    names = [
+        "moving average" if row["is_average"] else NAMES[row["fine_tuned"]] + head
+        for row, head in zip(rows, heads, strict=True)
+    ]
     best = next(row for row in rows if row["chosen"])
     name = names[rows.index(best)]
     others = [f"{other} {row[monitor]:.4f}" for other, row in zip(names, rows, strict=True) if row is not best]
@@ -87,6 +105,8 @@ def describe_choice(rows: list[dict], monitor: str) -> str:
     lead = ""
     if best is rows[0]:
         lead = ", which nothing beats by more than two standard errors"
+    elif best["gain"] < MARGIN * best["standard_error"]:
+        lead = ", preferred where it is at most a standard error behind the frozen phase"
     elif any(sign * row[monitor] > sign * best[monitor] for row in rows):
         lead = ", the best of those that beat the frozen phase by more than two standard errors"
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."

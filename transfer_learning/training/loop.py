@@ -149,6 +149,7 @@ class Trainer:
             if self.config.monitor.startswith("val") and len(active.val):
                 if state.phase:
                     note_start(active, state, self.config.monitor)
+                    state.solves_head = self.phases.may_solve_head
                 elif self.phases.may_keep_start:
                     loss, accuracy = evaluate(active)
                     active.keep_best()
@@ -170,7 +171,8 @@ class Trainer:
             )
         active.restore_best()
         if active.initial:
-            state.final_weights = choose_final_weights(active, self.config.monitor)
+            solve_head = self.phases.solve_head if state.solves_head else None
+            state.final_weights = choose_final_weights(active, self.config.monitor, solve_head)
         state.end_phase()
         if state.phase == len(self.config.phases):
             self.save(state, active.arrays())

@@ -13,11 +13,12 @@ from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
-from transfer_learning.machine.strategy import ALONE, Workers
-from transfer_learning.models.classifier import Classifier, unfreeze_layers
+from transfer_learning.machine.strategy import ALONE, PREPARING_SECONDS, Workers
+from transfer_learning.models.classifier import BATCH, Classifier, outputs, unfreeze_layers
 from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
 from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.models.head_features import feature_blocks
+from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.storage.cache import Cache, NoSpace
 from transfer_learning.storage.rows import Rows
@@ -28,6 +29,9 @@ from transfer_learning.training.phases import ActivePhase, class_weights, start_
 from transfer_learning.training.solved_heads import SolvedHeads
 
 logger = logging.getLogger(__name__)
+
+MAX_FEATURE_BYTES = 1e9  # of the training images' features in memory, for a closed-form head after fine-tuning
+IMAGES_PER_SUM = 4096  # whose features workers exchange at a time
 
 
 def find_cuts(config: RunConfig, classifier: Classifier) -> dict[str, Cut | None]:
@@ -143,6 +147,31 @@ class PhaseBuilder:
         config = self.config
         return bool(self.classifier.copied) or (config.head_init == "lda" and config.starts_from_closed_form)
 
+    def solve_head(self) -> None:
+        """Sets the head to the closed form of the training images on the present backbone, whose features each worker
+        computes a part of.
+        """
+        config, classifier, workers, train = self.config, self.classifier, self.workers, self.data.split("train")
+        compute = inference_graph(classifier.extractor, BATCH)
+        width = classifier.extractor.output_shape[-1]
+        features = np.empty((len(train), width), np.float32)
+        for start in range(0, len(train), IMAGES_PER_SUM):
+            rows = train.rows[start : start + IMAGES_PER_SUM]
+            own, part = workers.part(len(rows)), features[start : start + len(rows)]
+            part[...] = 0
+            part[own] = outputs(compute, width, train.inputs, rows[own])
+            if workers.count > 1:
+                part[...] = workers.sum(part, PREPARING_SECONDS)
+        groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
+        set_closed_form(config, classifier, replace(train, inputs=features, rows=np.arange(len(train))), groups)
+
+    @property
+    def may_solve_head(self) -> bool:
+        """Whether the closed form on a fine-tuned backbone is a candidate for the head."""
+        config, num_values = self.config, len(self.data.split("train")) * self.classifier.extractor.output_shape[-1]
+        is_small = 4 * num_values <= MAX_FEATURE_BYTES
+        return config.refit and config.starts_from_closed_form and not self.classifier.copied and is_small
+
     def restart_head(self) -> None:
         """Gives fine-tuning a head that it can start from: ridge regression on the last feature map alone.
 
@@ -192,22 +221,37 @@ def initialize_head(
         weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
         complete_head(config, classifier, features, features.at(np.arange(0)) if val is None else val, weights, groups)
         return None
-    blocks = feature_blocks(classifier.backbone, config.head_features) if config.head_features != "last" else ()
-    head = None
     if config.starts_from_closed_form:
-        weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
-        head = solve(features, len(weights), weights, config.head_init, blocks, groups)
-        classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
+        head = set_closed_form(config, classifier, features, groups, solve)
         method = {"ridge": "ridge regression", "lda": "shrinkage discriminant analysis"}[config.head_init]
         logger.info(f"The head starts from {method} on the features (leave-one-out loss {head.loss:.3f}).")
-        places, logits = head.left_out or (np.zeros(0, int), np.zeros((0, len(weights))))
+        places, logits = head.left_out or (np.zeros(0, int), np.zeros((0, len(head.bias))))
         known = has_others(features.labels, groups)[places]
         if known.any():
             left_out = logits[known].astype(np.float32), features.labels[places[known]]
-    if blocks:
-        mean, scale = (head.mean, head.scale) if head else standardization(features, blocks)
-        classifier.head.get_layer(STANDARDIZE).set_weights([mean, scale])
+    elif config.head_features != "last":
+        blocks = feature_blocks(classifier.backbone, config.head_features)
+        classifier.head.get_layer(STANDARDIZE).set_weights(standardization(features, blocks))
     return left_out
+
+
+def set_closed_form(
+    config: RunConfig,
+    classifier: Classifier,
+    features: Examples,
+    groups: np.ndarray | None,
+    solve: Callable[..., LinearHead] = closed_form_head,
+) -> LinearHead:
+    """Sets a linear head, and the standardization before it, to the closed form that the config names, and returns it;
+    arguments as for `initialize_head`.
+    """
+    blocks = feature_blocks(classifier.backbone, config.head_features) if config.head_features != "last" else ()
+    weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
+    head = solve(features, len(weights), weights, config.head_init, blocks, groups)
+    classifier.head.get_layer("logits").set_weights([head.kernel, head.bias])
+    if blocks:
+        classifier.head.get_layer(STANDARDIZE).set_weights([head.mean, head.scale])
+    return head
 
 
 def group_numbers(manifest: pd.DataFrame) -> np.ndarray | None:

@@ -7,7 +7,13 @@ from typing import Any
 from transfer_learning.config import Phase
 from transfer_learning.storage.files import renamed
 
+<<<<<<< HEAD
 HOPELESS = 1.5  # times the frozen phase's validation loss; the second half of a schedule gained less where measured
+=======
+# Times the validation loss of the frozen phase; the second half of a schedule gained less where measured. A closed-form
+# head on the fine-tuned backbone makes up for more.
+HOPELESS, HOPELESS_IF_SOLVED = 1.5, 4.0
+>>>>>>> 7e39426 (wip)
 EARLIER_NAMES = {"update": "step", "micro_batches": "gradient_accumulation_steps"}
 
 
@@ -24,7 +30,14 @@ class TrainingState:
     plateau_scale: float = 1.0  # product of plateau's factors so far
     stopped_by_callback: bool = False  # a Keras callback has set `stop_training` in this phase
     gradient_accumulation_steps: int = 0  # raised after memory ran out; 0: the config's value
+<<<<<<< HEAD
     initial_value: float | None = None  # val_loss ahead of fine-tuning; None: another metric, or another phase
+=======
+    initial_value: float | None = (
+        None  # monitored val_loss ahead of fine-tuning; None: another metric, or another phase
+    )
+    solves_head: bool = False  # at the end of fine-tuning, see final_weights.py
+>>>>>>> 7e39426 (wip)
     rate_search: dict[str, Any] = field(default_factory=dict)  # of the fine-tune phase, see rate_search.py
     final_weights: list[dict] = field(default_factory=list)  # candidates, see final_weights.py
     seconds: float = 0.0  # of earlier sessions in this epoch; the only field that no result depends on
@@ -55,7 +68,7 @@ class TrainingState:
         """Whether fine-tuning ends early, after half of its epochs or two, because the frozen phase is far ahead."""
         if self.initial_value is None or self.best_value is None or 2 * self.epoch < max(4, phase.epochs):
             return False
-        return self.best_value > HOPELESS * self.initial_value
+        return self.best_value > (HOPELESS_IF_SOLVED if self.solves_head else HOPELESS) * self.initial_value
 
     def end_epoch(self, row: dict, phase: Phase, monitor: str) -> bool:
         """Appends the epoch's row, moves to the next epoch, and returns whether this one is the best of the phase."""
