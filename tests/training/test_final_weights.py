@@ -90,7 +90,11 @@ def test_the_moving_average_of_the_weights_is_a_candidate():
     assert float(weight) == float(phase.best[0]) == 1.0
 
 
-@pytest.mark.parametrize(("solved", "is_chosen"), [(FEW, True), (range(40), False)], ids=["better", "worse"])
+@pytest.mark.parametrize(
+    ("solved", "is_chosen"),
+    [(FEW, True), (range(1, 31), True), (range(45), False)],
+    ids=["better", "about equal", "worse"],
+)
 def test_a_closed_form_head_on_the_fine_tuned_backbone_is_a_candidate(solved, is_chosen):
     """Here the weight stands for the head, and the value 1 for the closed form."""
     phase = finished_phase(logits_with_errors(LABELS, MANY), logits_with_errors(LABELS, solved), LABELS)

@@ -76,11 +76,20 @@ def test_the_state_of_an_earlier_version_is_read_by_its_earlier_names():
 
 
 @pytest.mark.parametrize(
-    ("values", "initial", "num_epochs"),
-    [([2, 2, 2, 2], 1.0, 2), ([1.4, 1.4, 1.4, 1.4], 1.0, 4), ([2, 2, 2, 2], None, 4), ([2, 0.9, 2, 2], 1.0, 4)],
+    ("values", "initial", "solves_head", "num_epochs"),
+    [
+        ([2, 2, 2, 2], 1.0, False, 2),
+        ([1.4, 1.4, 1.4, 1.4], 1.0, False, 4),
+        ([2, 2, 2, 2], None, False, 4),
+        ([2, 0.9, 2, 2], 1.0, False, 4),
+        ([2, 2, 2, 2], 1.0, True, 4),
+        ([9, 5, 2, 2], 1.0, True, 2),
+    ],
 )
-def test_fine_tuning_far_behind_the_frozen_phase_ends_after_half_of_its_epochs(values, initial, num_epochs):
-    phase, state = Phase(epochs=4), TrainingState(initial_value=initial)
+def test_fine_tuning_far_behind_the_frozen_phase_ends_after_half_of_its_epochs(
+    values, initial, solves_head, num_epochs
+):
+    phase, state = Phase(epochs=4), TrainingState(initial_value=initial, solves_head=solves_head)
     while not state.phase_is_over(phase):
         state.end_epoch({"val_loss": values[state.epoch]}, phase, "val_loss")
     assert state.epoch == num_epochs

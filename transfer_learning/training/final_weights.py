@@ -68,7 +68,9 @@ def choose_final_weights(active: ActivePhase, monitor: str, solve_head: Callable
         row |= {"gain": (frozen - compared).mean(), "standard_error": (frozen - compared).std() / len(labels) ** 0.5}
         kind = {"is_average": is_average, "is_solved": is_solved, "chosen": False}
         rows.append({name: float(value) for name, value in row.items()} | kind)
-    better = [row for row in rows[1:] if row["gain"] > (-BEHIND if row["is_solved"] else MARGIN) * row["standard_error"]]
+    better = [
+        row for row in rows[1:] if row["gain"] > (-BEHIND if row["is_solved"] else MARGIN) * row["standard_error"]
+    ]
     best = min(better, key=lambda row: (-row["gain"], row["val_loss"]), default=rows[0])
     best["chosen"] = True
     if best["is_solved"]:

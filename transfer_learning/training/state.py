@@ -7,13 +7,9 @@ from typing import Any
 from transfer_learning.config import Phase
 from transfer_learning.storage.files import renamed
 
-<<<<<<< HEAD
-HOPELESS = 1.5  # times the frozen phase's validation loss; the second half of a schedule gained less where measured
-=======
-# Times the validation loss of the frozen phase; the second half of a schedule gained less where measured. A closed-form
-# head on the fine-tuned backbone makes up for more.
+# Times the frozen phase's validation loss; the second half of a schedule gained less where measured. A closed-form head on
+# the fine-tuned backbone makes up for more.
 HOPELESS, HOPELESS_IF_SOLVED = 1.5, 4.0
->>>>>>> 7e39426 (wip)
 EARLIER_NAMES = {"update": "step", "micro_batches": "gradient_accumulation_steps"}
 
 
@@ -30,14 +26,8 @@ class TrainingState:
     plateau_scale: float = 1.0  # product of plateau's factors so far
     stopped_by_callback: bool = False  # a Keras callback has set `stop_training` in this phase
     gradient_accumulation_steps: int = 0  # raised after memory ran out; 0: the config's value
-<<<<<<< HEAD
     initial_value: float | None = None  # val_loss ahead of fine-tuning; None: another metric, or another phase
-=======
-    initial_value: float | None = (
-        None  # monitored val_loss ahead of fine-tuning; None: another metric, or another phase
-    )
     solves_head: bool = False  # at the end of fine-tuning, see final_weights.py
->>>>>>> 7e39426 (wip)
     rate_search: dict[str, Any] = field(default_factory=dict)  # of the fine-tune phase, see rate_search.py
     final_weights: list[dict] = field(default_factory=list)  # candidates, see final_weights.py
     seconds: float = 0.0  # of earlier sessions in this epoch; the only field that no result depends on
