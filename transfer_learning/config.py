@@ -247,6 +247,11 @@ class RunConfig:
         return self.head_init != "random" and not self.head and self.frozen.epochs > 0 and sees_same_pixels
 
     @property
+    def refits_closed_form(self) -> bool:
+        """Whether a closed-form head may be solved again after training: with validation images, or after fine-tuning."""
+        return self.refit and self.starts_from_closed_form
+
+    @property
     def phases(self) -> list[str]:
         """The phases that train, in their order."""
         return [name for name in PHASES if self.phase(name).epochs > 0]

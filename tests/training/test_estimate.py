@@ -1,6 +1,7 @@
 """The estimate of a run: arithmetic on measured rates, and the decision whether to cache activations."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -45,6 +46,12 @@ def test_decoding_and_evaluation_grow_with_their_images():
     config = RunConfig()
     assert cost(config, {}, "decode") == (500 / 250, 500 * 1000)
     assert cost(config, {}, "evaluate") == (CLOSING_SECONDS + (300 + 2 * NUM_IMAGES) / 10, 0)
+
+
+def test_closed_form_heads_after_fine_tuning_take_two_passes_over_the_training_images():
+    config = RunConfig(frozen=Phase(epochs=1), fine_tune=Phase(epochs=4, unfreeze="all"), head=())
+    without, _ = cost(config, {}, "fine_tune")
+    assert cost(replace(config, refit=True), {}, "fine_tune") == (pytest.approx(without + 2 * 700 / 10), 0)
 
 
 @pytest.mark.parametrize("missing", [1.0, 0.25, 0.0])

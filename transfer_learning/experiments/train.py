@@ -274,7 +274,7 @@ def without_validation(config: RunConfig, data: PreparedDataset) -> RunConfig:
         return config
     monitor = f", and --monitor is loss instead of {config.monitor}." if config.monitor.startswith("val") else "."
     folds = f"{config.folds} folds" if config.folds else ""
-    is_left_out = config.refit and config.starts_from_closed_form and data.manifest["label"].duplicated().any()
+    is_left_out = config.refits_closed_form and data.manifest["label"].duplicated().any()
     if calibrating := "leave-one-out predictions" if is_left_out else folds:
         logger.info(f"There are no validation images: {calibrating} calibrate the confidences{monitor}")
     else:

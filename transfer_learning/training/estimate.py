@@ -27,6 +27,7 @@ from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, renamed, write_json
 from transfer_learning.storage.measurements import Measurements
+from transfer_learning.training.final_weights import SOLVED_PARTS
 from transfer_learning.training.phase_inputs import activations_of_cut, copy_names
 
 logger = logging.getLogger(__name__)
@@ -187,8 +188,10 @@ def estimate_stages(
     num_missing = sample.missing_fraction * sum(sizes)
     stages = [Stage("decode", num_missing / sample.images_per_second, int(num_missing * sample.record_bytes))]
     for name in config.phases:
-        cost = _phase_cost(config.phase(name), name == "frozen", sizes, forward_rate, costs.get(name))
-        stages.append(Stage(name, *cost))
+        seconds, num_bytes = _phase_cost(config.phase(name), name == "frozen", sizes, forward_rate, costs.get(name))
+        if name == "fine_tune" and config.refits_closed_form:
+            seconds += len(SOLVED_PARTS) * sizes.train / forward_rate
+        stages.append(Stage(name, seconds, num_bytes))
     predicting = (sizes.val + sizes.test + 2 * ood.NUM_IMAGES) / forward_rate
     return [*stages, Stage("evaluate", CLOSING_SECONDS + predicting)]
 

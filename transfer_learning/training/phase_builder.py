@@ -170,7 +170,7 @@ class PhaseBuilder:
         """Whether the closed form on a fine-tuned backbone is a candidate for the head."""
         config, num_values = self.config, len(self.data.split("train")) * self.classifier.extractor.output_shape[-1]
         is_small = 4 * num_values <= MAX_FEATURE_BYTES
-        return config.refit and config.starts_from_closed_form and not self.classifier.copied and is_small
+        return config.refits_closed_form and not self.classifier.copied and is_small
 
     def restart_head(self) -> None:
         """Gives fine-tuning a head that it can start from: ridge regression on the last feature map alone.

@@ -33,7 +33,7 @@ def refit_head(
         `initialize_head` returns, which calibrates the classifier. None for both if the head is left as it is.
     """
     config, classifier, cut = phases.config, phases.classifier, phases.cuts.get("frozen")
-    if not config.refit or not config.starts_from_closed_form or cut is None or classifier.copied:
+    if not config.refits_closed_form or cut is None or classifier.copied:
         return None, None
     if phases.data.eval_split == "val" or not keeps_backbone(config, state.final_weights):
         return None, None
