@@ -53,12 +53,7 @@ def test_the_head_is_fitted_to_training_and_validation_images(final_weights, tra
         np.testing.assert_array_equal(one, other, strict=True)
     for weight, expected in zip(weights_of(phases), refitted, strict=True):
         np.testing.assert_array_equal(weight, expected)
-    both = dataclasses.replace(
-        train,
-        rows=np.concatenate([train.rows, val.rows]),
-        labels=np.concatenate([train.labels, val.labels]),
-        ids=np.concatenate([train.ids, val.ids]),
-    )
+    both = train.joined(val)
     for result, expected in zip(left_out, initialize_head(phases.config, phases.classifier, both), strict=True):
         np.testing.assert_array_equal(result, expected)
     assert len(left_out[0]) == len(left_out[1]) == len(both)
@@ -151,6 +146,20 @@ def test_after_fine_tuning_the_head_can_be_solved_on_the_present_backbone(num_wo
     layer.set_weights(before)
     for weight, value in zip(weights_of(phases), expected, strict=True):
         np.testing.assert_allclose(weight, value, rtol=1e-3, atol=1e-3)
+
+
+def test_a_closed_form_after_fine_tuning_is_fitted_to_validation_images_too_and_they_calibrate_the_head_before(trained):
+    phases, (train, val) = trained
+    phases.solve_head()
+    without, before = logits_of_features(phases.classifier, val.inputs, val.rows), weights_of(phases)
+    val_logits, left_out = refit_head(phases, TrainingState(final_weights=[{"chosen": True, "is_solved": True}]))
+    assert left_out is None
+    np.testing.assert_allclose(val_logits, without, atol=1e-4)
+    found = weights_of(phases)
+    initialize_head(phases.config, phases.classifier, train.joined(val))
+    for weight, expected, old in zip(found, weights_of(phases), before, strict=True):
+        np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-3)
+        assert not np.array_equal(weight, old)
 
 
 @pytest.mark.parametrize(

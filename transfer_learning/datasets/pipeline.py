@@ -65,6 +65,11 @@ class Examples:
         rows, labels, ids = self.rows[..., positions], self.labels[positions], self.ids[positions]
         return Examples(self.inputs, rows, labels, ids, device=self.device)
 
+    def joined(self, other: "Examples") -> "Examples":
+        """These examples, then the `other` ones, which have the same inputs; of neither there are copies."""
+        rows, labels = (np.concatenate(pair) for pair in ((self.rows, other.rows), (self.labels, other.labels)))
+        return replace(self, rows=rows, labels=labels, ids=np.concatenate([self.ids, other.ids]))
+
     def on_device(self, inputs: DeviceRows, held: np.ndarray) -> "Examples":
         """The same with `inputs`, of which each row is that of `held`, sorted, in the inputs so far."""
         return replace(self, inputs=cast(Rows, inputs), rows=np.searchsorted(held, self.rows), device=inputs.device)

@@ -1,9 +1,9 @@
 """Builds the phases of a run: unfreezes layers, makes their inputs (images or activations), initializes the head."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 
 import numpy as np
 import pandas as pd
@@ -105,7 +105,7 @@ class PhaseBuilder:
         else:
             train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime, self.workers)
         if name == "frozen" and not is_resumed and self.workers.is_chief:
-            groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
+            groups = group_numbers(rows_of(self.data.manifest, "train"))
             initialize_head(config, classifier, train.in_copy(0), groups, val, self.heads.solve)
             self.start_head = classifier.head.get_weights()
         return start_phase(name, config, classifier, train, val, cut, self.workers)
@@ -147,23 +147,25 @@ class PhaseBuilder:
         config = self.config
         return bool(self.classifier.copied) or (config.head_init == "lda" and config.starts_from_closed_form)
 
-    def solve_head(self) -> None:
-        """Sets the head to the closed form of the training images on the present backbone, whose features each worker
-        computes a part of.
+    def solve_head(self, splits: Sequence[str] = ("train",), workers: Workers | None = None) -> None:
+        """Sets the head to the closed form of the images of these splits on the present backbone.
+
+        Args:
+            workers: each computes a part of the features, and all call this; None: those of the run.
         """
-        config, classifier, workers, train = self.config, self.classifier, self.workers, self.data.split("train")
+        config, classifier, workers = self.config, self.classifier, workers or self.workers
+        images = reduce(Examples.joined, map(self.data.split, splits))
         compute = inference_graph(classifier.extractor, BATCH)
         width = classifier.extractor.output_shape[-1]
-        features = np.empty((len(train), width), np.float32)
-        for start in range(0, len(train), IMAGES_PER_SUM):
-            rows = train.rows[start : start + IMAGES_PER_SUM]
+        features = np.zeros((len(images), width), np.float32)
+        for start in range(0, len(images), IMAGES_PER_SUM):
+            rows = images.rows[start : start + IMAGES_PER_SUM]
             own, part = workers.part(len(rows)), features[start : start + len(rows)]
-            part[...] = 0
-            part[own] = outputs(compute, width, train.inputs, rows[own])
+            part[own] = outputs(compute, width, images.inputs, rows[own])
             if workers.count > 1:
                 part[...] = workers.sum(part, PREPARING_SECONDS)
-        groups = group_numbers(self.data.manifest[self.data.manifest["split"] == "train"])
-        set_closed_form(config, classifier, replace(train, inputs=features, rows=np.arange(len(train))), groups)
+        examples = replace(images, inputs=features, rows=np.arange(len(images)))
+        set_closed_form(config, classifier, examples, group_numbers(rows_of(self.data.manifest, *splits)))
 
     @property
     def may_solve_head(self) -> bool:
@@ -252,6 +254,11 @@ def set_closed_form(
     if blocks:
         classifier.head.get_layer(STANDARDIZE).set_weights([head.mean, head.scale])
     return head
+
+
+def rows_of(manifest: pd.DataFrame, *splits: str) -> pd.DataFrame:
+    """The images of these splits, one split after the other."""
+    return pd.concat([manifest[manifest["split"] == split] for split in splits])
 
 
 def group_numbers(manifest: pd.DataFrame) -> np.ndarray | None:
