@@ -4,7 +4,8 @@ FOLDER has the folders `train` and `test`, each with one folder per class. Every
 training images per class, drawn by seed; the test images stay the same. Each measurement is a process of its own, and is
 written at once: the same command continues where a stopped one ended.
 
-The heads train on all training images; the automatic recipe takes its validation images from them.
+The heads train on all training images; the automatic recipe takes its validation images from them. A tool of this
+project may have options of `run` after its name, such as "automatic recipe --fine-tune.epochs 3".
 """
 
 import argparse
@@ -13,7 +14,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,13 @@ BASELINE = "lda, all stages"  # others are compared with it, image by image
 FIGURES = ("accuracy", "macro_f1", "log_loss", "ece", "seconds", "cpu_seconds", "peak_mb")
 
 
+def find_tool(text: str) -> Tool:
+    """The tool of a name, which may have options of `run` after it."""
+    name, *options = text.split(" --", 1)
+    tool = TOOLS[name]
+    return replace(tool, options=(*tool.options, *shlex.split(f"--{options[0]}"))) if options else tool
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("", description=__doc__)
     parser.prog = "python -m benchmarks.accuracy"
@@ -70,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", default="0", metavar="N,N", help="seeds of the drawn images and of the runs (0)")
     parser.add_argument("--group-by", default="", metavar="REGEX", help="as for `run`: images that stay together")
+    parser.add_argument(
+        "--course", action="store_true", help="also the accuracy on test images after each epoch, by seconds"
+    )
     parser.add_argument("--peers-python", default=sys.executable, metavar="PATH", help="Python with the other tools")
     parser.add_argument("--work-dir", type=Path, default=Path("data/benchmark/accuracy"), metavar="DIR")
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy.json"), metavar="FILE")
@@ -82,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for tool in flags.tools.split(","):
                     key = {"set": folder.name, "per_class": count, "seed": seed, "tool": tool.replace("/", ",")}
                     if not any(key.items() <= row.items() for row in rows):
-                        rows.append(key | measure(subset, TOOLS[key["tool"]], seed, flags))
+                        rows.append(key | measure(subset, find_tool(key["tool"]), seed, flags))
                         write_json(flags.out, {"rows": rows})
     text = table(rows)
     write_text(flags.out.with_suffix(".md"), text)
@@ -113,6 +124,7 @@ def measure(subset: Path, tool: Tool, seed: int, flags: argparse.Namespace) -> d
     arguments = ["classify", "--images", str(subset.absolute()), "--scratch", str(scratch), "--seed", str(seed)]
     if tool.module == "ours":
         arguments += ["--options", shlex.join(["--group-by", flags.group_by, *tool.options])]
+    arguments += ["--course"] if flags.course else []
     python = flags.peers_python if tool.packages else sys.executable
     figures = run_child(python, f"benchmarks.{tool.module}", [*arguments, *tool.flags], {})
     table = pd.read_csv(figures["predictions"], dtype={"id": str, "label": str}).sort_values("id")
@@ -125,10 +137,11 @@ def measure(subset: Path, tool: Tool, seed: int, flags: argparse.Namespace) -> d
         **{name: found[name] for name in ("accuracy", "macro_f1", "log_loss")},
         "ece": calibration.measure(table, 1.0)["error"],
         "n": len(table),
-        "seconds": round(figures["wall_seconds"], 1),
+        "seconds": round(figures["wall_seconds"] - figures.get("paused_seconds", 0.0), 1),
         "cpu_seconds": round(figures["cpu_seconds"], 1),
         "peak_mb": round(figures["peak_mb"]),
         "correct": "".join(map(str, is_right.astype(int))),
+        "course": figures.get("course"),
     }
 
 

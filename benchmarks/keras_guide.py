@@ -59,13 +59,20 @@ def classify(flags: Namespace) -> dict[str, Any]:
     train, test = dataset(flags, "train"), dataset(flags, "test")
     base = build_backbone("efficientnet_lite0", flags.size, "imagenet")
     base.trainable = False
-    model = classifier(base, flags, len(train.class_names))
-    model.fit(train, epochs=flags.epochs, verbose=0)
+    model, course = classifier(base, flags, len(train.class_names)), job.Course(flags)
+    some = test.unbatch().shard(max(1, len(test.file_paths) // course.NUM_IMAGES), 0).batch(flags.batch_size)
+
+    def measure(epoch: int, logs: dict[str, float]) -> None:
+        course.measure(lambda: model.evaluate(some, verbose=0)[1])
+
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=measure)]
+    model.fit(train, epochs=flags.epochs, verbose=0, callbacks=callbacks)
     base.trainable = True
     model.compile(optimizer=keras.optimizers.Adam(1e-5), loss=model.loss, metrics=["accuracy"])
-    model.fit(train, epochs=flags.epochs, verbose=0)
+    model.fit(train, epochs=flags.epochs, verbose=0, callbacks=callbacks)
     probabilities = keras.ops.softmax(model.predict(test, verbose=0))
-    return job.predicted(flags, test.file_paths, train.class_names, np.asarray(probabilities).tolist())
+    found = job.predicted(flags, test.file_paths, train.class_names, np.asarray(probabilities).tolist())
+    return found | course.figures()
 
 
 def extraction(flags: Namespace) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-import transfer_learning.experiments.train  # noqa: F401  (ahead, so that no job counts its imports)
 from benchmarks import folding, job
 from benchmarks.networks import extractor
 from transfer_learning import run as run_command
@@ -23,10 +23,12 @@ from transfer_learning.datasets.augmentation import apply, draw
 from transfer_learning.datasets.pipeline import training_batches
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.experiments import train  # ahead, so that no job counts its imports
 from transfer_learning.experiments.one_device import train_step
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.backbones import build_backbone
 from transfer_learning.models.inference_graph import inference_graph
+from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
 
@@ -115,9 +117,31 @@ def classify(flags: Namespace) -> dict[str, Any]:
     """A whole run with `--options`, from files to the report; the predictions of the test images are left in --scratch."""
     places = ["--cache-dir", str(flags.scratch / "cache"), "--run-dir", str(flags.scratch / "run")]
     words = ["--dataset", str(flags.images), "--seed", str(flags.seed), *places, *shlex.split(flags.options)]
+    course = job.Course(flags)
+    if course.is_on:
+        train.config_callbacks = lambda config, run_dir: [TestAccuracy(course, config)]  # type: ignore[assignment]
     if code := run_command.main(words):
         sys.exit(code)
-    return {"predictions": str(flags.scratch / "run" / "predictions" / "test.csv")}
+    path = flags.scratch / "run" / "predictions" / "test.csv"
+    course.measure(lambda: read_json(RunDir(flags.scratch / "run").evaluation)["accuracy"])  # of all images, at the end
+    return {"predictions": str(path)} | course.figures()
+
+
+class TestAccuracy(keras.callbacks.Callback):
+    """Measures the network after each epoch on test images."""
+
+    def __init__(self, course: job.Course, config: RunConfig):
+        super().__init__()
+        self.course, self.config = course, config
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.course.measure(self.accuracy)
+
+    def accuracy(self) -> float:
+        test = load_prepared(self.config).split("test")
+        some = self.course.some(range(len(test)))
+        logits = self.model.predict(test.inputs[test.rows[some]].astype(np.float32), batch_size=32, verbose=0)
+        return (logits.argmax(axis=1) == test.labels[some]).mean()
 
 
 def extraction(flags: Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation import calibration, ensemble, predictions
+from transfer_learning.evaluation import ensemble, predictions
 from transfer_learning.experiments import finished_run
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.classifier import load_model
@@ -35,18 +35,15 @@ def runs(small_config, tmp_path_factory):
     """Two runs that differ in their seed, and one of another architecture and image size, by name."""
     folder = tmp_path_factory.mktemp("runs")
     result = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "MIN_ERRORS", 0)  # six validation images would be too few
-        for name, changes in {"seed 0": {}, **OTHERS}.items():
-            result[name] = RunDir(folder / name)
-            run_experiment(dataclasses.replace(small_config, **SHORT, **changes), result[name])
+    for name, changes in {"seed 0": {}, **OTHERS}.items():
+        result[name] = RunDir(folder / name)
+        run_experiment(dataclasses.replace(small_config, **SHORT, **changes), result[name])
     return result
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "MIN_ERRORS", 0)
     return tmp_path
 
 

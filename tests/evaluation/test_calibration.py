@@ -99,13 +99,24 @@ def test_the_uncalibrated_error_is_computed_from_the_table():
     assert after["error"] > 0.1 > before["error"] and before["uncorrected"]["error"] == pytest.approx(before["error"])
 
 
-@pytest.mark.parametrize("num_mistakes", [0, 4, 5])
-def test_few_errors_fit_no_temperature(num_mistakes):
-    logits = np.tile(np.float32([[3.0, 0.0]]), (200, 1))
-    labels = (np.arange(200) < num_mistakes).astype(int)
-    temperature, sentence = calibration.fitted_temperature(logits, labels)
-    assert (temperature == 1) == (num_mistakes < calibration.MIN_ERRORS)
-    assert (f"{num_mistakes} errors among 200" in sentence) == (temperature == 1)
+@pytest.mark.parametrize(
+    ("num_images", "group_size", "low", "high"),
+    [(4, 1, 1.5, 4), (40, 1, 4, 6.5), (4000, 1, 6.8, 7.2), (4000, 1000, 1.5, 4)],
+    ids=["few", "more", "many", "many of few groups"],
+)
+def test_few_images_and_those_of_few_groups_leave_the_temperature_near_one(num_images, group_size, low, high):
+    """The logits are seven times too large: a share of images errs as if they were a seventh of these."""
+    labels = np.arange(num_images) % 4 == 0  # every fourth is in class 1, and all are predicted as class 0
+    logits = np.tile(np.float32([[7 * np.log(3), 0.0]]), (num_images, 1))
+    groups = np.arange(num_images) // group_size
+    temperature, _ = calibration.fitted_temperature(logits, labels.astype(int), groups)
+    assert low < temperature < high
+
+
+def test_images_without_an_error_do_not_make_the_classifier_certain():
+    logits = np.tile(np.float32([[3.0, 0.0]]), (30, 1))
+    temperature, sentence = calibration.fitted_temperature(logits, np.zeros(30, int))
+    assert 0.5 < temperature < 1 and "30 validation images the model was underconfident" in sentence
 
 
 def test_many_images_are_computed_in_parts_and_thinned_for_the_fit(monkeypatch):

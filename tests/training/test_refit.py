@@ -148,13 +148,18 @@ def test_after_fine_tuning_the_head_can_be_solved_on_the_present_backbone(num_wo
         np.testing.assert_allclose(weight, value, rtol=1e-3, atol=1e-3)
 
 
-def test_a_closed_form_after_fine_tuning_is_fitted_to_validation_images_too_and_they_calibrate_the_head_before(trained):
-    phases, (train, val) = trained
+def test_a_closed_form_after_fine_tuning_is_fitted_to_validation_images_too_and_they_calibrate_the_head_before(
+    trained, monkeypatch
+):
+    phases, (train, val) = dataclasses.replace(trained[0]), trained[1]
+    computed, outputs = [], phase_builder.outputs
+    monkeypatch.setattr(phase_builder, "outputs", lambda *args: computed.append(len(args[3])) or outputs(*args))
     phases.solve_head()
     without, before = logits_of_features(phases.classifier, val.inputs, val.rows), weights_of(phases)
     val_logits, left_out = refit_head(phases, TrainingState(final_weights=[{"chosen": True, "is_solved": True}]))
     assert left_out is None
     np.testing.assert_allclose(val_logits, without, atol=1e-4)
+    assert computed == [len(train), len(val)]  # no image twice
     found = weights_of(phases)
     initialize_head(phases.config, phases.classifier, train.joined(val))
     for weight, expected, old in zip(found, weights_of(phases), before, strict=True):

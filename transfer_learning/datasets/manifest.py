@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from transfer_learning.datasets.dataset import (
@@ -167,6 +168,12 @@ def groups(ids: list[str], group_by: str) -> list[str]:
         f"(largest: {sizes.index[0]}){alone}."
     )
     return names
+
+
+def group_numbers(manifest: pd.DataFrame) -> np.ndarray | None:
+    """The group of each row, int64 (n,); None if all images are alone."""
+    alone = manifest["group"] == ""
+    return None if alone.all() else pd.factorize(manifest["group"].where(~alone, manifest["id"]))[0]
 
 
 def _skip_dropped(manifest: pd.DataFrame, dropped: Mapping[str, str]) -> None:

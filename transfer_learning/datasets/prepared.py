@@ -17,7 +17,7 @@ from transfer_learning.datasets.corrections import apply_corrections, read_corre
 from transfer_learning.datasets.dataset import UNSEEN, Dataset, split_off_unseen
 from transfer_learning.datasets.decoding.pixel_cache import CachedImages, cached_images
 from transfer_learning.datasets.decoding.value_range import Ranges
-from transfer_learning.datasets.manifest import check_classes, fingerprint, make_manifest
+from transfer_learning.datasets.manifest import check_classes, fingerprint, group_numbers, make_manifest
 from transfer_learning.datasets.names import alike, folded_label
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.datasets.sources.table import Columns
@@ -50,6 +50,10 @@ class PreparedDataset:
     def hashes(self, *splits: str) -> np.ndarray:
         """SHA-256 of the images of these splits, one split after the other, in the order of their examples."""
         return np.concatenate([self.manifest.loc[self.manifest["split"] == split, "sha256"] for split in splits])
+
+    def groups(self, *splits: str) -> np.ndarray | None:
+        """The group of each image of these splits, one split after the other, int64 (n,); None if all images are alone."""
+        return group_numbers(pd.concat([self.manifest[self.manifest["split"] == split] for split in splits]))
 
     @property
     def fingerprint(self) -> str:

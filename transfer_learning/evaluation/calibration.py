@@ -14,46 +14,50 @@ from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.intervals import wilson_interval
 
 NUM_BINS = 15  # of equal width, as in Guo et al.
-MIN_ERRORS = 5  # among the validation images; with fewer the optimum is too uncertain
+SPREAD = 0.7  # standard deviation of the logarithm of the temperature before any image is seen, around 0
 RANGE = (0.05, 20.0)  # of the temperature
 MAX_IMAGES = 10_000  # enough to fit one number
 PART = 4096  # images per step, for the memory
 
 
-def fitted_temperature(logits: np.ndarray, labels: np.ndarray, kind: str = "validation") -> tuple[float, str]:
-    """Fits the temperature with the lowest log loss of the logits divided by it.
+def fitted_temperature(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None, kind: str = "validation"
+) -> tuple[float, str]:
+    """Fits the most probable temperature, by the log loss of the logits divided by it.
+
+    Before any image is seen the logarithm of the temperature is normally distributed around 0 (SPREAD), so few images,
+    or those of few groups, change it little, and many decide alone.
 
     Args:
         logits: float32 (n, classes), of images that were not trained on.
         labels: int (n,), positions of the true classes.
+        groups: (n,), images with the same value count as one; None: each is alone.
         kind: of these images, for the message.
 
     Returns:
-        The temperature, 1 if there are too few errors to fit it, and a message for the log.
+        The temperature, 1 for logits that are not finite, and a message for the log.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import log_softmax
 
     if not np.isfinite(logits).all():
         return 1.0, "Confidences not calibrated: the model outputs NaN or infinite values."
-    num_errors = int(np.sum(logits.argmax(axis=1) != labels))
-    if num_errors < MIN_ERRORS:
-        return 1.0, (
-            f"Confidences not calibrated: {num_errors} errors among {len(labels):,} {kind} images are too few "
-            "to fit a temperature."
-        )
     thinned = slice(None, None, math.ceil(len(labels) / MAX_IMAGES))
     logits, labels = logits[thinned].astype(np.float64), labels[thinned]
+    num_independent = len(labels) if groups is None else len(np.unique(groups[thinned]))
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
         return -log_softmax(logits * np.exp(-log_temperature), axis=1)[rows, labels].mean()
 
-    found = minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6})
+    def surprise(log_temperature: float) -> float:
+        return num_independent * loss(log_temperature) + (log_temperature / SPREAD) ** 2 / 2
+
+    found = minimize_scalar(surprise, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6})
     temperature = float(np.exp(found.x))
     return temperature, (
         f"Confidences calibrated with temperature {temperature:.3g}: on {len(labels):,} {kind} images the model "
-        f"was {'over' if temperature > 1 else 'under'}confident (log loss {loss(0.0):.3f}, now {found.fun:.3f})."
+        f"was {'over' if temperature > 1 else 'under'}confident (log loss {loss(0.0):.3f}, now {loss(found.x):.3f})."
     )
 
 

@@ -43,6 +43,7 @@ class Unseen(NamedTuple):
 
     logits: np.ndarray  # float32 (n, classes)
     labels: np.ndarray  # int (n,)
+    groups: np.ndarray | None  # int (n,), see `calibration.fitted_temperature`
     kind: str  # of these images, for log and report
 
 
@@ -71,7 +72,9 @@ def calibrate_and_evaluate(
     for split in splits:
         known = val_logits if split == "val" else None
         logits[split] = _logits(classifier, data, split, features) if known is None else known
-    used = unseen or (Unseen(logits["val"], data.split("val").labels, "validation") if "val" in logits else None)
+    used = unseen
+    if not unseen and "val" in logits:
+        used = Unseen(logits["val"], data.split("val").labels, data.groups("val"), "validation")
     if used:
         temperature, reason = calibration.fitted_temperature(*used)
         logger.info(reason)

@@ -152,7 +152,7 @@ def run_experiment(
                     found = predict_folds(config, data, devices.fingerprint, stop)
                     folds = evaluate_folds(found, config, data, run_dir)
                     if not len(data.split("val")) and not unseen:
-                        unseen = Unseen(found.logits, found.labels, "out-of-fold")
+                        unseen = Unseen(found.logits, found.labels, data.groups("train"), "out-of-fold")
 
             # Evaluation of the model that is saved, from images to probabilities; by cached features, of which some images
             # are a check, if the run ends with the backbone that it began with.

@@ -22,6 +22,7 @@ from transfer_learning.cli.formatting import duration
 from transfer_learning.config import HEAD_FEATURES, RunConfig
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decoding.pixel_cache import cached_images
+from transfer_learning.datasets.manifest import group_numbers
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
 from transfer_learning.machine.devices import set_up_devices
@@ -43,7 +44,6 @@ from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.measurements import Measurements
 from transfer_learning.training import closed_form
 from transfer_learning.training.estimate import rate_below
-from transfer_learning.training.phase_builder import group_numbers
 from transfer_learning.training.phase_inputs import activations_of_cut
 from transfer_learning.training.phases import class_weights
 

@@ -30,7 +30,9 @@ MARGIN = 2.0
 BEHIND = 1.0
 
 
-def choose_final_weights(active: ActivePhase, monitor: str, solve_head: Callable[[], None] | None = None) -> list[dict]:
+def choose_final_weights(
+    active: ActivePhase, monitor: str, solve_head: Callable[[], None] | None = None, groups: np.ndarray | None = None
+) -> list[dict]:
     """Gives the network the best of several weights, or the frozen phase's if no others are clearly better, and none with
     a closed-form head are about as good.
 
@@ -41,6 +43,7 @@ def choose_final_weights(active: ActivePhase, monitor: str, solve_head: Callable
         active: the finished fine-tune phase, which knows the weights that it started from.
         monitor: "val_loss" or "val_accuracy".
         solve_head: sets the head to the closed form on the present backbone; None: no such candidates.
+        groups: of the validation images, see `fitted_temperature`.
 
     Returns:
         One row per candidate: ``fine_tuned`` (a number of PARTS), ``is_average`` (the moving average of fine-tuning),
@@ -60,7 +63,7 @@ def choose_final_weights(active: ActivePhase, monitor: str, solve_head: Callable
             solve_head()
             solved[part] = [np.array(variable) for variable in active.weights]
         _, _, logits = evaluated(active)
-        losses = calibrated_losses(logits, labels)
+        losses = calibrated_losses(logits, labels, groups)
         wrong = logits.argmax(axis=1) != labels
         compared = losses if monitor == "val_loss" else wrong.astype(np.float64)
         frozen = frozen if rows else compared
@@ -114,9 +117,10 @@ def describe_choice(rows: list[dict], monitor: str) -> str:
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
 
 
-def calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def calibrated_losses(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """The log loss of each example, (n,), after the temperature that fits all of them best."""
-    return -log_softmax(logits / fitted_temperature(logits, labels)[0], axis=1)[np.arange(len(labels)), labels]
+    temperature, _ = fitted_temperature(logits, labels, groups)
+    return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels]
 
 
 def note_start(active: ActivePhase, state: TrainingState, monitor: str) -> None:

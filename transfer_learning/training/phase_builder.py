@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
 import numpy as np
-import pandas as pd
 
 from transfer_learning.config import PHASES, RunConfig, flag_name
 from transfer_learning.datasets.augmentation import AUGMENTATIONS
@@ -20,6 +19,7 @@ from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.models.inference_graph import inference_graph
 from transfer_learning.models.standardization import NAME as STANDARDIZE
+from transfer_learning.models.weights import weights_digest
 from transfer_learning.storage.cache import Cache, NoSpace
 from transfer_learning.storage.rows import Rows
 from transfer_learning.training.closed_form import LinearHead, closed_form_head, has_others, standardization
@@ -30,7 +30,8 @@ from transfer_learning.training.solved_heads import SolvedHeads
 
 logger = logging.getLogger(__name__)
 
-MAX_FEATURE_BYTES = 1e9  # of the training images' features in memory, for a closed-form head after fine-tuning
+LeftOut = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # see `initialize_head`
+MAX_FEATURE_BYTES = 5e8  # of the training images' features by one backbone, for a closed-form head after fine-tuning
 IMAGES_PER_SUM = 4096  # whose features workers exchange at a time
 
 
@@ -76,6 +77,7 @@ class PhaseBuilder:
     cached: Collection[str] = PHASES  # phases whose activations are computed once; others compute them in every epoch
     workers: Workers = ALONE  # the first of them initializes the head
     start_head: list[np.ndarray] = field(default_factory=list)  # weights that training began with; [] in a resumed run
+    _known: dict[tuple[str, str], np.ndarray] = field(init=False, default_factory=dict)  # see `_present_features`
 
     def build(
         self, name: str, gradient_accumulation_steps: int = 0, is_resumed: bool = False, is_over: bool = False
@@ -105,7 +107,7 @@ class PhaseBuilder:
         else:
             train, val = make_phase_inputs(cut, settings, is_cached, config, self.data, self.runtime, self.workers)
         if name == "frozen" and not is_resumed and self.workers.is_chief:
-            groups = group_numbers(rows_of(self.data.manifest, "train"))
+            groups = self.data.groups("train")
             initialize_head(config, classifier, train.in_copy(0), groups, val, self.heads.solve)
             self.start_head = classifier.head.get_weights()
         return start_phase(name, config, classifier, train, val, cut, self.workers)
@@ -155,8 +157,17 @@ class PhaseBuilder:
         """
         config, classifier, workers = self.config, self.classifier, workers or self.workers
         images = reduce(Examples.joined, map(self.data.split, splits))
-        compute = inference_graph(classifier.extractor, BATCH)
-        width = classifier.extractor.output_shape[-1]
+        features = np.concatenate([self._present_features(split, workers) for split in splits])
+        examples = replace(images, inputs=features, rows=np.arange(len(images)))
+        set_closed_form(config, classifier, examples, self.data.groups(*splits))
+
+    def _present_features(self, split: str, workers: Workers) -> np.ndarray:
+        """Features of the images of a split by the present backbone, float32 (n, width); the same arrays the next time."""
+        extractor, images = self.classifier.extractor, self.data.split(split)
+        key = split, weights_digest(extractor.weights)
+        if key in self._known:
+            return self._known[key]
+        compute, width = inference_graph(extractor, BATCH), extractor.output_shape[-1]
         features = np.zeros((len(images), width), np.float32)
         for start in range(0, len(images), IMAGES_PER_SUM):
             rows = images.rows[start : start + IMAGES_PER_SUM]
@@ -164,8 +175,8 @@ class PhaseBuilder:
             part[own] = outputs(compute, width, images.inputs, rows[own])
             if workers.count > 1:
                 part[...] = workers.sum(part, PREPARING_SECONDS)
-        examples = replace(images, inputs=features, rows=np.arange(len(images)))
-        set_closed_form(config, classifier, examples, group_numbers(rows_of(self.data.manifest, *splits)))
+        self._known[key] = features
+        return features
 
     @property
     def may_solve_head(self) -> bool:
@@ -205,7 +216,7 @@ def initialize_head(
     groups: np.ndarray | None = None,
     val: Examples | None = None,
     solve: Callable[..., LinearHead] = closed_form_head,
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> LeftOut | None:
     """Standardizes the features of several maps, and sets a linear head to its closed-form solution.
 
     Args:
@@ -216,7 +227,7 @@ def initialize_head(
 
     Returns:
         Of a closed form: logits float32 (k, classes) of up to 1,024 examples or whole groups, each by a head without it,
-        and their labels, int (k,). None if there are none whose class has others.
+        their labels, int (k,), and their groups, int (k,) or None. None if there are none whose class has others.
     """
     left_out = None
     if classifier.copied:
@@ -230,7 +241,8 @@ def initialize_head(
         places, logits = head.left_out or (np.zeros(0, int), np.zeros((0, len(head.bias))))
         known = has_others(features.labels, groups)[places]
         if known.any():
-            left_out = logits[known].astype(np.float32), features.labels[places[known]]
+            places, logits = places[known], logits[known].astype(np.float32)
+            left_out = logits, features.labels[places], None if groups is None else groups[places]
     elif config.head_features != "last":
         blocks = feature_blocks(classifier.backbone, config.head_features)
         classifier.head.get_layer(STANDARDIZE).set_weights(standardization(features, blocks))
@@ -254,14 +266,3 @@ def set_closed_form(
     if blocks:
         classifier.head.get_layer(STANDARDIZE).set_weights([head.mean, head.scale])
     return head
-
-
-def rows_of(manifest: pd.DataFrame, *splits: str) -> pd.DataFrame:
-    """The images of these splits, one split after the other."""
-    return pd.concat([manifest[manifest["split"] == split] for split in splits])
-
-
-def group_numbers(manifest: pd.DataFrame) -> np.ndarray | None:
-    """The group of each row, int64 (n,); None if all images are alone."""
-    alone = manifest["group"] == ""
-    return None if alone.all() else pd.factorize(manifest["group"].where(~alone, manifest["id"]))[0]

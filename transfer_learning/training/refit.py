@@ -12,15 +12,13 @@ import numpy as np
 from transfer_learning.machine.strategy import ALONE
 from transfer_learning.models.classifier import logits_of_features, predicted_logits
 from transfer_learning.training.final_weights import calibrated_losses, keeps_backbone
-from transfer_learning.training.phase_builder import PhaseBuilder, group_numbers, initialize_head, rows_of
+from transfer_learning.training.phase_builder import LeftOut, PhaseBuilder, initialize_head
 from transfer_learning.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 
-def refit_head(
-    phases: PhaseBuilder, state: TrainingState
-) -> tuple[np.ndarray | None, tuple[np.ndarray, np.ndarray] | None]:
+def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray | None, LeftOut | None]:
     """Gives the trained network the closed-form head of training and validation images, on the backbone that it ended with.
 
     It is left as it is without `RunConfig.refit`, if the run is evaluated on the validation images, if fine-tuning ended
@@ -45,18 +43,19 @@ def refit_head(
         return None, None
     train, val = phases.frozen_inputs
     train, trained_head = train.in_copy(0), classifier.head.get_weights()
-    manifest, of_trained = phases.data.manifest, logits_of_features(classifier, val.inputs, val.rows)
+    of_trained = logits_of_features(classifier, val.inputs, val.rows)
     if phases.start_head:
         classifier.head.set_weights(phases.start_head)
     else:  # in a resumed run
-        initialize_head(config, classifier, train, group_numbers(rows_of(manifest, "train")), solve=phases.heads.solve)
+        initialize_head(config, classifier, train, phases.data.groups("train"), solve=phases.heads.solve)
     val_logits = logits_of_features(classifier, val.inputs, val.rows)
     if len(val):
-        gains = calibrated_losses(val_logits, val.labels) - calibrated_losses(of_trained, val.labels)
+        found = val.labels, phases.data.groups("val")
+        gains = calibrated_losses(val_logits, *found) - calibrated_losses(of_trained, *found)
         if gains.mean() > gains.std() / len(gains) ** 0.5:
             classifier.head.set_weights(trained_head)
             return None, None
-    groups = group_numbers(rows_of(manifest, "train", "val"))
+    groups = phases.data.groups("train", "val")
     left_out = initialize_head(config, classifier, train.joined(val), groups, solve=phases.heads.solve)
     if len(val):
         _tell(len(val))
