@@ -109,22 +109,26 @@ def test_a_plan_adds_the_all_reduce_of_a_ring_to_the_time_of_the_own_images(tmp_
     assert larger[64]["step, ms: computing + all-reduce"] == "522 + 197.4" and larger[64]["efficiency"] == "73%"
 
 
-def test_a_plan_for_this_machine_is_measured_once_with_shared_cores(tmp_path, monkeypatch, capsys):
+def test_a_plan_for_this_machine_is_measured_once_in_as_many_processes(tmp_path, monkeypatch, capsys):
     calls = []
 
     def run_child(python, module, arguments, environment):
-        calls.append((arguments[0], environment["TF_NUM_INTRAOP_THREADS"], arguments[-1]))
-        return {"seconds": [0.05, 0.01]} if arguments[0] == "all-reduce" else PIECES
+        job, threads = arguments[0], environment["TF_NUM_INTRAOP_THREADS"]
+        calls.append((job, threads, arguments[2] if job == "pieces" else "TF_CONFIG" in environment))
+        if job == "all-reduce":
+            return {"seconds": [0.05, 0.01]}
+        return PIECES | {"step_seconds": {arguments[2]: 0.02 + 0.001 * len(calls)}}
 
     monkeypatch.setattr(measurements, "run_child", run_child)
     monkeypatch.setattr("transfer_learning.experiments.plan.usable_cores", lambda: 2)
     monkeypatch.setitem(PIECES, "cores", 2)
     given = ["--plan", "digits", "--workers", "3", "--here", "--seconds", "1", "--out", str(tmp_path / "plan.json")]
     assert run_main(benchmark.main, given) == 0
-    assert [call for call in calls if call[0] == "pieces"] == [("pieces", "2", "32"), ("pieces", "1", "16,11")]
-    assert sorted(call[:2] for call in calls if call[0] == "all-reduce") == [("all-reduce", "1")] * 5
+    pieces = [call for call in calls if call[0] == "pieces"]
+    assert pieces == [("pieces", "2", "32"), *2 * [("pieces", "1", "16")], *3 * [("pieces", "1", "11")]]
+    assert [call for call in calls if call[0] == "all-reduce"] == 5 * [("all-reduce", "1", True)]
     calls.clear()
     printed = capsys.readouterr().out
-    # Three processes of one thread share two cores: 1.5 x 21 ms
-    assert "| 2 | 16 | 26 + 60.0 |" in printed and "| 3 | 11 | 32 + 60.0 |" in printed and "loopback" in printed
+    # The slowest of 2 and of 3 processes: the third call, and the eighth behind two all-reduces
+    assert "| 2 | 16 | 23 + 60.0 |" in printed and "| 3 | 11 | 28 + 60.0 |" in printed and "loopback" in printed
     assert run_main(benchmark.main, given) == 0 and not calls

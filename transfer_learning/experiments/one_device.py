@@ -101,9 +101,7 @@ def measure_recipe(dataset: str, seconds: float, num_images: int) -> dict[str, A
 
 
 def measure_pieces(dataset: str, seconds: float, batches: Sequence[int]) -> dict[str, Any]:
-    """What `plan.rows` is calculated from: seconds of a train step by its number of images (of the fastest window, as other
-    programs only slow it down), rates and bytes.
-    """
+    """What `plan.rows` is calculated from: seconds of a train step by its number of images, rates and bytes."""
     config, devices, classifier = set_up(dataset)
     window, size = seconds / WINDOWS, config.stored_size
     forward = extraction_rate(classifier, window)
@@ -114,7 +112,7 @@ def measure_pieces(dataset: str, seconds: float, batches: Sequence[int]) -> dict
             config, batch_size=batch, gradient_accumulation_steps=min(batch, config.gradient_accumulation_steps)
         )
         _, training = training_rate(own, classifier, window)
-        steps[str(batch)] = batch / training["most"]
+        steps[str(batch)] = batch / training["median"]
     photo = io.BytesIO()
     Image.fromarray(random_images(1, 48)[0]).resize((500, 375), Image.Resampling.BICUBIC).save(
         photo, "JPEG", quality=90

@@ -3,8 +3,8 @@
 A train step takes what the worker's part of the batch takes, and then an all-reduce of the gradients: nothing overlaps in
 `train_step`. Each of N workers sends and receives 2 (N - 1) / N of the bytes (Patarasuk and Yuan, "Bandwidth optimal
 all-reduce algorithms for clusters of workstations", 2009), and NCCL's trees wait 2 log2 N times for a message. A second
-all-reduce of a few bytes says whether a worker has to stop. The processes of one machine share its cores, and their
-all-reduce is measured.
+all-reduce of a few bytes says whether a worker has to stop. The processes of one machine share its cores and memory, so
+their pieces are measured in as many processes at once.
 """
 
 import logging
@@ -64,39 +64,48 @@ class Plan(NamedTuple):
 def measure(plan: Plan, document: dict[str, Any], path: Path) -> None:
     """Measures the pieces that the document lacks, and writes it to `path` after each."""
     measured, settings = document["measurements"], document["settings"]
-    by_threads: dict[int, set[int]] = {}
-    for count in plan.counts():
-        by_threads.setdefault(_threads(plan, count), set()).add(math.ceil(plan.batch_size / count))
     arguments = ["--dataset", plan.recipe, "--seconds", str(settings["seconds"])]
-    for threads, batches in by_threads.items():
-        if (name := f"{threads} threads") not in measured:
-            logger.info(f"Measuring decoding, forward pass and train steps with {name} ...")
-            sizes = ["--batches", ",".join(map(str, sorted(batches, reverse=True)))]
-            environment = {"TF_NUM_INTRAOP_THREADS": str(threads)}
-            measured[name] = measurements.run_child(
-                sys.executable, PROGRAM, ["pieces", *arguments, *sizes], environment
-            )
-            write_json(path, document)
-    for count in plan.counts()[1:] if plan.is_here else ():
-        if (name := f"all-reduce of {count}") not in measured:
-            logger.info(f"Measuring the {name} processes ...")
-            measured[name] = _measure_all_reduce(arguments, count, _threads(plan, count))
+
+    def add(name: str, what: str, processes: int, job: Sequence[str]) -> None:
+        if name not in measured:
+            logger.info(f"Measuring {what} ...")
+            measured[name] = _slowest(_run_together(processes, [*job, *arguments]))
             write_json(path, document)
 
+    for processes in plan.counts() if plan.is_here else [1]:
+        counts = [processes] if plan.is_here else plan.counts()
+        batches = sorted({math.ceil(plan.batch_size / count) for count in counts}, reverse=True)
+        name, what = _pieces_name(processes), "decoding, forward pass and train steps"
+        among = f" of {processes} processes at once" if processes > 1 else ""
+        add(name, what + among, processes, ["pieces", "--batches", ",".join(map(str, batches))])
+        if processes > 1:
+            name = f"all-reduce of {processes}"
+            add(name, f"the {name} processes", processes, ["all-reduce"])
 
-def _threads(plan: Plan, count: int) -> int:
-    return max(1, usable_cores() // count) if plan.is_here else usable_cores()
+
+def _pieces_name(processes: int) -> str:
+    return f"{processes} processes" if processes > 1 else "one process"
 
 
-def _measure_all_reduce(arguments: Sequence[str], count: int, threads: int) -> dict[str, Any]:
-    addresses = [f"127.0.0.1:{port}" for port in free_ports(count, 23_000)]
+def _run_together(processes: int, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """The figures of so many processes at once, which share the cores of this machine as `launch` shares them."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(processes, 23_000)]
+    threads = str(max(1, usable_cores() // processes))
 
     def run(index: int) -> dict[str, Any]:
-        environment = {"TF_CONFIG": tf_config(addresses, index), "TF_NUM_INTRAOP_THREADS": str(threads)}
-        return measurements.run_child(sys.executable, PROGRAM, ["all-reduce", *arguments], environment)
+        environment = {"TF_NUM_INTRAOP_THREADS": threads}
+        environment |= {"TF_CONFIG": tf_config(addresses, index)} if arguments[0] == "all-reduce" else {}
+        return measurements.run_child(sys.executable, PROGRAM, arguments, environment)
 
-    with ThreadPoolExecutor(count) as children:
-        return list(children.map(run, range(count)))[0]
+    with ThreadPoolExecutor(processes) as children:
+        return list(children.map(run, range(processes)))
+
+
+def _slowest(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of the process that the others wait for."""
+    if "step_seconds" not in found[0]:
+        return found[0]
+    return max(found, key=lambda pieces: sum(pieces["step_seconds"].values()))
 
 
 def rows(plan: Plan, measured: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -104,19 +113,17 @@ def rows(plan: Plan, measured: Mapping[str, Any]) -> list[dict[str, float]]:
     config, found = RECIPES[plan.recipe](), []
     num_val = round(plan.images * config.val_fraction)
     for count in plan.counts():
-        threads = _threads(plan, count)
-        pieces = measured.get(f"{threads} threads") or next(iter(measured.values()))
+        pieces = measured.get(_pieces_name(count) if plan.is_here else "") or next(iter(measured.values()))
         cores = pieces["cores"] if plan.is_here else pieces["cores"] * count
-        slower = max(1.0, count * threads / cores) if plan.is_here else 1.0  # more threads than cores
         images = math.ceil(plan.batch_size / count)
-        compute = slower * step_seconds(pieces["step_seconds"], images)
+        compute = step_seconds(pieces["step_seconds"], images)
         sent = 2 * (count - 1) / count * pieces["gradient_bytes"]
         if plan.is_here:
             reduce = sum(measured[f"all-reduce of {count}"]["seconds"]) if count > 1 else 0.0
         else:
             reduce = sent / (plan.gbit * 1e9 / 8) + 4 * math.log2(count) * LATENCY
         rate = plan.batch_size / (compute + reduce)
-        forward = pieces["forward_images_per_second"] * count / slower
+        forward = pieces["forward_images_per_second"] * count
         decode = pieces["decode_images_per_second"] * cores
         if not plan.is_here:  # the files come over the network, too
             decode = min(decode, count * plan.gbit * 1e9 / 8 / pieces["image_bytes"])
