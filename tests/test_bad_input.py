@@ -150,10 +150,10 @@ def test_a_flag_that_is_wrong(arguments, words, refused):
 
 
 def test_a_stage_that_the_backbone_lacks_becomes_a_fraction_of_its_layers(capsys):
-    flags = run.parse(["--dataset", "drawn_pills", "--backbone", "resnet50"])
+    flags = run.parse(["--dataset", "pharma", "--backbone", "efficientnet_lite0"])
     config, reasons = resolve_config(flags)
     assert config.fine_tune.unfreeze == "0.3"
-    assert len(reasons) == 1 and "stage5" in reasons[0] and "resnet50" in reasons[0]
+    assert len(reasons) == 1 and "conv5" in reasons[0] and "efficientnet_lite0" in reasons[0]
     assert capsys.readouterr().out == reasons[0] + "\n"
 
 

@@ -14,7 +14,7 @@ from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.intervals import wilson_interval
 
 NUM_BINS = 15  # of equal width, as in Guo et al.
-SPREAD = 0.7  # standard deviation of the logarithm of the temperature before any image is seen, around 0
+SPREAD = 0.4  # standard deviation of the logarithm of the temperature before any image is seen, around 0
 RANGE = (0.05, 20.0)  # of the temperature
 MAX_IMAGES = 10_000  # enough to fit one number
 PART = 4096  # images per step, for the memory

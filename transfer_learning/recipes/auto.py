@@ -43,15 +43,12 @@ def auto_recipe(
     # Ridge regression leaves little to learn in the frozen phase: a few hundred steps improve the head a little.
     frozen_epochs = _clip(round(3000 / max(1, num_images) ** 0.8), 3, 15)
     fine_tune_epochs = fine_tune_epochs_for(num_images, image_size)
-    unfreeze = "all" if num_images >= 500 else "stage5"
     per_class = num_images // num_classes
     augmentation = "light" if num_images / num_classes >= 20 else "strong"
     reasons |= {
         "frozen.epochs": f"Frozen phase: at most {frozen_epochs} epochs with early stopping; ridge regression initializes "
         "the head.",
-        "fine_tune.epochs": f"Fine-tuning: {fine_tune_epochs} epochs, a low learning rate that falls to 0.",
-        "fine_tune.unfreeze": f"Fine-tuning unfreezes {unfreeze}: {num_images:,} images are "
-        + ("enough for all layers." if unfreeze == "all" else "too few for lower layers."),
+        "fine_tune.epochs": f"Fine-tuning: {fine_tune_epochs} epochs of all layers, a low learning rate that falls to 0.",
         "fine_tune.augmentation": f"Augmentation {augmentation}: about {per_class:,} images per class (--no-flip if "
         "mirroring changes the meaning, as with text).",
     }
@@ -69,7 +66,7 @@ def auto_recipe(
             epochs=fine_tune_epochs,
             learning_rate=5e-4,
             warmup_epochs=0.5,
-            unfreeze=unfreeze,
+            unfreeze="all",
             augmentation=augmentation,
         ),
     )

@@ -35,19 +35,21 @@ def pharma() -> RunConfig:
 def drawn_pills() -> RunConfig:
     """``run --dataset drawn_pills``: the offline substitute for pharma, with weights from a Python package.
 
-    Measured on two cores without a GPU: test 89.0 %, 92.3 % and 91.1 % for seeds 0, 1, 2 (n = 246).
+    The settings are those of the automatic recipe, at 160 pixels, so that it takes two minutes on two cores.
     """
     return RunConfig(
         dataset="drawn_pills",
         backbone="efficientnet_lite0",
         image_size=160,
-        head=(256,),
-        dropout=0.3,
+        head_features="all",
+        head_init="lda",
+        refit=True,
+        dropout=0.2,
         batch_size=32,
         test_fraction=0.2,
         val_fraction=0.15,
-        frozen=Phase(epochs=15, learning_rate=1e-3, patience=4, augmentation="strong", copies=4),
-        fine_tune=replace(FINE_TUNING, epochs=4, learning_rate=3e-4, warmup_epochs=0.3, unfreeze="stage5"),
+        frozen=Phase(epochs=5, learning_rate=3e-4, patience=3),
+        fine_tune=replace(FINE_TUNING, epochs=3, learning_rate=5e-4, warmup_epochs=0.5),
     )
 
 

@@ -13,7 +13,9 @@ def pretrained_or_scratch(recipe: RunConfig) -> dict[str, RunConfig]:
     network, weights and learning rate only. --learning-rates 1e-4,1e-3,1e-2 chose these rates on drawn_pills.
     """
     training = Phase(epochs=10, learning_rate=1e-4, unfreeze="all", augmentation="padded_crop")
-    pretrained = dataclasses.replace(recipe, head=(), dropout=0.0, frozen=Phase(), fine_tune=training)
+    pretrained = dataclasses.replace(
+        recipe, head=(), head_features="last", refit=False, dropout=0.0, frozen=Phase(), fine_tune=training
+    )
     scratch = dataclasses.replace(
         pretrained, backbone="small_cnn", weights="none", fine_tune=dataclasses.replace(training, learning_rate=1e-3)
     )
