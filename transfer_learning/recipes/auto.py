@@ -48,7 +48,7 @@ def auto_recipe(
     reasons |= {
         "frozen.epochs": f"Frozen phase: at most {frozen_epochs} epochs with early stopping; ridge regression initializes "
         "the head.",
-        "fine_tune.epochs": f"Fine-tuning: {fine_tune_epochs} epochs of all layers, a low learning rate that falls to 0.",
+        "fine_tune.epochs": f"Fine-tuning: {fine_tune_epochs} epochs, a low learning rate that falls to 0.",
         "fine_tune.augmentation": f"Augmentation {augmentation}: about {per_class:,} images per class (--no-flip if "
         "mirroring changes the meaning, as with text).",
     }

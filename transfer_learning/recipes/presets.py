@@ -61,6 +61,6 @@ def preset_values(config: RunConfig) -> tuple[dict[str, Any], dict[str, str]]:
     elif preset.epochs > 1:
         epochs = values["fine_tune.epochs"] = preset.epochs * config.fine_tune.epochs
         reasons["fine_tune.epochs"] = (
-            f"Fine-tuning: {epochs} epochs of all layers, a low learning rate that falls to 0."
+            f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
         )
     return values, reasons
