@@ -76,7 +76,7 @@ def auto_recipe(
 def fine_tune_epochs_for(num_images: int, image_size: int) -> int:
     """About as much computing for every dataset of up to 1,200 images: that of 2,450 images of 224 pixels.
 
-    Larger ones have two epochs, and from 10,000 images on three: there the backbone learns most of what it can.
+    Larger ones have two epochs, and from 10,000 images on three.
     """
     fewest = 2 if num_images < 10_000 else 3
     return _clip(round(2450 * (224 / image_size) ** 2 / max(1, num_images)), fewest, 12)

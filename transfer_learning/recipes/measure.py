@@ -183,9 +183,7 @@ def measured_choices(
     elif best.image_size != config.image_size and config.fine_tune.epochs:
         usual = fine_tune_epochs_for(num_val + len(train), best.image_size)
         epochs = values["fine_tune.epochs"] = PRESETS[config.preset].epochs * usual
-        reasons["fine_tune.epochs"] = (
-            f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
-        )
+        reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
     return {name: value for name, value in values.items() if name not in given}, reasons, candidates
 
 

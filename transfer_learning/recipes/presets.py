@@ -60,7 +60,5 @@ def preset_values(config: RunConfig) -> tuple[dict[str, Any], dict[str, str]]:
         reasons["frozen.epochs"] = "Frozen phase: 1 epoch at a tiny learning rate, so that the closed form stays."
     elif preset.epochs > 1:
         epochs = values["fine_tune.epochs"] = preset.epochs * config.fine_tune.epochs
-        reasons["fine_tune.epochs"] = (
-            f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
-        )
+        reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."
     return values, reasons
