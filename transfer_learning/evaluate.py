@@ -48,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     split = flags.split or "test"
 
     with quiet_start(in_command=True):
+        from transfer_learning.datasets.sources.table import Columns
         from transfer_learning.experiments import ensembles
         from transfer_learning.experiments.exported_file import ExportedFile
         from transfer_learning.experiments.finished_run import FinishedRun
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
 
     runs = [FinishedRun(run_dir) for run_dir in run_dirs]
     if new is None and flags.dataset:
-        evaluate_on(runs[0], flags.dataset, flags.split)
+        evaluate_on(runs[0], flags.dataset, flags.split, Columns(flags.path_column or "", flags.label_column or ""))
     elif new is None:
         if len(transforms) > 1:
             ensembles.evaluate_tta(runs[0], split, transforms)
@@ -99,6 +100,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset", metavar="DATASET", help="labelled images elsewhere: the run's own, which were moved, or other ones"
     )
+    for name in ("path", "label"):
+        what = f"with --dataset TABLE: the column with the {name}s (default: that of the run)"
+        parser.add_argument(f"--{name}-column", metavar="COLUMN", help=what)
     flags = parser.parse_args(arguments)
     num_runs = len(flags.run_dirs)
     if len({Path(path).resolve() for path in flags.run_dirs}) < num_runs:
@@ -117,6 +121,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("--soup takes neither --tta nor --split; make the soup, then evaluate it with them.")
     if flags.dataset is not None and (num_runs > 1 or flags.tta is not None):
         raise UserError("--dataset evaluates one run without --tta; leave out the other runs and --tta.")
+    if flags.dataset is None and (column := flags.path_column or flags.label_column):
+        raise UserError(f"The column {column} was named without a table; give the table as --dataset TABLE.")
     if flags.run_dir is not None and num_runs == 1:
         raise UserError(f"Results of one run go into its directory; leave out --run-dir {flags.run_dir}.")
     return flags

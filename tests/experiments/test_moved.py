@@ -135,6 +135,23 @@ def test_a_finished_run_is_evaluated_on_its_moved_images(place, begun):
     assert RunDir(begun / "finished").predictions("test").read_bytes() == before
 
 
+def test_a_table_is_read_by_the_columns_that_are_named_or_were_named_for_the_run(begun, tmp_path, capsys):
+    shutil.copytree(begun / "finished", tmp_path / "run")
+    table = pd.read_csv(as_table(begun)).rename(columns={"path": "where", "label": "what"})
+    table.assign(path="x", label="y").to_csv(tmp_path / "other.csv", index=False)
+    command = [str(tmp_path / "run"), "--dataset", str(tmp_path / "other.csv")]
+    before = RunDir(tmp_path / "run").predictions("test").read_bytes()
+    assert run_main(evaluate.main, command) == 2
+    assert run_main(evaluate.main, [*command, "--path-column", "where", "--label-column", "what"]) == 0
+    assert "holds the images that" in capsys.readouterr().out
+    config = RunDir(tmp_path / "run").config
+    config.write_text(
+        dataclasses.replace(RunDir(tmp_path / "run").read_config(), path_column="where", label_column="what").to_json()
+    )
+    assert run_main(evaluate.main, command) == 0
+    assert RunDir(tmp_path / "run").predictions("test").read_bytes() == before
+
+
 def test_other_labelled_images_are_evaluated_by_the_names_of_their_classes(begun, tmp_path, capsys):
     folder = draw_photos(tmp_path / "new photos.v2", classes=("Circle", "cross", "croos"), num_per_class=5, seed=3)
     shutil.copy(begun / "wrapper" / "photos" / "cross" / "001.png", folder / "cross" / "copy.png")

@@ -16,6 +16,7 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.moved import read_manifest, with_recorded_ids
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
+from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
 from transfer_learning.experiments.prediction import COLUMNS, Input, find_images, predict_images
@@ -37,6 +38,7 @@ class FinishedRun:
 
     run_dir: RunDir
     dataset: str = ""  # where the images are, if not where they were
+    columns: Columns | None = None  # of `dataset`, if it is a table; None: as in the config
 
     @property
     def name(self) -> str:
@@ -114,9 +116,10 @@ class FinishedRun:
         """
         place, fingerprint = self.dataset or self.config.dataset, self.environment["dataset"]["fingerprint"]
         check_place(place, "--dataset")
-        data = with_recorded_ids(
-            load_prepared(replace(self.config, dataset=place), self.value_ranges), self.run_dir.manifest, fingerprint
-        )
+        config = replace(self.config, dataset=place)
+        if self.columns:
+            config = replace(config, path_column=self.columns.path, label_column=self.columns.label)
+        data = with_recorded_ids(load_prepared(config, self.value_ranges), self.run_dir.manifest, fingerprint)
         if data.fingerprint != fingerprint:
             raise UserError(
                 f"The images, labels, splits or order of classes of {place} are not those that {self.name} was trained "

@@ -17,6 +17,7 @@ from transfer_learning.datasets.manifest import COLUMNS
 from transfer_learning.datasets.moved import read_manifest
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.datasets.sources.registry import load_dataset
+from transfer_learning.datasets.sources.table import BY_NAME, Columns
 from transfer_learning.errors import UserError, did_you_mean
 from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.ensembles import evaluate_again
@@ -30,23 +31,27 @@ logger = logging.getLogger(__name__)
 NUM_NAMED = 4  # classes per message
 
 
-def evaluate_on(run: FinishedRun, place: str, split: str | None) -> dict[str, Any]:
+def evaluate_on(run: FinishedRun, place: str, split: str | None, columns: Columns = BY_NAME) -> dict[str, Any]:
     """Evaluates a run on the dataset at `place`; the results are written into its directory and returned.
 
     If those are the images that the run was trained on, they have only moved, and `split` (default: "test") is evaluated
     again. Otherwise all images of the dataset are evaluated, or those of its own split `split`.
 
+    Args:
+        columns: of a table; "" for those of the run's config.
+
     Raises:
         UserError: there is no such dataset, or no image of a class of the run.
     """
-    dataset = load_dataset(place, run.config.data_dir, for_training=False)
     config = run.config
+    columns = Columns(columns.path or config.path_column, columns.label or config.label_column)
+    dataset = load_dataset(place, config.data_dir, for_training=False, columns=columns)
     size, cache = config.stored_size, Cache.of(config)
     images = cached_images(dataset, size, config.resize, cache, config.decoded_gb, run.value_ranges)
     recorded = read_manifest(run.run_dir.manifest)
     if recorded is not None and sorted(recorded["sha256"]) == sorted(images.facts["sha256"]):
         logger.info(f"{place} holds the images that {run.name} was trained on.")
-        return evaluate_again(replace(run, dataset=place), split or "test")
+        return evaluate_again(replace(run, dataset=place, columns=columns), split or "test")
 
     name = result_name(place)
     manifest, left_out = _labelled(dataset, images, run, name, split)
