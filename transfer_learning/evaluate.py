@@ -101,8 +101,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--dataset", metavar="DATASET", help="labelled images elsewhere: the run's own, which were moved, or other ones"
     )
     for name in ("path", "label"):
-        what = f"with --dataset TABLE: the column with the {name}s (default: that of the run)"
-        parser.add_argument(f"--{name}-column", metavar="COLUMN", help=what)
+        column = f"with --dataset TABLE: the column with the {name}s (default: that of the run)"
+        parser.add_argument(f"--{name}-column", metavar="COLUMN", help=column)
     flags = parser.parse_args(arguments)
     num_runs = len(flags.run_dirs)
     if len({Path(path).resolve() for path in flags.run_dirs}) < num_runs:
@@ -121,8 +121,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         raise UserError("--soup takes neither --tta nor --split; make the soup, then evaluate it with them.")
     if flags.dataset is not None and (num_runs > 1 or flags.tta is not None):
         raise UserError("--dataset evaluates one run without --tta; leave out the other runs and --tta.")
-    if flags.dataset is None and (column := flags.path_column or flags.label_column):
-        raise UserError(f"The column {column} was named without a table; give the table as --dataset TABLE.")
+    if flags.dataset is None and (named := flags.path_column or flags.label_column):
+        raise UserError(f"The column {named} was named without a table; give the table as --dataset TABLE.")
     if flags.run_dir is not None and num_runs == 1:
         raise UserError(f"Results of one run go into its directory; leave out --run-dir {flags.run_dir}.")
     return flags
