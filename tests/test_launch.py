@@ -105,6 +105,31 @@ def test_a_worker_killed_then_all_stopped_then_continued_by_one_process(num_work
 
 
 @pytest.mark.long
+def test_workers_solve_the_head_after_fine_tuning_as_one_process_does(config, tmp_path):
+    config = dataclasses.replace(
+        config,
+        head=(),
+        head_features="all",
+        head_init="lda",
+        refit=True,
+        frozen=dataclasses.replace(config.frozen, epochs=1),
+        fine_tune=dataclasses.replace(config.fine_tune, epochs=2),
+    )
+    one, two = RunDir(tmp_path / "one"), RunDir(tmp_path / "two")
+    run_experiment(config, one)
+    process = launched(2, config, two)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    rows, expected = (json.loads(run_dir.evaluation.read_text())["final_weights"] for run_dir in (two, one))
+    assert any(row["is_solved"] for row in rows)
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, abs=1e-3)
+    tables = [pd.read_csv(run_dir.predictions("test"), index_col="id") for run_dir in (one, two)]
+    probabilities = [table.drop(columns=["label", "predicted"]) for table in tables]
+    np.testing.assert_allclose(*probabilities, atol=1e-3)
+
+
+@pytest.mark.long
 def test_as_many_workers_give_the_same_bits_after_a_kill(config, tmp_path):
     directories = []
     for name in ("unbroken", "killed"):
