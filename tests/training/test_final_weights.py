@@ -44,6 +44,20 @@ def logits_with_errors(labels, wrong, scale=4.0):
     return (scale * np.eye(2)[predicted] + noise).astype(np.float32)
 
 
+@pytest.mark.parametrize(
+    ("num_images", "wrong", "is_chosen"),
+    [(16, range(1, 9), False), (16, range(4, 11), False), (16, range(2), True), (24, range(1, 9), True)],
+    ids=["few, equal", "few, hardly better", "few, clearly better", "more, equal"],
+)
+def test_with_few_validation_images_a_closed_form_head_has_to_be_ahead(num_images, wrong, is_chosen):
+    labels = np.arange(num_images, dtype=np.int32) % 2
+    frozen = logits_with_errors(labels, range(8))
+    phase = finished_phase(frozen, logits_with_errors(labels, wrong), labels)
+    phase.best = [np.float32(0)]
+    rows = choose_final_weights(phase, "val_accuracy", lambda: phase.weights[0].assign(1.0))
+    assert any(row["is_solved"] and row["chosen"] for row in rows) == is_chosen
+
+
 LABELS = np.arange(100, dtype=np.int32) % 2
 MANY, FEW = range(30), range(6)
 

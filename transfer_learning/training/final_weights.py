@@ -28,13 +28,14 @@ MARGIN = 2.0
 # Standard errors by which weights with a closed-form head may be behind: they do not depend on how far a few epochs have
 # trained the head, and were better on test images in docs/benchmarks.md also where validation images could not tell.
 BEHIND = 1.0
+FEW = 20  # validation images below which such weights have to be that much ahead instead
 
 
 def choose_final_weights(
     active: ActivePhase, monitor: str, solve_head: Callable[[], None] | None = None, groups: np.ndarray | None = None
 ) -> list[dict]:
     """Gives the network the best of several weights, or the frozen phase's if no others are clearly better, and none with
-    a closed-form head are about as good.
+    a closed-form head are about as good, or better by a standard error on few validation images.
 
     They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will
     be calibrated too; or by accuracy, equal ones by that loss.
@@ -71,9 +72,9 @@ def choose_final_weights(
         row |= {"gain": (frozen - compared).mean(), "standard_error": (frozen - compared).std() / len(labels) ** 0.5}
         kind = {"is_average": is_average, "is_solved": is_solved, "chosen": False}
         rows.append({name: float(value) for name, value in row.items()} | kind)
-    better = [
-        row for row in rows[1:] if row["gain"] > (-BEHIND if row["is_solved"] else MARGIN) * row["standard_error"]
-    ]
+    is_few = len(labels) < FEW
+    margins = {True: BEHIND if is_few else -BEHIND, False: MARGIN}
+    better = [row for row in rows[1:] if row["gain"] > margins[row["is_solved"]] * row["standard_error"]]
     best = min(better, key=lambda row: (-row["gain"], row["val_loss"]), default=rows[0])
     best["chosen"] = True
     if best["is_solved"]:
@@ -83,7 +84,7 @@ def choose_final_weights(
         _assign(active, best["fine_tuned"], best["is_average"])
     active.keep_best()
     active.initial = []  # no checkpoint needs them any more
-    logger.info(describe_choice(rows, monitor))
+    logger.info(describe_choice(rows, monitor, is_few))
     return rows
 
 
@@ -94,7 +95,7 @@ def keeps_backbone(config: RunConfig, rows: list[dict]) -> bool:
     return not config.fine_tune.epochs or bool(rows and rows[0]["chosen"])
 
 
-def describe_choice(rows: list[dict], monitor: str) -> str:
+def describe_choice(rows: list[dict], monitor: str, is_few: bool) -> str:
     """``Final weights: fine-tuned (calibrated val_loss 0.31; the frozen phase 0.42, halfway 0.33).``"""
     heads = [" with a closed-form head" if row["is_solved"] else "" for row in rows]
     names = [
@@ -111,7 +112,8 @@ def describe_choice(rows: list[dict], monitor: str) -> str:
     if best is rows[0]:
         lead = ", which nothing beats by more than two standard errors"
     elif best["gain"] < MARGIN * best["standard_error"]:
-        lead = ", preferred where it is at most a standard error behind the frozen phase"
+        lead = f", preferred where it is {'more than' if is_few else 'at most'} a standard error "
+        lead += f"{'ahead of' if is_few else 'behind'} the frozen phase"
     elif any(sign * row[monitor] > sign * best[monitor] for row in rows):
         lead = ", the best of those that beat the frozen phase by more than two standard errors"
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
