@@ -38,6 +38,7 @@ from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import read_json, write_json, write_text
 from transfer_learning.storage.notes import Note, NotesHandler
 from transfer_learning.storage.run_directory import RunDir
+from transfer_learning.training.closed_form import has_others
 from transfer_learning.training.estimate import RunEstimate, estimate_run
 from transfer_learning.training.final_weights import keeps_backbone
 from transfer_learning.training.history import describe_phase, phase_results
@@ -118,8 +119,10 @@ def run_experiment(
                 if begun_with:
                     data = with_recorded_ids(data, run_dir.manifest, begun_with["dataset"]["fingerprint"])
             del dataset, without_unseen  # the paths of a million images take a gigabyte
-            check_splits(config, data)
-            config = without_validation(config, data)
+            is_solved = config.refits_closed_form and bool(cuts.get("frozen")) and not classifier.copied
+            calibrating = what_calibrates(config, data, is_solved)
+            check_splits(config, data, calibrating)
+            config = without_validation(config, data, calibrating)
             if config.folds:
                 divide(config, data)  # fails now, not after the training
             logger.info(f"{data.describe()}.")
@@ -151,7 +154,7 @@ def run_experiment(
                 with stage("folds"):
                     found = predict_folds(config, data, devices.fingerprint, stop)
                     folds = evaluate_folds(found, config, data, run_dir)
-                    if not len(data.split("val")) and not unseen:
+                    if not len(data.split("val")) and not unseen and folds["is_shipped_head"]:
                         unseen = Unseen(found.logits, found.labels, data.groups("train"), "out-of-fold")
 
             # Evaluation of the model that is saved, from images to probabilities; by cached features, of which some images
@@ -243,7 +246,22 @@ def oom_as_user_error(config: RunConfig, num_workers: int) -> Iterator[None]:
         ) from None
 
 
-def check_splits(config: RunConfig, data: PreparedDataset) -> None:
+def what_calibrates(config: RunConfig, data: PreparedDataset, is_solved: bool) -> str:
+    """Names the images that calibrate the confidences: "leave-one-out predictions", for instance; "" if none do.
+
+    Args:
+        is_solved: the head is a closed form, which `refit_head` solves again.
+    """
+    if len(data.split("val")):
+        return "the validation images"
+    if config.fine_tune.epochs:  # its network knows all of the training images
+        return ""
+    if is_solved and has_others(data.split("train").labels, data.groups("train")).any():
+        return "leave-one-out predictions"
+    return f"{config.folds} folds" if config.folds else ""
+
+
+def check_splits(config: RunConfig, data: PreparedDataset, calibrating: str) -> None:
     """Raises UserError if images are missing that the config needs for validation or evaluation."""
     if not len(data.split("val")):
         if config.find_learning_rate and config.fine_tune.epochs:
@@ -256,7 +274,7 @@ def check_splits(config: RunConfig, data: PreparedDataset) -> None:
                 f"--monitor {config.monitor} needs validation images, and {config.dataset} has none; raise "
                 "--val-fraction, or pass --monitor loss."
             )
-        if config.unseen_classes and not config.folds:
+        if config.unseen_classes and not calibrating:
             raise UserError(
                 f"--unseen-classes {config.unseen_classes} needs validation images for the rejection threshold, and "
                 f"{config.dataset} has none; raise --val-fraction, or leave the flag out."
@@ -268,14 +286,12 @@ def check_splits(config: RunConfig, data: PreparedDataset) -> None:
         )
 
 
-def without_validation(config: RunConfig, data: PreparedDataset) -> RunConfig:
+def without_validation(config: RunConfig, data: PreparedDataset, calibrating: str) -> RunConfig:
     """The config of a run whose classes have too few images for validation, after a warning; else `config` itself."""
     if len(data.split("val")):
         return config
     monitor = f", and --monitor is loss instead of {config.monitor}." if config.monitor.startswith("val") else "."
-    folds = f"{config.folds} folds" if config.folds else ""
-    is_left_out = config.refits_closed_form and data.manifest["label"].duplicated().any()
-    if calibrating := "leave-one-out predictions" if is_left_out else folds:
+    if calibrating:
         logger.info(f"There are no validation images: {calibrating} calibrate the confidences{monitor}")
     else:
         logger.warning(
