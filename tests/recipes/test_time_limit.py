@@ -43,7 +43,7 @@ def test_anything_else_is_refused(text):
         (55, (), {}),  # as it is
         (36, (), {"fine_tune.epochs": 2}),
         (25, (), {"fine_tune.epochs": 1}),
-        (24, (), {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-5}),
+        (24, (), {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-9}),
         (1000, ("fine_tune.epochs",), {}),
     ],
 )

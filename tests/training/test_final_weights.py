@@ -15,10 +15,10 @@ from transfer_learning.training.optimizers import make_optimizer
 
 def finished_phase(frozen, fine_tuned, labels):
     """A phase whose network moves from the logits `frozen` to the logits `fine_tuned` while its only weight goes to 1."""
-    weight = keras.Variable(1.0)
+    weight, scale = keras.Variable(1.0), keras.Variable(1.0)
 
     def eval_step(inputs, labels):
-        logits = (1 - weight) * inputs[:, 0] + weight * inputs[:, 1]
+        logits = scale * ((1 - weight) * inputs[:, 0] + weight * inputs[:, 1])
         return np.zeros(len(labels)), np.zeros(len(labels)), logits
 
     rows = np.arange(len(labels))
@@ -30,6 +30,7 @@ def finished_phase(frozen, fine_tuned, labels):
         eval_batch_size=16,
         workers=ALONE,
         weights=[weight],
+        scale=scale,
         initial=[np.float32(0)],
         best=[np.float32(1)],
     )
@@ -44,6 +45,12 @@ def logits_with_errors(labels, wrong, scale=4.0):
     return (scale * np.eye(2)[predicted] + noise).astype(np.float32)
 
 
+def solved_head(phase):
+    """Gives the weight the value 1, which stands for a closed form with the logits `fine_tuned`."""
+    phase.weights[0].assign(1.0)
+    return SimpleNamespace(weights=[phase.scale])
+
+
 @pytest.mark.parametrize(
     ("num_images", "wrong", "is_chosen"),
     [(16, range(1, 9), False), (16, range(4, 11), False), (16, range(2), True), (24, range(1, 9), True)],
@@ -54,7 +61,7 @@ def test_with_few_validation_images_a_closed_form_head_has_to_be_ahead(num_image
     frozen = logits_with_errors(labels, range(8))
     phase = finished_phase(frozen, logits_with_errors(labels, wrong), labels)
     phase.best = [np.float32(0)]
-    rows = choose_final_weights(phase, "val_accuracy", lambda: phase.weights[0].assign(1.0))
+    rows = choose_final_weights(phase, "val_accuracy", lambda: solved_head(phase))
     assert any(row["is_solved"] and row["chosen"] for row in rows) == is_chosen
 
 
@@ -113,9 +120,23 @@ def test_a_closed_form_head_on_the_fine_tuned_backbone_is_a_candidate(solved, is
     """Here the weight stands for the head, and the value 1 for the closed form."""
     phase = finished_phase(logits_with_errors(LABELS, MANY), logits_with_errors(LABELS, solved), LABELS)
     phase.best = [np.float32(0)]
-    rows = choose_final_weights(phase, "val_loss", lambda: phase.weights[0].assign(1.0))
+    rows = choose_final_weights(phase, "val_loss", lambda: solved_head(phase))
     assert (
         [row["fine_tuned"] for row in rows if row["is_solved"]] == [0.5, 1.0] == [row["fine_tuned"] for row in rows[5:]]
     )
     assert [row["is_solved"] for row in rows if row["chosen"]] == [is_chosen]
     assert float(phase.weights[0]) == float(phase.best[0]) == is_chosen
+
+
+@pytest.mark.parametrize(
+    ("frozen", "expected"),
+    [(4.0, 0.25), (0.0, 1.0), (float("nan"), 1.0)],
+    ids=["a quarter as confident", "all equal", "not finite"],
+)
+def test_a_closed_form_head_gets_the_spread_of_the_frozen_logits(frozen, expected):
+    """Its own scale comes from images that the fine-tuned backbone knows."""
+    without_errors = logits_with_errors(LABELS, [])
+    phase = finished_phase(frozen * without_errors, 16 * without_errors, LABELS)
+    phase.best = [np.float32(0)]
+    choose_final_weights(phase, "val_loss", lambda: solved_head(phase))
+    assert float(phase.scale) == pytest.approx(expected)

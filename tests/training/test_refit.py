@@ -10,6 +10,7 @@ from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.models.classifier import build_classifier, logits_of_features
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.models.standardization import standardized
+from transfer_learning.recipes.presets import CLOSED_FORM_ONLY
 from transfer_learning.training import phase_builder, solved_heads
 from transfer_learning.training.closed_form import closed_form_head
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts, initialize_head
@@ -74,6 +75,18 @@ def test_other_heads_stay(changes, final_weights, trained):
     phases = dataclasses.replace(phases, config=dataclasses.replace(phases.config, **changes))
     assert refit_head(phases, TrainingState(final_weights=final_weights)) == (None, None)
     assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))
+
+
+def test_the_rate_of_a_run_without_training_leaves_the_closed_form_as_it_is(trained):
+    """A head that an epoch has improved a little, but on every image, would be kept instead of fitted again."""
+    phases, (train, _) = trained
+    active = phases.build("frozen")
+    before = weights_of(phases)
+    batches = [(train.inputs[train.rows[start : start + 8]], train.labels[start : start + 8]) for start in (0, 8, 16)]
+    for inputs, labels in batches:
+        active.train_steps(inputs, labels, [CLOSED_FORM_ONLY["frozen.learning_rate"]])
+    for weight, old in zip(weights_of(phases), before, strict=True):
+        np.testing.assert_allclose(weight, old, rtol=0, atol=1e-7)
 
 
 def test_without_validation_images_the_closed_form_is_calibrated_by_leaving_out(trained):
@@ -155,15 +168,23 @@ def test_a_closed_form_after_fine_tuning_is_fitted_to_validation_images_too_and_
     computed, outputs = [], phase_builder.outputs
     monkeypatch.setattr(phase_builder, "outputs", lambda *args: computed.append(len(args[3])) or outputs(*args))
     phases.solve_head()
+    for variable in phases.classifier.head.get_layer("logits").weights:
+        variable.assign(variable / 4)
     without, before = logits_of_features(phases.classifier, val.inputs, val.rows), weights_of(phases)
+    trained_before = phases.train_logits()
     val_logits, left_out = refit_head(phases, TrainingState(final_weights=[{"chosen": True, "is_solved": True}]))
     assert left_out is None
     np.testing.assert_allclose(val_logits, without, atol=1e-4)
     assert computed == [len(train), len(val)]  # no image twice
-    found = weights_of(phases)
+    *standardization, kernel, bias = weights_of(phases)
+    assert phases.train_logits().std() == pytest.approx(np.std(trained_before), rel=1e-4)  # as confident as before
     initialize_head(phases.config, phases.classifier, train.joined(val))
-    for weight, expected, old in zip(found, weights_of(phases), before, strict=True):
-        np.testing.assert_allclose(weight, expected, rtol=1e-3, atol=1e-3)
+    *expected, solved_kernel, solved_bias = weights_of(phases)
+    factor = kernel.std() / solved_kernel.std()
+    for weight, value, old in zip(
+        (*standardization, kernel, bias), (*expected, factor * solved_kernel, factor * solved_bias), before, strict=True
+    ):
+        np.testing.assert_allclose(weight, value, rtol=1e-3, atol=1e-3)
         assert not np.array_equal(weight, old)
 
 

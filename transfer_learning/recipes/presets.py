@@ -8,7 +8,7 @@ from transfer_learning.models.backbones import find_backbone
 LARGE_ENOUGH = (160, 224)  # image sizes of the recipe that others may replace
 USUAL_SIZE = 224  # that the backbones were trained with
 # A tiny step: what is shipped is the closed form.
-CLOSED_FORM_ONLY = {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-5}
+CLOSED_FORM_ONLY = {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-9}
 
 
 class Preset(NamedTuple):

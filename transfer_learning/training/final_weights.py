@@ -8,6 +8,7 @@ the backbone more than they train the head, so the closed-form head on the fine-
 import logging
 from collections.abc import Callable
 
+import keras
 import numpy as np
 from scipy.special import log_softmax
 
@@ -32,7 +33,10 @@ FEW = 20  # validation images below which such weights have to be that much ahea
 
 
 def choose_final_weights(
-    active: ActivePhase, monitor: str, solve_head: Callable[[], None] | None = None, groups: np.ndarray | None = None
+    active: ActivePhase,
+    monitor: str,
+    solve_head: Callable[[], keras.layers.Layer] | None = None,
+    groups: np.ndarray | None = None,
 ) -> list[dict]:
     """Gives the network the best of several weights, or the frozen phase's if no others are clearly better, and none with
     a closed-form head are about as good, or better by a standard error on few validation images.
@@ -43,7 +47,8 @@ def choose_final_weights(
     Args:
         active: the finished fine-tune phase, which knows the weights that it started from.
         monitor: "val_loss" or "val_accuracy".
-        solve_head: sets the head to the closed form on the present backbone; None: no such candidates.
+        solve_head: sets the head to the closed form on the present backbone, and returns the layer of its logits, which
+            get the spread of the frozen phase's; None: no such candidates.
         groups: of the validation images, see `fitted_temperature`.
 
     Returns:
@@ -57,13 +62,16 @@ def choose_final_weights(
     candidates += [(part, False, True) for part in SOLVED_PARTS] if solve_head else []
     rows: list[dict] = []
     solved: dict[float, list[np.ndarray]] = {}
-    frozen = np.zeros(len(labels))
+    frozen = of_frozen = np.zeros(0)
     for part, is_average, is_solved in candidates:
         _assign(active, part, is_average)
-        if is_solved and solve_head:
-            solve_head()
-            solved[part] = [np.array(variable) for variable in active.weights]
+        layer = solve_head() if is_solved and solve_head else None
         _, _, logits = evaluated(active)
+        if layer:
+            logits = scale_logits(layer, of_frozen, logits) * logits
+            solved[part] = [np.array(variable) for variable in active.weights]
+        elif not rows:
+            of_frozen = logits
         losses = calibrated_losses(logits, labels, groups)
         wrong = logits.argmax(axis=1) != labels
         compared = losses if monitor == "val_loss" else wrong.astype(np.float64)
@@ -86,6 +94,23 @@ def choose_final_weights(
     active.initial = []  # no checkpoint needs them any more
     logger.info(describe_choice(rows, monitor, is_few))
     return rows
+
+
+def scale_logits(layer: keras.layers.Layer, before: np.ndarray, after: np.ndarray) -> float:
+    """Gives the logits of a layer the spread of others, and returns the factor; 1 if one of both is 0 or not finite.
+
+    A closed form takes its scale from leave-one-out predictions, and a fine-tuned backbone knows the images that are left
+    out: the confidences on other images would all be near 1, and few validation images cannot correct that.
+
+    Args:
+        before: logits (n, classes) whose spread it gets: the standard deviation around the mean of each image.
+        after: of the same images, by this layer.
+    """
+    wanted, found = ((logits - logits.mean(axis=1, keepdims=True)).std() for logits in (before, after))
+    factor = float(wanted / found) if 0 < wanted < np.inf and 0 < found < np.inf else 1.0
+    for variable in layer.weights:
+        variable.assign(factor * variable)
+    return factor
 
 
 def keeps_backbone(config: RunConfig, rows: list[dict]) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 
+import keras
 import numpy as np
 
 from transfer_learning.config import PHASES, RunConfig, flag_name
@@ -13,7 +14,7 @@ from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.machine.strategy import ALONE, PREPARING_SECONDS, Workers
-from transfer_learning.models.classifier import BATCH, Classifier, outputs, unfreeze_layers
+from transfer_learning.models.classifier import BATCH, Classifier, logits_of_features, outputs, unfreeze_layers
 from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
 from transfer_learning.models.freezing import Cut, find_cut
 from transfer_learning.models.head_features import feature_blocks
@@ -149,17 +150,27 @@ class PhaseBuilder:
         config = self.config
         return bool(self.classifier.copied) or (config.head_init == "lda" and config.starts_from_closed_form)
 
-    def solve_head(self, splits: Sequence[str] = ("train",), workers: Workers | None = None) -> None:
+    def solve_head(self, splits: Sequence[str] = ("train",), workers: Workers | None = None) -> keras.layers.Layer:
         """Sets the head to the closed form of the images of these splits on the present backbone.
 
         Args:
             workers: each computes a part of the features, and all call this; None: those of the run.
+
+        Returns:
+            The layer that computes the logits. A fine-tuned backbone knows the training images, so their leave-one-out
+            predictions give it too large a scale: see `scale_logits`.
         """
         config, classifier, workers = self.config, self.classifier, workers or self.workers
         images = reduce(Examples.joined, map(self.data.split, splits))
         features = np.concatenate([self._present_features(split, workers) for split in splits])
         examples = replace(images, inputs=features, rows=np.arange(len(images)))
         set_closed_form(config, classifier, examples, self.data.groups(*splits))
+        return classifier.head.get_layer("logits")
+
+    def train_logits(self) -> np.ndarray:
+        """Logits of the training images by the present backbone and head, float32 (n, classes), by this worker alone."""
+        features = self._present_features("train", ALONE)
+        return logits_of_features(self.classifier, features, np.arange(len(features)))
 
     def _present_features(self, split: str, workers: Workers) -> np.ndarray:
         """Features of the images of a split by the present backbone, float32 (n, width); the same arrays the next time."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from transfer_learning.machine.strategy import ALONE
 from transfer_learning.models.classifier import logits_of_features, predicted_logits
-from transfer_learning.training.final_weights import calibrated_losses, keeps_backbone
+from transfer_learning.training.final_weights import calibrated_losses, keeps_backbone, scale_logits
 from transfer_learning.training.phase_builder import LeftOut, PhaseBuilder, initialize_head
 from transfer_learning.training.state import TrainingState
 
@@ -36,7 +36,9 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
     if any(row["chosen"] and row.get("is_solved") for row in state.final_weights):
         images = phases.data.split("val")
         val_logits = predicted_logits(classifier, images.inputs, images.rows)
-        phases.solve_head(["train", "val"], ALONE)
+        before = phases.train_logits()
+        layer = phases.solve_head(["train", "val"], ALONE)
+        scale_logits(layer, before, phases.train_logits())
         _tell(len(images))
         return val_logits, None
     if not keeps_backbone(config, state.final_weights):
