@@ -73,7 +73,7 @@ class PreparedDataset:
             splits += f", {counts[UNSEEN]:,} of unseen classes"
         return (
             f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} "
-            f"skipped; {len(self.ignored):,} other files ignored"
+            f"skipped; {len(self.ignored):,} other file{'' if len(self.ignored) == 1 else 's'} ignored"
         )
 
 

@@ -104,7 +104,7 @@ def test_the_verb_reports_all_of_it_and_ends_well(laid, here, capsys):
     number = Counter(fate.partition(":")[0] for fate in expected.values())
     assert (code, errors) == (0, "")
     assert f"{number['used'] + number['skipped']} images of 3 classes" in output
-    assert f"{number['skipped']} skipped; {number['ignored']} other files ignored" in output
+    assert f"{number['skipped']} skipped; {number['ignored']} other file" in output
     assert f"Ignored {number['ignored']} other files:" in output
     parts = " + ".join(f"{number[what]} {what}" for what in ("used", "skipped", "ignored"))
     assert f"{len(files_on_disk(root))} files on disk = {parts}\n" in output
