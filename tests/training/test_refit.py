@@ -11,7 +11,7 @@ from transfer_learning.models.classifier import build_classifier, logits_of_feat
 from transfer_learning.models.standardization import NAME as STANDARDIZE
 from transfer_learning.models.standardization import standardized
 from transfer_learning.recipes.presets import CLOSED_FORM_ONLY
-from transfer_learning.training import phase_builder, solved_heads
+from transfer_learning.training import phase_builder, refit, solved_heads
 from transfer_learning.training.closed_form import closed_form_head
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts, initialize_head
 from transfer_learning.training.phase_inputs import make_phase_inputs
@@ -130,6 +130,16 @@ def test_a_head_that_training_has_made_clearly_better_stays(trained):
     before = weights_of(phases)
     assert refit_head(phases, TrainingState(final_weights=FROZEN)) == (None, None)
     assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))
+
+
+def test_a_head_that_a_tiny_rate_has_made_better_on_every_image_does_not_stay(trained, monkeypatch):
+    """Without it the head lacks the validation images of a large dataset because of a gain of 1e-8."""
+    phases, (train, val) = trained
+    phases.start_head = []
+    losses = iter([np.full(len(val), 0.5), np.full(len(val), 0.5 - 1e-8)])
+    monkeypatch.setattr(refit, "calibrated_losses", lambda *_: next(losses))
+    val_logits, left_out = refit_head(phases, TrainingState(final_weights=FROZEN))
+    assert len(val_logits) == len(val) and len(left_out[0]) == len(train) + len(val)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

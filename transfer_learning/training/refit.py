@@ -17,13 +17,15 @@ from transfer_learning.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
 
+LEAST_GAIN = 1e-3  # of the loss, by training: less is worth less than the validation images
+
 
 def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray | None, LeftOut | None]:
     """Gives the trained network the closed-form head of training and validation images, on the backbone that it ended with.
 
     It is left as it is without `RunConfig.refit`, if the run is evaluated on the validation images, if fine-tuning ended
     with another head than a closed form, or if the epochs of the frozen phase have improved the closed form of the training
-    images by more than a standard error of the calibrated loss.
+    images by more than a standard error, and a thousandth, of the calibrated loss.
 
     Returns:
         Logits of the validation images by a head without them, float32 (n, classes), None if there are none; and what
@@ -53,8 +55,9 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
     val_logits = logits_of_features(classifier, val.inputs, val.rows)
     if len(val):
         found = val.labels, phases.data.groups("val")
-        gains = calibrated_losses(val_logits, *found) - calibrated_losses(of_trained, *found)
-        if gains.mean() > gains.std() / len(gains) ** 0.5:
+        of_start = calibrated_losses(val_logits, *found)
+        gains = of_start - calibrated_losses(of_trained, *found)
+        if gains.mean() > max(gains.std() / len(gains) ** 0.5, LEAST_GAIN * of_start.mean()):
             classifier.head.set_weights(trained_head)
             return None, None
     groups = phases.data.groups("train", "val")
