@@ -167,13 +167,25 @@ def test_few_validation_images_decide_nothing(config):
     few = dataclasses.replace(config, val_fraction=0.1)
     assert 0 < (load_prepared(few).manifest["split"] == "val").sum() < measure.MIN_VAL
     values, reasons, _ = chosen_for(few)
-    assert values["fine_tune.epochs"] == 0 and "too few" in reasons["fine_tune.epochs"]
+    assert values["fine_tune.epochs"] == 0 and "too few" in reasons["fine_tune"]
     assert values["folds"] == measure.MAX_FOLDS and values["monitor"] == "loss"  # so that the head trains on all images
     assert not {"folds", "monitor"} & set(chosen_for(few, ["val_fraction"])[0])
     none = dataclasses.replace(config, val_fraction=0.0)
     values = chosen_for(none)[0]
     assert values["monitor"] == "loss"
     with_values(none, values).check()
+
+
+def test_the_log_says_that_few_images_are_not_fine_tuned(config, tmp_path):
+    photos = draw_photos(tmp_path / "photos", num_per_class=12)
+    values = {"dataset": str(photos), "image_size": 16}
+    values |= {name: getattr(config, name) for name in ("backbone", "weights", "cache_dir")}
+    chosen, reasons = config_from_values(values, measure=True)
+    assert chosen.fine_tune.epochs == 0 and (chosen.frozen.epochs, chosen.frozen.learning_rate) == (1, 1e-9)
+    said = " ".join(reason for reason in reasons if isinstance(reason, str))
+    assert "No fine-tuning: " in said and "Frozen phase: 1 epoch" in said and "epochs with early stopping" not in said
+    chosen, reasons = config_from_values(values | {"frozen.epochs": 10}, measure=True)
+    assert chosen.frozen.learning_rate > 1e-5 and any("No fine-tuning: " in reason for reason in reasons)
 
 
 def test_test_images_are_not_looked_at(config, tmp_path, monkeypatch):

@@ -56,6 +56,15 @@ def test_larger_backbones_are_compared_if_their_weights_are_here(preset, changes
     assert backbones_to_compare(config) == [name for name in expected if name != "efficientnet_lite2"]
 
 
+def test_the_fast_preset_trains_a_head_that_has_no_closed_form_and_epochs_that_are_given():
+    fast = {"dataset": "digits", "preset": "fast"}
+    assert config_from_values(fast)[0].frozen.learning_rate == 1e-9
+    hidden, usual = (config_from_values(fast | {"head": (64,), "preset": one})[0] for one in ("fast", "balanced"))
+    assert hidden.frozen == usual.frozen and hidden.frozen.epochs > 3 and hidden.fine_tune.epochs == 0
+    longer = config_from_values(fast | {"frozen.epochs": 10})[0]
+    assert longer.frozen.epochs == 10 and longer.frozen.learning_rate == 3e-4 and longer.fine_tune.epochs == 0
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_replaces_the_recipe_of_a_known_dataset(preset):
     config, reasons = config_from_values({"dataset": "digits", "preset": preset, "fine_tune.patience": 4})

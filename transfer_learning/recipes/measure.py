@@ -34,10 +34,11 @@ from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.recipes.auto import fine_tune_epochs_for
 from transfer_learning.recipes.deadline import Deadline
 from transfer_learning.recipes.presets import (
-    CLOSED_FORM_ONLY,
     PRESETS,
     USUAL_SIZE,
+    WHY_ONE_EPOCH,
     backbones_to_compare,
+    closed_form_only,
     sizes_to_compare,
 )
 from transfer_learning.storage.cache import Cache
@@ -173,10 +174,10 @@ def measured_choices(
         values["monitor"] = "loss"
     values["refit"] = True
     if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
-        values |= CLOSED_FORM_ONLY
-        reasons["fine_tune.epochs"] = (
-            f"No fine-tuning: {num_val} validation images are too few to tell whether it helps, so the closed form stays."
-        )
+        values |= closed_form_only(given)
+        # Not of one of its fields: those of a phase without epochs are left out.
+        reasons["fine_tune"] = f"No fine-tuning: {num_val} validation images are too few to tell whether it helps."
+        reasons["frozen.epochs"] = WHY_ONE_EPOCH
         is_drawn = not {"val_fraction", "monitor"} & set(given) and all(one.split != "val" for one in dataset.examples)
         if is_drawn and (folds := _num_folds(data)):
             values |= {"folds": folds, "monitor": "loss"}

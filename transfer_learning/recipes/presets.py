@@ -1,5 +1,6 @@
 """How much the automatic recipe tries and trains; a new preset is a row of `PRESETS`."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from transfer_learning.config import RunConfig
@@ -9,6 +10,7 @@ LARGE_ENOUGH = (160, 224)  # image sizes of the recipe that others may replace
 USUAL_SIZE = 224  # that the backbones were trained with
 # A tiny step: what is shipped is the closed form.
 CLOSED_FORM_ONLY = {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-9}
+WHY_ONE_EPOCH = "Frozen phase: 1 epoch at a tiny learning rate, so that the closed form stays."
 
 
 class Preset(NamedTuple):
@@ -48,16 +50,28 @@ def backbones_to_compare(config: RunConfig) -> list[str]:
     return [name for name in names if find_backbone(name).weights_status() in ("installed", "downloaded")]
 
 
-def preset_values(config: RunConfig) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the preset changes in a config of the automatic recipe, and the reasons, by the name of the field."""
+def closed_form_only(given: Collection[str]) -> dict[str, Any]:
+    """The values with which the closed form is shipped; epochs of the frozen phase that are given do train the head."""
+    skipped = "frozen.learning_rate" if "frozen.epochs" in given else ""
+    return {name: value for name, value in CLOSED_FORM_ONLY.items() if name != skipped}
+
+
+def preset_values(config: RunConfig, given: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the preset changes in a config of the automatic recipe, and the reasons, by the name of the field.
+
+    Args:
+        config: with the values of the `given` fields.
+    """
     preset = PRESETS[config.preset]
     values: dict[str, Any] = {}
     reasons = {"preset": f"Preset {config.preset}: {preset.description}."} if config.preset != RunConfig.preset else {}
     if config.image_size not in sizes_to_compare(config):
         values["image_size"] = sizes_to_compare(config)[0]
-    if preset.epochs == 0:
-        values |= CLOSED_FORM_ONLY
-        reasons["frozen.epochs"] = "Frozen phase: 1 epoch at a tiny learning rate, so that the closed form stays."
+    if preset.epochs == 0 and not config.starts_from_closed_form:
+        values["fine_tune.epochs"] = 0
+    elif preset.epochs == 0:
+        values |= closed_form_only(given)
+        reasons["frozen.epochs"] = WHY_ONE_EPOCH
     elif preset.epochs > 1:
         epochs = values["fine_tune.epochs"] = preset.epochs * config.fine_tune.epochs
         reasons["fine_tune.epochs"] = f"Fine-tuning: {epochs} epochs, a low learning rate that falls to 0."

@@ -77,7 +77,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     dataset = split_off_unseen(dataset, values.get("unseen_classes", RunConfig.unseen_classes))
     config, reasons = auto_recipe(values["dataset"], **survey(dataset)._asdict())
     config = replace(config, preset=values.get("preset", config.preset))
-    preset, preset_reasons = preset_values(config)
+    preset, preset_reasons = preset_values(with_values(config, values), values)
     return with_values(config, preset), reasons | preset_reasons, values
 
 
