@@ -142,6 +142,13 @@ def test_with_more_images_of_the_same_classes_those_that_are_tested_stay_so(fini
     assert result["comparison"]["num_examples"] == evaluation["num_examples"] > (old["split"] == "test").sum()
 
 
+def test_a_run_without_a_test_image_is_not_compared_on_those_that_it_has_trained_on(finished, tmp_path):
+    new = draw_photos(tmp_path / "new", num_per_class=1, seed=9)
+    config = continued(finished, dataset=str(new), **{"frozen.epochs": 1, "fine_tune.epochs": 0})
+    evaluation = run_experiment(config, RunDir(tmp_path / "run"))
+    assert evaluation["split"] == "train" and evaluation["earlier_run"]["comparison"] is None
+
+
 def test_without_an_image_that_is_left_nothing_is_compared(finished, tmp_path):
     alone = draw_photos(tmp_path / "alone", ("new", "newer", "newest"), seed=3)
     config = continued(finished, dataset=str(alone), **{"frozen.epochs": 1, "fine_tune.epochs": 0})

@@ -53,7 +53,7 @@ def compare_with_earlier(
             f"{is_trained_on.sum():,} of {len(part):,} {data.eval_split} images decided the weights of "
             f"{earlier_dir.path}, so the accuracy is too high; the comparison with that run leaves them out."
         )
-    is_left = ~is_trained_on & ~is_other_class
+    is_left = ~is_trained_on & ~is_other_class & (data.eval_split != "train")
     if is_left.any():
         predicted = _predicted(earlier, earlier_dir, config, data, rows[is_left])
         is_right = ensemble.is_correct(predictions.read(run_dir.predictions(data.eval_split)))
