@@ -135,6 +135,16 @@ def test_a_run_that_fine_tunes_keeps_its_validation_images_and_says_what_the_fol
     assert "These are heads on frozen features" in RunDir(tmp_path / "run").report.read_text()
 
 
+def test_the_folds_of_a_run_that_ends_with_the_closed_form_are_of_closed_forms(config, tmp_path):
+    results = []
+    for rate in (1e-2, 1e-1):  # at which it trains heads that are not shipped
+        frozen = dataclasses.replace(config.frozen, learning_rate=rate)
+        run_dir = RunDir(tmp_path / str(rate))
+        results.append(run_experiment(dataclasses.replace(config, refit=True, frozen=frozen), run_dir))
+    assert len({result["weights_sha256"] for result in results}) == 1
+    assert results[0]["folds"] == results[1]["folds"] and results[0]["folds"]["is_shipped_head"]
+
+
 def test_wrong_labels_are_listed_for_review(config, data, tmp_path):
     rows, places = folds.divide(config, data)
     labels = data.split("train").labels.copy()

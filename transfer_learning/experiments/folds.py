@@ -1,9 +1,9 @@
 """Cross-validation of the head, `--folds K`: each image is predicted by a head that was not trained on it.
 
 The training and validation images are divided into K folds; images of one group, and equal files, share a fold. For each
-fold a head is trained on the features of the others, as the frozen phase of the run trains its own. The backbone is that
-of ImageNet (or of the weights file), frozen: the folds of a run that fine-tunes say what a head on frozen features gives.
-A stopped run computes them again, to the same bits.
+fold a head is trained on the features of the others, as the frozen phase of the run trains its own, or is their closed
+form if the run ends with that. The backbone is that of ImageNet (or of the weights file), frozen: the folds of a run that
+fine-tunes say what a head on frozen features gives. A stopped run computes them again, to the same bits.
 """
 
 import logging
@@ -79,12 +79,15 @@ def divide(config: RunConfig, data: PreparedDataset) -> tuple[np.ndarray, np.nda
     return rows, folds
 
 
-def predict_folds(config: RunConfig, data: PreparedDataset, runtime: dict[str, str], stop: StopRequest) -> OutOfFold:
+def predict_folds(
+    config: RunConfig, data: PreparedDataset, runtime: dict[str, str], stop: StopRequest, is_closed_form: bool = False
+) -> OutOfFold:
     """Trains one head per fold on the cached features of the others, and predicts the images of the fold.
 
     Args:
         runtime: see `PhaseBuilder`.
         stop: see `Trainer`.
+        is_closed_form: the run ends with the closed form, whatever it has trained, and so do the folds.
     """
     rows, folds = divide(config, data)
     fine_tune, monitor = replace(config.fine_tune, epochs=0), config.monitor.removeprefix("val_")
@@ -107,8 +110,11 @@ def predict_folds(config: RunConfig, data: PreparedDataset, runtime: dict[str, s
         of_fold = replace(data, manifest=manifest)
         with muted(), muted("tensorflow", logging.ERROR), tempfile.TemporaryDirectory() as folder:
             builder = PhaseBuilder(own, classifier, of_fold, cuts, runtime)
-            identity = Identity(own, of_fold.fingerprint, "", runtime)
-            Trainer(identity, builder, RunDir(folder), stop).train(TrainingState())
+            if is_closed_form:
+                builder.build("frozen")
+            else:
+                identity = Identity(own, of_fold.fingerprint, "", runtime)
+                Trainer(identity, builder, RunDir(folder), stop).train(TrainingState())
             _, left_out = builder.frozen_inputs
         logits[folds == fold] = logits_of_features(classifier, left_out.inputs, left_out.rows)
         labels[folds == fold] = left_out.labels

@@ -152,7 +152,7 @@ def run_experiment(
             folds = None
             if config.folds:
                 with stage("folds"):
-                    found = predict_folds(config, data, devices.fingerprint, stop)
+                    found = predict_folds(config, data, devices.fingerprint, stop, left_out is not None)
                     folds = evaluate_folds(found, config, data, run_dir)
                     if not len(data.split("val")) and not unseen and folds["is_shipped_head"]:
                         unseen = Unseen(found.logits, found.labels, data.groups("train"), "out-of-fold")
