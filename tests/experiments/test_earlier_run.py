@@ -12,11 +12,13 @@ from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning import run
 from transfer_learning.cli.parser import run_main
+from transfer_learning.config import with_values
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.classifier import build_classifier, load_model, predicted_logits
 from transfer_learning.models.standardization import standardized
+from transfer_learning.recipes.presets import CLOSED_FORM_ONLY
 from transfer_learning.recipes.resolve import config_from_values
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
@@ -140,6 +142,53 @@ def test_with_more_images_of_the_same_classes_those_that_are_tested_stay_so(fini
     result = evaluation["earlier_run"]
     assert result["num_trained_on"] == result["num_other_classes"] == 0
     assert result["comparison"]["num_examples"] == evaluation["num_examples"] > (old["split"] == "test").sum()
+
+
+@pytest.fixture(scope="module")
+def of_few(small_config, tmp_path_factory):
+    """A finished run with the settings of the automatic recipe for few images."""
+    folder, fine_tune = tmp_path_factory.mktemp("few"), dataclasses.replace(small_config.fine_tune, epochs=0)
+    config = dataclasses.replace(
+        small_config, head=(), dropout=0.0, folds=2, val_fraction=0.0, monitor="loss", refit=True
+    )
+    config = dataclasses.replace(config, dataset=str(draw_photos(folder / "photos", num_per_class=6)))
+    config = with_values(dataclasses.replace(config, fine_tune=fine_tune), CLOSED_FORM_ONLY)
+    run_experiment(config, RunDir(folder / "run"))
+    return RunDir(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, {"folds": 0}),  # the images that the weights know cannot validate
+        ({"frozen.epochs": 5}, {"folds": 0, "frozen.learning_rate": 3e-4}),
+        ({"head": (8,)}, {"folds": 0, "frozen.epochs": 45, "frozen.patience": 5, "frozen.learning_rate": 1e-3}),
+        ({"dataset": "", "val_fraction": 0.0}, {"folds": 0}),
+        (
+            {"dataset": ""},
+            {
+                "folds": 0,
+                "val_fraction": 0.15,
+                "monitor": "val_loss",
+                "frozen.epochs": 15,
+                "frozen.learning_rate": 3e-4,
+            },
+        ),
+    ],
+)
+def test_settings_of_a_run_on_few_images_are_not_those_of_one_from_it(values, expected, of_few, photos):
+    values = {name: str(photos) if name == "dataset" else value for name, value in values.items()}
+    config, reasons = config_from_values({"weights": str(of_few.path), **values}, measure=True)
+    old = dataclasses.replace(of_few.read_config(), weights=str(of_few.path))
+    assert config == with_values(old, values | expected)
+    assert any("No folds: " in reason for reason in reasons)
+
+
+def test_a_run_from_one_on_few_images_learns_from_more(of_few, more_photos, tmp_path):
+    config, messages = continued(of_few, dataset=str(more_photos)), log_messages()
+    evaluation = run_experiment(config, RunDir(tmp_path / "run"))
+    assert evaluation["calibrated_on"] == "validation" and evaluation["earlier_run"]["comparison"]
+    assert any("closed form" in message or "for all classes" in message for message in messages)
 
 
 def test_a_run_without_a_test_image_is_not_compared_on_those_that_it_has_trained_on(finished, tmp_path):

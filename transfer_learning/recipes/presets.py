@@ -56,6 +56,12 @@ def closed_form_only(given: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in CLOSED_FORM_ONLY.items() if name != skipped}
 
 
+def is_closed_form_only(config: RunConfig) -> bool:
+    """Whether a run with this config ships a closed form, trained at the rate of this or an earlier version."""
+    is_tiny = config.frozen.epochs == 1 and config.frozen.learning_rate <= 1e-5
+    return is_tiny and config.fine_tune.epochs == 0 and config.starts_from_closed_form
+
+
 def preset_values(config: RunConfig, given: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """What the preset changes in a config of the automatic recipe, and the reasons, by the name of the field.
 

@@ -22,7 +22,7 @@ from transfer_learning.models.earlier_run import earlier_run, names_run
 from transfer_learning.recipes.auto import auto_recipe
 from transfer_learning.recipes.deadline import Deadline
 from transfer_learning.recipes.known import RECIPES
-from transfer_learning.recipes.presets import preset_values
+from transfer_learning.recipes.presets import is_closed_form_only, preset_values
 from transfer_learning.storage.notes import Note, as_note
 
 logger = logging.getLogger(__name__)
@@ -97,15 +97,50 @@ def with_features_of_run(config: RunConfig, values: dict[str, Any]) -> RunConfig
 def _config_of_earlier_run(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:
     """As `recipe_for`, of a run that starts from a finished one: the config of that, for its dataset or another one."""
     values = with_full_paths(values)
-    _, config = earlier_run(values["weights"], values.get("backbone"))
+    run_dir, config = earlier_run(values["weights"], values.get("backbone"))
     logger.info(f"Settings that are not given are those of {values['weights']}.")
-    if values.get("dataset", config.dataset) != config.dataset:
+    had_validation = config.monitor.startswith("val") or run_dir.predictions("val").exists()
+    is_other = values.get("dataset", config.dataset) != config.dataset
+    if is_other:
         fields = ("unseen_classes", "corrections", "path_column", "label_column")  # of the other dataset
         config = with_values(config, {name: getattr(RunConfig, name) for name in fields})
     config = with_values(config, {"time_limit": ""})  # what fitted into it stays
     values = {"dataset": config.dataset} | values
     _check_places(values)
-    return config, {}, values
+    changes, reasons = _changes_to_earlier_run(config, values, is_other and not had_validation)
+    return with_values(config, changes), reasons, values
+
+
+def _changes_to_earlier_run(
+    config: RunConfig, values: dict[str, Any], may_validate: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns values that a run from an earlier one cannot take from its `config`, and the reasons, by the name of the field.
+
+    Args:
+        may_validate: other images than those of the earlier run, which had none for validation.
+    """
+    changes: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    if config.folds and "folds" not in values:
+        changes["folds"] = 0
+        reasons["folds"] = f"No folds: the weights of {values['weights']} may have seen the images of all of them."
+    fraction = values.get("val_fraction", config.val_fraction or (RunConfig.val_fraction if config.folds else 0.0))
+    may_validate = may_validate and fraction > 0
+    if may_validate:
+        changes |= {"val_fraction": fraction, "monitor": f"val_{config.monitor.removeprefix('val_')}"}
+        reasons["monitor"] = (
+            f"Monitor {changes['monitor']}, with --val-fraction {fraction}: {values['weights']} had no validation images."
+        )
+    given = with_values(config, values)
+    trains = may_validate or "frozen.epochs" in values or not given.starts_from_closed_form
+    if is_closed_form_only(config) and trains:
+        dataset = split_off_unseen(load_dataset_of(given), given.unseen_classes)
+        frozen = auto_recipe(given.dataset, **survey(dataset)._asdict())[0].frozen
+        changes |= {"frozen.epochs": frozen.epochs, "frozen.learning_rate": frozen.learning_rate}
+        reasons["frozen.epochs"] = (
+            f"Frozen phase: at most {frozen.epochs} epochs with early stopping; {values['weights']} has trained none."
+        )
+    return changes, reasons
 
 
 def with_full_paths(values: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +199,7 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
             from transfer_learning.recipes.time_limit import check_decoding, fit_to_time
         check_decoding(config, load_dataset_of(config), deadline)
     notes: list[Note | str] = []
-    if measure and reason_by_field:
+    if measure and reason_by_field and not names_run(config.weights):
         with quiet_start(in_command=True):  # imports TensorFlow
             from transfer_learning.recipes.measure import measured_choices
         measured, measured_reasons, candidates = measured_choices(config, load_dataset_of(config), values, deadline)
