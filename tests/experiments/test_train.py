@@ -10,10 +10,11 @@ import pandas as pd
 import pytest
 
 from tests.support.logs import log_messages
-from transfer_learning.errors import Stopped
+from transfer_learning.errors import Stopped, UserError
 from transfer_learning.experiments import evaluate
 from transfer_learning.experiments.ensembles import evaluate_again
 from transfer_learning.experiments.finished_run import FinishedRun
+from transfer_learning.experiments.soups import make_soup
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.storage.run_directory import RunDir
 
@@ -91,9 +92,13 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     assert evaluation["is_refitted"] and "The head was fitted again" in run_dir.report.read_text()
     assert evaluation["calibrated_on"] == "left-out" and "% of the left-out images" in run_dir.report.read_text()
     recorded, run, said = run_dir.predictions("val").read_text(), FinishedRun(run_dir), log_messages()
-    evaluate_again(run, "val")
-    assert run_dir.predictions("val").read_text() != recorded
+    run.data("val")
     assert any("knows them better than new ones" in message for message in said)
+    with pytest.raises(UserError, match="fitted on the validation images, too, so it knows them"):
+        evaluate_again(run, "val")
+    assert run_dir.predictions("val").read_text() == recorded
+    with pytest.raises(UserError, match="was fitted on them, too; train the runs with --no-refit"):
+        make_soup([run, run], RunDir(tmp_path / "soup"))
 
 
 def test_all_parts_of_the_way_the_moving_average_and_closed_form_heads_are_compared(finished):

@@ -13,6 +13,7 @@ import pandas as pd
 from transfer_learning.cli.console import each_message_once
 from transfer_learning.cli.formatting import duration
 from transfer_learning.cli.progress import count_progress
+from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, metrics, predictions
 from transfer_learning.evaluation.tta import Transform
 from transfer_learning.experiments.evaluate import evaluate_split
@@ -27,7 +28,16 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_again(run: FinishedRun, split: str) -> dict[str, Any]:
-    """Predicts a split again and writes the results into the directory of the run; returns them."""
+    """Predicts a split again and writes the results into the directory of the run; returns them.
+
+    Raises:
+        UserError: the run was fitted on the images of the split; soups and ensembles read its accuracy on others.
+    """
+    if split == "val" and run.evaluation.get("is_refitted"):
+        raise UserError(
+            f"The head of {run.name} was fitted on the validation images, too, so it knows them; read the predictions "
+            f"without them in {run.run_dir.predictions(split)}, or give --split test."
+        )
     run_dir, classifier, data = run.run_dir, run.classifier(), run.data(split)
     with run_dir.locked():
         evaluation = evaluate_split(classifier, data, split, run_dir)

@@ -37,7 +37,8 @@ def make_soup(runs: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]:
         The content of ``evaluation.json``.
 
     Raises:
-        UserError: the runs differ in their architecture, classes or images, or there are no validation images.
+        UserError: the runs differ in their architecture, classes or images, there are no validation images, or a run
+            was fitted on them.
     """
     _check_alike(runs)
     split = runs[0].evaluation["split"]
@@ -46,6 +47,11 @@ def make_soup(runs: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]:
         raise UserError(
             "A soup is chosen on validation images, and there are none; train the runs with a --val-fraction above 0, "
             "or evaluate them as an ensemble, without --soup."
+        )
+    if known := [run.name for run in runs if run.evaluation.get("is_refitted")]:
+        raise UserError(
+            f"A soup is chosen and calibrated on validation images, and the head of {known[0]} was fitted on them, too; "
+            "train the runs with --no-refit, or evaluate them as an ensemble, without --soup."
         )
     ordered = by_validation(runs)
     best = ordered[0]
