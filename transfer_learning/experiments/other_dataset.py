@@ -20,6 +20,7 @@ from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.datasets.sources.table import BY_NAME, Columns
 from transfer_learning.errors import UserError, did_you_mean
 from transfer_learning.evaluation import metrics
+from transfer_learning.experiments.earlier_run import images_trained_on
 from transfer_learning.experiments.ensembles import evaluate_again
 from transfer_learning.experiments.evaluate import evaluate_split
 from transfer_learning.experiments.finished_run import FinishedRun
@@ -55,12 +56,12 @@ def evaluate_on(run: FinishedRun, place: str, split: str | None, columns: Column
 
     name = result_name(place)
     manifest, left_out = _labelled(dataset, images, run, name, split)
-    trained_on = set() if recorded is None else set(recorded.loc[recorded["split"] == "train", "sha256"])
+    trained_on = images_trained_on(run.run_dir)
     num_trained_on = int(manifest.loc[manifest["split"] == name, "sha256"].isin(trained_on).sum())
     if num_trained_on:
         logger.warning(
-            f"{num_trained_on:,} of these images were trained on by {run.name}, so the accuracy is too high; leave them "
-            "out for that of new images."
+            f"{run.name} was trained or validated on {num_trained_on:,} of these images, so the accuracy is too high; leave "
+            "them out for that of new images."
         )
     data = PreparedDataset(tuple(run.class_names), dataset.ignored, images, manifest)
     classifier = run.classifier()
