@@ -119,6 +119,11 @@ def test_images_without_an_error_do_not_make_the_classifier_certain():
     assert 0.5 < temperature < 1 and "30 validation images the model was underconfident" in sentence
 
 
+def test_a_classifier_that_is_certain_and_right_is_well_calibrated():
+    _, sentence = calibration.fitted_temperature(np.tile(np.float32([[99.0, 0.0]]), (30, 1)), np.zeros(30, int))
+    assert "the model was well calibrated (log loss 0.000, now 0.000)" in sentence
+
+
 def test_many_images_are_computed_in_parts_and_thinned_for_the_fit(monkeypatch):
     logits, labels = drawn(1000)
     table = predictions.table([str(i) for i in range(1000)], labels, softmax(logits, axis=1), list("abcde"))

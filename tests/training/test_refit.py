@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from tests.support.logs import log_messages
 from transfer_learning.datasets.prepared import load_prepared
 from transfer_learning.models.classifier import build_classifier, logits_of_features
 from transfer_learning.models.standardization import NAME as STANDARDIZE
@@ -94,9 +95,13 @@ def test_without_validation_images_the_closed_form_is_calibrated_by_leaving_out(
     manifest = phases.data.manifest[phases.data.manifest["split"] != "val"]
     phases = dataclasses.replace(phases, data=dataclasses.replace(phases.data, manifest=manifest))
     expected = initialize_head(phases.config, phases.classifier, train)
-    val_logits, left_out = refit_head(phases, TrainingState(final_weights=FROZEN))
-    assert val_logits is None
-    assert all(np.array_equal(*pair) for pair in zip(left_out, expected, strict=True))
+    for trained_by, is_told in ((0.0, False), (1e-7, False), (0.1, True)):
+        logits, said = phases.classifier.head.get_layer("logits"), log_messages()
+        logits.kernel.assign_add(np.full(logits.kernel.shape, trained_by))
+        val_logits, left_out = refit_head(phases, TrainingState(final_weights=FROZEN))
+        assert val_logits is None
+        assert all(np.array_equal(*pair) for pair in zip(left_out, expected, strict=True))
+        assert any("The head is the closed form again" in message for message in said) == is_told
 
 
 def test_images_whose_class_has_no_others_do_not_calibrate(trained):

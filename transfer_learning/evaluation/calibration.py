@@ -48,16 +48,17 @@ def fitted_temperature(
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
-        return -log_softmax(logits * np.exp(-log_temperature), axis=1)[rows, labels].mean()
+        return 0.0 - log_softmax(logits * np.exp(-log_temperature), axis=1)[rows, labels].mean()  # not -0.0
 
     def surprise(log_temperature: float) -> float:
         return num_independent * loss(log_temperature) + (log_temperature / SPREAD) ** 2 / 2
 
     found = minimize_scalar(surprise, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6})
     temperature = float(np.exp(found.x))
+    was = "well calibrated" if f"{temperature:.3g}" == "1" else f"{'over' if temperature > 1 else 'under'}confident"
     return temperature, (
         f"Confidences calibrated with temperature {temperature:.3g}: on {len(labels):,} {kind} images the model "
-        f"was {'over' if temperature > 1 else 'under'}confident (log loss {loss(0.0):.3f}, now {loss(found.x):.3f})."
+        f"was {was} (log loss {loss(0.0):.3f}, now {loss(found.x):.3f})."
     )
 
 

@@ -64,6 +64,12 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
     left_out = initialize_head(config, classifier, train.joined(val), groups, solve=phases.heads.solve)
     if len(val):
         _tell(len(val))
+    elif any(
+        np.abs(new - old).max() > 1e-5 for new, old in zip(classifier.head.get_weights(), trained_head, strict=True)
+    ):
+        logger.info(
+            "The head is the closed form again: without validation images training cannot be shown to improve it."
+        )
     return val_logits if len(val) else None, left_out
 
 
