@@ -298,6 +298,11 @@ def without_validation(config: RunConfig, data: PreparedDataset, calibrating: st
             "There are no validation images: the confidences are not calibrated, unknown images are not rejected"
             + monitor
         )
+    if len(config.phases) == 2:
+        logger.warning(
+            "Without validation images fine-tuned weights cannot be compared with those of the frozen phase, and are shipped "
+            "even if they are worse; raise --val-fraction, add images, or pass --fine-tune.epochs 0."
+        )
     if data.eval_split == "train":
         logger.warning(
             "There are no test images either: the accuracy on new images cannot be measured, and the figures below are "

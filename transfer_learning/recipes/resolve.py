@@ -211,7 +211,8 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
     if config.folds and not config.fine_tune.epochs and "val_fraction" not in values:
         config = with_values(config, {"val_fraction": 0.0})
         reason_by_field["val_fraction"] = (
-            f"No validation images are drawn: the head trains on all of them; {config.folds} folds estimate its accuracy."
+            "No validation images are drawn from those for training: the head trains on all of them; "
+            f"{config.folds} folds estimate its accuracy."
         )
     backbone = find_backbone(config.backbone)
     try:
