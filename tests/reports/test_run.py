@@ -18,6 +18,7 @@ from transfer_learning.evaluation import calibration, metrics, predictions, reje
 from transfer_learning.evaluation.figures.table import FIGURES, FigureRow
 from transfer_learning.reports import run
 from transfer_learning.reports.page import embedded
+from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.storage.run_directory import RunDir
 
 HOSTILE = [
@@ -218,6 +219,12 @@ def test_a_run_without_validation_images_does_not_suggest_to_evaluate_them(tmp_p
     run_dir = make_run(tmp_path / "run")
     manifest = pd.read_csv(run_dir.manifest, na_filter=False)
     manifest[manifest["split"] != "val"].to_csv(run_dir.manifest, index=False)
+    assert "--split val" not in Page(run.write_report(run_dir)).text
+
+
+def test_a_run_that_was_fitted_on_its_validation_images_does_not_suggest_to_evaluate_them(tmp_path):
+    run_dir = make_run(tmp_path / "run")
+    write_json(run_dir.evaluation, read_json(run_dir.evaluation) | {"is_refitted": True})
     assert "--split val" not in Page(run.write_report(run_dir)).text
 
 
