@@ -14,7 +14,13 @@ from transfer_learning.models.standardization import standardized
 from transfer_learning.recipes.presets import CLOSED_FORM_ONLY
 from transfer_learning.training import phase_builder, refit, solved_heads
 from transfer_learning.training.closed_form import closed_form_head
-from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts, initialize_head
+from transfer_learning.training.phase_builder import (
+    PhaseBuilder,
+    find_cuts,
+    initialize_head,
+    left_out_of,
+    set_closed_form,
+)
 from transfer_learning.training.phase_inputs import make_phase_inputs
 from transfer_learning.training.refit import refit_head
 from transfer_learning.training.state import TrainingState
@@ -37,6 +43,11 @@ def weights_of(phases):
     return [np.array(weight) for weight in phases.classifier.head.weights]
 
 
+def solved(phases, examples):
+    """Sets the head to the closed form of these examples, and returns how heads without each predict it."""
+    return left_out_of(set_closed_form(phases.config, phases.classifier, examples, None), examples, None)
+
+
 @pytest.mark.parametrize("final_weights", [FROZEN, []], ids=["the frozen phase was better", "no fine-tune phase"])
 def test_the_head_is_fitted_to_training_and_validation_images(final_weights, trained, monkeypatch):
     phases, (train, val) = trained
@@ -56,7 +67,7 @@ def test_the_head_is_fitted_to_training_and_validation_images(final_weights, tra
     for weight, expected in zip(weights_of(phases), refitted, strict=True):
         np.testing.assert_array_equal(weight, expected)
     both = train.joined(val)
-    for result, expected in zip(left_out, initialize_head(phases.config, phases.classifier, both), strict=True):
+    for result, expected in zip(left_out, solved(phases, both), strict=True):
         np.testing.assert_array_equal(result, expected)
     assert len(left_out[0]) == len(left_out[1]) == len(both)
     for found, expected, old in zip(refitted, weights_of(phases), before, strict=True):
@@ -94,7 +105,7 @@ def test_without_validation_images_the_closed_form_is_calibrated_by_leaving_out(
     phases, (train, _) = trained
     manifest = phases.data.manifest[phases.data.manifest["split"] != "val"]
     phases = dataclasses.replace(phases, data=dataclasses.replace(phases.data, manifest=manifest))
-    expected = initialize_head(phases.config, phases.classifier, train)
+    expected = solved(phases, train)
     for trained_by, is_told in ((0.0, False), (1e-7, False), (0.1, True)):
         logits, said = phases.classifier.head.get_layer("logits"), log_messages()
         logits.kernel.assign_add(np.full(logits.kernel.shape, trained_by))
@@ -102,14 +113,15 @@ def test_without_validation_images_the_closed_form_is_calibrated_by_leaving_out(
         assert val_logits is None
         assert all(np.array_equal(*pair) for pair in zip(left_out, expected, strict=True))
         assert any("The head is the closed form again" in message for message in said) == is_told
+        assert not any("The head starts from" in message for message in said)  # it ends
 
 
 def test_images_whose_class_has_no_others_do_not_calibrate(trained):
     phases, (train, _) = trained
     first = np.unique(train.labels, return_index=True)[1]
-    assert initialize_head(phases.config, phases.classifier, train.at(first)) is None
+    assert solved(phases, train.at(first)) is None
     some = train.at(np.append(first, np.flatnonzero(train.labels == 0)[1]))
-    assert initialize_head(phases.config, phases.classifier, some)[1].tolist() == [0, 0]
+    assert solved(phases, some)[1].tolist() == [0, 0]
 
 
 def test_validation_images_that_evaluate_the_run_are_not_trained_on(trained):

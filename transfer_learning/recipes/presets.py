@@ -23,7 +23,7 @@ class Preset(NamedTuple):
 
 
 PRESETS = {
-    "fast": Preset("the closed-form head at 160 pixels, no fine-tuning", (160,), (), 0),
+    "fast": Preset("the closed-form head at 160 pixels (or --image-size), no fine-tuning", (160,), (), 0),
     "balanced": Preset("the head at 160 and 224 pixels, fine-tuning", (160, 224), (), 1),
     "best": Preset(
         "also 288 pixels and larger backbones, twice the fine-tuning",

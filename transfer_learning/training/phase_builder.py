@@ -31,7 +31,7 @@ from transfer_learning.training.solved_heads import SolvedHeads
 
 logger = logging.getLogger(__name__)
 
-LeftOut = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # see `initialize_head`
+LeftOut = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # see `left_out_of`
 MAX_FEATURE_BYTES = 5e8  # of the training images' features by one backbone, for a closed-form head after fine-tuning
 IMAGES_PER_SUM = 4096  # whose features workers exchange at a time
 
@@ -227,7 +227,7 @@ def initialize_head(
     groups: np.ndarray | None = None,
     val: Examples | None = None,
     solve: Callable[..., LinearHead] = closed_form_head,
-) -> LeftOut | None:
+) -> None:
     """Standardizes the features of several maps, and sets a linear head to its closed-form solution.
 
     Args:
@@ -235,29 +235,17 @@ def initialize_head(
         groups: see `closed_form_head`.
         val: features of the validation images, which decide between an earlier run's head and the closed form.
         solve: `closed_form_head`, or `SolvedHeads.solve`.
-
-    Returns:
-        Of a closed form: logits float32 (k, classes) of up to 1,024 examples or whole groups, each by a head without it,
-        their labels, int (k,), and their groups, int (k,) or None. None if there are none whose class has others.
     """
-    left_out = None
     if classifier.copied:
         weights = class_weights(config.class_weights, features.labels, len(classifier.class_names))
         complete_head(config, classifier, features, features.at(np.arange(0)) if val is None else val, weights, groups)
-        return None
-    if config.starts_from_closed_form:
+    elif config.starts_from_closed_form:
         head = set_closed_form(config, classifier, features, groups, solve)
         method = {"ridge": "ridge regression", "lda": "shrinkage discriminant analysis"}[config.head_init]
         logger.info(f"The head starts from {method} on the features (leave-one-out loss {head.loss:.3f}).")
-        places, logits = head.left_out or (np.zeros(0, int), np.zeros((0, len(head.bias))))
-        known = has_others(features.labels, groups)[places]
-        if known.any():
-            places, logits = places[known], logits[known].astype(np.float32)
-            left_out = logits, features.labels[places], None if groups is None else groups[places]
     elif config.head_features != "last":
         blocks = feature_blocks(classifier.backbone, config.head_features)
         classifier.head.get_layer(STANDARDIZE).set_weights(standardization(features, blocks))
-    return left_out
 
 
 def set_closed_form(
@@ -277,3 +265,18 @@ def set_closed_form(
     if blocks:
         classifier.head.get_layer(STANDARDIZE).set_weights([head.mean, head.scale])
     return head
+
+
+def left_out_of(head: LinearHead, features: Examples, groups: np.ndarray | None) -> LeftOut | None:
+    """Returns how heads without each example predict it; arguments as for the `closed_form_head` that returned `head`.
+
+    Returns:
+        Logits float32 (k, classes) of up to 1,024 examples or whole groups, their labels, int (k,), and their groups, int
+        (k,) or None. None if there are none whose class has others.
+    """
+    places, logits = head.left_out or (np.zeros(0, int), np.zeros((0, len(head.bias))))
+    known = has_others(features.labels, groups)[places]
+    if not known.any():
+        return None
+    places, logits = places[known], logits[known].astype(np.float32)
+    return logits, features.labels[places], None if groups is None else groups[places]

@@ -12,7 +12,7 @@ import numpy as np
 from transfer_learning.machine.strategy import ALONE
 from transfer_learning.models.classifier import logits_of_features, predicted_logits
 from transfer_learning.training.final_weights import calibrated_losses, keeps_backbone, scale_logits
-from transfer_learning.training.phase_builder import LeftOut, PhaseBuilder, initialize_head
+from transfer_learning.training.phase_builder import LeftOut, PhaseBuilder, left_out_of, set_closed_form
 from transfer_learning.training.state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
 
     Returns:
         Logits of the validation images by a head without them, float32 (n, classes), None if there are none; and what
-        `initialize_head` returns, which calibrates the classifier; None after fine-tuning, where the backbone knows the
+        `left_out_of` returns, which calibrates the classifier; None after fine-tuning, where the backbone knows the
         training images and those logits calibrate. None for both if the head is left as it is.
     """
     config, classifier, cut = phases.config, phases.classifier, phases.cuts.get("frozen")
@@ -51,7 +51,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
     if phases.start_head:
         classifier.head.set_weights(phases.start_head)
     else:  # in a resumed run
-        initialize_head(config, classifier, train, phases.data.groups("train"), solve=phases.heads.solve)
+        set_closed_form(config, classifier, train, phases.data.groups("train"), phases.heads.solve)
     val_logits = logits_of_features(classifier, val.inputs, val.rows)
     if len(val):
         found = val.labels, phases.data.groups("val")
@@ -60,8 +60,8 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
         if gains.mean() > max(gains.std() / len(gains) ** 0.5, LEAST_GAIN * of_start.mean()):
             classifier.head.set_weights(trained_head)
             return None, None
-    groups = phases.data.groups("train", "val")
-    left_out = initialize_head(config, classifier, train.joined(val), groups, solve=phases.heads.solve)
+    both, groups = train.joined(val), phases.data.groups("train", "val")
+    left_out = left_out_of(set_closed_form(config, classifier, both, groups, phases.heads.solve), both, groups)
     if len(val):
         _tell(len(val))
     elif any(
