@@ -33,7 +33,10 @@ FEW = 20  # validation images below which such weights have to be that much ahea
 
 
 def choose_final_weights(
-    active: ActivePhase, monitor: str, solve_head: Callable[[], keras.layers.Layer] | None = None
+    active: ActivePhase,
+    monitor: str,
+    solve_head: Callable[[], keras.layers.Layer] | None = None,
+    groups: np.ndarray | None = None,
 ) -> list[dict]:
     """Gives the network the best of several weights, or the frozen phase's if no others are clearly better, and none with
     a closed-form head are about as good, or better by a standard error on few validation images.
@@ -46,6 +49,7 @@ def choose_final_weights(
         monitor: "val_loss" or "val_accuracy".
         solve_head: sets the head to the closed form on the present backbone, and returns the layer of its logits, which
             get the spread of the frozen phase's; None: no such candidates.
+        groups: of the validation images, see `fitted_temperature`.
 
     Returns:
         One row per candidate: ``fine_tuned`` (a number of PARTS), ``is_average`` (the moving average of fine-tuning),
@@ -68,7 +72,7 @@ def choose_final_weights(
             solved[part] = [np.array(variable) for variable in active.weights]
         elif not rows:
             of_frozen = logits
-        losses = calibrated_losses(logits, labels)
+        losses = calibrated_losses(logits, labels, groups)
         wrong = logits.argmax(axis=1) != labels
         compared = losses if monitor == "val_loss" else wrong.astype(np.float64)
         frozen = frozen if rows else compared
@@ -140,13 +144,9 @@ def describe_choice(rows: list[dict], monitor: str, is_few: bool) -> str:
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
 
 
-def calibrated_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The log loss of each example, (n,), after the temperature that fits all of them best.
-
-    Images of one group count as several here: what ships has a temperature that trusts few groups less, but a comparison
-    at such temperatures would prefer the weights whose logits happen to have the right scale.
-    """
-    temperature, _ = fitted_temperature(logits, labels)
+def calibrated_losses(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """The log loss of each example, (n,), after the temperature that fits all of them best."""
+    temperature, _ = fitted_temperature(logits, labels, groups)
     return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels]
 
 

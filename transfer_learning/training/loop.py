@@ -172,7 +172,9 @@ class Trainer:
         active.restore_best()
         if active.initial:
             solve_head = self.phases.solve_head if state.solves_head else None
-            state.final_weights = choose_final_weights(active, self.config.monitor, solve_head)
+            state.final_weights = choose_final_weights(
+                active, self.config.monitor, solve_head, self.phases.data.groups("val")
+            )
         state.end_phase()
         if state.phase == len(self.config.phases):
             self.save(state, active.arrays())

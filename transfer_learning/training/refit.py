@@ -54,8 +54,9 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
         set_closed_form(config, classifier, train, phases.data.groups("train"), phases.heads.solve)
     val_logits = logits_of_features(classifier, val.inputs, val.rows)
     if len(val):
-        of_start = calibrated_losses(val_logits, val.labels)
-        gains = of_start - calibrated_losses(of_trained, val.labels)
+        found = val.labels, phases.data.groups("val")
+        of_start = calibrated_losses(val_logits, *found)
+        gains = of_start - calibrated_losses(of_trained, *found)
         if gains.mean() > max(gains.std() / len(gains) ** 0.5, LEAST_GAIN * of_start.mean()):
             classifier.head.set_weights(trained_head)
             return None, None
