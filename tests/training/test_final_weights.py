@@ -83,6 +83,15 @@ def test_fine_tuned_weights_are_taken_only_if_they_are_clearly_better(frozen, fi
     assert phase.initial == []
 
 
+def test_images_of_few_groups_do_not_show_that_fine_tuned_weights_are_better():
+    """24 fewer errors of 100 images, but in one of four groups."""
+    groups = np.arange(100) // 25
+    phase = finished_phase(logits_with_errors(LABELS, range(25)), logits_with_errors(LABELS, range(1)), LABELS)
+    assert choose_final_weights(phase, "val_accuracy", groups=groups)[0]["chosen"] is True
+    phase = finished_phase(logits_with_errors(LABELS, range(25)), logits_with_errors(LABELS, range(1)), LABELS)
+    assert choose_final_weights(phase, "val_accuracy")[0]["chosen"] is False
+
+
 def test_overconfidence_of_the_better_weights_does_not_count_against_them():
     """Before calibration the log loss of the fine-tuned weights is the higher one, although they err less."""
     labels = LABELS

@@ -56,6 +56,26 @@ def difference_interval(differences: np.ndarray) -> list[float]:
     return [low, high]
 
 
+def standard_error(values: np.ndarray, groups: np.ndarray | None = None) -> float:
+    """The standard error of the mean of `values`, which are alike within a group, as those of crops of one photo are.
+
+    Only groups are independent, so the deviations of a group are added up before they are squared (the cluster-robust
+    variance of Liang and Zeger, 1986, Biometrika 73). Images that are each alone have the usual one.
+
+    Args:
+        values: one number per image, shape (n,).
+        groups: (n,), the same value for images that belong together; None: each is alone.
+
+    Returns:
+        The standard error; of a single group the standard deviation of its images, as if it were one image.
+    """
+    numbers = np.arange(len(values)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    sums = np.bincount(numbers, values - values.mean())
+    if len(sums) == 1:
+        return float(values.std())
+    return float(np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum())) / len(values)
+
+
 def f1_interval(num_right: int, num_wrong: int) -> list[float]:
     """Returns the 95 % interval ``[low, high]`` of an F1 (Lam et al., 2023, arXiv:2309.14621).
 

@@ -25,6 +25,7 @@ from transfer_learning.datasets.decoding.pixel_cache import cached_images
 from transfer_learning.datasets.manifest import group_numbers
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.datasets.prepared import PreparedDataset, prepare_dataset
+from transfer_learning.evaluation.intervals import standard_error
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.backbones import find_backbone, weights_identity
 from transfer_learning.models.classifier import build_classifier, unfreeze_layers
@@ -296,9 +297,9 @@ def _score(
         left_out[kind, init][without] = losses
     if PREFERRED in left_out:
         for place, gains in enumerate(left_out[PREFERRED] - losses for losses in left_out.values()):
-            gains = gains[np.isfinite(gains)]  # of images that were left out for both
-            error = float(gains.std() / len(gains) ** 0.5)
-            results[place] = results[place]._replace(gain=float(gains.mean()), standard_error=error)
+            both = np.isfinite(gains)  # left out for both
+            error = standard_error(gains[both], None if groups is None else groups[both])
+            results[place] = results[place]._replace(gain=float(gains[both].mean()), standard_error=error)
     return results
 
 

@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 
 from transfer_learning.config import RunConfig
 from transfer_learning.evaluation.calibration import fitted_temperature
+from transfer_learning.evaluation.intervals import standard_error
 from transfer_learning.training.phases import ActivePhase, evaluate, evaluated
 from transfer_learning.training.state import TrainingState
 
@@ -49,7 +50,7 @@ def choose_final_weights(
         monitor: "val_loss" or "val_accuracy".
         solve_head: sets the head to the closed form on the present backbone, and returns the layer of its logits, which
             get the spread of the frozen phase's; None: no such candidates.
-        groups: of the validation images, see `fitted_temperature`.
+        groups: of the validation images, see `fitted_temperature` and `standard_error`.
 
     Returns:
         One row per candidate: ``fine_tuned`` (a number of PARTS), ``is_average`` (the moving average of fine-tuning),
@@ -77,7 +78,7 @@ def choose_final_weights(
         compared = losses if monitor == "val_loss" else wrong.astype(np.float64)
         frozen = frozen if rows else compared
         row = {"fine_tuned": part, "val_loss": losses.mean(), "val_accuracy": 1 - wrong.mean()}
-        row |= {"gain": (frozen - compared).mean(), "standard_error": (frozen - compared).std() / len(labels) ** 0.5}
+        row |= {"gain": (frozen - compared).mean(), "standard_error": standard_error(frozen - compared, groups)}
         kind = {"is_average": is_average, "is_solved": is_solved, "chosen": False}
         rows.append({name: float(value) for name, value in row.items()} | kind)
     is_few = len(labels) < FEW

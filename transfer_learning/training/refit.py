@@ -9,6 +9,7 @@ import logging
 
 import numpy as np
 
+from transfer_learning.evaluation.intervals import standard_error
 from transfer_learning.machine.strategy import ALONE
 from transfer_learning.models.classifier import logits_of_features, predicted_logits
 from transfer_learning.training.final_weights import calibrated_losses, keeps_backbone, scale_logits
@@ -57,7 +58,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
         found = val.labels, phases.data.groups("val")
         of_start = calibrated_losses(val_logits, *found)
         gains = of_start - calibrated_losses(of_trained, *found)
-        if gains.mean() > max(gains.std() / len(gains) ** 0.5, LEAST_GAIN * of_start.mean()):
+        if gains.mean() > max(standard_error(gains, found[1]), LEAST_GAIN * of_start.mean()):
             classifier.head.set_weights(trained_head)
             return None, None
     both, groups = train.joined(val), phases.data.groups("train", "val")
