@@ -131,7 +131,7 @@ def measure(subset: Path, tool: Tool, seed: int, flags: argparse.Namespace) -> d
     names = [name for name in table.columns if name not in ("id", "label", "predicted", "confidence")]
     labels = table["label"].map({name: index for index, name in enumerate(names)})
     table = predictions.table(table["id"], labels.to_numpy(int), table[names].to_numpy(), names)
-    found = metrics.evaluate(table, names)
+    found = metrics.evaluate(table)
     is_right = (table["label"] == table["predicted"]).to_numpy()
     return {
         **{name: found[name] for name in ("accuracy", "macro_f1", "log_loss")},

@@ -243,7 +243,7 @@ def test_a_soup_is_a_run_whose_weights_are_the_mean(runs, here, photos, capsys):
     assert rows[0]["is_taken"] and rows[0]["soup_val_accuracy"] == rows[0]["val_accuracy"]
     config = soup.read_config()
     taken = [RunDir(soup.path.parent / row["run_dir"]) for row in rows if row["is_taken"]]
-    expected = mean_weights(load_model(config, run_dir.model).model.get_weights() for run_dir in taken)
+    expected = mean_weights([load_model(config, run_dir.model).model.get_weights() for run_dir in taken])
     network = load_model(config, soup.model, evaluation["weights_sha256"])
     assert all(np.array_equal(one, other) for one, other in zip(network.model.get_weights(), expected, strict=True))
     accuracy = ensemble.is_correct(predictions.read(soup.predictions("val"))).mean()

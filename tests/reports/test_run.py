@@ -55,13 +55,13 @@ def make_run(path, class_names=("cat", "dog", "owl"), num_mistakes=2, split="tes
     ids = [f"{class_names[label]}/{i}.jpg" for i, label in enumerate(labels)]
     table = predictions.table(ids, labels, probabilities, class_names)
     predictions.write(table, run_dir.predictions(split))
-    evaluation = metrics.evaluate(table, class_names)
+    evaluation = metrics.evaluate(table)
     evaluation["calibration"] = calibration.measure(table, 1.25)
     evaluation["rejection"] = rejection.measure(0.95, table, {"white noise": np.float32([0.5, 0.96])})
     evaluation |= {"split": split, "weights_sha256": "ab" * 32, "frozen": PHASE, "fine_tune": fine_tune}
     text = {"encoding": "utf-8", "errors": "surrogateescape"}
     run_dir.evaluation.write_text(json.dumps(evaluation), **text)
-    run_dir.classification_report.write_text(metrics.classification_report(table, class_names), **text)
+    run_dir.classification_report.write_text(metrics.classification_report(table), **text)
     history = pd.DataFrame({"phase": ["frozen"] * 3, "epoch": [1, 2, 3], "loss": [0.5, 0.4491, 0.44]})
     history.to_csv(run_dir.history, index=False)
     manifest = pd.DataFrame({"id": ids, "file": ids, "label": table["label"], "split": ["train", "val", "test"] * 4})

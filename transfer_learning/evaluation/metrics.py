@@ -1,6 +1,6 @@
 """Metrics of predictions with intervals, by scikit-learn, ready for JSON."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,8 @@ from transfer_learning.evaluation.predictions import probabilities
 PART = 4096  # rows of probabilities per call of scikit-learn
 
 
-def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str, Any]:
-    """Computes all metrics of a table of predictions.
-
-    Args:
-        predictions: the result of `predictions.table`, one row or more.
-        class_names: the classes by position, as in the table.
+def evaluate(predictions: pd.DataFrame) -> dict[str, Any]:
+    """Computes all metrics of a table of predictions, the result of `predictions.table`, of one row or more.
 
     Returns:
         Plain numbers, texts, lists and dicts. ``accuracy``, ``top_5_accuracy`` (only with more than five classes) and
@@ -26,14 +22,11 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
         ``log_loss`` is in nats. ``per_class`` has precision, recall, f1 (0 for a division by zero, None for a class
         without examples and predictions) and support, the number of examples, of every class. ``macro_f1`` is the mean
         over the classes that have an f1. ``confusion_matrix`` holds counts: rows are true classes, columns predicted
-        classes, in the order of ``class_names``.
+        classes, in the order of ``class_names``, which is that of the table.
 
         Precision and recall have Wilson intervals too. ``macro_f1_interval``, the ``f1_interval`` of each class and
         ``accuracy_resampled_interval`` are bootstrap intervals (`resampled_intervals`). If all resamples are equal, as
         without errors, they are replaced by Wilson's interval or `intervals.f1_interval`.
-
-    Raises:
-        ValueError: there are no rows, or the classes are not those of the table.
     """
     from sklearn.metrics import (
         confusion_matrix,
@@ -43,7 +36,8 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
         top_k_accuracy_score,
     )
 
-    true, predicted = _positions(predictions, class_names)
+    class_names = names_of(predictions)
+    true, predicted = _positions(predictions)
     every, present = range(len(class_names)), _present(true, predicted)
     num_right = int(np.sum(true == predicted))
     scores = probabilities(predictions)
@@ -75,7 +69,7 @@ def evaluate(predictions: pd.DataFrame, class_names: Sequence[str]) -> dict[str,
         known = [float(value) if position in present else None for value in values]
         row = dict(zip(("precision", "recall", "f1"), known, strict=True))
         per_class[name] = row | {"support": int(support), **intervals}
-    return result | {"per_class": per_class, "class_names": list(class_names), "confusion_matrix": matrix.tolist()}
+    return result | {"per_class": per_class, "class_names": class_names, "confusion_matrix": matrix.tolist()}
 
 
 def resampled_intervals(true: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, list]:
@@ -126,19 +120,14 @@ def _or_else(resampled: list[float], analytic: list[float]) -> list[float]:
     return resampled if resampled[0] < resampled[1] else analytic
 
 
-def classification_report(predictions: pd.DataFrame, class_names: Sequence[str]) -> str:
+def classification_report(predictions: pd.DataFrame) -> str:
     """Returns scikit-learn's table of precision, recall and F1, with classes without examples and predictions below it.
-
-    Args:
-        predictions: the result of `predictions.table`, one row or more.
-        class_names: the classes by position, as in the table.
-
-    Raises:
-        ValueError: there are no rows, or the classes are not those of the table.
+    Takes what `evaluate` does.
     """
     from sklearn.metrics import classification_report as text_report
 
-    true, predicted = _positions(predictions, class_names)
+    class_names = names_of(predictions)
+    true, predicted = _positions(predictions)
     present = _present(true, predicted)
     names = [class_names[position] for position in present]
     text = text_report(true, predicted, labels=present, target_names=names, digits=4, zero_division=0)
@@ -146,13 +135,9 @@ def classification_report(predictions: pd.DataFrame, class_names: Sequence[str])
     return text + (f"\nNo example and no prediction of: {', '.join(absent)}\n" if absent else "")
 
 
-def _positions(predictions: pd.DataFrame, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _positions(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Returns true and predicted classes as positions: scikit-learn would sort names and parse some as numbers."""
-    if names_of(predictions) != list(class_names):
-        raise ValueError(f"The classes of the table are {names_of(predictions)}; got class_names {list(class_names)}.")
-    if predictions.empty:
-        raise ValueError("There are no predictions.")
-    position = {name: place for place, name in enumerate(class_names)}
+    position = {name: place for place, name in enumerate(names_of(predictions))}
     true, predicted = (np.array([position[name] for name in predictions[column]]) for column in ("label", "predicted"))
     return true, predicted
 

@@ -56,7 +56,7 @@ def evaluate_tta(run: FinishedRun, split: str, transforms: Sequence[Transform]) 
         gain = ensemble.paired_difference(tables["plain"], table)
         evaluation = {
             "split": split,
-            **metrics.evaluate(table, predictions.class_names(table)),
+            **metrics.evaluate(table),
             "weights_sha256": run.evaluation["weights_sha256"],
             "views": list(tables),
             "gain": {"before": "plain", **gain},
@@ -92,7 +92,7 @@ def evaluate_ensemble(
         members.append(member | {"val_accuracy": run.val_accuracy, "seconds": sum(seconds[run].values())})
     evaluation = {
         "split": split,
-        **metrics.evaluate(table, predictions.class_names(table)),
+        **metrics.evaluate(table),
         "members": members,
         "views": [transform.name for transform in transforms],
         "gain": {"before": best.name, **gain},

@@ -133,7 +133,7 @@ def _evaluate_logits(
     examples, temperature = data.split(split), classifier.temperature
     table = predictions.table(examples.ids, examples.labels, softmax(logits, temperature), data.class_names)
     predictions.write(table, run_dir.predictions(split))
-    results = metrics.evaluate(table, data.class_names)
+    results = metrics.evaluate(table)
     return {"split": split, **results, "calibration": calibration.measure(table, temperature)}
 
 
@@ -178,7 +178,7 @@ def draw_figures(
         evaluation: the content of ``evaluation.json``.
     """
     examples, table = data.split(evaluation["split"]), predictions.read(run_dir.predictions(evaluation["split"]))
-    write_text(run_dir.classification_report, metrics.classification_report(table, data.class_names))
+    write_text(run_dir.classification_report, metrics.classification_report(table))
     inputs = figures.FigureInputs(
         evaluation=evaluation,
         predictions=table,

@@ -135,9 +135,9 @@ def evaluate_folds(found: OutOfFold, config: RunConfig, data: PreparedDataset, r
     ids = data.manifest["id"].iloc[found.rows].to_numpy(object)
     table = predictions.table(ids, found.labels, probabilities, data.class_names)
     predictions.write(table, run_dir.predictions("folds"))
-    whole, per_fold = metrics.evaluate(table, data.class_names), []
+    whole, per_fold = metrics.evaluate(table), []
     for fold in range(config.folds):
-        own = metrics.evaluate(table[found.folds == fold], data.class_names)
+        own = metrics.evaluate(table[found.folds == fold])
         per_fold.append({name: own[name] for name in ("num_examples", "accuracy", "log_loss")})
     result = {
         "num_folds": config.folds,

@@ -210,7 +210,7 @@ def outputs(
     Batches are always full, the last one padded with zeros, so the result for an image does not depend on the others.
 
     Args:
-        images: uint8 (n, stored, stored, 3).
+        images: the inputs of `compute`, of any number type: uint8 images (n, stored, stored, 3), or features (n, width).
         after_batch: called after each batch with the number of images done, and of all.
         augment: a float32 batch -> what the network sees, of the same shape.
     """
@@ -228,15 +228,8 @@ def outputs(
 
 
 def logits_of_features(classifier: Classifier, features: Rows, rows: np.ndarray) -> np.ndarray:
-    """Returns logits float32 (len(rows), classes) of ``features[rows]``, float32 (n, width), in batches as above."""
-    found = np.empty((len(rows), len(classifier.class_names)), np.float32)
-    compute = inference_graph(classifier.head, BATCH)
-    for start in range(0, len(rows), BATCH):
-        part = features[rows[start : start + BATCH]]
-        batch = np.zeros((BATCH, *part.shape[1:]), np.float32)
-        batch[: len(part)] = part
-        found[start : start + len(part)] = compute(tf.constant(batch)).numpy()[: len(part)]
-    return found
+    """Returns logits float32 (len(rows), classes) of ``features[rows]``, float32 (n, width), in batches as `outputs`."""
+    return outputs(inference_graph(classifier.head, BATCH), len(classifier.class_names), features, rows)
 
 
 def probabilities(

@@ -16,24 +16,17 @@ class Step(NamedTuple):
     is_taken: bool
 
 
-def mean_weights(candidates: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
-    """Averages weights in float64, in the dtypes of the first network; ValueError if they differ in number or shape.
+def mean_weights(candidates: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Averages the weights of one or more networks of the same architecture in float64, in the dtypes of the first.
     The moving statistics of BatchNorm are averaged too, as published; with a pretrained backbone they are all equal.
     """
-    total: list[np.ndarray] | None = None
-    dtypes, count = [], 0
-    for weights in candidates:
-        if total is None:
-            total, dtypes = [np.array(value, np.float64) for value in weights], [value.dtype for value in weights]
-        else:
-            if [value.shape for value in weights] != [value.shape for value in total]:
-                raise ValueError("The weights differ in number or shape.")
-            for value, added in zip(total, weights, strict=True):
-                value += added
-        count += 1
-    if total is None:
-        raise ValueError("There are no weights to average.")
-    return [(value / count).astype(dtype) for value, dtype in zip(total, dtypes, strict=True)]
+    means = []
+    for first, *others in zip(*candidates, strict=True):
+        total = np.array(first, np.float64)
+        for value in others:
+            total += value
+        means.append((total / len(candidates)).astype(first.dtype))
+    return means
 
 
 def greedy_soup(

@@ -26,12 +26,6 @@ def test_image_grid_shows_each_image_with_its_caption_and_mark(tmp_path, num_ima
     save(figure, tmp_path / "grid.png")
 
 
-@pytest.mark.parametrize(("captions", "correct"), [([], []), (["a"], [True, False]), (["a", "b"], [True])])
-def test_image_grid_needs_a_caption_and_a_mark_for_each_image(captions, correct):
-    with pytest.raises(ValueError, match="Expected"):
-        image_grid(np.zeros((len(captions), 8, 8, 3), np.uint8), captions, correct)
-
-
 @pytest.mark.parametrize(("side", "shown"), [(8, 160), (28, 140), (160, 160), (224, 224)])
 def test_the_grad_cam_map_is_beside_the_image(tmp_path, side, shown):
     image = np.random.default_rng(0).integers(0, 100, (side, side, 3), np.uint8)

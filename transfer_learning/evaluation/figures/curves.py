@@ -19,17 +19,12 @@ def curves(history: pd.DataFrame, best_epochs: Mapping[str, int] | None = None) 
     """Draws loss, accuracy and learning rate over the epochs of both phases, with the start of fine-tuning marked.
 
     Args:
-        history: one row per epoch with columns ``phase`` (``frozen`` or ``fine_tune``), ``epoch`` (counted from 1 over
-            both phases), ``learning_rate``, ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``; missing or
-            non-finite values have no point.
+        history: one row or more, one per epoch, with columns ``phase`` (``frozen`` or ``fine_tune``), ``epoch`` (counted
+            from 1 over both phases), ``learning_rate``, ``loss``, ``accuracy``, ``val_loss``, ``val_accuracy``; missing
+            or non-finite values have no point.
         best_epochs: the epoch with the best weights, by phase; marked on the validation curves, or on the training
             curves if there are no validation values.
-
-    Raises:
-        ValueError: `history` has no row.
     """
-    if history.empty:
-        raise ValueError("The history has no epochs.")
     history = history.reset_index(drop=True)
     epochs = history["epoch"].to_numpy()
     starts = {phase: int(rows["epoch"].iloc[0]) for phase, rows in history.groupby("phase", sort=False)}

@@ -51,16 +51,8 @@ def image_grid(
         captions: one text per image, of one line or more, such as `captions` returns.
         correct: whether each prediction is correct; None for images without a prediction.
         wide: the ratio of width to height of the images.
-
-    Raises:
-        ValueError: there are no images, or not one caption and one mark for each.
     """
     marks = [None] * len(images) if correct is None else [bool(value) for value in correct]
-    if not len(images) == len(captions) == len(marks) or len(images) == 0:
-        raise ValueError(
-            f"Expected one caption and one mark per image, and at least one image; got {len(images)} images, "
-            f"{len(captions)} captions and {len(marks)} marks."
-        )
     num_columns = min(5 // wide, len(images))
     num_rows = math.ceil(len(images) / num_columns)
     num_lines = max(text.count("\n") + 1 for text in captions)
