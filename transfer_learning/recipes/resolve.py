@@ -191,8 +191,9 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
     if "frozen.epochs" in reason_by_field and not config.starts_from_closed_form and "frozen.epochs" not in values:
         longer = {"frozen.epochs": 3 * config.frozen.epochs, "frozen.patience": 5, "frozen.learning_rate": 1e-3}
         config = with_values(config, {name: value for name, value in longer.items() if name not in values})
+        start = "those of the earlier run where it knows a class" if names_run(config.weights) else "random weights"
         reason_by_field["frozen.epochs"] = (
-            f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping; the head starts from random weights."
+            f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping; the head starts from {start}."
         )
     if measure and deadline:
         with quiet_start(in_command=True):  # imports TensorFlow

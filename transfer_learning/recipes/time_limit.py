@@ -74,7 +74,7 @@ def fit_epochs(
     if not values or (usual and values["fine_tune.epochs"] == usual):
         return {}, {}
     if not values["fine_tune.epochs"]:
-        text = f"No fine-tuning: --time-limit {deadline.text} leaves no time for it, so the closed form stays."
+        text = f"No fine-tuning: --time-limit {deadline.text} leaves no time for it, so the head of the frozen phase stays."
         return values, {"frozen.epochs": text}
     epochs = values["fine_tune.epochs"]
     return values, {
