@@ -11,10 +11,9 @@ import pytest
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.exports import gate
-from transfer_learning.exports.formats import FORMATS, chosen_formats, format_of
+from transfer_learning.exports.formats import FORMATS, Format, chosen_formats, format_of
 from transfer_learning.exports.images import load_images
 from transfer_learning.exports.metadata import Metadata
-from transfer_learning.exports.snippets import snippet_of
 from transfer_learning.storage.files import read_json, write_json
 from transfer_learning.storage.run_directory import RunDir
 
@@ -74,14 +73,14 @@ def test_a_snippet_that_prints_something_else_or_fails_is_a_problem(images, file
         ("print('cat', 0.5)", "printed cat 0.5 for an image of"),
         ("raise OSError('no camera')", "ended with OSError: no camera"),
     ):
-        monkeypatch.setattr(gate, "snippet_of", lambda *_, text=text: text)
+        monkeypatch.setattr(Format, "snippet", lambda *_, text=text: text)
         assert expected in gate.run_snippet(ONNX, files["onnx"], predictor, images)[1]
 
 
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_snippet_has_at_most_12_lines_and_is_python(name, resize):
-    text = snippet_of(FORMATS[name], Metadata(("a", "b"), 160, resize))
+    text = FORMATS[name].snippet(Metadata(("a", "b"), 160, resize))
     assert len(text.splitlines()) <= 12 and max(map(len, text.splitlines())) <= 100
     compile(text, name, "exec")
     assert FORMATS[name].path in text

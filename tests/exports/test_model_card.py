@@ -7,7 +7,6 @@ import yaml
 
 from transfer_learning.exports.formats import FORMATS
 from transfer_learning.exports.model_card import remarks
-from transfer_learning.exports.snippets import snippet_of
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def test_the_card_has_each_file_each_class_and_the_programs_of_the_gate(card, ru
     from transfer_learning.exports.metadata import Metadata
 
     metadata = Metadata(tuple(run.class_names), run.config.stored_size, run.config.resize)
-    assert metadata_of == [snippet_of(row, metadata) for row in FORMATS.values()]
+    assert metadata_of == [row.snippet(metadata) for row in FORMATS.values()]
     for heading in ("Results", "Files", "Use", "Calibration and rejection", "Data", "Limits", "Licences"):
         assert f"\n## {heading}\n" in card
     table = card[card.index("Classes by position") : card.index("## Limits")]

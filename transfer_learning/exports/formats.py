@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 from transfer_learning.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from transfer_learning.exports.loaded import Loaded
+    from transfer_learning.exports.metadata import Loaded, Metadata
     from transfer_learning.exports.network import Network
+
+SNIPPET_RESIZES = {
+    "squash": "image.resize(({0}, {0}), Image.Resampling.BICUBIC)",
+    "crop": "ImageOps.fit(image, ({0}, {0}), Image.Resampling.BICUBIC)",
+    "pad": "ImageOps.pad(image, ({0}, {0}), Image.Resampling.BICUBIC)",
+}
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,12 @@ class Format:
         runtime = "tensorflow keras" if self.runtime == "keras" else self.runtime.replace("_", "-")
         return runtime if self.runtime == "tensorflow" else f"{runtime} numpy pillow"
 
-    @property
-    def snippet(self) -> str:
-        """A Python program that classifies photo.jpg, with {file} and {resize} to be filled in."""
-        return self._module.SNIPPET.lstrip()
+    def snippet(self, metadata: "Metadata") -> str:
+        """A program for the model card that classifies photo.jpg with a file of this format, and prints the class and its
+        probability; the gate runs exactly this.
+        """
+        resize = SNIPPET_RESIZES[metadata.resize].format(metadata.image_size)
+        return self._module.SNIPPET.lstrip().format(file=self.path, resize=resize)
 
     @property
     def _module(self):

@@ -19,7 +19,6 @@ from transfer_learning.evaluation.ensemble import is_correct, loses_more_than, p
 from transfer_learning.evaluation.intervals import wilson_interval
 from transfer_learning.exports.formats import Format
 from transfer_learning.exports.predictor import Predictor
-from transfer_learning.exports.snippets import snippet_of
 from transfer_learning.machine.resources import processor_name, usable_cores
 
 FLOAT_LIMIT = 1e-4  # largest difference of a probability
@@ -135,7 +134,7 @@ def run_snippet(format: Format, path: Path, predictor: Predictor, images: Evalua
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / format.path).symlink_to((path.parent if path.suffix == ".xml" else path).absolute())
         (Path(folder) / "photo.jpg").write_bytes(images.sample)
-        (Path(folder) / "snippet.py").write_text(snippet_of(format, predictor.metadata))
+        (Path(folder) / "snippet.py").write_text(format.snippet(predictor.metadata))
         start = time.perf_counter()
         try:
             done = subprocess.run(

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transfer_learning.exports.loaded import Loaded
-from transfer_learning.exports.metadata import KEY, Metadata
+from transfer_learning.exports.metadata import KEY, Loaded, Metadata
 
 if TYPE_CHECKING:
     from transfer_learning.exports.network import Network

@@ -14,8 +14,7 @@ import numpy as np
 
 from transfer_learning.errors import needs_extra
 from transfer_learning.exports.litert_metadata import with_metadata
-from transfer_learning.exports.loaded import Loaded
-from transfer_learning.exports.metadata import KEY, Metadata
+from transfer_learning.exports.metadata import KEY, Loaded, Metadata
 
 if TYPE_CHECKING:
     from transfer_learning.exports.network import Network

@@ -2,7 +2,11 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from typing import NamedTuple
+
+import numpy as np
 
 from transfer_learning.config import MAX_SIZE, RESIZES
 from transfer_learning.datasets.decoding import value_range
@@ -49,3 +53,10 @@ class Metadata:
         except (AttributeError, TypeError, ValueError):
             raise ValueError("its value_ranges are not pairs of numbers by type") from None
         return cls(**known | {"class_names": tuple(names), "value_ranges": ranges})
+
+
+class Loaded(NamedTuple):
+    """What every format's `load` returns: an exported file, opened by its own runtime."""
+
+    metadata: Metadata
+    run: Callable[[np.ndarray], np.ndarray]  # uint8 (n, size, size, 3) -> float32 (n, classes); threads may call it

@@ -11,7 +11,6 @@ from transfer_learning.cli.formatting import duration, printable, size
 from transfer_learning.errors import needs_extra
 from transfer_learning.exports.formats import FORMATS
 from transfer_learning.exports.metadata import Metadata
-from transfer_learning.exports.snippets import snippet_of
 from transfer_learning.storage.files import write_text
 
 
@@ -60,9 +59,7 @@ def write_card(
         f1=[per_class[name]["f1"] for name in metadata.class_names]
         if set(metadata.class_names) <= set(per_class)
         else None,
-        rows=[
-            (FORMATS[row["format"]], row | {"snippet": snippet_of(FORMATS[row["format"]], metadata)}) for row in rows
-        ],
+        rows=[(FORMATS[row["format"]], row | {"snippet": FORMATS[row["format"]].snippet(metadata)}) for row in rows],
         remarks=remarks(rows),
     )
     write_text(path, f"---\n{_header(evaluation, about)}\n---\n\n{body}")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transfer_learning.errors import needs_extra
-from transfer_learning.exports.loaded import Loaded
-from transfer_learning.exports.metadata import KEY, Metadata
+from transfer_learning.exports.metadata import KEY, Loaded, Metadata
 
 if TYPE_CHECKING:
     from transfer_learning.exports.network import Network

@@ -113,25 +113,23 @@ class Predictor:
         """
         import pandas as pd
 
-        rows = []
-        for image, decoded, found in self.predicted(images):
-            file = "" if isinstance(image, bytes | np.ndarray) else os.fspath(image)
-            confidence = float("nan") if found is None else float(found.max())
-            name = "" if found is None else self.class_names[found.argmax()]
-            rows.append((file, name, confidence, confidence < self.rejection_threshold, decoded.problem))
-        return pd.DataFrame(rows, columns=["file", "class", "confidence", "rejected", "problem"])
-
-    def predicted(self, images: Image | Iterable[Image]) -> Iterator[tuple[Image, Decoded, np.ndarray | None]]:
-        """Yields (image, what was decoded, probabilities float32 (classes,) or None), a batch in memory at a time."""
+        rows: list[tuple[str, str, float, bool, str]] = []
         sources = list(_sources([images] if isinstance(images, Image) else images))
         with ThreadPoolExecutor(usable_cores()) as threads:
-            for start in range(0, len(sources), BATCH):
+            for start in range(0, len(sources), BATCH):  # a batch in memory at a time
                 part = sources[start : start + BATCH]
                 decoded = list(threads.map(self._decoded, part))
                 readable = [image.pixels for image in decoded if not image.problem]
                 found = iter(self.probabilities(np.stack(readable)) if readable else ())
                 for source, image in zip(part, decoded, strict=True):
-                    yield source, image, None if image.problem else next(found)
+                    file = "" if isinstance(source, bytes | np.ndarray) else os.fspath(source)
+                    if image.problem:
+                        rows.append((file, "", float("nan"), False, image.problem))
+                        continue
+                    probabilities = next(found)
+                    name, confidence = self.class_names[probabilities.argmax()], float(probabilities.max())
+                    rows.append((file, name, confidence, confidence < self.rejection_threshold, ""))
+        return pd.DataFrame(rows, columns=["file", "class", "confidence", "rejected", "problem"])
 
     def _decoded(self, image: Image) -> Decoded:
         source = Path(image) if isinstance(image, str | os.PathLike) else image

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transfer_learning.exports.loaded import Loaded
-from transfer_learning.exports.metadata import Metadata
+from transfer_learning.exports.metadata import Loaded, Metadata
 
 if TYPE_CHECKING:
     from transfer_learning.exports.network import Network
