@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from transfer_learning.cli.console import console, is_quiet
+from transfer_learning.cli.console import new_table, print_table
 from transfer_learning.cli.flags import EarlierName
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
@@ -64,16 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         else:
             ensembles.evaluate_again(runs[0], split)
     elif flags.soup:
-        show(soup_table(make_soup(runs, new)["soup"]["members"]))
+        print_table(soup_table(make_soup(runs, new)["soup"]["members"]))
     elif flags.paired:
         limit = None if flags.not_worse_than is None else flags.not_worse_than / 100
         pair = [FinishedRun(place) if isinstance(place, RunDir) else ExportedFile(place, runs[0]) for place in places]
         comparison = ensembles.compare_pair(pair, split, transforms, new, limit)
-        show(paired_table(comparison))
+        print_table(paired_table(comparison))
         if comparison.get("is_worse"):
             return ExitCode.LIMIT_EXCEEDED
     else:
-        show(ensemble_table(ensembles.evaluate_ensemble(runs, split, transforms, new)))
+        print_table(ensemble_table(ensembles.evaluate_ensemble(runs, split, transforms, new)))
     return ExitCode.DONE
 
 
@@ -126,19 +126,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if flags.run_dir is not None and num_runs == 1:
         raise UserError(f"Results of one run go into its directory; leave out --run-dir {flags.run_dir}.")
     return flags
-
-
-def show(table: Table) -> None:
-    """Prints a table unless --quiet was given."""
-    if not is_quiet():
-        console.print(table)
-
-
-def new_table(*columns: str) -> Table:
-    table = Table(columns[0], box=None, pad_edge=False, header_style="bold")
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    return table
 
 
 def soup_table(members: Sequence[dict[str, Any]]) -> Table:

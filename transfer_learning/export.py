@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from transfer_learning.cli.console import console
+from transfer_learning.cli.console import new_table, print_table
 from transfer_learning.cli.formatting import duration, size
 from transfer_learning.cli.parser import Parser, quiet_start, run_main
 from transfer_learning.errors import ExitCode, UserError
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
         results = export_run(run_dir, formats, folder, limit, flags.dataset)
         if folder == run_dir.export and run_dir.is_finished:
             write_report(run_dir)
-    show(results)
+    print_table(table_of(results))
     if any(result["problem"] for result in results):
         return ExitCode.LIMIT_EXCEEDED
     if flags.push_to_hub:
@@ -97,13 +97,11 @@ def check_file(run_dir: RunDir, path: Path, int8_limit: float, dataset: str) -> 
     return [result]
 
 
-def show(results: Sequence[dict[str, Any]]) -> None:
-    """Prints one row per file unless --quiet was given."""
-    if not logging.getLogger("transfer_learning").isEnabledFor(logging.INFO):
-        return
-    table = Table("format", box=None, pad_edge=False, header_style="bold")
-    for column in ("accuracy", "same class", "largest difference", "images/s", "batch 32", "start-up", "size", ""):
-        table.add_column(column, justify="right")
+def table_of(results: Sequence[dict[str, Any]]) -> Table:
+    """One row per file."""
+    table = new_table(
+        *("format", "accuracy", "same class", "largest difference", "images/s", "batch 32", "start-up", "size", "")
+    )
     for row in results:
         if "accuracy" not in row:
             table.add_row(row["format"], *[""] * 7, "failed")
@@ -118,7 +116,7 @@ def show(results: Sequence[dict[str, Any]]) -> None:
             size(row["bytes"]),
             "failed" if row["problem"] else "passed",
         )
-    console.print(table)
+    return table
 
 
 if __name__ == "__main__":

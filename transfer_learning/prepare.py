@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from transfer_learning.cli.console import console, print_line
+from transfer_learning.cli.console import console, new_table, print_line
 from transfer_learning.cli.flags import add_config_flags, as_flags, given_values
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.parser import PROGRAM, Parser, command_line, run_main
@@ -109,9 +109,7 @@ def absolute(place: str) -> str:
 def print_dataset(data: PreparedDataset) -> None:
     """Prints the images per class and split, and what was skipped and ignored, with reasons."""
     print_line(f"{data.describe()}.\n")
-    table = Table("class", box=None, header_style="bold", pad_edge=False)
-    for column in (*SPLITS, "skipped", "images"):
-        table.add_column(column, justify="right")
+    table = new_table("class", *SPLITS, "skipped", "images")
     for row in counts_by_class(data.manifest, data.class_names):
         counts = (f"{row[column]:,}" for column in (*SPLITS, "skipped", "all"))
         table.add_row(Text(printable(row["label"] or "(all)")), *counts)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.table import Table
 
 from transfer_learning.cli.formatting import printable
 from transfer_learning.cli.streams import closed_at_start, lose_stream, prepare_streams
@@ -53,6 +54,20 @@ console = _Console(highlight=False, soft_wrap=True, width=None if _is_terminal e
 def print_line(text: str = "") -> None:
     """Prints the result of a command to standard output, each of its lines `printable`."""
     console.print("\n".join(map(printable, text.split("\n"))), markup=False)
+
+
+def new_table(*columns: str) -> Table:
+    """A table with these columns, all but the first one aligned to the right."""
+    table = Table(columns[0], box=None, pad_edge=False, header_style="bold")
+    for column in columns[1:]:
+        table.add_column(column, justify="right")
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Prints a table unless --quiet was given."""
+    if not is_quiet():
+        console.print(table)
 
 
 class ConsoleHandler(logging.Handler):

@@ -1,5 +1,7 @@
 """Times, sizes and names as people read them, and the line on the terminal that they stand in."""
 
+from collections.abc import Sequence
+
 
 def duration(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3:07 min``, ``2:05 h``."""
@@ -25,6 +27,11 @@ def size(num_bytes: float) -> str:
 def megabytes(num_bytes: float) -> str:
     """``1 MB``, ``12,346 MB``: the space that something needs, rounded up."""
     return f"{-(-int(num_bytes) // 10**6):,} MB"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """``a, b, c, ...``: the first `most` of some names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def printable(text: str) -> str:

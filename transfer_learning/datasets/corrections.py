@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from transfer_learning.cli.formatting import listed
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.decoding.decode import content_hash
 from transfer_learning.datasets.sources.table import opened
@@ -22,7 +23,6 @@ from transfer_learning.errors import UserError, did_you_mean
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("id", "label", "suggestion", "probability", "why", "action", "sha256")
-NAMED = 4
 
 
 class Corrections(NamedTuple):
@@ -137,5 +137,4 @@ def _action(row: Mapping[str, str | None]) -> str:
 
 
 def _named(items: Sequence[str]) -> str:
-    more = ", ..." if len(items) > NAMED else ""
-    return f" ({', '.join(items[:NAMED])}{more})" if items else ""
+    return f" ({listed(items)})" if items else ""

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from transfer_learning.cli.formatting import listed
 from transfer_learning.datasets.dataset import (
     DROPPED,
     DUPLICATE_IN_OTHER_SPLIT,
@@ -241,8 +242,8 @@ def _warn_of_empty_splits(
     for split in ("val", "test"):
         empty = [name for name in class_names if not counts[name, split]]
         if split in named | drawn and empty:
-            listed = ", ".join(empty[:NUM_NAMED]) + (", ..." if len(empty) > NUM_NAMED else "")
-            have = f"The class {listed} has" if len(empty) == 1 else f"{len(empty):,} classes ({listed}) have"
+            named_classes = listed(empty, NUM_NAMED)
+            have = f"The class {empty[0]} has" if len(empty) == 1 else f"{len(empty):,} classes ({named_classes}) have"
             lacks = "so their accuracy cannot be measured" if split == "test" else "so they do not count in validation"
             if len(empty) == 1:
                 lacks = lacks.replace("their", "its").replace("they do", "it does")

@@ -75,7 +75,9 @@ def export_run(
             if result["problem"]:
                 logger.error(f"{folder / format.path} was not written: {result['problem']}.")
                 continue
-            _replace(path, folder / format.path)
+            if (folder / format.path).is_dir():
+                shutil.rmtree(folder / format.path)  # a folder cannot be replaced
+            os.replace(path, folder / format.path)
     table = folder / run_dir.export_table.name
     rows = _rows(table, network.metadata, results)
     write_json(table, {"formats": rows})
@@ -147,12 +149,6 @@ def _rows(table: Path, metadata: Metadata, results: Sequence[dict[str, Any]]) ->
                 f"{table.parent / row['file']} has other weights than the run; export {row['format']} again."
             )
     return rows
-
-
-def _replace(new: Path, path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)  # a folder cannot be replaced
-    os.replace(new, path)
 
 
 def _about(run_dir: RunDir) -> dict[str, Any]:

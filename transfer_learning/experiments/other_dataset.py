@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from transfer_learning.cli.formatting import listed
 from transfer_learning.datasets.dataset import SPLITS, UNSEEN, Dataset
 from transfer_learning.datasets.decoding.pixel_cache import CachedImages, cached_images
 from transfer_learning.datasets.manifest import COLUMNS
@@ -28,8 +29,6 @@ from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import write_json
 
 logger = logging.getLogger(__name__)
-
-NUM_NAMED = 4  # classes per message
 
 
 def evaluate_on(run: FinishedRun, place: str, split: str | None, columns: Columns = BY_NAME) -> dict[str, Any]:
@@ -109,17 +108,17 @@ def _labelled(
     unknown = Counter(manifest.loc[~is_known & is_asked, "label"])
     if not (is_known & is_asked).any():
         raise UserError(
-            f"{dataset.name} has no image of a class of {run.name}: its classes are {_named(sorted(unknown))}, and those "
-            f"of the run {_named(run.class_names)}; rename the folders or labels, or use predict."
+            f"{dataset.name} has no image of a class of {run.name}: its classes are {listed(sorted(unknown))}, and those "
+            f"of the run {listed(run.class_names)}; rename the folders or labels, or use predict."
         )
     if unknown:
         first = min(unknown)
         logger.warning(
             f"{sum(unknown.values()):,} images are left out, because the run does not know their classes "
-            f"({_named(sorted(unknown))}).{did_you_mean(first, run.class_names)}"
+            f"({listed(sorted(unknown))}).{did_you_mean(first, run.class_names)}"
         )
     if not_there := [one for one in run.class_names if one not in set(manifest["label"])]:
-        logger.info(f"No images of {len(not_there):,} classes of the run: {_named(not_there)}.")
+        logger.info(f"No images of {len(not_there):,} classes of the run: {listed(not_there)}.")
     bad = manifest[~is_readable & is_known & is_asked]
     if len(bad):
         logger.warning(
@@ -144,7 +143,3 @@ def _matched(names: tuple[str, ...], class_names: list[str]) -> dict[str, str]:
     if matched:
         logger.info(f"Taken for classes of the run: {', '.join(f'{one} for {own}' for one, own in matched.items())}.")
     return matched
-
-
-def _named(names: list[str]) -> str:
-    return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")

@@ -23,10 +23,10 @@ class Format:
     """A row of the table."""
 
     name: str
-    module: str  # in this package
     path: str  # of the file or folder, inside the folder of an export
     runtime: str  # the package that loads it, as it is imported
     description: str
+    module: str = ""  # in this package; "": that of its name
     writer: str = "write"
     is_float: bool = True  # else its gate is the accuracy
     marker: str = ""  # a file that every folder of this format has
@@ -54,42 +54,28 @@ class Format:
 
     @property
     def _module(self):
-        return importlib.import_module(f"{__package__}.{self.module}")  # imports its runtime
+        return importlib.import_module(f"{__package__}.{self.module or self.name}")  # imports its runtime
 
 
-FORMATS = {
-    row.name: row
-    for row in (
-        Format(
-            "saved_model",
-            "saved_model",
-            "saved_model",
-            "tensorflow",
-            "TensorFlow Serving, KServe, TensorFlow",
-            marker="saved_model.pb",
-        ),
-        Format("onnx", "onnx", "model.onnx", "onnxruntime", "ONNX Runtime on any platform, browsers, Triton"),
-        Format("litert", "litert", "model.tflite", "ai_edge_litert", "Android, iOS, small machines"),
-        Format(
-            "litert-int8",
-            "litert",
-            "model_int8.tflite",
-            "ai_edge_litert",
-            "the same with 8-bit integers",
-            writer="write_int8",
-            is_float=False,
-        ),
-        Format(
-            "openvino",
-            "openvino",
-            "openvino",
-            "openvino",
-            "Intel processors, OpenVINO Model Server",
-            marker="model.xml",
-        ),
-        Format("keras", "keras_file", "model.keras", "keras", "Keras on TensorFlow, JAX or PyTorch"),
-    )
-}
+_ROWS = (
+    Format(
+        "saved_model", "saved_model", "tensorflow", "TensorFlow Serving, KServe, TensorFlow", marker="saved_model.pb"
+    ),
+    Format("onnx", "model.onnx", "onnxruntime", "ONNX Runtime on any platform, browsers, Triton"),
+    Format("litert", "model.tflite", "ai_edge_litert", "Android, iOS, small machines"),
+    Format(
+        "litert-int8",
+        "model_int8.tflite",
+        "ai_edge_litert",
+        "the same with 8-bit integers",
+        module="litert",
+        writer="write_int8",
+        is_float=False,
+    ),
+    Format("openvino", "openvino", "openvino", "Intel processors, OpenVINO Model Server", marker="model.xml"),
+    Format("keras", "model.keras", "keras", "Keras on TensorFlow, JAX or PyTorch", module="keras_file"),
+)
+FORMATS = {row.name: row for row in _ROWS}
 
 
 def format_of(path: Path) -> Format:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from transfer_learning.cli.formatting import listed
 from transfer_learning.datasets.split_names import FILLERS, is_unlabelled, split_and_rest, split_of
 from transfer_learning.errors import UserError
 
@@ -206,5 +207,4 @@ def _note(splits: dict[str, str], where: str) -> str:
 
 
 def _named(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:NUM_NAMED]) + (", ..." if len(names) > NUM_NAMED else "")
+    return listed(list(names), NUM_NAMED)
