@@ -44,30 +44,11 @@ def fine_tune(flags: Namespace) -> dict[str, Any]:
     """Epochs of fine-tuning with conv5 unfrozen: the median from the second on, with validation, without checkpoint."""
     figures = run(
         flags,
-        "--backbone",
-        "resnet50",
-        "--weights",
-        str(flags.weights),
-        "--frozen.epochs",
-        "0",
-        "--fine-tune.epochs",
-        str(flags.epochs),
-        "--fine-tune.unfreeze",
-        "conv5",
-        "--fine-tune.learning-rate",
-        str(flags.learning_rate),
-        "--fine-tune.optimizer",
-        "adam",
-        "--fine-tune.weight-decay",
-        "0",
-        "--fine-tune.schedule",
-        "constant",
-        "--fine-tune.warmup-epochs",
-        "0",
-        "--fine-tune.patience",
-        "0",
-        "--fine-tune.augmentation",
-        "none",
+        *("--backbone", "resnet50", "--weights", str(flags.weights), "--frozen.epochs", "0"),
+        *f"--fine-tune.epochs {flags.epochs} --fine-tune.learning-rate {flags.learning_rate}".split(),
+        *"--fine-tune.unfreeze conv5 --fine-tune.optimizer adam --fine-tune.weight-decay 0".split(),
+        *"--fine-tune.schedule constant --fine-tune.warmup-epochs 0 --fine-tune.patience 0".split(),
+        *"--fine-tune.augmentation none".split(),
     )
     timings = pd.read_csv(flags.scratch / "run" / "timings.csv")
     epochs = timings.loc[timings["phase"] == "fine_tune", "seconds"].tolist()
@@ -198,26 +179,9 @@ def drawn(flags: Namespace) -> dict[str, Any]:
 def frozen_phase(flags: Namespace) -> tuple[str, ...]:
     """Flags for every setting of the frozen phase, so that none is chosen automatically."""
     return (
-        "--backbone",
-        "efficientnet_lite0",
-        "--head",
-        "none",
-        "--dropout",
-        "0.2",
-        "--class-weights",
-        "none",
-        "--frozen.epochs",
-        str(flags.epochs),
-        "--frozen.patience",
-        "0",
-        "--frozen.optimizer",
-        "adam",
-        "--frozen.learning-rate",
-        str(flags.learning_rate),
-        "--frozen.schedule",
-        "constant",
-        "--fine-tune.epochs",
-        "0",
+        *"--backbone efficientnet_lite0 --head none --dropout 0.2 --class-weights none".split(),
+        *f"--frozen.epochs {flags.epochs} --frozen.learning-rate {flags.learning_rate} --frozen.optimizer adam".split(),
+        *"--frozen.patience 0 --frozen.schedule constant --fine-tune.epochs 0".split(),
     )
 
 

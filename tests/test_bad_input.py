@@ -216,38 +216,16 @@ def test_a_monitored_val_metric_needs_validation_images(refused, photos, here):
 
 def test_an_evaluation_split_is_needed(refused, photos, here):
     line = refused(
-        "--dataset",
-        photos,
-        "--val-fraction",
-        "0",
-        "--test-fraction",
-        "0",
-        "--frozen.patience",
-        "0",
-        "--monitor",
-        "loss",
-        "--image-size",
-        "32",
-        "--cache-dir",
-        here / "cache",
+        *("--dataset", photos, "--image-size", "32", "--cache-dir", here / "cache"),
+        *"--val-fraction 0 --test-fraction 0 --frozen.patience 0 --monitor loss".split(),
     )
     assert "neither validation nor test images" in line and "--test-fraction" in line
 
 
 def test_views_need_something_frozen_below(refused, photos, here):
     line = refused(
-        "--dataset",
-        photos,
-        "--image-size",
-        "32",
-        "--cache-dir",
-        here / "cache",
-        "--fine-tune.unfreeze",
-        "all",
-        "--fine-tune.augmentation",
-        "light",
-        "--fine-tune.copies",
-        "4",
+        *("--dataset", photos, "--image-size", "32", "--cache-dir", here / "cache"),
+        *"--fine-tune.unfreeze all --fine-tune.augmentation light --fine-tune.copies 4".split(),
     )
     assert "--fine-tune.copies 4" in line and "--fine-tune.unfreeze all" in line and "name a stage" in line
 

@@ -141,17 +141,7 @@ def test_a_cache_that_is_a_file_is_named(tmp_path, shown):
 
 
 def test_as_a_command_it_answers_without_tensorflow(folder):
-    command = [
-        sys.executable,
-        "-X",
-        "importtime",
-        "-m",
-        "transfer_learning.cache",
-        "--cache-dir",
-        folder,
-        "--clear",
-        "224",
-    ]
+    command = [sys.executable, *"-X importtime -m transfer_learning.cache --clear 224 --cache-dir".split(), folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.endswith("Freed 15 MB.\n") and left(folder) == list(ENTRIES)[:2]
     assert not re.search(r"\| +(tensorflow|keras)$", done.stderr, re.MULTILINE)

@@ -11,58 +11,17 @@ ROOT = Path(transfer_learning.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 
 # Forbidden under any prefix: loaders, what they make, and functions that start programs.
-FORBIDDEN_NAMES = {
-    "load_model",
-    "model_from_json",
-    "deserialize_keras_object",
-    "clone_model",
-    "enable_unsafe_deserialization",
-    "TFSMLayer",
-    "TorchModuleWrapper",
-    "Unpickler",
-    "read_pickle",
-    "PackageImporter",
-    "unsafe_load",
-    "full_load",
-    "extractall",
-    "unpack_archive",
-    "__import__",
-    "run_path",
-    "run_module",
-    "py_function",
-    "numpy_function",
-    "getoutput",
-}
+FORBIDDEN_NAMES = set(
+    "load_model model_from_json deserialize_keras_object clone_model enable_unsafe_deserialization TFSMLayer "
+    "TorchModuleWrapper Unpickler read_pickle PackageImporter unsafe_load full_load extractall unpack_archive __import__ "
+    "run_path run_module py_function numpy_function getoutput".split()
+)
 # Forbidden with this prefix only, since others have the same name.
-FORBIDDEN_CALLS = {
-    "eval",
-    "exec",
-    "compile",
-    "builtins.eval",
-    "builtins.exec",
-    "torch.load",
-    "torch.jit.load",
-    "torch.hub.load",
-    "torch.export.load",
-    "yaml.load",
-    "tensorflow.saved_model.load",
-    "keras.layers.deserialize",
-    "keras.layers.Lambda",
-    "os.system",
-    "os.popen",
-}
-FORBIDDEN_MODULES = {
-    "pickle",
-    "cPickle",
-    "_pickle",
-    "dill",
-    "cloudpickle",
-    "joblib",
-    "marshal",
-    "shelve",
-    "runpy",
-    "code",
-}
+FORBIDDEN_CALLS = set(
+    "eval exec compile builtins.eval builtins.exec torch.load torch.jit.load torch.hub.load torch.export.load yaml.load "
+    "tensorflow.saved_model.load keras.layers.deserialize keras.layers.Lambda os.system os.popen".split()
+)
+FORBIDDEN_MODULES = set("pickle cPickle _pickle dill cloudpickle joblib marshal shelve runpy code".split())
 FORBIDDEN_OPTIONS = {
     "allow_pickle": False,
     "trust_remote_code": False,

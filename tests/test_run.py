@@ -29,32 +29,12 @@ from transfer_learning.experiments.train import run_experiment
 from transfer_learning.machine.monitor import Monitor, read_hardware
 from transfer_learning.storage.run_directory import RunDir
 
-FILES = {
-    "config.json",
-    "environment.json",
-    "log.txt",
-    "notes.json",
-    "foresight.json",
-    "manifest.csv",
-    "ignored.csv",
-    "history.csv",
-    "timings.csv",
-    "hardware.csv",
-    "figures/hardware.png",
-    "model.keras",
-    "model.tflite",
-    "evaluation.json",
-    "classification_report.txt",
-    "report.html",
-    "csv_log.csv",
-    "predictions/val.csv",
-    "predictions/test.csv",
-    "figures/curves.png",
-    "figures/confusion_matrix.png",
-    "figures/confusion_matrix_normalised.png",
-    "figures/samples.png",
-    "figures/reliability.png",
-}
+FILES = set(
+    "config.json environment.json log.txt notes.json foresight.json manifest.csv ignored.csv history.csv timings.csv "
+    "hardware.csv model.keras model.tflite evaluation.json classification_report.txt report.html csv_log.csv "
+    "predictions/val.csv predictions/test.csv figures/curves.png figures/confusion_matrix.png "
+    "figures/confusion_matrix_normalised.png figures/samples.png figures/reliability.png figures/hardware.png".split()
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,32 +42,11 @@ def finished(small_config, tmp_path_factory):
     """A run through the command, with the output that it printed."""
     run_dir = RunDir(tmp_path_factory.mktemp("runs") / "finished")
     arguments = [
-        "--dataset",
-        small_config.dataset,
-        "--backbone",
-        "small_cnn",
-        "--weights",
-        small_config.weights,
-        "--image-size",
-        str(SIZE),
-        "--head",
-        "16",
-        "--batch-size",
-        "8",
-        "--cache-dir",
-        small_config.cache_dir,
-        "--run-dir",
-        str(run_dir.path),
-        "--tensorboard",
-        "--csv-log",
-        "--frozen.epochs",
-        "8",
-        "--frozen.learning-rate",
-        "0.01",
-        "--fine-tune.epochs",
-        "4",
-        "--fine-tune.learning-rate",
-        "0.001",
+        *("--dataset", small_config.dataset, "--weights", small_config.weights),
+        *("--cache-dir", small_config.cache_dir, "--run-dir", str(run_dir.path)),
+        *f"--backbone small_cnn --image-size {SIZE} --head 16 --batch-size 8 --tensorboard --csv-log".split(),
+        *"--frozen.epochs 8 --frozen.learning-rate 0.01".split(),
+        *"--fine-tune.epochs 4 --fine-tune.learning-rate 0.001".split(),
     ]
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, with_files():

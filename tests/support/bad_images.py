@@ -18,6 +18,8 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 FORMATS = {"JPEG": ".jpg", "PNG": ".png", "BMP": ".bmp", "GIF": ".gif", "WEBP": ".webp", "TIFF": ".tif"}
 UNKNOWN = "skipped: it is none of JPEG, PNG"
+FAILS, TOO_LARGE = "skipped: cannot be decoded", "skipped: too many pixels"
+OTHER_FORMATS = {"ICO": ".jpg", "TGA": ".jpg", "JPEG2000": ".jpg", "EPS": ".png", "DDS": ".bmp", "PCX": ".gif"}
 
 
 class Kind(NamedTuple):
@@ -256,14 +258,14 @@ def kinds() -> dict[str, Kind]:
         return encoded(picture(next(seeds), mode=mode), image_format, **options)
 
     # Every format: whole, and damaged in the same ways.
-    cut_at_the_end = dict.fromkeys(FORMATS, "skipped: cannot be decoded")
+    cut_at_the_end = dict.fromkeys(FORMATS, FAILS)
     for image_format, suffix in FORMATS.items():
         content = good(image_format)
         add(f"{image_format} good", suffix, content)
         add(f"{image_format} empty", suffix, b"", "skipped: the file is empty")
         add(f"{image_format} of one byte", suffix, content[:1], UNKNOWN)
-        add(f"{image_format} cut in its header", suffix, good(image_format)[:20], "skipped: cannot be decoded")
-        add(f"{image_format} cut in the middle", suffix, content[: len(content) // 2], "skipped: cannot be decoded")
+        add(f"{image_format} cut in its header", suffix, good(image_format)[:20], FAILS)
+        add(f"{image_format} cut in the middle", suffix, content[: len(content) // 2], FAILS)
         add(f"{image_format} cut near its end", suffix, content[: len(content) * 9 // 10], cut_at_the_end[image_format])
         add(f"{image_format} with garbage behind", suffix, good(image_format) + bytes(range(256)) * 20)
         add(f"{image_format} under a wrong name", ".png" if image_format == "JPEG" else ".jpg", good(image_format))
@@ -303,21 +305,16 @@ def kinds() -> dict[str, Kind]:
     add("JPEG with a zip behind", ".jpg", good("JPEG") + b"PK\5\6" + bytes(18))
     add("JPEG without its end mark", ".jpg", good("JPEG")[:-2])
     add("JPEG without its last 20 bytes", ".jpg", good("JPEG")[:-20], "skipped: image file is truncated")
-    add("JPEG of 12 bits", ".jpg", jpeg_with(good("JPEG"), precision=12), "skipped: cannot be decoded")
-    add("JPEG lossless", ".jpg", jpeg_with(good("JPEG"), marker=0xC3), "skipped: cannot be decoded")
+    add("JPEG of 12 bits", ".jpg", jpeg_with(good("JPEG"), precision=12), FAILS)
+    add("JPEG lossless", ".jpg", jpeg_with(good("JPEG"), marker=0xC3), FAILS)
     # Huffman codes read as arithmetic ones, and pixels that are missing ahead of an end mark: libjpeg decodes such files to
     # something, as every program that uses it does, and does not tell.
     add("JPEG that says it is arithmetic", ".jpg", jpeg_with(good("JPEG"), marker=0xC9))
-    add("JPEG of no height", ".jpg", jpeg_with(good("JPEG"), size=(40, 0)), "skipped: cannot be decoded")
-    add("JPEG of no width", ".jpg", jpeg_with(good("JPEG"), size=(0, 30)), "skipped: cannot be decoded")
-    add(
-        "JPEG that promises 65,500 x 65,500",
-        ".jpg",
-        jpeg_with(good("JPEG"), size=(65500, 65500)),
-        "skipped: too many pixels",
-    )
+    add("JPEG of no height", ".jpg", jpeg_with(good("JPEG"), size=(40, 0)), FAILS)
+    add("JPEG of no width", ".jpg", jpeg_with(good("JPEG"), size=(0, 30)), FAILS)
+    add("JPEG that promises 65,500 x 65,500", ".jpg", jpeg_with(good("JPEG"), size=(65500, 65500)), TOO_LARGE)
     add("JPEG that promises 9,400 x 9,400", ".jpg", jpeg_with(good("JPEG"), size=(9400, 9400)))
-    add("JPEG without tables", ".jpg", replaced(good("JPEG"), b"\xff\xdb", b"\xff\xee"), "skipped: cannot be decoded")
+    add("JPEG without tables", ".jpg", replaced(good("JPEG"), b"\xff\xdb", b"\xff\xee"), FAILS)
     add("JPEG of 300 scans", ".jpg", jpeg_of_many_scans(next(seeds), 300, (40, 30)))
 
     # PNG
@@ -338,31 +335,31 @@ def kinds() -> dict[str, Kind]:
     add("PNG with many texts", ".png", png_with_texts(b"tEXt", b"key\0" + b"x" * 100, 200, next(seeds)))
     add("PNG with an unknown chunk", ".png", png_with_texts(b"abCd", b"x", 1, next(seeds)))
     add("PNG without its end", ".png", good("PNG")[:-12])
-    add("PNG of a colour type that is none", ".png", png(8, 8, 8, 5, bytes(200)), "skipped: cannot be decoded")
-    add("PNG of a depth that is none", ".png", png(8, 8, 7, 2, bytes(200)), "skipped: cannot be decoded")
-    add("PNG with a filter that is none", ".png", png(8, 8, 8, 0, b"\x09" + bytes(80)), "skipped: cannot be decoded")
+    add("PNG of a colour type that is none", ".png", png(8, 8, 8, 5, bytes(200)), FAILS)
+    add("PNG of a depth that is none", ".png", png(8, 8, 7, 2, bytes(200)), FAILS)
+    add("PNG with a filter that is none", ".png", png(8, 8, 8, 0, b"\x09" + bytes(80)), FAILS)
     add(
         "PNG with pixels that are no zlib",
         ".png",
         replaced(png(8, 8, 8, 0, bytes(72)), b"IDATx\x9c", b"IDAT\0\0"),
-        "skipped: cannot be decoded",
+        FAILS,
     )
-    add("PNG with too few pixels", ".png", png(8, 8, 8, 2, bytes(30)), "skipped: cannot be decoded")
+    add("PNG with too few pixels", ".png", png(8, 8, 8, 2, bytes(30)), FAILS)
     add("PNG with too many pixels", ".png", png(8, 8, 8, 2, bytes(10**6)))
     add(
         "PNG with a bad checksum of its header",
         ".png",
         (lambda content: content[:30] + b"\0\0\0" + content[33:])(good("PNG")),
-        "skipped: cannot be decoded",
+        FAILS,
     )
-    add("PNG without a header", ".png", without_chunk(good("PNG"), b"IHDR"), "skipped: cannot be decoded")
-    add("PNG without pixels", ".png", without_chunk(good("PNG"), b"IDAT"), "skipped: cannot be decoded")
+    add("PNG without a header", ".png", without_chunk(good("PNG"), b"IHDR"), FAILS)
+    add("PNG without pixels", ".png", without_chunk(good("PNG"), b"IDAT"), FAILS)
     add("PNG without its palette", ".png", without_chunk(good("PNG", "P"), b"PLTE"))
-    add("PNG of no width", ".png", png(0, 8, 8, 2, b""), "skipped: cannot be decoded")
-    add("PNG that promises 60,000 x 60,000", ".png", png(60_000, 60_000, 8, 2, b""), "skipped: too many pixels")
-    add("PNG that promises 2^31 x 2^31", ".png", png(2**31 - 1, 2**31 - 1, 8, 2, b""), "skipped: too many pixels")
+    add("PNG of no width", ".png", png(0, 8, 8, 2, b""), FAILS)
+    add("PNG that promises 60,000 x 60,000", ".png", png(60_000, 60_000, 8, 2, b""), TOO_LARGE)
+    add("PNG that promises 2^31 x 2^31", ".png", png(2**31 - 1, 2**31 - 1, 8, 2, b""), TOO_LARGE)
     add("PNG that promises 12,000 x 9,000", ".png", png(12_000, 9_000, 8, 2, b""), "skipped: truncated")
-    add("PNG that promises 20,000 x 15,000", ".png", png(20_000, 15_000, 8, 2, b""), "skipped: too many pixels")
+    add("PNG that promises 20,000 x 15,000", ".png", png(20_000, 15_000, 8, 2, b""), TOO_LARGE)
     bomb = zlib.compress(bytes(50_000_000), 9)
     add("PNG with a profile that unpacks to 50 MB", ".png", png_with_texts(b"iCCP", b"x\0\0" + bomb, 1, next(seeds)))
     add("PNG with a text that unpacks to 50 MB", ".png", png_with_texts(b"zTXt", b"x\0\0" + bomb, 1, next(seeds)))
@@ -383,30 +380,25 @@ def kinds() -> dict[str, Kind]:
     grey = b"".join(bytes((value, value, value, 0)) for value in range(256))
     runs = b"".join(bytes((8, 9 * row, 0, 0)) for row in range(8)) + b"\0\1"
     add("BMP packed by runs", ".bmp", bmp(8, 8, 8, 1, runs, grey))
-    add("BMP packed by runs that never end", ".bmp", bmp(8, 8, 8, 1, b"\xff\1" * 4, grey), "skipped: cannot be decoded")
+    add("BMP packed by runs that never end", ".bmp", bmp(8, 8, 8, 1, b"\xff\1" * 4, grey), FAILS)
     add("BMP top down", ".bmp", bmp(8, -8, 24, 0, bytes(range(192))))
     add("BMP of 16 bits", ".bmp", bmp(8, 8, 16, 0, bytes(range(128))))
-    add("BMP of 5 bits", ".bmp", bmp(8, 8, 5, 0, bytes(128)), "skipped: cannot be decoded")
-    add("BMP of no width", ".bmp", bmp(0, 8, 24, 0, b""), "skipped: cannot be decoded")
-    add("BMP that promises 30,000 x 30,000", ".bmp", bmp(30_000, 30_000, 24, 0, b""), "skipped: too many pixels")
-    add(
-        "BMP packed, that promises 9,000 x 9,000",
-        ".bmp",
-        bmp(9_000, 9_000, 8, 1, b"\xff\1\0\1", grey),
-        "skipped: cannot be decoded",
-    )
+    add("BMP of 5 bits", ".bmp", bmp(8, 8, 5, 0, bytes(128)), FAILS)
+    add("BMP of no width", ".bmp", bmp(0, 8, 24, 0, b""), FAILS)
+    add("BMP that promises 30,000 x 30,000", ".bmp", bmp(30_000, 30_000, 24, 0, b""), TOO_LARGE)
+    add("BMP packed, that promises 9,000 x 9,000", ".bmp", bmp(9_000, 9_000, 8, 1, b"\xff\1\0\1", grey), FAILS)
 
     # GIF
     add("GIF animated", ".gif", good("GIF", save_all=True, append_images=[picture(next(seeds)), picture(next(seeds))]))
     add("GIF transparent", ".gif", encoded(picture(next(seeds), mode="P"), "GIF", transparency=5))
     add("GIF interlaced", ".gif", good("GIF", interlace=True))
-    add("GIF without a picture", ".gif", b"GIF89a\x08\0\x08\0\x80\0\0" + bytes(6) + b";", "skipped: cannot be decoded")
+    add("GIF without a picture", ".gif", b"GIF89a\x08\0\x08\0\x80\0\0" + bytes(6) + b";", FAILS)
     add("GIF without an end", ".gif", good("GIF")[:-1])
     add(
         "GIF that promises 65,535 x 65,535",
         ".gif",
         (lambda content: content[:6] + b"\xff" * 4 + content[10:])(good("GIF")),
-        "skipped: too many pixels",
+        TOO_LARGE,
     )
     add(
         "GIF whose picture is larger than its screen",
@@ -417,7 +409,7 @@ def kinds() -> dict[str, Kind]:
         "GIF with a code size that is none",
         ".gif",
         b"GIF89a\x08\0\x08\0\x80\0\0" + bytes(6) + b",\0\0\0\0\x08\0\x08\0\0\x0f\2\x44\1\0;",
-        "skipped: cannot be decoded",
+        FAILS,
     )
 
     # WEBP
@@ -427,19 +419,14 @@ def kinds() -> dict[str, Kind]:
     add("WEBP turned", ".webp", good("WEBP", exif=exif_of(8)))
     animated = good("WEBP", save_all=True, append_images=[picture(next(seeds))])
     add("WEBP animated", ".webp", animated)
-    add(
-        "WEBP with a canvas of 16,383 x 16,383",
-        ".webp",
-        webp_canvas(animated, 16383, 16383),
-        "skipped: too many pixels",
-    )
+    add("WEBP with a canvas of 16,383 x 16,383", ".webp", webp_canvas(animated, 16383, 16383), TOO_LARGE)
     add("WEBP with a canvas of 2,000 x 2,000", ".webp", webp_canvas(animated, 2_000, 2_000))
     add("WEBP with a canvas of 2^24 x 2^24", ".webp", webp_canvas(animated, 2**24, 2**24), "skipped: decoder")
     add(
         "WEBP whose length is wrong",
         ".webp",
         (lambda content: content[:4] + b"\xff\xff\xff\x7f" + content[8:])(good("WEBP")),
-        "skipped: cannot be decoded",
+        FAILS,
     )
 
     # TIFF
@@ -458,41 +445,19 @@ def kinds() -> dict[str, Kind]:
     add("TIFF turned", ".tif", good("TIFF", tiffinfo=_turned_tiff(6)))
     add("TIFF tiled", ".tif", tiled_tiff(16))
     add("TIFF grey by hand", ".tif", grey_tiff(16, 16))
-    add("TIFF of big-endian numbers", ".tif", b"MM\0*\0\0\0\x08\0\x00" + bytes(4), "skipped: cannot be decoded")
+    add("TIFF of big-endian numbers", ".tif", b"MM\0*\0\0\0\x08\0\x00" + bytes(4), FAILS)
     add("TIFF whose directories go in a circle", ".tif", grey_tiff(16, 16, next_place=8, tag_305=("H", (1,))))
-    add(
-        "TIFF whose pixels lie outside",
-        ".tif",
-        grey_tiff(16, 16, tag_273=("I", (10**6,)), tag_305=("H", (1,))),
-        "skipped: cannot be decoded",
-    )
-    add("TIFF of no height", ".tif", grey_tiff(16, 0), "skipped: cannot be decoded")
-    add("TIFF that promises 60,000 x 60,000", ".tif", grey_tiff(60_000, 60_000), "skipped: too many pixels")
-    add("TIFF that promises 9,000 x 9,000", ".tif", grey_tiff(9_000, 9_000), "skipped: cannot be decoded")
-    add("TIFF with a tile of 2^30 x 2^30", ".tif", tiled_tiff(2**30), "skipped: cannot be decoded")
-    add("TIFF with a tile of 30,000 x 30,000", ".tif", tiled_tiff(30_000), "skipped: cannot be decoded")
-    add(
-        "TIFF with a compression that is none",
-        ".tif",
-        grey_tiff(16, 16, tag_259=("H", (9999,))),
-        "skipped: cannot be decoded",
-    )
-    add(
-        "TIFF with 60,000 samples a pixel",
-        ".tif",
-        grey_tiff(16, 16, tag_277=("H", (60_000,))),
-        "skipped: cannot be decoded",
-    )
+    add("TIFF whose pixels lie outside", ".tif", grey_tiff(16, 16, tag_273=("I", (10**6,)), tag_305=("H", (1,))), FAILS)
+    add("TIFF of no height", ".tif", grey_tiff(16, 0), FAILS)
+    add("TIFF that promises 60,000 x 60,000", ".tif", grey_tiff(60_000, 60_000), TOO_LARGE)
+    add("TIFF that promises 9,000 x 9,000", ".tif", grey_tiff(9_000, 9_000), FAILS)
+    add("TIFF with a tile of 2^30 x 2^30", ".tif", tiled_tiff(2**30), FAILS)
+    add("TIFF with a tile of 30,000 x 30,000", ".tif", tiled_tiff(30_000), FAILS)
+    add("TIFF with a compression that is none", ".tif", grey_tiff(16, 16, tag_259=("H", (9999,))), FAILS)
+    add("TIFF with 60,000 samples a pixel", ".tif", grey_tiff(16, 16, tag_277=("H", (60_000,))), FAILS)
 
     # Other things under a name of images
-    for image_format, suffix in (
-        ("ICO", ".jpg"),
-        ("TGA", ".jpg"),
-        ("JPEG2000", ".jpg"),
-        ("EPS", ".png"),
-        ("DDS", ".bmp"),
-        ("PCX", ".gif"),
-    ):
+    for image_format, suffix in OTHER_FORMATS.items():
         add(f"{image_format} under a name of ours", suffix, encoded(picture(next(seeds)), image_format), UNKNOWN)
     add("PDF under a name of ours", ".jpg", b"%PDF-1.4\n1 0 obj <</Type /Catalog>> endobj\n", UNKNOWN)
     add("ICNS under a name of ours", ".jpg", b"icns\0\0\0\x10ic07\0\0\0\x08", UNKNOWN)
@@ -515,7 +480,7 @@ def kinds() -> dict[str, Kind]:
     # What is no file, or not one of usual size
     add("folder with an image", ".jpg", folder_with_an_image)  # its file is the one that counts
     add("broken link", ".jpg", link_to("nowhere.jpg"), "skipped: there is no such file")
-    add("link to itself", ".jpg", lambda path: path.symlink_to(path.name), "skipped: cannot be decoded")
+    add("link to itself", ".jpg", lambda path: path.symlink_to(path.name), FAILS)
     add("link to an image outside", ".png", link_outside)
     add("link to endless zeros", ".jpg", link_to("/dev/zero"), "ignored: neither a file nor a folder")
     add("link to the terminal", ".jpg", link_to("/dev/tty"), "ignored: neither a file nor a folder")

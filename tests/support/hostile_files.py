@@ -45,6 +45,10 @@ class Attack:
         return os.mkdir, (self.folder,)
 
 
+def pickled(canary: Path) -> bytes:
+    return pickle.dumps(Attack(canary))
+
+
 def lambda_layer(canary: Path) -> dict:
     """A Lambda layer whose function makes the folder, as Keras writes one: marshalled and in base64."""
     source = compile(f"lambda x: __import__('os').mkdir({str(canary / 'ran')!r}) or x", "lambda", "eval")
@@ -415,7 +419,7 @@ def hostile_files() -> dict[str, HostileFile]:
             ),
             "cannot be read",
         )
-    add("model is a pickle", MODEL, "model.keras", lambda canary: pickle.dumps(Attack(canary)), "cannot be read")
+    add("model is a pickle", MODEL, "model.keras", pickled, "cannot be read")
     add(
         "model is an HDF5 file with a Lambda",
         MODEL,
@@ -426,88 +430,52 @@ def hostile_files() -> dict[str, HostileFile]:
 
     # PyTorch
     for protocol in (0, 2, 4):
-        add(
-            f"pickle of protocol {protocol} as a state dict, old format",
-            WEIGHTS,
-            "x.pth",
-            lambda canary, protocol=protocol: old_pytorch(pickle.dumps(Attack(canary), protocol)),
-            "state dict",
-        )
-        add(
-            f"pickle of protocol {protocol} as a state dict, zip",
-            WEIGHTS,
-            "x.pth",
-            lambda canary, protocol=protocol: new_pytorch(pickle.dumps({"a": Attack(canary)}, protocol)),
-            "state dict",
-        )
-    add(
-        "pickle alone (joblib, scikit-learn)",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: pickle.dumps(Attack(canary)),
-        "state dict",
-    )
-    add("tar of PyTorch's first format (CVE-2025-32434)", WEIGHTS, "x.pth", tar_of_pytorch, "tar archive")
-    add(
-        "state dict with an instruction on another kind of object (CVE-2026-24747)",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: new_pytorch(b"\x80\x02ccollections\nOrderedDict\n)R(K\x01K\x02e."),
-        "a Call where a list is expected",
-    )
-    add(
-        "tensor beyond its storage (CVE-2026-24747)",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: new_pytorch(tensor_pickle(4, (1000, 1000), (1000, 1)), {"m/data/0": bytes(16)}),
-        "beyond its storage",
-    )
-    add(
-        "tensor of no strides and any size",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: new_pytorch(tensor_pickle(1, (10**9,), (0,)), {"m/data/0": bytes(4)}),
-        "beyond its storage",
-    )
-    add(
-        "storage larger than the file",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: new_pytorch(tensor_pickle(10**12, (4,), (1,)), {"m/data/0": bytes(16)}),
-        "bytes of the file",
-    )
-    add(
-        "compressed bomb in a state dict",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: new_pytorch(
-            tensor_pickle(25 * 10**6, (25 * 10**6,), (1,)), {"m/data/0": bytes(10**8)}, zipfile.ZIP_DEFLATED
+        for kind, make in (
+            ("old format", lambda canary, protocol=protocol: old_pytorch(pickle.dumps(Attack(canary), protocol))),
+            ("zip", lambda canary, protocol=protocol: new_pytorch(pickle.dumps({"a": Attack(canary)}, protocol))),
+        ):
+            add(f"pickle of protocol {protocol} as a state dict, {kind}", WEIGHTS, "x.pth", make, "state dict")
+    code = {"m/code/__torch__.py": b"x"}
+    deep_key = b"\x80\x02})" + b"\x85" * 20_000 + b"K\1s."
+    endless_key = b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (step, step) for step in range(60)) + b"K\1s."
+    large = tensor_pickle(25 * 10**6, (25 * 10**6,), (1,)), {"m/data/0": bytes(10**8)}, zipfile.ZIP_DEFLATED
+    for name, make, words in (
+        ("pickle alone (joblib, scikit-learn)", pickled, "state dict"),
+        ("tar of PyTorch's first format (CVE-2025-32434)", tar_of_pytorch, "tar archive"),
+        (
+            "state dict with an instruction on another kind of object (CVE-2026-24747)",
+            lambda _: new_pytorch(b"\x80\x02ccollections\nOrderedDict\n)R(K\x01K\x02e."),
+            "a Call where a list is expected",
         ),
-        "compressed",
-    )
-    add(
-        "TorchScript code beside the state dict",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: new_pytorch(pickle.dumps(Attack(canary), 2), {"m/code/__torch__.py": b"x"}),
-        "state dict",
-    )
-    add(
-        "state dict whose key is so deep that its hash overflows the stack",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: old_pytorch(b"\x80\x02})" + b"\x85" * 20_000 + b"K\1s."),
-        "a key that is a tuple",
-    )
-    add(
-        "state dict whose key takes for ever to hash",
-        WEIGHTS,
-        "x.pth",
-        lambda canary: old_pytorch(
-            b"\x80\x02})" + b"".join(b"q%ch%c\x86" % (step, step) for step in range(60)) + b"K\1s."
+        (
+            "tensor beyond its storage (CVE-2026-24747)",
+            lambda _: new_pytorch(tensor_pickle(4, (1000, 1000), (1000, 1)), {"m/data/0": bytes(16)}),
+            "beyond its storage",
         ),
-        "a key that is a tuple",
-    )
+        (
+            "tensor of no strides and any size",
+            lambda _: new_pytorch(tensor_pickle(1, (10**9,), (0,)), {"m/data/0": bytes(4)}),
+            "beyond its storage",
+        ),
+        (
+            "storage larger than the file",
+            lambda _: new_pytorch(tensor_pickle(10**12, (4,), (1,)), {"m/data/0": bytes(16)}),
+            "bytes of the file",
+        ),
+        ("compressed bomb in a state dict", lambda _: new_pytorch(*large), "compressed"),
+        (
+            "TorchScript code beside the state dict",
+            lambda canary: new_pytorch(pickle.dumps(Attack(canary), 2), code),
+            "state dict",
+        ),
+        (
+            "state dict whose key is so deep that its hash overflows the stack",
+            lambda _: old_pytorch(deep_key),
+            "a key that is a tuple",
+        ),
+        ("state dict whose key takes for ever to hash", lambda _: old_pytorch(endless_key), "a key that is a tuple"),
+    ):
+        add(name, WEIGHTS, "x.pth", make, words)
 
     # safetensors
     for name, content, words in (
@@ -536,42 +504,17 @@ def hostile_files() -> dict[str, HostileFile]:
         add(f"safetensors: {name}", WEIGHTS, "x.safetensors", lambda canary, content=content: content, words)
 
     # What is not read at all
-    for suffix in (
-        "keras",
-        "pkl",
-        "joblib",
-        "npz",
-        "npy",
-        "pb",
-        "onnx",
-        "yaml",
-        "json",
-        "weights.json",
-        "bin",
-        "pt",
-        "pt2",
-        "ckpt",
-        "mar",
-        "tflite",
-        "gguf",
-        "msgpack",
-        "orbax",
-    ):
-        add(
-            f"weights as x.{suffix}",
-            WEIGHTS,
-            f"x.{suffix}",
-            lambda canary: pickle.dumps(Attack(canary)),
-            "expected imagenet, none",
-        )
+    suffixes = "keras pkl joblib npz npy pb onnx yaml json weights.json bin pt pt2 ckpt mar tflite gguf msgpack orbax"
+    for suffix in suffixes.split():
+        add(f"weights as x.{suffix}", WEIGHTS, f"x.{suffix}", pickled, "expected imagenet, none")
     for file_name, make in (
-        ("x.pkl", lambda canary: pickle.dumps(Attack(canary))),
+        ("x.pkl", pickled),
         ("x.npy", lambda canary: npy(np.array([Attack(canary)], object))),
         ("x.npz", lambda canary: npz({"images.npy": npy(np.array([Attack(canary)], object))})),
         ("x.h5", lambda canary: arrays(legacy_model(canary))),
         ("x.yaml", lambda canary: f"!!python/object/apply:os.mkdir ['{canary / 'ran'}']\n".encode()),
         ("x.py", lambda canary: f"import os\nos.mkdir({str(canary / 'ran')!r})\n".encode()),
-        ("x.csv", lambda canary: pickle.dumps(Attack(canary))),
+        ("x.csv", pickled),
         ("x.onnx", lambda canary: b"\x08\x07\x12\x1b[31m" * 2000),
         ("x.tfrecord", lambda canary: bytes(100)),
         ("x.bin", lambda canary: b"x" * 3_000_000),
@@ -616,7 +559,7 @@ def hostile_files() -> dict[str, HostileFile]:
             "not hold plain numbers",
         ),
         ("arrays under other names", lambda canary: npz({"../../ran.npy": npy(np.zeros(2))}), "other arrays"),
-        ("arrays that are no zip", lambda canary: pickle.dumps(Attack(canary)), ""),
+        ("arrays that are no zip", pickled, ""),
     ):
         add(f"checkpoint: {name}", CHECKPOINT, "arrays.npz", make, words)
     for name, content in (

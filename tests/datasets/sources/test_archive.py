@@ -246,29 +246,8 @@ def local_header(name, content, num_bytes):
 
 
 def listed(name, packed, num_bytes, offset, checksum=0):
-    return (
-        struct.pack(
-            "<4sHHHHHHIIIHHHHHII",
-            b"PK\1\2",
-            20,
-            20,
-            0,
-            8,
-            0,
-            0,
-            checksum,
-            packed,
-            num_bytes,
-            len(name),
-            0,
-            0,
-            0,
-            0,
-            0,
-            offset,
-        )
-        + name
-    )
+    fields = 20, 20, 0, 8, 0, 0, checksum, packed, num_bytes, len(name), 0, 0, 0, 0, 0, offset
+    return struct.pack("<4sHHHHHHIIIHHHHHII", b"PK\1\2", *fields) + name
 
 
 def zip_of(path, body, entries):

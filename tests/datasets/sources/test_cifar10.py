@@ -318,18 +318,8 @@ def test_the_recipe_has_the_facts_of_the_system_that_it_follows():
 def test_the_recipe_runs_from_the_archive_to_the_report(verb, tmp_path, weights_file, capsys):
     lay(tmp_path / "data" / "cifar10", PY)
     arguments = [
-        "--dataset",
-        "cifar10",
-        "--data-dir",
-        tmp_path / "data",
-        "--cache-dir",
-        tmp_path / "cache",
-        "--backbone",
-        "small_cnn",
-        "--weights",
-        weights_file,
-        "--image-size",
-        48,
+        *("--dataset", "cifar10", "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache"),
+        *("--backbone", "small_cnn", "--weights", weights_file, "--image-size", 48),
     ]
     arguments += ["--run-dir" if verb is run else "--out", tmp_path / "run"]
     assert run_main(verb.main, [str(argument) for argument in arguments]) == 0

@@ -360,18 +360,8 @@ def test_the_recipe_runs_from_the_project_to_the_report(dataset, tmp_path, weigh
         project, {f"{number}.png": [boxes[number % 2]] for number in range(24)} | {"none.png": []}, ("stop", "not_stop")
     )
     flags = [
-        "--dataset",
-        dataset.format(project),
-        "--data-dir",
-        tmp_path / "data",
-        "--cache-dir",
-        tmp_path / "cache",
-        "--backbone",
-        "small_cnn",
-        "--weights",
-        weights_file,
-        "--image-size",
-        16,
+        *("--dataset", dataset.format(project), "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache"),
+        *("--backbone", "small_cnn", "--weights", weights_file, "--image-size", 16),
     ]
     for main, more in ((prepare.main, ["--out", tmp_path / "audit"]), (run.main, ["--run-dir", tmp_path / "run"])):
         assert run_main(main, [str(flag) for flag in (*flags, *more)]) == 0

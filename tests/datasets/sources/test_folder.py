@@ -28,75 +28,37 @@ def found(dataset):
     return {example.id: (example.label, example.split) for example in dataset.examples}
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        pytest.param(
-            ["cats/1.jpg", "dogs/1.jpg"], {"cats/1.jpg": ("cats", ""), "dogs/1.jpg": ("dogs", "")}, id="class folders"
-        ),
-        pytest.param(
-            ["train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/2.jpg", "test/dogs/2.jpg"],
-            {
-                "train/cats/1.jpg": ("cats", "train"),
-                "train/dogs/1.jpg": ("dogs", "train"),
-                "val/cats/2.jpg": ("cats", "val"),
-                "test/dogs/2.jpg": ("dogs", "test"),
-            },
-            id="splits above",
-        ),
-        pytest.param(
-            ["Train/a/1.jpg", "Train/b/1.jpg", "Validation/a/2.jpg", "Validation/b/2.jpg", "TEST/a/3.jpg"],
-            {
-                "Train/a/1.jpg": ("a", "train"),
-                "Train/b/1.jpg": ("b", "train"),
-                "Validation/a/2.jpg": ("a", "val"),
-                "Validation/b/2.jpg": ("b", "val"),
-                "TEST/a/3.jpg": ("a", "test"),
-            },
-            id="other names of splits",
-        ),
-        pytest.param(
-            ["Archive 1/Data Combined/cats/1.jpg", "Archive 1/Data Combined/dogs/1.jpg", "Archive 1/read me.txt"],
-            {"Archive 1/Data Combined/cats/1.jpg": ("cats", ""), "Archive 1/Data Combined/dogs/1.jpg": ("dogs", "")},
-            id="wrapped twice",
-        ),
-        pytest.param(
-            ["set/train/a/1.jpg", "set/train/b/1.jpg", "set/test/a/2.jpg", "set/test/b/2.jpg"],
-            {
-                "set/train/a/1.jpg": ("a", "train"),
-                "set/train/b/1.jpg": ("b", "train"),
-                "set/test/a/2.jpg": ("a", "test"),
-                "set/test/b/2.jpg": ("b", "test"),
-            },
-            id="wrapped splits",
-        ),
-        pytest.param(
-            ["cats/2019/may/1.jpg", "cats/2.jpg", "dogs/x/1.jpg"],
-            {"cats/2.jpg": ("cats", ""), "cats/2019/may/1.jpg": ("cats", ""), "dogs/x/1.jpg": ("dogs", "")},
-            id="folders inside a class",
-        ),
-        pytest.param(
-            ["a/1.JPG", "a/2.Jpeg", "b/3.PNG", "b/4.TIF", "b/5.webp", "b/6.gif", "b/7.bmp", "b/8.jfif"],
-            {
-                f"{name}": (name[0], "")
-                for name in ("a/1.JPG", "a/2.Jpeg", "b/3.PNG", "b/4.TIF", "b/5.webp", "b/6.gif", "b/7.bmp", "b/8.jfif")
-            },
-            id="suffixes in any case",
-        ),
-        pytest.param(
-            ["Kremil S/1.jpg", "Äpfel, reif/1.jpg", "nan/1.jpg", "01/1.jpg", "a\nb/1.jpg", "100 %/1.jpg"],
-            {f"{name}/1.jpg": (name, "") for name in ("Kremil S", "Äpfel, reif", "nan", "01", "a\nb", "100 %")},
-            id="odd names",
-        ),
-        pytest.param(
-            ["train/1.jpg", "bus/1.jpg", "car/1.jpg"],
-            {"train/1.jpg": ("train", ""), "bus/1.jpg": ("bus", ""), "car/1.jpg": ("car", "")},
-            id="a class that is called like a split",
-        ),
-    ],
-)
-def test_reads_the_usual_layouts(names, expected, tmp_path):
-    dataset = folder.read(lay(tmp_path / "root", *names))
+def splits(text):
+    """``a/1.jpg`` for an image of the class a, ``train/a/1.jpg=train`` for one of a split."""
+    named = (word.partition("=")[::2] for word in text.split())
+    return {name: (name.split("/")[-2], split) for name, split in named}
+
+
+LAYOUTS = {
+    "class folders": splits("cats/1.jpg dogs/1.jpg"),
+    "splits above": splits("train/cats/1.jpg=train train/dogs/1.jpg=train val/cats/2.jpg=val test/dogs/2.jpg=test"),
+    "other names of splits": splits(
+        "Train/a/1.jpg=train Train/b/1.jpg=train Validation/a/2.jpg=val Validation/b/2.jpg=val TEST/a/3.jpg=test"
+    ),
+    "wrapped twice": {f"Archive 1/Data Combined/{name}/1.jpg": (name, "") for name in ("cats", "dogs")},
+    "wrapped splits": splits(
+        "set/train/a/1.jpg=train set/train/b/1.jpg=train set/test/a/2.jpg=test set/test/b/2.jpg=test"
+    ),
+    "folders inside a class": {
+        "cats/2.jpg": ("cats", ""),
+        "cats/2019/may/1.jpg": ("cats", ""),
+        "dogs/x/1.jpg": ("dogs", ""),
+    },
+    "suffixes in any case": splits("a/1.JPG a/2.Jpeg b/3.PNG b/4.TIF b/5.webp b/6.gif b/7.bmp b/8.jfif"),
+    "odd names": {f"{name}/1.jpg": (name, "") for name in ("Kremil S", "Äpfel, reif", "nan", "01", "a\nb", "100 %")},
+    "a class that is called like a split": splits("train/1.jpg bus/1.jpg car/1.jpg"),
+}
+
+
+@pytest.mark.parametrize("expected", LAYOUTS.values(), ids=LAYOUTS)
+def test_reads_the_usual_layouts(expected, tmp_path):
+    first = next(iter(expected)).partition("/")[0]
+    dataset = folder.read(lay(tmp_path / "root", *expected, f"{first}/read me.txt"))
     assert found(dataset) == expected
     assert dataset.class_names == tuple(sorted({label for label, _ in expected.values()}))
     assert all(example.source == tmp_path / "root" / example.id for example in dataset.examples)

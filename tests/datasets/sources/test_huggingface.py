@@ -447,26 +447,10 @@ def test_a_run_goes_from_rows_to_a_report(tmp_path, weights_file):
     DatasetDict({"train": rows, "test": test}).save_to_disk(tmp_path / "set")
     run_dir = tmp_path / "run"
     arguments = [
-        "--dataset",
-        f"hf:{tmp_path / 'set'}",
-        "--backbone",
-        "small_cnn",
-        "--weights",
-        str(weights_file),
-        "--image-size",
-        "16",
-        "--input-size",
-        "0",
-        "--frozen.epochs",
-        "1",
-        "--fine-tune.epochs",
-        "1",
-        "--fine-tune.unfreeze",
-        "block4",
-        "--cache-dir",
-        str(tmp_path / "cache"),
-        "--run-dir",
-        str(run_dir),
+        *("--dataset", f"hf:{tmp_path / 'set'}", "--weights", str(weights_file)),
+        *"--backbone small_cnn --image-size 16 --input-size 0".split(),
+        *"--frozen.epochs 1 --fine-tune.epochs 1 --fine-tune.unfreeze block4".split(),
+        *("--cache-dir", str(tmp_path / "cache"), "--run-dir", str(run_dir)),
     ]
     assert run_main(run.main, arguments) == 0
     evaluation = json.loads((run_dir / "evaluation.json").read_text())

@@ -302,26 +302,10 @@ def test_the_recipe_runs_end_to_end_on_a_small_part(tmp_path, weights_file, caps
     lay_devkit(root)
     run_dir = tmp_path / "run"
     arguments = [
-        "--dataset",
-        "imagenet",
-        "--data-dir",
-        str(tmp_path / "data"),
-        "--backbone",
-        "small_cnn",
-        "--weights",
-        str(weights_file),
-        "--image-size",
-        "16",
-        "--input-size",
-        "20",
-        "--fine-tune.epochs",
-        "2",
-        "--fine-tune.warmup-epochs",
-        "0.6",
-        "--cache-dir",
-        str(tmp_path / "cache"),
-        "--run-dir",
-        str(run_dir),
+        *"--dataset imagenet --backbone small_cnn --image-size 16 --input-size 20".split(),
+        *"--fine-tune.epochs 2 --fine-tune.warmup-epochs 0.6".split(),
+        *("--data-dir", str(tmp_path / "data"), "--weights", str(weights_file)),
+        *("--cache-dir", str(tmp_path / "cache"), "--run-dir", str(run_dir)),
     ]
     assert run_main(run.main, arguments) == 0
     shown = capsys.readouterr().out
