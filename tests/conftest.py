@@ -79,6 +79,21 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def refused(capsys):
+    """Calls the `main` of a command, which has to end with one line and exit code 2; returns the line."""
+    from transfer_learning.cli.parser import run_main
+
+    def refuse(main, *arguments):
+        capsys.readouterr()
+        assert run_main(main, [str(argument) for argument in arguments]) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0]
+
+    return refuse
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     return draw_photos(tmp_path_factory.mktemp("data") / "photos")

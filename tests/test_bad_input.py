@@ -21,16 +21,13 @@ from transfer_learning.storage.run_directory import RunDir
 
 
 @pytest.fixture
-def refused(here, capsys):
+def refused(here, refused):
     """Calls `run` with flags that it has to refuse, and returns the one line that it says."""
 
     def refuse(*arguments):
-        capsys.readouterr()
-        assert run_main(run.main, [str(argument) for argument in arguments]) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        line = refused(run.main, *arguments)
         assert not (here / "runs").exists() or not list((here / "runs").iterdir()), "an empty run directory is left"
-        return lines[0]
+        return line
 
     return refuse
 

@@ -185,15 +185,14 @@ def test_the_csv_file_has_one_row_per_run(finished):
         assert (row["epoch_of_0.3"] == "") == (row["seconds_to_0.3"] == "")
 
 
-def test_another_plan_in_the_same_directory_is_refused_with_its_differences(finished, small_config, capsys):
+def test_another_plan_in_the_same_directory_is_refused_with_its_differences(finished, small_config, refused):
     directory = finished[0]
     for more, words in (
         (["--learning-rates", "1e-3", "--batch-size", "16"], ["batch_size of warm is 8, not 16", "is none, not 0.001"]),
         (["--seed", "4"], ["--seed is 0, not 4"]),
         (["--config", "third=--dropout 0.5 --weights none"], ["warm, cold, not warm, cold, third"]),
     ):
-        assert run_main(compare.main, arguments(small_config, directory.path, *more)) == 2
-        error = capsys.readouterr().err
+        error = refused(compare.main, *arguments(small_config, directory.path, *more))
         assert all(word in error for word in [*words, "choose another --run-dir"]), error
 
 
@@ -210,12 +209,11 @@ def test_another_plan_in_the_same_directory_is_refused_with_its_differences(fini
         ),
     ],
 )
-def test_impossible_comparisons_are_refused_with_one_sentence(words, message, tmp_path, monkeypatch, capsys):
+def test_impossible_comparisons_are_refused_with_one_sentence(words, message, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    assert run_main(compare.main, words) == 2
-    assert message in capsys.readouterr().err
+    assert message in refused(compare.main, *words)
 
 
 def test_the_default_directory_depends_on_the_runs_of_the_plan(photos):
@@ -228,7 +226,7 @@ def test_the_default_directory_depends_on_the_runs_of_the_plan(photos):
 
 
 def test_the_error_of_a_run_ends_the_comparison_with_the_command_to_continue(
-    small_config, tmp_path, monkeypatch, capsys
+    small_config, tmp_path, monkeypatch, refused
 ):
     calls = []
 
@@ -238,25 +236,23 @@ def test_the_error_of_a_run_ends_the_comparison_with_the_command_to_continue(
             raise UserError("The memory is not enough.")
 
     monkeypatch.setattr(comparison_run, "run_child", child)
-    assert run_main(compare.main, arguments(small_config, tmp_path / "a")) == 2
-    error = capsys.readouterr().err
+    error = refused(compare.main, *arguments(small_config, tmp_path / "a"))
     assert "error: The memory is not enough. Finished runs are kept" in error
     assert command_line("compare", "--resume", str(tmp_path / "a")) in error
     assert len(calls) == 2 and (tmp_path / "a" / "plan.json").exists()
 
 
-def test_runs_on_different_images_are_not_compared(finished, tmp_path, monkeypatch, capsys):
+def test_runs_on_different_images_are_not_compared(finished, tmp_path, monkeypatch, refused):
     directory = ComparisonDir(shutil.copytree(finished[0].path, tmp_path / "copy"))
     run_dir = RunDir(directory.path / results(directory)["variants"]["cold"]["runs"][1]["directory"])
     environment = json.loads(run_dir.environment.read_text())
     environment["dataset"]["fingerprint"] = "0" * 64
     run_dir.environment.write_text(json.dumps(environment))
     monkeypatch.setattr(comparison_run, "run_child", None)
-    assert run_main(compare.main, ["--resume", str(directory.path)]) == 2
-    assert "were not trained on the same images" in capsys.readouterr().err
+    assert "were not trained on the same images" in refused(compare.main, "--resume", directory.path)
 
 
-def test_a_damaged_plan_is_named(tmp_path, capsys):
+def test_a_damaged_plan_is_named(tmp_path, refused):
     contents = {
         "{": "is damaged",
         "{}": "is not a plan that `compare` wrote",
@@ -264,8 +260,7 @@ def test_a_damaged_plan_is_named(tmp_path, capsys):
     }
     for content, message in contents.items():
         (tmp_path / "plan.json").write_text(content)
-        assert run_main(compare.main, ["--resume", str(tmp_path)]) == 2
-        assert message in capsys.readouterr().err
+        assert message in refused(compare.main, "--resume", tmp_path)
 
 
 @pytest.mark.long

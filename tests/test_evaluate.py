@@ -115,28 +115,25 @@ def test_unseen_classes_need_validation_images(small_config, here):
     assert not (here / "run").exists()
 
 
-def test_rejected_images_are_not_mixed_with_a_class_of_that_name(runs, photos, monkeypatch, capsys):
+def test_rejected_images_are_not_mixed_with_a_class_of_that_name(runs, photos, monkeypatch, refused):
     monkeypatch.setattr(predict, "REJECTED", "cross")
-    assert run_main(predict.main, [str(runs["seed 0"].path), str(photos), "--reject"]) == 2
-    assert "a class called cross" in capsys.readouterr().err
+    assert "a class called cross" in refused(predict.main, runs["seed 0"].path, photos, "--reject")
 
 
-def test_a_missing_split_is_named_with_the_one_that_exists(small_config, here, capsys):
+def test_a_missing_split_is_named_with_the_one_that_exists(small_config, here, refused):
     config = dataclasses.replace(small_config, **SHORT, test_fraction=0.0)
     run_experiment(config, RunDir(here / "run"))
-    assert run_main(evaluate.main, ["run"]) == 2
-    assert "has no test images; give --split val" in capsys.readouterr().err
+    assert "has no test images; give --split val" in refused(evaluate.main, "run")
 
 
-def test_a_model_without_a_rejection_threshold_says_so(runs, photos, tmp_path_factory, capsys):
+def test_a_model_without_a_rejection_threshold_says_so(runs, photos, tmp_path_factory, refused):
     run_dir = RunDir(tmp_path_factory.mktemp("others") / "run")
     shutil.copytree(runs["seed 0"].path, run_dir.path)
     with zipfile.ZipFile(runs["seed 0"].model) as source, zipfile.ZipFile(run_dir.model, "w") as copy:
         for name in source.namelist():
             if name != "calibration.json":
                 copy.writestr(name, source.read(name))
-    assert run_main(predict.main, [str(run_dir.path), str(photos), "--reject"]) == 2
-    assert "--val-fraction" in capsys.readouterr().err
+    assert "--val-fraction" in refused(predict.main, run_dir.path, photos, "--reject")
 
 
 def test_test_time_augmentation_is_averaged_into_the_run(runs, capsys):
@@ -166,7 +163,7 @@ def test_a_run_that_was_trained_without_flips_is_mirrored_with_a_warning(runs, c
     assert read_json(runs["other"].evaluation_of("val", True))["views"] == ["plain", "plain_mirrored"]
 
 
-def test_an_ensemble_is_the_mean_of_runs_of_any_architecture(runs, here, capsys):
+def test_an_ensemble_is_the_mean_of_runs_of_any_architecture(runs, here, refused, capsys):
     names = ("seed 0", "seed 1", "other")
     evaluated(*paths(runs, *names), "--run-dir", "together")
     together = RunDir(here / "together")
@@ -185,8 +182,7 @@ def test_an_ensemble_is_the_mean_of_runs_of_any_architecture(runs, here, capsys)
     output = capsys.readouterr().out
     for words in ("Ensemble of 3 runs", "(best validation accuracy)", "3 forward passes", *paths(runs, *names)):
         assert words in output
-    assert run_main(predict.main, ["together", str(runs["other"].path)]) == 2
-    assert "not a run directory" in capsys.readouterr().err
+    assert "not a run directory" in refused(predict.main, "together", runs["other"].path)
 
 
 def test_an_ensemble_with_test_time_augmentation_has_a_new_directory(runs, here):
@@ -292,27 +288,24 @@ def test_one_model_is_in_memory_at_a_time(runs, monkeypatch, flags):
 
 
 @pytest.fixture
-def refused(here, capsys):
+def not_evaluated(here, refused):
     def refuse(*arguments):
-        capsys.readouterr()
-        assert run_main(evaluate.main, [str(argument) for argument in arguments]) == 2
-        lines = capsys.readouterr().err.splitlines()
-        assert len(lines) == 1 and lines[0].startswith("error: "), lines
+        line = refused(evaluate.main, *arguments)
         assert not list(here.iterdir()), "something is left"
-        return lines[0]
+        return line
 
     return refuse
 
 
-def test_models_of_another_architecture_make_no_soup(runs, refused):
-    line = refused(*paths(runs, "seed 0", "other"), "--soup")
+def test_models_of_another_architecture_make_no_soup(runs, not_evaluated):
+    line = not_evaluated(*paths(runs, "seed 0", "other"), "--soup")
     for words in (str(runs["other"].path), "image_size is 16, not 24", "head is (16,), not ()", "without --soup"):
         assert words in line
     assert "flip" not in line and "seed is" not in line, "fields that the weights do not depend on are not named"
 
 
 @pytest.mark.parametrize("more", [[], ["--soup"], ["--paired"]], ids=str)
-def test_runs_on_other_images_are_not_combined(runs, tmp_path_factory, refused, more):
+def test_runs_on_other_images_are_not_combined(runs, tmp_path_factory, not_evaluated, more):
     """Their manifests are compared before a model is loaded."""
     other = RunDir(tmp_path_factory.mktemp("others") / "run")
     shutil.copytree(runs["seed 1"].path, other.path)
@@ -324,22 +317,22 @@ def test_runs_on_other_images_are_not_combined(runs, tmp_path_factory, refused, 
         (f"{image},", "new.png,", "has the image"),
     ):
         other.manifest.write_text(text.replace(old, new))
-        assert words in refused(*paths(runs, "seed 0"), other.path, *more)
+        assert words in not_evaluated(*paths(runs, "seed 0"), other.path, *more)
 
 
-def test_classes_in_another_order_than_in_training_are_refused(runs, monkeypatch, refused):
+def test_classes_in_another_order_than_in_training_are_refused(runs, monkeypatch, not_evaluated):
     def reversed_classes(*arguments):
         data = load_prepared(*arguments)
         return dataclasses.replace(data, class_names=data.class_names[::-1])
 
     monkeypatch.setattr(finished_run, "load_prepared", reversed_classes)
-    assert "order of classes" in refused(*paths(runs, "seed 0"))
+    assert "order of classes" in not_evaluated(*paths(runs, "seed 0"))
 
 
-def test_an_unfinished_run_is_refused(runs, small_config, tmp_path_factory, refused):
+def test_an_unfinished_run_is_refused(runs, small_config, tmp_path_factory, not_evaluated):
     path = tmp_path_factory.mktemp("unfinished")
     (path / "config.json").write_text(small_config.to_json())
-    assert f"run --resume {path}" in refused(*paths(runs, "seed 0"), path)
+    assert f"run --resume {path}" in not_evaluated(*paths(runs, "seed 0"), path)
 
 
 @pytest.mark.parametrize(
@@ -360,18 +353,18 @@ def test_an_unfinished_run_is_refused(runs, small_config, tmp_path_factory, refu
         (["seed 0", "seed 1"], ["--paired", "--not-worse-than", "-1"], ["not in 0..100"]),
     ],
 )
-def test_flags_that_do_not_fit_together(runs, refused, names, flags, words):
-    line = refused(*paths(runs, *names), *flags)
+def test_flags_that_do_not_fit_together(runs, not_evaluated, names, flags, words):
+    line = not_evaluated(*paths(runs, *names), *flags)
     assert all(word in line for word in words), line
 
 
-def test_a_directory_that_holds_something_is_refused(runs, refused):
-    line = refused(*paths(runs), "--run-dir", runs["other"].path)
+def test_a_directory_that_holds_something_is_refused(runs, not_evaluated):
+    line = not_evaluated(*paths(runs), "--run-dir", runs["other"].path)
     assert "finished run" in line
 
 
-def test_a_soup_needs_validation_images(runs, tmp_path_factory, refused):
+def test_a_soup_needs_validation_images(runs, tmp_path_factory, not_evaluated):
     other = RunDir(tmp_path_factory.mktemp("others") / "run")
     shutil.copytree(runs["seed 1"].path, other.path)
     other.predictions("val").unlink()
-    assert "--val-fraction above 0" in refused(*paths(runs, "seed 0"), other.path, "--soup")
+    assert "--val-fraction above 0" in not_evaluated(*paths(runs, "seed 0"), other.path, "--soup")

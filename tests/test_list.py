@@ -31,6 +31,5 @@ def test_datasets_tell_their_licence_and_where_their_files_are(capsys, here):
     assert "CC BY 4.0" in rows["digits"] and "ships with scikit-learn" in rows["digits"]
 
 
-def test_an_unknown_kind_is_named(capsys):
-    assert run_main(list_command.main, ["models"]) == 2
-    assert "'models'" in capsys.readouterr().err
+def test_an_unknown_kind_is_named(refused):
+    assert "'models'" in refused(list_command.main, "models")

@@ -128,13 +128,12 @@ def test_names_give_the_terminal_no_orders(prepared, here):
 
 
 @pytest.mark.parametrize("dataset", [".", "../photos"])
-def test_nothing_comes_to_lie_among_the_images(dataset, here, monkeypatch, capsys):
+def test_nothing_comes_to_lie_among_the_images(dataset, here, monkeypatch, refused):
     photos = draw_photos(here / "photos", num_per_class=4)
     monkeypatch.chdir(photos)
     before = files_of(photos)
     for verb in (prepare, run):
-        assert run_main(verb.main, ["--dataset", dataset]) == 2
-        assert "--cache-dir data/cache is inside the image folder" in capsys.readouterr().err
+        assert "--cache-dir data/cache is inside the image folder" in refused(verb.main, "--dataset", dataset)
     assert files_of(photos) == before
 
 

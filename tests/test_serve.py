@@ -18,7 +18,6 @@ import yaml
 from tests.support import ROOT
 from tests.support.serving import Answer, Client, served
 from transfer_learning import serve
-from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
 from transfer_learning.storage.run_directory import RunDir
 
@@ -118,15 +117,13 @@ UNFINISHED = str(ROOT / "tests/old_runs/runs/unfinished")
         (["RUN", "--max-megabytes", "many"], "invalid float value"),
     ],
 )
-def test_what_cannot_be_served_is_one_sentence(arguments, words, capsys, monkeypatch):
+def test_what_cannot_be_served_is_one_sentence(arguments, words, refused, monkeypatch):
     monkeypatch.delenv("TL_TOKEN", raising=False)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         known = {"RUN": str(ROOT / "tests/old_runs/runs/finished_a"), "TAKEN": str(taken.getsockname()[1])}
-        assert run_main(serve.main, [known.get(word, word) for word in arguments]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert line.startswith("error: ") and words in line
+        assert words in refused(serve.main, *[known.get(word, word) for word in arguments])
 
 
 def test_the_token_comes_from_the_environment_too(monkeypatch):

@@ -11,10 +11,9 @@ from tests.experiments.test_train import StopAtEpoch
 from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning import run
-from transfer_learning.cli.parser import run_main
 from transfer_learning.config import with_values
 from transfer_learning.datasets.prepared import load_prepared
-from transfer_learning.errors import ExitCode, Stopped, UserError
+from transfer_learning.errors import Stopped, UserError
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.classifier import build_classifier, load_model, predicted_logits
 from transfer_learning.models.standardization import standardized
@@ -231,7 +230,7 @@ def test_a_resumed_run_notices_another_earlier_run_in_the_same_place(finished, w
         run_experiment(config, run_dir)
 
 
-def test_a_bad_start_is_one_sentence(finished, tmp_path, capsys):
+def test_a_bad_start_is_one_sentence(finished, tmp_path, refused):
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     shutil.copy(finished.config, unfinished)
@@ -245,6 +244,4 @@ def test_a_bad_start_is_one_sentence(finished, tmp_path, capsys):
         (["--from", path, "--preset", "best"], "--preset best chooses settings"),
         (["--from", path, "--resume", path], "give one of them"),
     ):
-        assert run_main(run.main, arguments) == ExitCode.USER_ERROR
-        error = capsys.readouterr().err
-        assert words in error and error.count("\n") == 1, error
+        assert words in refused(run.main, *arguments)

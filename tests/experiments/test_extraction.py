@@ -148,6 +148,7 @@ def test_what_tasks_cannot_compute_is_one_sentence(small_config, inline, tmp_pat
     "words",
     [["--workers", "2"], ["--features", "--workers", "2"], ["--features", "--feature-store", "x", "--ray", "auto"]],
 )
-def test_incomplete_flags_are_one_sentence(words, photos, capsys):
-    assert run_main(prepare.main, ["--dataset", str(photos), *words]) == 2
-    assert "--features, --feature-store PLACE and at least --workers 1" in capsys.readouterr().err
+def test_incomplete_flags_are_one_sentence(words, photos, refused):
+    assert "--features, --feature-store PLACE and at least --workers 1" in refused(
+        prepare.main, "--dataset", photos, *words
+    )

@@ -11,11 +11,10 @@ import pytest
 from tests.experiments.test_train import StopAtEpoch
 from tests.support.logs import log_messages
 from transfer_learning import run
-from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
 from transfer_learning.datasets.corrections import read_corrections
 from transfer_learning.datasets.prepared import load_prepared
-from transfer_learning.errors import ExitCode, Stopped, UserError
+from transfer_learning.errors import Stopped, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments import folds, train
 from transfer_learning.experiments.train import run_experiment
@@ -173,11 +172,9 @@ def test_a_frozen_run_trains_on_the_validation_images_too(config, photos):
         (["--folds", "40"], "--folds 40 needs 40 images (or groups) of each class"),
     ],
 )
-def test_bad_folds_are_one_sentence(flags, words, config, here, capsys):
+def test_bad_folds_are_one_sentence(flags, words, config, here, refused):
     common = ["--dataset", config.dataset, "--backbone", "small_cnn", "--weights", config.weights, "--image-size", "16"]
-    assert run_main(run.main, [*common, "--cache-dir", config.cache_dir, *flags]) == ExitCode.USER_ERROR
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1, error
+    assert words in refused(run.main, *common, "--cache-dir", config.cache_dir, *flags)
 
 
 def test_folds_of_weights_that_have_seen_the_images_are_refused(config, finished, tmp_path):

@@ -17,7 +17,6 @@ import pytest
 from tests.support.logs import log_messages
 from tests.support.shortened import with_files
 from transfer_learning import report
-from transfer_learning.cli.parser import run_main
 from transfer_learning.config import flat
 from transfer_learning.errors import UserError
 from transfer_learning.exports.predictor import Predictor
@@ -75,15 +74,14 @@ def test_a_run_logs_its_parameters_metrics_files_and_model(run_dir, photos, tmp_
     assert "has it as run" in run_dir.log.read_text()
 
 
-def test_what_cannot_be_used_is_one_sentence_and_costs_no_run(run_dir, monkeypatch, capsys):
+def test_what_cannot_be_used_is_one_sentence_and_costs_no_run(run_dir, monkeypatch, refused):
     from transfer_learning.experiments import train
 
     for uri, words in (("http://me:secret@localhost", "MLFLOW_TRACKING_PASSWORD"), ("nothing://x", "cannot be used")):
         with pytest.raises(UserError, match=words):
             check_server(uri)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert run_main(report.main, [str(run_dir.path), "--mlflow", "http://127.0.0.1:1"]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    line = refused(report.main, run_dir.path, "--mlflow", "http://127.0.0.1:1")
     assert line.startswith("error: MLflow at http://127.0.0.1:1 cannot be used")
     messages = log_messages()
     train._log_to_mlflow(run_dir, "http://127.0.0.1:1")

@@ -12,8 +12,7 @@ from PIL import Image
 
 from tests.support.html import Page
 from transfer_learning import report as command
-from transfer_learning.cli.parser import run_main
-from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.errors import UserError
 from transfer_learning.evaluation import calibration, metrics, predictions, rejection
 from transfer_learning.evaluation.figures.table import FIGURES, FigureRow
 from transfer_learning.reports import run
@@ -354,7 +353,5 @@ def test_the_command_prints_the_path(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["--unknown"]])
-def test_the_command_refuses_with_exit_code_2(tmp_path, monkeypatch, capsys, arguments):
-    monkeypatch.chdir(tmp_path)
-    assert run_main(command.main, arguments) == ExitCode.USER_ERROR
-    assert capsys.readouterr().err.startswith("error: ")
+def test_the_command_refuses_with_exit_code_2(here, refused, arguments):
+    refused(command.main, *arguments)

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import tensorflow as tf
 
-from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase
 from transfer_learning.errors import Diverged, UserError
 from transfer_learning.experiments import train
@@ -193,7 +192,7 @@ def test_too_little_memory_outside_of_training_is_a_user_error(name, error, conf
 
 @pytest.mark.parametrize("failing", [*(pytest.param(number, marks=pytest.mark.long) for number in (1, 8)), 21])
 def test_a_full_disk_ends_the_run_with_one_sentence_and_it_resumes_to_the_bit(
-    failing, config, unbroken, tmp_path, monkeypatch, capsys
+    failing, config, unbroken, tmp_path, monkeypatch, refused
 ):
     (unbroken_dir, expected), run_dir = unbroken, RunDir(tmp_path / "run")
     original, calls = checkpoint.sync_to_disk, 0
@@ -210,8 +209,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_it_resumes_to_the_bit(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "sync_to_disk", full)
-        assert run_main(begin, []) == 2
-    [line] = capsys.readouterr().err.splitlines()
+        line = refused(begin)
     assert line.startswith("error: The disk is full (") and line.endswith("continue the run with --resume.")
     assert run_experiment(config, run_dir)["weights_sha256"] == expected["weights_sha256"]
     assert run_dir.history.read_bytes() == unbroken_dir.history.read_bytes()

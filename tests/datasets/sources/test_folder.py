@@ -185,14 +185,6 @@ def test_a_table_beside_images_without_class_folders_is_named(names, table, tmp_
     assert str(caught.value).endswith(sentence) if table else "has their labels" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("names", "words"), [([], "has no images"), (["a/1.txt"], "has no images"), (["a/1.jpg"], "only one class, a;")]
-)
-def test_a_folder_needs_images_of_two_classes(names, words, tmp_path):
-    with pytest.raises(UserError, match=words):
-        load_dataset(str(lay(tmp_path, *names)), "data")
-
-
 def test_a_folder_of_its_own_may_be_called_like_a_known_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(lay(tmp_path, "digits/one/1.jpg", "digits/two/1.jpg"))
     assert load_dataset("./digits", "data").class_names == ("one", "two")
