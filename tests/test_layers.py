@@ -2,13 +2,12 @@
 
 import ast
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import transfer_learning
+from tests.support import run_without
 
 ROOT = Path(transfer_learning.__file__).parent
 PACKAGE = ROOT.name
@@ -89,14 +88,12 @@ def test_prepare_cache_and_report_need_no_tensorflow(tmp_path):
     folder = tmp_path / "old"
     shutil.copytree(Path(__file__).parent / "old_runs", folder)
     code = (
-        "import sys\nfor name in ('tensorflow', 'keras', 'sklearn', 'matplotlib', 'cleanlab'): sys.modules[name] = None\n"
         "from transfer_learning import cache, evaluate, predict, prepare, report, run\n"
         "assert 'scipy' not in sys.modules\n"
         "report.main(['runs/finished_a'])\n"
         "prepare.main(['photos', '--image-size', '24', '--cache-dir', 'new', '--out', 'audit'])\n"
         "cache.main(['--cache-dir', 'new'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_without("tensorflow keras sklearn matplotlib cleanlab", code, cwd=folder)
     for text in ("report.html", "42 images of 4 classes", "pixels/24-squash"):
         assert text in done.stdout

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.photos import draw_photos
+from transfer_learning.evaluation import predictions
 from transfer_learning.exports import gate
 from transfer_learning.exports.formats import FORMATS
 
@@ -30,6 +31,13 @@ def run(photos_folder, small_config, tmp_path_factory):
     with with_files():
         run_experiment(replace(small_config, dataset=str(photos_folder), resize="pad", **phases), run_dir)
     return FinishedRun(run_dir)
+
+
+@pytest.fixture(scope="session")
+def recorded(run):
+    """The table of the recorded test predictions, and its probabilities."""
+    table = predictions.read(run.run_dir.predictions("test"))
+    return table, predictions.probabilities(table)
 
 
 @pytest.fixture(scope="session")

@@ -17,22 +17,18 @@ from transfer_learning.exports.metadata import Metadata
 from transfer_learning.exports.saved_model import _opened
 
 
-@pytest.fixture(scope="module")
-def recorded(run):
-    return predictions.read(run.run_dir.predictions("test"))
-
-
 def test_a_saved_model_takes_encoded_images_as_tensorflow_serving_sends_them(files, recorded, photos_folder):
     import tensorflow as tf
 
     model = tf.saved_model.load(str(files["saved_model"]))
-    content = [(photos_folder / id).read_bytes() for id in recorded["id"]]
+    table, expected = recorded
+    content = [(photos_folder / id).read_bytes() for id in table["id"]]
     signature = model.signatures["image_bytes"]
     assert signature.structured_input_signature[1]["image_bytes"].dtype == tf.string
     result = {name: value.numpy() for name, value in signature(image_bytes=tf.constant(content)).items()}
-    assert abs(result["probabilities"] - predictions.probabilities(recorded)).max() < 0.02
+    assert abs(result["probabilities"] - expected).max() < 0.02
     labels = [label.decode() for label in result["label"]]
-    names = predictions.class_names(recorded)
+    names = predictions.class_names(table)
     assert labels == [names[place] for place in result["probabilities"].argmax(axis=1)]
     assert (result["confidence"] == result["probabilities"].max(axis=1)).all()
     assert set(model.signatures["serving_default"].structured_outputs) == {"probabilities", "label", "confidence"}

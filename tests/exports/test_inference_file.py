@@ -4,16 +4,13 @@ import csv
 import dataclasses
 import io
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests.support import ROOT
+from tests.support import run_without
 from transfer_learning import predict
 from transfer_learning.cli.parser import run_main
-from transfer_learning.evaluation import predictions
 from transfer_learning.experiments import export
 from transfer_learning.experiments.trained_model import find_trained_model
 from transfer_learning.exports import inference_file, litert
@@ -23,23 +20,18 @@ from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.files import write_json
 from transfer_learning.storage.run_directory import RunDir
 
-WITHOUT_TENSORFLOW = (
-    "import sys\nfor name in ('tensorflow', 'keras', 'pandas', 'scipy', 'matplotlib'): sys.modules[name] = None\n"
-    "from transfer_learning.__main__ import main\nsys.exit(main())"
-)
-
 
 def rows(text):
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_predict_uses_it_without_tensorflow_and_exact_gives_the_recorded_bits(run, photos_folder, capsys):
-    table = predictions.read(run.run_dir.predictions("test"))
+def test_predict_uses_it_without_tensorflow_and_exact_gives_the_recorded_bits(run, recorded, photos_folder, capsys):
+    table, _ = recorded
     images = [str(photos_folder / id) for id in table["id"]]
     flags = ["--top-k", "2", "--reject"]
-    command = [sys.executable, "-c", WITHOUT_TENSORFLOW, "predict", run.name, *images, *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    fast = rows(done.stdout.decode("utf-8", "surrogateescape"))
+    code = "from transfer_learning.__main__ import main\nsys.exit(main())"
+    done = run_without("tensorflow keras pandas scipy matplotlib", code, "predict", run.name, *images, *flags)
+    fast = rows(done.stdout)
     assert run_main(predict.main, [run.name, *images, *flags, "--exact"]) == 0
     exact = rows(capsys.readouterr().out)
     assert [row["class"] for row in fast] == [row["class"] for row in exact]
@@ -49,15 +41,11 @@ def test_predict_uses_it_without_tensorflow_and_exact_gives_the_recorded_bits(ru
     assert np.array_equal(np.float32([row["confidence"] for row in exact]), table["confidence"])
 
 
-def test_the_python_api_uses_it_too_and_exact_gives_the_recorded_bits(run, photos_folder):
-    table = predictions.read(run.run_dir.predictions("test"))
+def test_the_python_api_uses_it_too_and_exact_gives_the_recorded_bits(run, recorded, photos_folder):
+    table, _ = recorded
     images = [str(photos_folder / id) for id in table["id"]]
-    code = (
-        "import sys\nfor name in ('tensorflow', 'keras'): sys.modules[name] = None\nimport transfer_learning as tl\n"
-        "print(tl.load_run(sys.argv[1]).predict(sys.argv[2:]).to_csv())"
-    )
-    command = [sys.executable, "-c", code, run.name, *images]
-    fast = rows(subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout)
+    code = "import transfer_learning as tl\nprint(tl.load_run(sys.argv[1]).predict(sys.argv[2:]).to_csv())"
+    fast = rows(run_without("tensorflow keras", code, run.name, *images).stdout)
     assert [row["class"] for row in fast] == list(table["predicted"])
     assert np.allclose([float(row["confidence"]) for row in fast], table["confidence"], atol=1e-4)
     assert np.array_equal(np.float32(run.predict(images, exact=True)["confidence"]), table["confidence"])

@@ -5,36 +5,23 @@ import csv
 import io
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import transfer_learning as tl
-from tests.support import ROOT
+from tests.support import ROOT, run_without
 from tests.support.serving import served
-from transfer_learning.evaluation import predictions
 from transfer_learning.experiments.trained_model import find_trained_model
-
-
-@pytest.fixture(scope="module")
-def recorded(run):
-    table = predictions.read(run.run_dir.predictions("test"))
-    return table, predictions.probabilities(table)
 
 
 @pytest.mark.parametrize("name", ["onnx", "litert"])
 def test_the_command_predicts_with_an_export_without_tensorflow(name, files, recorded, photos_folder):
     table, expected = recorded
-    code = (
-        "import sys\nfor name in ('tensorflow', 'keras'): sys.modules[name] = None\n"
-        "from transfer_learning.__main__ import main\nsys.exit(main())"
-    )
-    images = [str(photos_folder / id) for id in table["id"]]
-    command = [sys.executable, "-c", code, "predict", str(files[name]), *images, "--top-k", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    rows = list(csv.DictReader(io.StringIO(done.stdout.decode("utf-8", "surrogateescape"))))
+    code = "from transfer_learning.__main__ import main\nsys.exit(main())"
+    images = [photos_folder / id for id in table["id"]]
+    done = run_without("tensorflow keras", code, "predict", files[name], *images, "--top-k", "2")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
     assert [row["class"] for row in rows] == list(table["predicted"])
     assert np.allclose([float(row["confidence"]) for row in rows], expected.max(axis=1), atol=1e-4)
     assert np.allclose([float(row["confidence_2"]) for row in rows], np.sort(expected)[:, -2], atol=1e-4)

@@ -1,28 +1,20 @@
 """The predictor of exported files gives the probabilities that the run recorded, without TensorFlow."""
 
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 import transfer_learning as tl
-from tests.support import ROOT
+from tests.support import run_without
 from transfer_learning.errors import UserError
-from transfer_learning.evaluation import predictions
 from transfer_learning.exports.formats import FORMATS
 from transfer_learning.exports.predictor import predictor_of_run
 from transfer_learning.storage.files import write_json
 from transfer_learning.storage.run_directory import RunDir
 
 WITHOUT_TENSORFLOW = ("onnx", "litert")
-
-
-@pytest.fixture(scope="module")
-def recorded(run):
-    table = predictions.read(run.run_dir.predictions("test"))
-    return table, predictions.probabilities(table)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -92,14 +84,10 @@ def test_a_missing_damaged_or_foreign_file_is_one_sentence(name, tmp_path, files
 @pytest.mark.parametrize("name", WITHOUT_TENSORFLOW)
 def test_predicting_needs_no_tensorflow(name, files, recorded, photos_folder):
     table, expected = recorded
-    code = (
-        "import sys\nfor name in ('tensorflow', 'keras', 'scipy', 'sklearn', 'matplotlib'): sys.modules[name] = None\n"
-        "import transfer_learning as tl\n"
-        "print(tl.Predictor(sys.argv[1]).predict(sys.argv[2])['confidence'][0])"
-    )
-    command = [sys.executable, "-c", code, str(files[name]), str(photos_folder / table["id"][0])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
+    code = "import transfer_learning as tl\nprint(tl.Predictor(sys.argv[1]).predict(sys.argv[2])['confidence'][0])"
+    modules = "tensorflow keras scipy sklearn matplotlib"
+    done = run_without(modules, code, files[name], photos_folder / table["id"][0])
+    assert done.stderr == ""
     assert float(done.stdout) == pytest.approx(expected[0].max(), abs=1e-4)
 
 
