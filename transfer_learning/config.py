@@ -290,7 +290,7 @@ class RunConfig:
                 "images; give fractions whose sum is below 1.",
             ),
             (
-                self.frozen.epochs + self.fine_tune.epochs > 0,
+                self.num_epochs > 0,
                 "Both phases have 0 epochs, so nothing would be trained; raise --frozen.epochs or --fine-tune.epochs.",
             ),
             (

@@ -73,7 +73,8 @@ def table(
     values = np.array([str(id) for id in ids], dtype=object), names[labels], names[predicted], confidence
     first = pd.DataFrame(dict(zip(FIRST_COLUMNS, values, strict=True)))
     first = first.astype(dict.fromkeys(FIRST_COLUMNS[:3], object))
-    by_class = pd.DataFrame(probabilities, columns=pd.Index([_column(name) for name in names], dtype=object))
+    columns = [name + "_" if _TAKEN.fullmatch(name) else name for name in names]
+    by_class = pd.DataFrame(probabilities, columns=pd.Index(columns, dtype=object))
     return pd.concat([first, by_class], axis=1)
 
 
@@ -124,10 +125,6 @@ def read(path: Path) -> pd.DataFrame:
             f"{path} is not a table of predictions ({error}); expected columns {', '.join(FIRST_COLUMNS)} and one per "
             "class, so evaluate the run again."
         ) from None
-
-
-def _column(class_name: str) -> str:
-    return class_name + "_" if _TAKEN.fullmatch(class_name) else class_name
 
 
 def _quoted(text: str) -> str:

@@ -75,10 +75,11 @@ def remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
             continue
         speed = row["images_per_second"]["1"] / base["images_per_second"]["1"]
         words = "faster than" if speed >= 1.05 else "slower than" if speed <= 0.95 else "as fast as"
+        low, high = row["difference_interval"]
         found.append(
             f"`{row['file']}` is {words} `{base['file']}` here (batch 1, {speed:.2f} times its images/s); its accuracy on "
             f"the same images differs by {100 * row['difference']:+.2f} points "
-            f"(95 % interval {_points(row['difference_interval'])})."
+            f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})."
         )
     return found
 
@@ -122,10 +123,6 @@ def _percent(fraction: float | None) -> str:
 
 def _interval(ends: Sequence[float] | None) -> str:
     return f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %" if ends else "–"
-
-
-def _points(ends: Sequence[float]) -> str:
-    return f"{100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}"
 
 
 def _cell(text: str) -> str:

@@ -102,8 +102,7 @@ def _results(run_dir: RunDir) -> dict[str, Any]:
 def _progress(run_dir: RunDir, config: Any) -> str:
     """``running, epoch 3 of 24``; the file of an epoch is one row longer after each."""
     done = max(0, run_dir.history.read_bytes().count(b"\n") - 1) if run_dir.history.exists() else 0
-    total = sum(config.phase(phase).epochs for phase in PHASES)
-    return f"{'running' if run_dir.is_in_use else 'unfinished'}, {done} of {total} epochs"
+    return f"{'running' if run_dir.is_in_use else 'unfinished'}, {done} of {config.num_epochs} epochs"
 
 
 def _test_set(run_dir: RunDir, split: str) -> str:
