@@ -45,9 +45,9 @@ def logits_with_errors(labels, wrong, scale=4.0):
     return (scale * np.eye(2)[predicted] + noise).astype(np.float32)
 
 
-def solved_head(phase):
-    """Gives the weight the value 1, which stands for a closed form with the logits `fine_tuned`."""
-    phase.weights[0].assign(1.0)
+def solved_head(phase, place=1.0):
+    """Gives the weight a value that stands for a closed form; 1: with the logits `fine_tuned`."""
+    phase.weights[0].assign(place)
     return SimpleNamespace(weights=[phase.scale])
 
 
@@ -135,6 +135,15 @@ def test_a_closed_form_head_on_the_fine_tuned_backbone_is_a_candidate(solved, is
     )
     assert [row["is_solved"] for row in rows if row["chosen"]] == [is_chosen]
     assert float(phase.weights[0]) == float(phase.best[0]) == is_chosen
+
+
+@pytest.mark.parametrize(("place", "is_solved"), [(0.9, True), (0.2, False)], ids=["hardly", "clearly"])
+def test_fine_tuned_heads_have_to_be_clearly_better_than_a_closed_form(place, is_solved):
+    """The closed form has the logits at `place` on the way to the fine-tuned ones, which are the best on all images."""
+    phase = finished_phase(logits_with_errors(LABELS, MANY), logits_with_errors(LABELS, [], scale=6.0), LABELS)
+    rows = choose_final_weights(phase, "val_accuracy", lambda: solved_head(phase, place))
+    assert min(rows, key=lambda row: row["val_loss"])["is_solved"] is False
+    assert [row["is_solved"] for row in rows if row["chosen"]] == [is_solved]
 
 
 @pytest.mark.parametrize(

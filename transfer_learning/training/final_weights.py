@@ -24,13 +24,11 @@ logger = logging.getLogger(__name__)
 NAMES = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
 PARTS = tuple(NAMES)
 SOLVED_PARTS = (0.5, 1.0)  # whose backbone gets a closed-form head, too: a pass over the training images each
-# Standard errors by which others have to beat the frozen phase. One is the rule of Breiman et al., CART, 1984, section 3.4;
+# Standard errors by which others have to beat the usual ones. One is the rule of Breiman et al., CART, 1984, section 3.4;
 # another one because the best epoch was chosen on the same images, which the head can also train on if it wins.
 MARGIN = 2.0
-# Standard errors by which weights with a closed-form head may be behind: they do not depend on how far a few epochs have
-# trained the head, and were better on test images in docs/benchmarks.md also where validation images could not tell.
-BEHIND = 1.0
-FEW = 20  # validation images below which such weights have to be that much ahead instead
+FEW = 20  # validation images below which a closed-form head is not the usual one, and has to beat others by AHEAD
+AHEAD = 1.0
 
 
 def choose_final_weights(
@@ -39,8 +37,12 @@ def choose_final_weights(
     solve_head: Callable[[], keras.layers.Layer] | None = None,
     groups: np.ndarray | None = None,
 ) -> list[dict]:
-    """Gives the network the best of several weights, or the frozen phase's if no others are clearly better, and none with
-    a closed-form head are about as good, or better by a standard error on few validation images.
+    """Gives the network the best of several weights, by the validation images.
+
+    The usual ones are those with a closed-form head on the fine-tuned backbone: they do not depend on how far a few epochs
+    have trained the head, and were better on test images in docs/benchmarks.md also where validation images could not
+    tell. Others have to be clearly better. Without such heads, or with few validation images, the frozen phase's weights
+    are the usual ones.
 
     They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will
     be calibrated too; or by accuracy, equal ones by that loss.
@@ -62,8 +64,9 @@ def choose_final_weights(
     candidates += [(1.0, True, False)] if active.settings.ema_decay else []
     candidates += [(part, False, True) for part in SOLVED_PARTS] if solve_head else []
     rows: list[dict] = []
+    compared: list[np.ndarray] = []  # by candidate: the loss or the error of each validation image
     solved: dict[float, list[np.ndarray]] = {}
-    frozen = of_frozen = np.zeros(0)
+    of_frozen = np.zeros(0)
     for part, is_average, is_solved in candidates:
         _assign(active, part, is_average)
         layer = solve_head() if is_solved and solve_head else None
@@ -75,16 +78,21 @@ def choose_final_weights(
             of_frozen = logits
         losses = calibrated_losses(logits, labels, groups)
         wrong = logits.argmax(axis=1) != labels
-        compared = losses if monitor == "val_loss" else wrong.astype(np.float64)
-        frozen = frozen if rows else compared
+        compared.append(losses if monitor == "val_loss" else wrong.astype(np.float64))
         row = {"fine_tuned": part, "val_loss": losses.mean(), "val_accuracy": 1 - wrong.mean()}
-        row |= {"gain": (frozen - compared).mean(), "standard_error": standard_error(frozen - compared, groups)}
+        row |= dict(zip(("gain", "standard_error"), _gain(compared[-1], compared[0], groups), strict=True))
         kind = {"is_average": is_average, "is_solved": is_solved, "chosen": False}
         rows.append({name: float(value) for name, value in row.items()} | kind)
+
+    values = [(loss.mean(), row["val_loss"]) for loss, row in zip(compared, rows, strict=True)]
     is_few = len(labels) < FEW
-    margins = {True: BEHIND if is_few else -BEHIND, False: MARGIN}
-    better = [row for row in rows[1:] if row["gain"] > margins[row["is_solved"]] * row["standard_error"]]
-    best = min(better, key=lambda row: (-row["gain"], row["val_loss"]), default=rows[0])
+    heads = [place for place in range(len(rows)) if rows[place]["is_solved"] and np.isfinite(values[place]).all()]
+    usual = 0 if is_few or not heads else min(heads, key=values.__getitem__)
+    margins = [AHEAD if row["is_solved"] else MARGIN for row in rows]
+    ahead = [_gain(loss, compared[usual], groups) for loss in compared]
+    better = [place for place, (gain, error) in enumerate(ahead) if gain > margins[place] * error]
+    chosen = min(better, key=values.__getitem__, default=usual)
+    best = rows[chosen]
     best["chosen"] = True
     if best["is_solved"]:
         for variable, array in zip(active.weights, solved[best["fine_tuned"]], strict=True):
@@ -93,7 +101,7 @@ def choose_final_weights(
         _assign(active, best["fine_tuned"], best["is_average"])
     active.keep_best()
     active.initial = []  # no checkpoint needs them any more
-    logger.info(describe_choice(rows, monitor, is_few))
+    logger.info(describe_choice(rows, usual, monitor))
     return rows
 
 
@@ -121,7 +129,7 @@ def keeps_backbone(config: RunConfig, rows: list[dict]) -> bool:
     return not config.fine_tune.epochs or bool(rows and rows[0]["chosen"])
 
 
-def describe_choice(rows: list[dict], monitor: str, is_few: bool) -> str:
+def describe_choice(rows: list[dict], usual: int, monitor: str) -> str:
     """``Final weights: fine-tuned (calibrated val_loss 0.31; the frozen phase 0.42, halfway 0.33).``"""
     heads = [" with a closed-form head" if row["is_solved"] else "" for row in rows]
     names = [
@@ -133,16 +141,16 @@ def describe_choice(rows: list[dict], monitor: str, is_few: bool) -> str:
     others = [f"{other} {row[monitor]:.4f}" for other, row in zip(names, rows, strict=True) if row is not best]
     between = "" if best["fine_tuned"] in (0.0, 1.0) else " from the frozen phase's to the fine-tuned ones"
     metric = f"{'calibrated ' if monitor == 'val_loss' else ''}{monitor} {best[monitor]:.4f}"
-    sign = -1 if monitor == "val_loss" else 1
-    lead = ""
-    if best is rows[0]:
+    if best is rows[usual]:
         lead = ", which nothing beats by more than two standard errors"
-    elif best["gain"] < MARGIN * best["standard_error"]:
-        lead = f", preferred where it is {'more than' if is_few else 'at most'} a standard error "
-        lead += f"{'ahead of' if is_few else 'behind'} the frozen phase"
-    elif any(sign * row[monitor] > sign * best[monitor] for row in rows):
-        lead = ", the best of those that beat the frozen phase by more than two standard errors"
+    else:
+        lead = f", {'a standard error' if best['is_solved'] else 'two standard errors'} better than {names[usual]}"
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
+
+
+def _gain(losses: np.ndarray, usual: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
+    """By how much the losses (n,) are lower than the usual ones on average, and the standard error of that."""
+    return float((usual - losses).mean()), standard_error(usual - losses, groups)
 
 
 def calibrated_losses(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
