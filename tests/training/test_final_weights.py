@@ -51,6 +51,15 @@ def solved_head(phase, place=1.0):
     return SimpleNamespace(weights=[phase.scale])
 
 
+@pytest.mark.parametrize(("num_images", "is_chosen"), [(9, False), (10, True)], ids=["too few", "few"])
+def test_too_few_validation_images_leave_the_frozen_weights(num_images, is_chosen):
+    """Where a closed form on the fine-tuned backbone is as good for them."""
+    labels = np.arange(num_images, dtype=np.int32) % 2
+    phase = finished_phase(*[logits_with_errors(labels, range(2))] * 2, labels)
+    rows = choose_final_weights(phase, "val_loss", lambda: solved_head(phase))
+    assert [row["is_solved"] for row in rows if row["chosen"]] == [is_chosen]
+
+
 @pytest.mark.parametrize(("num_images", "parts"), [(18, [0.5]), (20, [0.5, 1.0])], ids=["few", "more"])
 def test_few_validation_images_do_not_decide_how_far_a_closed_form_goes(num_images, parts):
     labels = np.arange(num_images, dtype=np.int32) % 2

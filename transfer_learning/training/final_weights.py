@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 NAMES = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
 PARTS = tuple(NAMES)
 SOLVED_PARTS = (0.5, 1.0)  # whose backbone gets a closed-form head, too: a pass over the training images each
+MIN_VAL = 10  # validation images below which nothing can be decided by them, and the frozen phase's weights are usual
 FEW = 20  # validation images below which these are only halfway: so few cannot say how far to go
 # Standard errors by which others have to beat the usual weights. One is the rule of Breiman et al., CART, 1984, section 3.4;
 # another one because the best epoch was chosen on the same images, which the head can also train on if it wins.
@@ -40,7 +41,8 @@ def choose_final_weights(
 
     The usual ones are those with a closed-form head on the fine-tuned backbone: they do not depend on how far a few epochs
     have trained the head, and were better on test images in docs/benchmarks.md also where validation images could not
-    tell. Others have to be clearly better. Without such heads the frozen phase's weights are the usual ones.
+    tell. Others have to be clearly better. Without such heads, or with fewer than MIN_VAL validation images, the frozen
+    phase's weights are the usual ones.
 
     They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will
     be calibrated too; or by accuracy, equal ones by that loss.
@@ -85,7 +87,7 @@ def choose_final_weights(
 
     values = [(loss.mean(), row["val_loss"]) for loss, row in zip(compared, rows, strict=True)]
     heads = [place for place, row in enumerate(rows) if row["is_solved"] and np.isfinite(values[place]).all()]
-    usual = min(heads, key=values.__getitem__, default=0)
+    usual = min(heads if len(labels) >= MIN_VAL else [], key=values.__getitem__, default=0)
     ahead = [_gain(loss, compared[usual], groups) for loss in compared]
     better = [place for place, (gain, error) in enumerate(ahead) if gain > MARGIN * error]
     best = rows[min(better, key=values.__getitem__, default=usual)]
