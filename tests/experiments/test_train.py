@@ -102,10 +102,10 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
 
 
 def test_all_parts_of_the_way_the_moving_average_and_closed_form_heads_are_compared(finished):
-    *rows, average, halfway = finished[1]["final_weights"]  # of few validation images, else a head at the end, too
+    *rows, average, halfway, end = finished[1]["final_weights"]
     assert [row["fine_tuned"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert average["is_average"] and not any(row["is_average"] for row in [*rows, halfway])
-    assert halfway["is_solved"] and "50 %, closed-form head" in finished[0].report.read_text()
+    assert average["is_average"] and not any(row["is_average"] for row in [*rows, halfway, end])
+    assert halfway["is_solved"] and end["is_solved"] and "50 %, closed-form head" in finished[0].report.read_text()
     assert rows[0]["val_loss"] <= finished[1]["frozen"]["val_loss"] * 1.0001  # calibrated
     assert rows[-1]["val_accuracy"] == pytest.approx(finished[1]["fine_tune"]["val_accuracy"])
     assert sum(row["chosen"] for row in finished[1]["final_weights"]) == 1

@@ -46,7 +46,6 @@ from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.measurements import Measurements
 from transfer_learning.training import closed_form
 from transfer_learning.training.estimate import rate_below
-from transfer_learning.training.final_weights import MIN_VAL
 from transfer_learning.training.phase_inputs import activations_of_cut
 from transfer_learning.training.phases import class_weights
 
@@ -55,6 +54,7 @@ logger = logging.getLogger(__name__)
 MAX_IMAGES = 1000
 MIN_PER_CLASS = 10  # of which a larger number of images is taken, where there are many classes
 NOT_SQUARE = 1.15  # median ratio of the sides from which resizing matters
+MIN_VAL = 10  # validation images below which nothing can be decided by them
 MAX_FOLDS = 5  # of a head that trains without validation images
 COMPARED = ("image_size", "backbone", "resize")  # one after the other, all heads with each
 GAIN = 0.95  # a choice that costs time needs a loss of at most this times that of the cheaper one

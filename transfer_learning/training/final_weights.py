@@ -24,11 +24,11 @@ logger = logging.getLogger(__name__)
 NAMES = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
 PARTS = tuple(NAMES)
 SOLVED_PARTS = (0.5, 1.0)  # whose backbone gets a closed-form head, too: a pass over the training images each
-MIN_VAL = 10  # validation images below which nothing can be decided by them, and the frozen phase's weights are usual
-FEW = 20  # validation images below which these are only halfway: so few cannot say how far to go
 # Standard errors by which others have to beat the usual weights. One is the rule of Breiman et al., CART, 1984, section 3.4;
 # another one because the best epoch was chosen on the same images, which the head can also train on if it wins.
 MARGIN = 2.0
+FEW = 20  # validation images below which a closed-form head is not the usual one, and has to beat others by AHEAD
+AHEAD = 1.0
 
 
 def choose_final_weights(
@@ -41,8 +41,8 @@ def choose_final_weights(
 
     The usual ones are those with a closed-form head on the fine-tuned backbone: they do not depend on how far a few epochs
     have trained the head, and were better on test images in docs/benchmarks.md also where validation images could not
-    tell. Others have to be clearly better. Without such heads, or with fewer than MIN_VAL validation images, the frozen
-    phase's weights are the usual ones.
+    tell. Others have to be clearly better. Without such heads, or with few validation images, the frozen phase's weights
+    are the usual ones.
 
     They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will
     be calibrated too; or by accuracy, equal ones by that loss.
@@ -62,8 +62,7 @@ def choose_final_weights(
     labels = active.val.labels
     candidates = [(part, False, False) for part in PARTS]
     candidates += [(1.0, True, False)] if active.settings.ema_decay else []
-    solved_parts = SOLVED_PARTS if len(labels) >= FEW else SOLVED_PARTS[:1]
-    candidates += [(part, False, True) for part in solved_parts] if solve_head else []
+    candidates += [(part, False, True) for part in SOLVED_PARTS] if solve_head else []
     rows: list[dict] = []
     compared: list[np.ndarray] = []  # by candidate: the loss or the error of each validation image
     solved: dict[float, list[np.ndarray]] = {}
@@ -86,11 +85,14 @@ def choose_final_weights(
         rows.append({name: float(value) for name, value in row.items()} | kind)
 
     values = [(loss.mean(), row["val_loss"]) for loss, row in zip(compared, rows, strict=True)]
-    heads = [place for place, row in enumerate(rows) if row["is_solved"] and np.isfinite(values[place]).all()]
-    usual = min(heads if len(labels) >= MIN_VAL else [], key=values.__getitem__, default=0)
+    is_few = len(labels) < FEW
+    heads = [place for place in range(len(rows)) if rows[place]["is_solved"] and np.isfinite(values[place]).all()]
+    usual = 0 if is_few or not heads else min(heads, key=values.__getitem__)
+    margins = [AHEAD if row["is_solved"] else MARGIN for row in rows]
     ahead = [_gain(loss, compared[usual], groups) for loss in compared]
-    better = [place for place, (gain, error) in enumerate(ahead) if gain > MARGIN * error]
-    best = rows[min(better, key=values.__getitem__, default=usual)]
+    better = [place for place, (gain, error) in enumerate(ahead) if gain > margins[place] * error]
+    chosen = min(better, key=values.__getitem__, default=usual)
+    best = rows[chosen]
     best["chosen"] = True
     if best["is_solved"]:
         for variable, array in zip(active.weights, solved[best["fine_tuned"]], strict=True):
@@ -139,9 +141,10 @@ def describe_choice(rows: list[dict], usual: int, monitor: str) -> str:
     others = [f"{other} {row[monitor]:.4f}" for other, row in zip(names, rows, strict=True) if row is not best]
     between = "" if best["fine_tuned"] in (0.0, 1.0) else " from the frozen phase's to the fine-tuned ones"
     metric = f"{'calibrated ' if monitor == 'val_loss' else ''}{monitor} {best[monitor]:.4f}"
-    lead = f", two standard errors better than {names[usual]}"
     if best is rows[usual]:
         lead = ", which nothing beats by more than two standard errors"
+    else:
+        lead = f", {'a standard error' if best['is_solved'] else 'two standard errors'} better than {names[usual]}"
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
 
 
