@@ -52,16 +52,25 @@ def solved_head(phase, place=1.0):
 
 
 @pytest.mark.parametrize(
-    ("num_images", "wrong", "is_chosen"),
-    [(16, range(1, 9), False), (16, range(4, 11), False), (16, range(2), True), (24, range(1, 9), True)],
-    ids=["few, equal", "few, hardly better", "few, clearly better", "more, equal"],
+    ("num_images", "num_groups", "wrong", "is_chosen"),
+    [
+        (16, 4, range(1, 9), False),
+        (16, 4, range(4, 11), False),
+        (16, 4, range(1), True),
+        (16, 16, range(1, 9), True),
+        (9, 9, range(1, 9), False),
+        (24, 4, range(1, 9), True),
+    ],
+    ids=["few, equal", "few, hardly better", "few, clearly better", "few, each alone", "too few", "more"],
 )
-def test_with_few_validation_images_a_closed_form_head_has_to_be_ahead(num_images, wrong, is_chosen):
-    labels = np.arange(num_images, dtype=np.int32) % 2
+def test_with_few_validation_images_of_few_groups_a_closed_form_head_has_to_be_ahead(
+    num_images, num_groups, wrong, is_chosen
+):
+    labels, groups = np.arange(num_images, dtype=np.int32) % 2, np.arange(num_images) * num_groups // num_images
     frozen = logits_with_errors(labels, range(8))
     phase = finished_phase(frozen, logits_with_errors(labels, wrong), labels)
     phase.best = [np.float32(0)]
-    rows = choose_final_weights(phase, "val_accuracy", lambda: solved_head(phase))
+    rows = choose_final_weights(phase, "val_accuracy", lambda: solved_head(phase), groups)
     assert any(row["is_solved"] and row["chosen"] for row in rows) == is_chosen
 
 

@@ -24,10 +24,12 @@ logger = logging.getLogger(__name__)
 NAMES = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
 PARTS = tuple(NAMES)
 SOLVED_PARTS = (0.5, 1.0)  # whose backbone gets a closed-form head, too: a pass over the training images each
-# Standard errors by which others have to beat the usual weights. One is the rule of Breiman et al., CART, 1984, section 3.4;
-# another one because the best epoch was chosen on the same images, which the head can also train on if it wins.
+# Standard errors by which others have to beat the usual weights. One is the rule of Breiman et al., CART, 1984, section
+# 3.4; another one because the best epoch was chosen on the same images, which the head can also train on if it wins.
 MARGIN = 2.0
-FEW = 20  # validation images below which a closed-form head is not the usual one, and has to beat others by AHEAD
+# With fewer validation images than FEW, of fewer groups than FEW_GROUPS (an image alone is one), a closed-form head is
+# not usual and has to beat others by AHEAD standard errors: crops of a few photos train a backbone badly.
+FEW, FEW_GROUPS = 20, 10
 AHEAD = 1.0
 
 
@@ -41,8 +43,8 @@ def choose_final_weights(
 
     The usual ones are those with a closed-form head on the fine-tuned backbone: they do not depend on how far a few epochs
     have trained the head, and were better on test images in docs/benchmarks.md also where validation images could not
-    tell. Others have to be clearly better. Without such heads, or with few validation images, the frozen phase's weights
-    are the usual ones.
+    tell. Others have to be clearly better. Without such heads, or with few validation images of few groups, the frozen
+    phase's weights are the usual ones.
 
     They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will
     be calibrated too; or by accuracy, equal ones by that loss.
@@ -85,7 +87,8 @@ def choose_final_weights(
         rows.append({name: float(value) for name, value in row.items()} | kind)
 
     values = [(loss.mean(), row["val_loss"]) for loss, row in zip(compared, rows, strict=True)]
-    is_few = len(labels) < FEW
+    num_groups = len(labels) if groups is None else len(np.unique(groups))
+    is_few = len(labels) < FEW and num_groups < FEW_GROUPS
     heads = [place for place in range(len(rows)) if rows[place]["is_solved"] and np.isfinite(values[place]).all()]
     usual = 0 if is_few or not heads else min(heads, key=values.__getitem__)
     margins = [AHEAD if row["is_solved"] else MARGIN for row in rows]
