@@ -258,11 +258,12 @@ def test_the_python_api_takes_paths_bytes_and_pixels(finished, photos, tmp_path)
     assert len(tl.load_run(finished[0].path).predict(pixels)) == 1
 
 
-def test_a_finished_run_is_not_run_again(finished, refused, capsys):
+def test_a_finished_run_is_not_run_again(finished, refused, capsys, monkeypatch):
     path = str(finished[0].path)
     before = {file: file.stat().st_mtime_ns for file in finished[0].path.rglob("*")}
     assert run_main(run.main, ["--resume", path]) == 0
     assert "is finished" in capsys.readouterr().out
+    monkeypatch.setattr(run, "resolve_config", lambda *_, **__: pytest.fail("settings were measured"))
     assert "holds a finished run" in refused(run.main, "--dataset", "digits", "--run-dir", path)
     assert {file: file.stat().st_mtime_ns for file in finished[0].path.rglob("*")} == before
 

@@ -54,6 +54,8 @@ def chosen(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, Sequence[Note 
     """The run directory, the config, and the reasons for what was chosen."""
     if flags.resume:
         return resumed(flags)
+    if flags.run_dir:
+        new_run_dir(flags.run_dir, "")  # fails now, not after the settings are measured
     config, reasons = resolve_config(flags, measure=True)
     return new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}"), config, reasons
 

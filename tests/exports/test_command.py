@@ -49,6 +49,13 @@ def test_a_missing_extra_is_one_sentence(name, module, files, monkeypatch):
         use()
 
 
+def test_without_the_extra_nothing_is_written(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'transfer-learning\[export\]'"):
+        export.main([run.name, "--format", "keras", "--output", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_fails_is_not_written_and_nothing_is_uploaded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "FLOAT_LIMIT", -1.0)
     monkeypatch.setattr(gate, "SECONDS", 0.01)

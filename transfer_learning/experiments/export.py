@@ -1,6 +1,7 @@
 """Export a finished run: write each format, keep it only if it passes the gate, write the table and the model card."""
 
 import gc
+import importlib
 import logging
 import os
 import shutil
@@ -21,6 +22,7 @@ from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.moved import read_manifest
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.datasets.sources.registry import DATASETS
+from transfer_learning.errors import needs_extra
 from transfer_learning.evaluation import predictions
 from transfer_learning.exports.formats import Format
 from transfer_learning.exports.gate import check
@@ -60,6 +62,8 @@ def export_run(
     Raises:
         UserError: the model, the images or a package is missing.
     """
+    with needs_extra("export"):  # the card comes last: its package is looked for now
+        importlib.import_module("huggingface_hub")
     images = load_images(run_dir, dataset)
     network = load_network(run_dir, dataset)
     folder.mkdir(parents=True, exist_ok=True)

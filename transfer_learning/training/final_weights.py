@@ -59,7 +59,7 @@ def choose_final_weights(
     Returns:
         One row per candidate: ``fine_tuned`` (a number of PARTS), ``is_average`` (the moving average of fine-tuning),
         ``is_solved`` (with a closed-form head), ``val_loss`` (calibrated), ``val_accuracy``, ``gain`` (of what is compared,
-        against the frozen phase), ``standard_error`` (of the gain), ``chosen``.
+        against the usual ones), ``standard_error`` (of the gain), ``chosen``.
     """
     labels = active.val.labels
     candidates = [(part, False, False) for part in PARTS]
@@ -82,20 +82,21 @@ def choose_final_weights(
         wrong = logits.argmax(axis=1) != labels
         compared.append(losses if monitor == "val_loss" else wrong.astype(np.float64))
         row = {"fine_tuned": part, "val_loss": losses.mean(), "val_accuracy": 1 - wrong.mean()}
-        row |= dict(zip(("gain", "standard_error"), _gain(compared[-1], compared[0], groups), strict=True))
         kind = {"is_average": is_average, "is_solved": is_solved, "chosen": False}
         rows.append({name: float(value) for name, value in row.items()} | kind)
 
     values = [(loss.mean(), row["val_loss"]) for loss, row in zip(compared, rows, strict=True)]
     num_groups = len(labels) if groups is None else len(np.unique(groups))
     is_few = len(labels) < FEW and num_groups < FEW_GROUPS
-    heads = [place for place in range(len(rows)) if rows[place]["is_solved"] and np.isfinite(values[place]).all()]
-    usual = 0 if is_few or not heads else min(heads, key=values.__getitem__)
-    margins = [AHEAD if row["is_solved"] else MARGIN for row in rows]
-    ahead = [_gain(loss, compared[usual], groups) for loss in compared]
-    better = [place for place, (gain, error) in enumerate(ahead) if gain > margins[place] * error]
-    chosen = min(better, key=values.__getitem__, default=usual)
-    best = rows[chosen]
+    heads = [place for place, row in enumerate(rows) if row["is_solved"] and np.isfinite(values[place]).all()]
+    usual = 0 if is_few else min(heads, key=values.__getitem__, default=0)
+    better = []
+    for place, row in enumerate(rows):
+        gains = compared[usual] - compared[place]
+        row |= {"gain": float(gains.mean()), "standard_error": standard_error(gains, groups)}
+        if row["gain"] > (AHEAD if row["is_solved"] else MARGIN) * row["standard_error"]:
+            better.append(place)
+    best = rows[min(better, key=values.__getitem__, default=usual)]
     best["chosen"] = True
     if best["is_solved"]:
         for variable, array in zip(active.weights, solved[best["fine_tuned"]], strict=True):
@@ -149,11 +150,6 @@ def describe_choice(rows: list[dict], usual: int, monitor: str) -> str:
     else:
         lead = f", {'a standard error' if best['is_solved'] else 'two standard errors'} better than {names[usual]}"
     return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
-
-
-def _gain(losses: np.ndarray, usual: np.ndarray, groups: np.ndarray | None) -> tuple[float, float]:
-    """By how much the losses (n,) are lower than the usual ones on average, and the standard error of that."""
-    return float((usual - losses).mean()), standard_error(usual - losses, groups)
 
 
 def calibrated_losses(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
