@@ -10,6 +10,9 @@ import transfer_learning as tl
 from tests.support import ROOT
 from tests.support.photos import SIZE
 from transfer_learning.errors import UserError
+from transfer_learning.experiments import api
+from transfer_learning.recipes import resolve
+from transfer_learning.storage.files import read_json
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,25 @@ def test_the_same_call_returns_the_finished_run_and_another_config_is_refused(tr
     assert trained.run_dir.report.stat().st_mtime_ns == before
     with pytest.raises(UserError, match="fine_tune.epochs is 2, not 3"):
         tl.train(small_config.dataset, epochs=3, **options)
+
+
+def test_an_occupied_directory_and_another_config_are_refused_before_settings_are_measured(
+    trained, small_config, options, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(resolve, "config_from_values", lambda *_, **__: pytest.fail("settings were measured"))
+    monkeypatch.setattr(api, "config_from_values", lambda *_, **__: pytest.fail("settings were measured"))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        tl.train(small_config.dataset, **options | {"run_dir": tmp_path})
+    with pytest.raises(UserError, match="seed is 0, not 7"):
+        tl.train(small_config.dataset, epochs=2, seed=7, **options)
+
+
+def test_automatic_choices_are_in_the_log_of_the_run(trained):
+    log = trained.run_dir.log.read_text()
+    for note in read_json(trained.run_dir.notes):
+        assert note["text"] in log
+    assert log.count("Batch size ") == 1 and f"Run directory: {trained.run_dir.path}" in log
 
 
 def test_load_run_opens_a_finished_run(trained):

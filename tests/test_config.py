@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from transfer_learning.config import PHASES, Phase, RunConfig, difference, flat, values_from_options, with_values
@@ -133,7 +134,7 @@ def test_a_whole_number_is_read_as_a_fraction_where_one_is_expected():
         (lambda values: values | {"flip": 1}, "flip is 1, not bool"),
         (lambda values: values | {"head": "512"}, "head is '512', not a list of int"),
         (lambda values: values | {"head": ["512"]}, "head is ['512'], not a list of int"),
-        (lambda values: values | {"frozen": 3}, "frozen. is not an object with fields"),
+        (lambda values: values | {"frozen": 3}, "frozen is 3, not an object with fields"),
         (lambda values: values | {"frozen": values["frozen"] | {"speed": 1}}, "unknown field frozen.speed"),
         (lambda values: values | {"frozen": values["frozen"] | {"epochs": None}}, "frozen.epochs is None, not int"),
     ],
@@ -180,6 +181,10 @@ def test_a_file_of_a_newer_format_is_refused():
         ),
         ({"head": (64,), "dropout": 0}, {"head": (64,), "dropout": 0.0}),
         ({"fine_tune": {"open": "all"}}, {"fine_tune.unfreeze": "all"}),
+        (
+            {"seed": np.int64(3), "head": [np.int32(8)], "frozen": {"learning_rate": np.float64(0.5)}},
+            {"seed": 3, "head": (8,), "frozen.learning_rate": 0.5},
+        ),
     ],
 )
 def test_options_of_python_are_fields_by_name_and_phase(options, values):
@@ -192,7 +197,7 @@ def test_options_of_python_are_fields_by_name_and_phase(options, values):
         ({"epoch": 3}, "unknown field epoch"),
         ({"fine_tune": {"rate": 1}}, "unknown field fine_tune.rate"),
         ({"seed": "1"}, "seed is '1', not int"),
-        ({"fine_tune": 3}, "fine_tune. is not an object with fields"),
+        ({"fine_tune": 3}, "fine_tune is 3, not an object with fields"),
     ],
 )
 def test_an_option_that_is_no_field_is_named(options, named):

@@ -27,6 +27,7 @@ from transfer_learning.errors import ExitCode, UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.machine.monitor import Monitor, read_hardware
+from transfer_learning.recipes import resolve
 from transfer_learning.storage.run_directory import RunDir
 
 FILES = set(
@@ -263,7 +264,7 @@ def test_a_finished_run_is_not_run_again(finished, refused, capsys, monkeypatch)
     before = {file: file.stat().st_mtime_ns for file in finished[0].path.rglob("*")}
     assert run_main(run.main, ["--resume", path]) == 0
     assert "is finished" in capsys.readouterr().out
-    monkeypatch.setattr(run, "resolve_config", lambda *_, **__: pytest.fail("settings were measured"))
+    monkeypatch.setattr(resolve, "config_from_values", lambda *_, **__: pytest.fail("settings were measured"))
     assert "holds a finished run" in refused(run.main, "--dataset", "digits", "--run-dir", path)
     assert {file: file.stat().st_mtime_ns for file in finished[0].path.rglob("*")} == before
 

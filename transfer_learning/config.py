@@ -356,15 +356,24 @@ def values_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in options.items():
         phase, _, inner = name.partition(".")
         if inner:
-            fields.setdefault(phase, {})[inner] = value
+            fields.setdefault(phase, {})[inner] = _plain(value)
         elif isinstance(value, Mapping):
-            fields[name] = fields.get(name, {}) | dict(value)
+            fields[name] = fields.get(name, {}) | {inner: _plain(one) for inner, one in value.items()}
         else:
-            fields[name] = os.fspath(value) if isinstance(value, os.PathLike) else value
+            fields[name] = _plain(value)
     try:
         return dict(_read_fields(RunConfig, fields, ""))
     except (ValueError, TypeError) as error:
         raise UserError(f"The options cannot be used ({error}); give fields of the config, see `run --help`.") from None
+
+
+def _plain(value: Any) -> Any:
+    """A path as text, and numbers of NumPy as those of Python."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "dtype") and getattr(value, "shape", None) == () else value
 
 
 def with_values(config: RunConfig, values: dict[str, Any]) -> RunConfig:
@@ -491,7 +500,8 @@ def _check_phase(flag: str, phase: Phase) -> None:
 def _read_fields(cls: type, values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     """Name and value of each field in `values`, which may have names and values of earlier versions."""
     if not isinstance(values, dict):
-        raise TypeError(f"{prefix or 'it'} is not an object with fields")
+        what = f"{prefix.rstrip('.')} is {values!r}," if prefix else "it is"
+        raise TypeError(f"{what} not an object with fields")
     hints = get_type_hints(cls)
     known = {name: item for item in dataclasses.fields(cls) for name in (item.name, item.metadata.get("was")) if name}
     for name, value in values.items():

@@ -10,7 +10,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from transfer_learning.cli.console import early_messages, log_file, logged_to
@@ -21,9 +20,9 @@ from transfer_learning.datasets.prepared import images_once
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.machine.cluster import Cluster, Meeting, find_cluster
 from transfer_learning.recipes.known import RECIPES
-from transfer_learning.recipes.resolve import resolve_config, with_full_paths
+from transfer_learning.recipes.resolve import new_run, with_full_paths
 from transfer_learning.storage.notes import Note
-from transfer_learning.storage.run_directory import RunDir, check_place, existing_run_dir, new_run_dir
+from transfer_learning.storage.run_directory import RunDir, check_place, existing_run_dir
 
 logger = logging.getLogger("transfer_learning.run")  # __name__ is "__main__" under `python -m`
 
@@ -54,10 +53,7 @@ def chosen(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, Sequence[Note 
     """The run directory, the config, and the reasons for what was chosen."""
     if flags.resume:
         return resumed(flags)
-    if flags.run_dir:
-        new_run_dir(flags.run_dir, "")  # fails now, not after the settings are measured
-    config, reasons = resolve_config(flags, measure=True)
-    return new_run_dir(flags.run_dir, f"{Path(config.dataset).stem}-{config.backbone}"), config, reasons
+    return new_run(given_values(flags), flags.run_dir)
 
 
 def met(

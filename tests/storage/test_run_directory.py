@@ -108,6 +108,17 @@ def test_a_directory_that_holds_something_is_refused_with_the_way_out(make, word
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_an_empty_name_is_not_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--run-dir is empty"):
+        new_run_dir("", "unused")
+
+
+def test_the_config_of_a_run_that_was_moved_away_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"run/config.json is missing; restore it"):
+        RunDir(tmp_path / "run").read_config()
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_an_existing_run_is_opened_and_knows_whether_it_is_finished(finished, tmp_path):
     make_run(tmp_path / "run", finished)

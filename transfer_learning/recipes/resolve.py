@@ -24,20 +24,33 @@ from transfer_learning.recipes.deadline import Deadline
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.recipes.presets import is_closed_form_only, preset_values
 from transfer_learning.storage.notes import Note, as_note
+from transfer_learning.storage.run_directory import RunDir, new_run_dir
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_config(flags: argparse.Namespace, measure: bool = False) -> tuple[RunConfig, list[Note | str]]:
-    """Returns the config that the flags ask for and the reasons for automatic choices, which are logged.
+def resolve_config(flags: argparse.Namespace) -> tuple[RunConfig, list[Note | str]]:
+    """Returns the config that the flags ask for and the reasons for automatic choices, which are logged."""
+    return logged(config_from_values(given_values(flags)))
 
-    Args:
-        measure: see `config_from_values`.
-    """
-    config, reasons = config_from_values(given_values(flags), measure)
-    for reason in reasons:
+
+def logged(found: tuple[RunConfig, list[Note | str]]) -> tuple[RunConfig, list[Note | str]]:
+    """Logs the reasons that `config_from_values` found, and returns both."""
+    for reason in found[1]:
         logger.info(as_note(reason)["text"])
-    return config, reasons
+    return found
+
+
+def new_run(values: dict[str, Any], path: str | os.PathLike | None) -> tuple[RunDir, RunConfig, list[Note | str]]:
+    """The directory of a new run, which is `path` or one under ``runs/``, and what `config_from_values` measures for it.
+
+    Raises:
+        UserError: what `new_run_dir` and `recipe_for` raise.
+    """
+    if path is not None:
+        new_run_dir(path, "")  # fails now, not after the settings are measured
+    config, reasons = logged(config_from_values(values, measure=True))
+    return new_run_dir(path, f"{Path(config.dataset).stem}-{config.backbone}"), config, reasons
 
 
 def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[str, Any]]:
@@ -63,7 +76,7 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
                 "leave --preset out, or start without the run."
             )
         return _config_of_earlier_run(values)
-    if "dataset" not in values:
+    if not values.get("dataset"):
         raise UserError(
             "--dataset is missing; name one of "
             f"{', '.join(DATASETS)}, a folder or a table, or continue a run with --resume or --from."

@@ -46,6 +46,9 @@ class RunDir:
         self.csv_log = self.path / "csv_log.csv"
         self.lock = self.path / ".lock"
 
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
     def predictions(self, split: str, tta: bool = False) -> Path:
         """One row per image: id, label, predicted class, confidence, probabilities; with or without augmentation."""
         return self.path / "predictions" / f"{split}{'_views' if tta else ''}.csv"
@@ -77,8 +80,14 @@ class RunDir:
         return False
 
     def read_config(self) -> RunConfig:
-        """The config of the run; UserError if the file is damaged or holds invalid values."""
-        values = values_from_json(self.config.read_text(encoding="utf-8", errors="replace"), str(self.config))
+        """The config of the run; UserError if the file is missing, damaged or holds invalid values."""
+        try:
+            text = self.config.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.config} is missing; restore it, or name the place that the run was moved to."
+            ) from None
+        values = values_from_json(text, str(self.config))
         if "dataset" not in values:
             raise UserError(
                 f"{self.config} names no dataset, so it is not the config of a run; restore it, or start a new run."
@@ -146,6 +155,8 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
         path = Path("runs") / f"{name.replace(':', '_')}-{datetime.now():%Y%m%d-%H%M%S}"  # of keras:NAME
         if path.exists():  # two runs in one second
             path = path.with_name(f"{path.name}-{os.getpid()}")
+    if not os.fspath(path):
+        raise UserError("--run-dir is empty; give a new or empty directory, or leave it out for a new one under runs/.")
     run_dir = RunDir(Path(path))
     if run_dir.path.exists() and not run_dir.path.is_dir():
         raise UserError(f"--run-dir {path} is a file; a new or empty directory was expected, so choose another name.")

@@ -21,7 +21,7 @@ from transfer_learning.datasets.sources import digits, fashion_mnist, pharma
 from transfer_learning.datasets.sources.registry import DATASETS, SCHEMES, Source, load_dataset
 from transfer_learning.errors import UserError
 from transfer_learning.recipes.known import RECIPES
-from transfer_learning.recipes.resolve import resolve_config
+from transfer_learning.recipes.resolve import recipe_for, resolve_config
 
 
 def test_every_row_names_a_function_and_every_recipe_a_row():
@@ -49,6 +49,13 @@ def test_a_file_and_a_row_are_a_dataset_with_the_automatic_recipe(tmp_path, monk
 def test_an_unknown_name_is_answered_with_what_is_known(tmp_path):
     with pytest.raises(UserError, match="Known: .*cifar10, .*digits, .*hf:PLACE"):
         load_dataset("zzz", tmp_path)
+
+
+def test_an_empty_name_is_not_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(draw_photos(tmp_path / "photos"))
+    for load in (lambda: load_dataset("", tmp_path), lambda: recipe_for({"dataset": ""})):
+        with pytest.raises(UserError, match="--dataset is (empty|missing)"):
+            load()
 
 
 def test_an_address_is_to_be_downloaded(tmp_path):

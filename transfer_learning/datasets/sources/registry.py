@@ -71,6 +71,8 @@ def load_dataset(
         columns: of a table, where their names do not say which they are.
     """
     scheme, place = scheme_of(name)
+    if not name:
+        raise UserError("--dataset is empty; give a known name, or the path of a folder, archive or table.")
     if name in DATASETS:
         dataset = DATASETS[name].load(Path(data_dir))
     elif scheme:
