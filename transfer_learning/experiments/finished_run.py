@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
-from transfer_learning.experiments.prediction import COLUMNS, Input, find_images, predict_images
+from transfer_learning.experiments.prediction import COLUMNS, find_images, predict_images
 from transfer_learning.exports.interface import ImagePredictor
 from transfer_learning.exports.predictor import predictor_of_run
 from transfer_learning.storage.files import read_json
@@ -141,15 +141,12 @@ class FinishedRun:
 
         return RunPredictor(self)
 
-    def predict(
-        self, images: Input | Iterable[Input], skip_unreadable: bool = False, exact: bool = False
-    ) -> pd.DataFrame:
+    def predict(self, images: Any, skip_unreadable: bool = False, exact: bool = False) -> pd.DataFrame:
         """Predicts images, one or several, with the inference file and without TensorFlow if the run has one.
 
         Args:
             images: paths of images, of folders that are searched for them, and everything that `train` takes: archives,
-                tables, names of known datasets; bytes of an encoded image; pixels, uint8 (height, width) or (height,
-                width, 3).
+                tables, names of known datasets; and the other images that `each_image` takes.
             skip_unreadable: leave out what cannot be decoded, and log it.
             exact: use the saved model: the bits of ``predictions/``, which are otherwise the same to 1e-4.
 
@@ -161,8 +158,7 @@ class FinishedRun:
         Raises:
             UserError: a path is missing, or has no images.
         """
-        several = [images] if isinstance(images, Input) else images
-        found = find_images(several, self.config.data_dir)
+        found = find_images(images, self.config.data_dir)
         if found.ignored:
             logger.info(f"{found.describe_ignored()}.")
         predictor: ImagePredictor = (None if exact else predictor_of_run(self.run_dir)) or self.predictor()

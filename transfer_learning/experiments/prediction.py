@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy as np
 
 from transfer_learning.datasets.dataset import Source
 from transfer_learning.datasets.decoding.formats import IMAGE_SUFFIXES
+from transfer_learning.datasets.decoding.given import each_image
 from transfer_learning.datasets.decoding.value_range import values_in
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.sources import archive, table
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
 COLUMNS = ["file", "class", "confidence", "rejected", "problem"]  # of a table of predictions
-Input = str | os.PathLike | bytes | np.ndarray  # a place, an encoded image, or pixels
 Progress = Callable[[int, int], None]
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 
@@ -114,19 +114,20 @@ def predict_images(
             progress(start + len(chunk), len(images))
 
 
-def find_images(places: Iterable[Input], data_dir: str | Path) -> FoundImages:
+def find_images(places: Any, data_dir: str | Path) -> FoundImages:
     """The images at one or more places, those of a folder sorted by name.
 
     Args:
-        places: image files, folders that are searched for images at any depth, patterns such as ``photos/*.jpg``, and
-            everything that `run` takes: archives, tables, names of known datasets; bytes and pixels of images.
+        places: what `each_image` takes, where a path is that of an image file, of a folder that is searched for images at
+            any depth, a pattern such as ``photos/*.jpg``, or everything that `run` takes: archives, tables, names of known
+            datasets.
         data_dir: where archives are unpacked and known datasets are.
 
     Raises:
         UserError: there is nothing at a place, or no image.
     """
     images, ignored = [], []
-    for place in places:
+    for place in each_image(places):
         if isinstance(place, bytes | np.ndarray):
             images.append(Image("", place))
             continue

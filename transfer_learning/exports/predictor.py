@@ -5,12 +5,13 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.datasets.decoding.decode import Decoded, decode
+from transfer_learning.datasets.decoding.given import GivenImage, each_image
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
 from transfer_learning.exports.formats import FORMATS, format_of
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 BATCH = 32  # images per call of the runtime
 FASTEST = ("litert", "onnx", "openvino")  # formats without TensorFlow, by the time until the first prediction
-Image = bytes | str | os.PathLike | np.ndarray  # an encoded image, the path of one, or uint8 pixels (h, w) or (h, w, 3)
 
 
 class Predictor:
@@ -52,6 +52,10 @@ class Predictor:
     """
 
     def __init__(self, path: str | os.PathLike, threads: int | None = None):
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise UserError(
+                f"threads={threads!r} is no number of threads; give 1 or more, or None for all usable cores."
+            )
         self.path = Path(path)
         format = format_of(self.path)
         if not self.path.exists():
@@ -70,8 +74,11 @@ class Predictor:
         self.rejection_threshold = self.metadata.rejection_threshold
         self.value_ranges = self.metadata.value_ranges
 
-    def open_image(self, image: Image) -> np.ndarray:
+    def open_image(self, image: Any) -> np.ndarray:
         """Decodes, rotates by EXIF, makes square and resizes one image, as the run did.
+
+        Args:
+            image: what `each_image` takes.
 
         Returns:
             The pixels that the network sees, uint8 (image_size, image_size, 3).
@@ -79,7 +86,10 @@ class Predictor:
         Raises:
             UserError: it cannot be decoded; the message says why.
         """
-        decoded = self._decoded(image)
+        images = list(each_image(image))
+        if len(images) != 1:
+            raise UserError(f"open_image takes one image, and {len(images)} were given; call it for each of them.")
+        decoded = self._decoded(image := images[0])
         if decoded.problem:
             name = "The image" if isinstance(image, bytes | np.ndarray) else f"The image {os.fspath(image)}"
             raise UserError(f"{name} cannot be used: {decoded.problem}; leave it out, or repair it.")
@@ -100,8 +110,12 @@ class Predictor:
             results[part] = self._run(np.ascontiguousarray(images[part]))
         return results
 
-    def predict(self, images: Image | Iterable[Image]) -> "pd.DataFrame":
-        """Predicts images: paths of files, paths of folders that are searched for images, encoded bytes, arrays.
+    def predict(self, images: Any) -> "pd.DataFrame":
+        """Predicts images.
+
+        Args:
+            images: paths of files, or of folders that are searched for images; and the other images that `each_image`
+                takes.
 
         Returns:
             One row per image, in order: ``file`` (the path, "" for bytes and arrays), ``class``, ``confidence``,
@@ -114,7 +128,7 @@ class Predictor:
         import pandas as pd
 
         rows: list[tuple[str, str, float, bool, str]] = []
-        sources = list(_sources([images] if isinstance(images, Image) else images))
+        sources = list(_sources(each_image(images)))
         with ThreadPoolExecutor(usable_cores()) as threads:
             for start in range(0, len(sources), BATCH):  # a batch in memory at a time
                 part = sources[start : start + BATCH]
@@ -131,12 +145,12 @@ class Predictor:
                     rows.append((file, name, confidence, confidence < self.rejection_threshold, ""))
         return pd.DataFrame(rows, columns=["file", "class", "confidence", "rejected", "problem"])
 
-    def _decoded(self, image: Image) -> Decoded:
+    def _decoded(self, image: GivenImage) -> Decoded:
         source = Path(image) if isinstance(image, str | os.PathLike) else image
         return decode(source, self.image_size, self.resize, self.value_ranges)
 
 
-def _sources(images: Iterable[Image]) -> Iterator[Image]:
+def _sources(images: Iterable[GivenImage]) -> Iterator[GivenImage]:
     """The images, with those of a folder in its place."""
     for image in images:
         if not isinstance(image, str | os.PathLike) or Path(image).is_file():
