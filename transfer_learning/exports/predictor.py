@@ -54,7 +54,7 @@ class Predictor:
     def __init__(self, path: str | os.PathLike, threads: int | None = None):
         if threads is not None and (not isinstance(threads, int) or threads < 1):
             raise UserError(
-                f"threads={threads!r} is no number of threads; give 1 or more, or None for all usable cores."
+                f"threads={threads!r} is not a number of threads; give 1 or more, or None for all usable cores."
             )
         self.path = Path(path)
         format = format_of(self.path)
