@@ -1,6 +1,7 @@
 """The program `transfer-learning`: commands by name, version and completion."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -35,7 +36,11 @@ def test_the_help_of_a_command_fits_a_terminal(command, capsys, monkeypatch):
         call([command, "--help"])
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: transfer-learning {command} ") and "``" not in shown
-    assert max(map(len, shown.splitlines())) <= 102
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 102
+    assert not [line for line in lines if re.search(r"\w-$", line)]  # a flag or command that is split over two lines
+    examples = shown.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
+    assert all(f"transfer-learning {command} " in line or line.startswith("  # ") for line in examples)
 
 
 def test_version(capsys):

@@ -12,17 +12,17 @@ from transfer_learning.errors import ExitCode, UserError, did_you_mean
 
 COMMANDS = {  # each a module of this name beside this one, imported only when it is called
     "run": "train and evaluate a classifier",
-    "launch": "train with several worker processes on this machine",
-    "prepare": "check, split and decode a dataset, and audit its labels",
-    "evaluate": "evaluate finished runs again, alone, as an ensemble or as a soup",
+    "launch": "train with several worker processes",
+    "prepare": "check a dataset before training: duplicates, label issues, outliers",
+    "evaluate": "evaluate finished runs: again, on other images, together, or compared",
     "predict": "predict images with a finished run",
     "export": "write a finished run as SavedModel, ONNX, LiteRT, OpenVINO or Keras",
-    "serve": "serve a finished run over HTTP, with a page to try it",
-    "compare": "compare configs on the same images",
-    "report": "write the report of a run again, or a leaderboard of several",
+    "serve": "start an HTTP server with a web page for a finished run",
+    "compare": "train several variants on the same images and compare them",
+    "report": "write the report of a run again, or a leaderboard of several runs",
     "list": "list the known datasets, backbones and recipes",
-    "cache": "show or clear the cache of decoded images and features",
-    "benchmark": "measure the processor and the GPUs of this machine",
+    "cache": "list or clear the cache of decoded images and features",
+    "benchmark": "measure the CPU and the GPUs of this machine, or plan a run on many",
 }
 
 HELP = f"""usage: {PROGRAM} COMMAND [options]

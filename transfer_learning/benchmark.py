@@ -1,10 +1,10 @@
 """Measure this machine (--devices), or plan a recipe on many (--plan RECIPE --workers N).
 
-Each device is measured in a process of its own: feature extraction, training, the largest batch and the memory, for the
-network of a recipe. A plan is calculated from a few such measurements: time, memory, network and cost per number of
-workers. Every result is written at once; the same command continues where a stopped one ended.
+--devices measures the CPU and each GPU with the network of a recipe: feature extraction, training, the largest batch and
+the memory. --plan measures a few pieces on this machine, and calculates time, memory, network traffic and cost for each
+number of workers. Every result is written at once; the same command continues after a stop.
 
-How this package compares with other tools is measured by ``python -m benchmarks`` in a checkout of the repository.
+``python -m benchmarks`` in a checkout of the repository compares this package with other tools.
 """
 
 import argparse
@@ -57,22 +57,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("benchmark", description=__doc__, epilog=EXAMPLES)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--devices", action="store_true", help="measure the processor and each GPU")
+    what.add_argument("--devices", action="store_true", help="measure the CPU and each GPU")
     what.add_argument("--plan", default="", metavar="RECIPE", help="plan this recipe on many workers")
-    parser.add_argument("--dataset", default="drawn_pills", metavar="NAME", help="recipe (default: drawn_pills)")
-    seconds = "length of the measurement of a rate (default: 20)"
+    parser.add_argument(
+        "--dataset",
+        default="drawn_pills",
+        metavar="NAME",
+        help="recipe to measure with --devices (default: drawn_pills)",
+    )
+    seconds = "length of each measurement in seconds (default: 20)"
     parser.add_argument("--seconds", type=int, default=20, metavar="N", help=seconds)
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="most workers of the plan, each like this one"
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="largest number of workers of the plan, each like this machine",
     )
-    parser.add_argument("--here", action="store_true", help="the workers are processes of this machine, as of `launch`")
+    parser.add_argument(
+        "--here", action="store_true", help="plan for worker processes on this machine, as `launch` starts them"
+    )
     gbit = "speed of the network between two machines in Gbit/s (default: 10)"
     parser.add_argument("--gbit", type=float, default=10.0, metavar="X", help=gbit)
-    parser.add_argument("--images", type=int, default=0, metavar="N", help="images (default: those of the recipe)")
-    parser.add_argument("--price", type=float, default=0.0, metavar="X", help="of a worker per hour, in any currency")
+    parser.add_argument(
+        "--images", type=int, default=0, metavar="N", help="number of images (default: that of the recipe)"
+    )
+    parser.add_argument(
+        "--price", type=float, default=0.0, metavar="X", help="price of one worker per hour, in any currency"
+    )
     batch = "images per step of all workers together (default: that of the recipe)"
     parser.add_argument("--batch-size", type=int, default=0, metavar="N", help=batch)
-    pieces = "JSON with the pieces, measured on another machine or published, instead of measuring"
+    pieces = "read the pieces from this JSON file, for example of another machine, instead of measuring"
     parser.add_argument("--pieces", type=Path, metavar="FILE", help=pieces)
     out = f"JSON with every figure (default: {DEVICES_OUT} or {PLAN_OUT})"
     parser.add_argument("--out", type=Path, metavar="FILE", help=out)

@@ -1,4 +1,4 @@
-"""List and clear what runs cache: ``transfer-learning cache [--clear WHAT | --keep-gb N]``."""
+"""List or clear the cache of decoded images and features."""
 
 import sys
 from collections.abc import Sequence
@@ -18,10 +18,16 @@ from transfer_learning.storage.cache import Cache, CacheEntry
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("cache", description=__doc__)
     default = RunConfig.cache_dir
-    parser.add_argument("--cache-dir", default=default, metavar="FOLDER", help=f"(default: {default})")
+    parser.add_argument(
+        "--cache-dir", default=default, metavar="FOLDER", help=f"folder of the cache (default: {default})"
+    )
     choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--clear", metavar="WHAT", help="delete all, a kind such as pixels or features, or one entry")
-    choice.add_argument("--keep-gb", type=float, metavar="N", help="delete the least recently used until N GB are left")
+    choice.add_argument(
+        "--clear", metavar="WHAT", help="delete all, a kind such as pixels or features, or the entry of this name"
+    )
+    choice.add_argument(
+        "--keep-gb", type=float, metavar="N", help="delete the least recently used entries until at most N GB are left"
+    )
     flags = parser.parse_args(arguments)
     if flags.keep_gb is not None and not 0 <= flags.keep_gb < float("inf"):
         raise UserError(f"--keep-gb {flags.keep_gb:g} is not a size; give 0 or more, in GB of 10^9 bytes.")

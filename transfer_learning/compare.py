@@ -1,10 +1,10 @@
-"""Compare configs on the same images.
+"""Train several variants on the same images and compare them.
 
 Every variant is trained with several seeds on the same images for the same number of epochs. Without --config the
-variants are a pretrained network and a small CNN trained from scratch. The result: learning curves, time to given
-accuracies, final accuracy with an interval and a paired test, parameters, size and speed, as a table and an HTML page.
+variants are a pretrained network and a small CNN trained from scratch. The result is a table and an HTML page with
+learning curves, time to given accuracies, final accuracy with an interval and a paired test, parameters, size and speed.
 
-The same command, or --resume, continues a stopped comparison; finished runs are not trained again.
+The same command, or --resume, continues a stopped comparison. Finished runs are not trained again.
 """
 
 import argparse
@@ -31,7 +31,7 @@ EXAMPLES = """examples:
   transfer-learning compare --dataset photos/ --seeds 5 --epochs 20
   transfer-learning compare --dataset photos/ --config narrow= --config 'wide=--head 512'
 
-Flags outside of --config apply to all variants (without --config, --weights applies to the pretrained one only).
+Flags outside of --config apply to all variants. Without --config, --weights applies only to the pretrained variant.
 `--config NAME=` is the config that `run` would use."""
 
 
@@ -60,14 +60,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     usage = "transfer-learning compare (--dataset DATASET | --resume DIR) [--config NAME=WHAT] [options]"
     parser = Parser("compare", usage=usage, description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument_group("comparison").add_argument
-    what = "a variant: a JSON file of config fields, or quoted flags"
+    what = "define a variant: WHAT is a JSON file of config fields, or quoted flags; may be repeated"
     add("--config", action="append", metavar="NAME=WHAT", help=what)
-    add("--seeds", type=int, metavar="N", help=f"runs of each variant, with seeds from --seed on ({Plan.num_seeds})")
+    add(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help=f"runs of each variant, with seeds from --seed on (default: {Plan.num_seeds})",
+    )
     add("--epochs", type=int, metavar="N", help="epochs of each variant, both phases together")
-    rates = "such as 1e-4,1e-3,1e-2: each variant goes on with the one that is best on validation images (last phase)"
+    rates = "such as 1e-4,1e-3,1e-2: try these for the last phase; each variant uses the best one by validation images"
     add("--learning-rates", type=numbers, metavar="RATES", help=rates)
     targets = ",".join(f"{accuracy:g}" for accuracy in Plan.target_accuracies)
-    add("--target-accuracies", type=numbers, metavar="ACCURACIES", help=f"report the time to these ({targets})")
+    add(
+        "--target-accuracies",
+        type=numbers,
+        metavar="ACCURACIES",
+        help=f"report the time until these accuracies are reached (default: {targets})",
+    )
     earlier = add("--reach", action=EarlierName, type=numbers, dest="target_accuracies", const="target-accuracies")
     earlier.default = earlier.help = argparse.SUPPRESS
     add("--run-dir", metavar="DIR", help="directory of the comparison (default: one in runs/ for these flags)")

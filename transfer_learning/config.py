@@ -74,14 +74,18 @@ class Phase:
     learning_rate: float = option(1e-3, "highest learning rate of the schedule", above=0, below=math.inf)
     optimizer: str = option("adam", "optimizer", table="training.optimizers:OPTIMIZERS")
     momentum: float = option(0.9, "momentum of sgd", low=0, below=1)
-    weight_decay: float = option(0.0, "decoupled weight decay per step and unit of learning rate (adamw)", low=0)
+    weight_decay: float = option(
+        0.0, "decoupled weight decay of adamw: each step multiplies it by the learning rate", low=0
+    )
     schedule: str = option("constant", "learning-rate schedule", table="training.schedules:SCHEDULES")
-    warmup_epochs: float = option(0.0, "epochs of rising learning rate", low=0)
+    warmup_epochs: float = option(0.0, "epochs in which the learning rate rises at the start", low=0)
     min_learning_rate: float = option(0.0, "lowest learning rate of triangular2", low=0, was="lowest_rate")
     cycle_epochs: float = option(1.0, "epochs per triangle of triangular2", above=0)
-    div_factor: float = option(25.0, "one_cycle starts at learning rate / div factor", low=1, was="start_divisor")
+    div_factor: float = option(
+        25.0, "one_cycle starts at the learning rate divided by this", low=1, was="start_divisor"
+    )
     final_div_factor: float = option(
-        1e4, "one_cycle ends at its first learning rate / final div factor", low=1, was="end_divisor"
+        1e4, "one_cycle ends at its first learning rate divided by this", low=1, was="end_divisor"
     )
     plateau_patience: int = option(3, "epochs without improvement before plateau lowers the learning rate", low=1)
     plateau_factor: float = option(0.2, "factor by which plateau multiplies the learning rate", above=0, below=1)
@@ -89,26 +93,29 @@ class Phase:
     augmentation: str = option("none", "random augmentation", table="datasets.augmentation:AUGMENTATIONS")
     copies: int = option(
         0,
-        "copies per image (the plain one and augmented ones) that are computed once and cached; 0: augment anew in "
+        "fixed copies per image (the plain one and augmented ones), computed once and cached; 0: new augmentation in "
         "every epoch",
         low=0,
         was="views",
     )
-    clip_norm: float = option(0.0, "largest norm of the gradients of a train step, all together; 0: any", low=0)
+    clip_norm: float = option(0.0, "clip the global norm of the gradients to this; 0: no clipping", low=0)
     ema_decay: float = option(
         0.0,
-        "decay per step of a moving average of the weights, a candidate for the final ones; 0: none",
+        "keep a moving average of the weights, with this decay per step, as a candidate for the final weights; 0: no average",
         low=0,
         below=1,
     )
     layer_decay: float = option(
         1.0,
-        "factor of the learning rate from each stage of the backbone to the one below; 1: one rate for all",
+        "multiply the learning rate by this from each stage of the backbone to the one below; 1: one rate for all",
         above=0,
         high=1,
     )
     unfreeze: str = option(
-        "none", "what trains in the backbone: a stage such as conv5, a fraction from the top, all, or none", was="open"
+        "none",
+        "layers of the backbone that train: a stage such as conv5 and all above it, a fraction from the top such as 0.3, "
+        "all, or none",
+        was="open",
     )
 
 
@@ -123,34 +130,45 @@ class RunConfig:
     # A folder may move: whether it still holds the same images is decided by their fingerprint.
     dataset: str = data(
         "drawn_pills",
-        "name, folder of class folders, archive, table with path,label columns, or SCHEME:PLACE",
+        "folder of class folders, archive, table with the columns path,label, known name, or SCHEME:PLACE",
         known="datasets.sources.registry:DATASETS",
         changes_result=False,
     )
     preset: str = training(
         "balanced",
-        "what the automatic recipe compares and how long it trains, also for a dataset with a recipe of its own: "
-        "fast: no fine-tuning; best: more sizes, backbones and epochs",
+        "how much the automatic recipe compares and trains; fast: no fine-tuning; best: more image sizes, backbones and "
+        "epochs; given for a known dataset, it replaces the recipe of that dataset",
         table="recipes.presets:PRESETS",
     )
     time_limit: str = training(
-        "", "time for the whole run, as 90s, 20m or 2h, to which candidates and epochs are fitted; none: no limit"
+        "",
+        "time for the whole run, such as 90s, 20m or 2h: what is compared, and the epochs, are chosen to fit; without it "
+        "there is no limit",
     )
     backbone: str = model(
         "efficientnet_lite0",
-        "pretrained network under the head, or keras:NAME of keras.applications",
+        "pretrained network below the head, or keras:NAME for a network of keras.applications",
         known="models.backbones:BACKBONES",
     )
-    weights: str = model("imagenet", "initial weights: imagenet, none (random), a file, or a finished run (as --from)")
-    image_size: int = model(224, "side in pixels of the square that the backbone sees", low=8, high=MAX_SIZE)
-    input_size: int = data(
-        0, "side in pixels at which images are cached and given to the model; 0: image_size", low=0, high=MAX_SIZE
+    weights: str = model(
+        "imagenet", "initial weights: imagenet, none (random), a file, or a finished run (as with --from)"
     )
-    resize: str = data("squash", "how images become square: squash, crop the center, or pad the sides", choices=RESIZES)
-    head: tuple[int, ...] = model((), "widths of hidden dense layers, as 512,256; none: one linear layer")
+    image_size: int = model(224, "side of the square image that the backbone gets, in pixels", low=8, high=MAX_SIZE)
+    input_size: int = data(
+        0,
+        "side at which images are cached and given to the model, in pixels; 0: that of --image-size",
+        low=0,
+        high=MAX_SIZE,
+    )
+    resize: str = data(
+        "squash",
+        "how images become square: squash (change the aspect ratio), crop (the centre), or pad (black bars)",
+        choices=RESIZES,
+    )
+    head: tuple[int, ...] = model((), "units of the hidden dense layers, such as 512,256; none: one linear layer only")
     head_features: str = model(
         "last",
-        "what the head sees, pooled: the last feature map, the outputs of the stages below it, or all of these",
+        "pooled features that the head gets: of the last feature map, of the stages below it, or all of these",
         choices=HEAD_FEATURES,
     )
     dropout: float = model(
@@ -158,8 +176,8 @@ class RunConfig:
     )
     head_init: str = training(
         "ridge",
-        "initial weights of a linear head on cached features: the closed-form solution of ridge regression or of "
-        "shrinkage discriminant analysis (lda), or random",
+        "initial weights of a linear head on cached features: the closed-form solution of ridge regression (ridge) or of "
+        "linear discriminant analysis with shrinkage (lda), or random",
         choices=HEAD_INITS,
         was="head_start",
         were=(("auto", "ridge"),),
@@ -167,71 +185,100 @@ class RunConfig:
     batch_size: int = training(32, "images per train step", low=1)
     gradient_accumulation_steps: int = training(
         1,
-        "parts into which a batch is split to fit into memory; their gradients are summed",
+        "number of parts that a batch is split into, to fit into memory; their gradients are summed",
         low=1,
         was="micro_batches",
     )
-    seed: int = training(0, "seed of the head's weights, the order, augmentation and dropout", low=0, high=2**31 - 1)
+    seed: int = training(
+        0, "seed of the head's weights, the order of images, augmentation and dropout", low=0, high=2**31 - 1
+    )
     val_fraction: float = data(
-        0.15, "fraction of the training images for validation, unless the dataset has a split", low=0, below=1
+        0.15,
+        "fraction of the training images for validation, unless the dataset has a validation split",
+        low=0,
+        below=1,
     )
     test_fraction: float = data(
-        0.15, "fraction of the images for testing, unless the dataset has a split", low=0, below=1
+        0.15, "fraction of the images for testing, unless the dataset has a test split", low=0, below=1
     )
-    group_by: str = data("", "regular expression on paths; images with the same match (or first group) share a split")
+    group_by: str = data(
+        "", "regular expression for paths; images with the same match (or the same first group) stay in one split"
+    )
     small_classes: str = data(
         "ranked",
-        "classes of fewer than 10 images: ranked: each has a training and, of two images, a test image; drawn: by chance",
+        "splits of classes with fewer than 10 images; ranked: each class has a training image, and with two images a test "
+        "image; drawn: by chance",
         choices=SMALL_CLASSES,
     )
-    path_column: str = data("", "column of a table with the paths, if its name does not say so", changes_result=False)
-    label_column: str = data("", "column of a table with the labels, if its name does not say so", changes_result=False)
+    path_column: str = data(
+        "", "column of a table that has the paths, if its name is not a usual one", changes_result=False
+    )
+    label_column: str = data(
+        "", "column of a table that has the labels, if its name is not a usual one", changes_result=False
+    )
     # What it corrects decides the result, and is in the fingerprint of the images; where the file is does not.
     corrections: str = data(
-        "", "table of images to relabel or drop: the edited corrections.csv of `prepare`", changes_result=False
+        "",
+        "table of images to relabel or drop: the corrections.csv of `prepare`, after you edited it",
+        changes_result=False,
     )
-    flip: bool = data(True, "let augmentation mirror images left to right; --no-flip for text, digits and signs")
+    flip: bool = data(True, "augmentation may mirror images left to right; use --no-flip for text, digits and signs")
     find_learning_rate: bool = training(
-        False, "search the learning rate of the fine-tune phase ahead of it, in some 130 train steps"
+        False, "search the learning rate of the fine-tune phase before it starts, in about 130 train steps"
     )
     label_smoothing: float = training(0.0, "fraction of each label that is spread over all classes", low=0, below=1)
-    class_weights: str = training("none", "balanced: weight classes by inverse frequency", choices=CLASS_WEIGHTS)
-    monitor: str = training("val_loss", "metric for the best weights, early stopping and plateau", choices=MONITORS)
-    decoded_gb: float = data(16.0, "datasets that are larger when decoded are cached as JPEGs, in GB", low=0)
-    precision: str = training("auto", "dtype policy; auto: mixed_float16 on GPUs that gain from it", choices=PRECISIONS)
+    class_weights: str = training(
+        "none", "weights of the classes in the loss; balanced: by inverse frequency", choices=CLASS_WEIGHTS
+    )
+    monitor: str = training(
+        "val_loss", "metric that decides the best weights, early stopping and plateau", choices=MONITORS
+    )
+    decoded_gb: float = data(16.0, "if the decoded images take more than this, in GB, they are cached as JPEGs", low=0)
+    precision: str = training(
+        "auto",
+        "Keras dtype policy; auto: mixed_float16 on GPUs with tensor cores, otherwise float32",
+        choices=PRECISIONS,
+    )
     fold_batch_norm: bool = training(
-        True, "compute BatchNorm of a pretrained backbone inside its convolutions; --no-fold-batch-norm: apart, slower"
+        True, "fold BatchNorm of a pretrained backbone into its convolutions, which trains faster"
     )
     jit_compile: bool = training(
-        False, "compile train steps with XLA: for long runs on a GPU, since compiling takes seconds to minutes"
+        False, "compile train steps with XLA, which takes seconds to minutes; for long runs on a GPU"
     )
-    folds: int = training(
-        0, "cross-validation of the head in this many folds, for predictions of all images; 0: none", low=0
-    )
+    folds: int = training(0, "folds for cross-validation of the head, which predicts all images; 0: none", low=0)
     refit: bool = training(
         False,
-        "fit the closed-form head again: on training and validation images, or on the fine-tuned backbone where that is best",
+        "fit the closed-form head again after training: also on the validation images, and on the fine-tuned backbone if "
+        "that is best",
     )
     unseen_classes: str = data(
-        "", "classes, as owl,fox, that are not trained and only test the rejection rule", was="held_out"
+        "",
+        "classes to leave out of training, such as owl,fox; they test the rejection of unknown images",
+        was="held_out",
     )
     skip_unreadable: bool = data(False, "skip and count images that cannot be read")
     tensorboard: bool = output(False, "write TensorBoard event files")
-    mlflow: str = output("", "URI of an MLflow server to which the finished run is logged, as http://localhost:5000")
-    inference_file: bool = output(True, "write a file with which predict starts without TensorFlow")
-    csv_log: bool = output(False, "write the file of Keras' CSVLogger beside history.csv")
+    mlflow: str = output("", "log the finished run to the MLflow server with this URI, such as http://localhost:5000")
+    inference_file: bool = output(True, "write model.tflite, with which predict starts without TensorFlow")
+    csv_log: bool = output(False, "write the file of Keras' CSVLogger, too")
     strategy: str = output(
         "auto",
-        "devices that train together: one; mirrored: all GPUs of this machine; multi-worker: the processes in TF_CONFIG or "
-        "of a SLURM step; auto: what is there",
+        "devices that train together; one: the CPU or one GPU; mirrored: all GPUs of this machine; multi-worker: the "
+        "processes of TF_CONFIG or of a SLURM step; auto: everything that is available",
         choices=STRATEGIES,
     )
-    worker_timeout: float = output(600.0, "seconds to wait for a worker that does not come or answer", above=0)
-    checkpoint_seconds: float = output(60.0, "longest time between two checkpoints; 0: every train step", low=0)
-    data_dir: str = output("data", "folder of the named datasets")
+    worker_timeout: float = output(600.0, "seconds to wait for a worker that does not connect or answer", above=0)
+    checkpoint_seconds: float = output(
+        60.0, "longest time between two checkpoints, in seconds; 0: after every train step", low=0
+    )
+    data_dir: str = output("data", "folder of the known datasets")
     cache_dir: str = output("data/cache", "folder of decoded images and features, shared by all runs")
-    cache_gb: float = output(100.0, "size limit of the cache in GB; least recently used entries are deleted", low=0)
-    feature_store: str = output("", "folder or s3://BUCKET/PREFIX of features that `prepare --workers` has computed")
+    cache_gb: float = output(
+        100.0, "largest size of the cache in GB; the least recently used entries are deleted", low=0
+    )
+    feature_store: str = output(
+        "", "folder or s3://BUCKET/PREFIX with the features that `prepare --workers` has computed"
+    )
     frozen: Phase = Phase(epochs=10)
     fine_tune: Phase = Phase(learning_rate=1e-5, unfreeze="all")
 

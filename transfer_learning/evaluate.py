@@ -18,19 +18,24 @@ from transfer_learning.experiments.trained_model import is_export
 from transfer_learning.storage.run_directory import RunDir, evaluated_run_dir, new_run_dir
 
 EXAMPLES = """examples:
-  evaluate runs/a --split val             predict and evaluate the validation images again
-  evaluate runs/a --dataset new_photos/   the accuracy on other labelled images, or on moved ones
-  evaluate runs/a --tta flip              test-time augmentation: average with the mirrored image
-  evaluate runs/a --tta flip,crops        the same for the image, its centre and its four corners
-  evaluate runs/a runs/b runs/c           an ensemble: average the probabilities of three runs
-  evaluate runs/a runs/b runs/c --soup    average their weights into one network, a run of its own
-  evaluate runs/a runs/b --paired         compare two runs image by image
-  evaluate runs/new runs/old --paired --not-worse-than 1
-                                          exit code 3 if the first is over a point worse
-  evaluate runs/a/export/model.onnx runs/a --paired --not-worse-than 1
-                                          the same for an exported file
+  # predict and evaluate the validation images again
+  transfer-learning evaluate runs/a --split val
+  # the accuracy on other labelled images
+  transfer-learning evaluate runs/a --dataset new_photos/
+  # test-time augmentation with mirrored images; also with the centre and the corners
+  transfer-learning evaluate runs/a --tta flip
+  transfer-learning evaluate runs/a --tta flip,crops
+  # ensemble: average the probabilities of three runs
+  transfer-learning evaluate runs/a runs/b runs/c
+  # soup: average the weights of three runs into one network
+  transfer-learning evaluate runs/a runs/b runs/c --soup
+  # compare two runs image by image
+  transfer-learning evaluate runs/a runs/b --paired
+  # exit code 3 if the first one is more than a point worse
+  transfer-learning evaluate runs/new runs/old --paired --not-worse-than 1
+  transfer-learning evaluate runs/a/export/model.onnx runs/a --paired --not-worse-than 1
 
-Results of one run go into its directory. Those of several go into a new one, which holds no run unless it is a soup."""
+The results of one run are written into its directory. The results of several runs are written into a new directory."""
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
@@ -90,8 +95,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tta", metavar="KINDS", help="test-time augmentation: flip, crops or flip,crops")
     parser.add_argument("--views", dest="tta", action=EarlierName, const="tta", help=argparse.SUPPRESS)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--soup", action="store_true", help="average the weights of several runs, not their predictions")
-    what.add_argument("--paired", action="store_true", help="compare two runs image by image; average nothing")
+    what.add_argument(
+        "--soup", action="store_true", help="average the weights of several runs instead of their predictions"
+    )
+    what.add_argument("--paired", action="store_true", help="compare two runs image by image instead of averaging them")
     limit = "with --paired: exit code 3 if the first run classifies more than X %% fewer of the images correctly"
     parser.add_argument("--not-worse-than", metavar="X", type=float, help=f"{limit} (the estimate, not its interval)")
     parser.add_argument(

@@ -21,11 +21,16 @@ from transfer_learning.exports.formats import FORMATS, chosen_formats, format_of
 from transfer_learning.storage.run_directory import RunDir, evaluated_run_dir
 
 EXAMPLES = """examples:
-  export runs/a                                write ONNX into runs/a/export/
-  export runs/a --format all                   write every format
-  export runs/a --format litert,litert-int8    for phones, also with 8-bit integers
-  export runs/a --gate-only model.onnx         check a file again, here or elsewhere
-  export runs/a --push-to-hub me/birds         also upload the folder to the Hugging Face Hub"""
+  # write ONNX into runs/a/export/
+  transfer-learning export runs/a
+  # write every format
+  transfer-learning export runs/a --format all
+  # for phones, also with 8-bit integers
+  transfer-learning export runs/a --format litert,litert-int8
+  # check a file again, here or on another machine
+  transfer-learning export runs/a --gate-only model.onnx
+  # also upload the folder to the Hugging Face Hub
+  transfer-learning export runs/a --push-to-hub me/birds"""
 
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
@@ -71,10 +76,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="POINTS",
         type=float,
         default=2.0,
-        help="loss of accuracy at which an integer format fails, in percentage points (default: 2)",
+        help="largest allowed loss of accuracy of an integer format, in percentage points (default: 2)",
     )
-    parser.add_argument("--dataset", metavar="DATASET", default="", help="where the images are now, if they were moved")
-    parser.add_argument("--gate-only", metavar="FILE", help="check a file that exists; write nothing")
+    parser.add_argument(
+        "--dataset", metavar="DATASET", default="", help="the new place of the images, if they were moved"
+    )
+    parser.add_argument("--gate-only", metavar="FILE", help="check an existing file instead of writing one")
     parser.add_argument("--push-to-hub", metavar="USER/NAME", help="upload the folder, if all files pass")
     flags = parser.parse_args(arguments)
     chosen_formats(flags.format)

@@ -16,9 +16,9 @@ from transfer_learning.storage.run_directory import RunDir, new_run_dir
 
 logger = logging.getLogger("transfer_learning.launch")
 
-EPILOG = """The options after `run` are those of `transfer-learning run`. Worker 0 prints; the last message of another one is
-printed if it fails. A signal stops all workers after the same train step, with a checkpoint. On a Ray cluster all nodes
-need this package, and the same folders at the same paths.
+EPILOG = """The options after `run` are those of `transfer-learning run`. The output is that of worker 0; if another
+worker fails, its last message is printed, too. A signal stops all workers after the same train step, with a checkpoint.
+On a Ray cluster, all machines need this package, and the same folders at the same paths.
 
 examples:
   transfer-learning launch --workers 2 run --dataset photos/ --run-dir runs/a
@@ -63,9 +63,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     usage = "transfer-learning launch --workers N [options] run ..."
     parser = Parser("launch", usage=usage, description=__doc__, epilog=EPILOG)
     parser.add_argument("--workers", type=int, required=True, metavar="N", help="number of worker processes")
-    parser.add_argument("--restarts", type=int, default=3, metavar="N", help="after a worker has died (default: 3)")
     parser.add_argument(
-        "--first-port", type=int, default=23_000, metavar="N", help="of those that workers listen on (default: 23000)"
+        "--restarts", type=int, default=3, metavar="N", help="most restarts after a worker has died (default: 3)"
+    )
+    parser.add_argument(
+        "--first-port",
+        type=int,
+        default=23_000,
+        metavar="N",
+        help="first port on which workers listen (default: 23000)",
     )
     add_ray_flags(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run and its options")

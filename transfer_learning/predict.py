@@ -19,12 +19,15 @@ from transfer_learning.experiments.prediction import FoundImages, Image, columns
 from transfer_learning.experiments.prediction_table import FORMATS, format_of, table_writer
 from transfer_learning.experiments.trained_model import find_trained_model
 
-IMAGES = "image files, folders, patterns ('photos/**/*.jpg'), and what `run` takes: archives, tables, known datasets"
+IMAGES = "image files, folders, patterns ('photos/**/*.jpg'), archives, tables or known datasets"
 REJECTED = "unknown"  # in place of a class
 EXAMPLES = """examples:
-  predict runs/mine photos/                          a table on standard output
-  predict runs/mine photos/ --output found.parquet   the same as a file
-  find . -name '*.jpg' | predict runs/mine -         names from standard input"""
+  # a table on standard output
+  transfer-learning predict runs/mine photos/
+  # the same as a file
+  transfer-learning predict runs/mine photos/ --output found.parquet
+  # names of images from standard input
+  find . -name '*.jpg' | transfer-learning predict runs/mine -"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +44,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "model", metavar="RUN|EXPORT", help="a directory that `run` made, or a file that `export` wrote"
     )
-    parser.add_argument("images", metavar="IMAGE|FOLDER|PATTERN|-", nargs="+", help=f"{IMAGES}; - reads names of them")
+    parser.add_argument(
+        "images", metavar="IMAGE|FOLDER|PATTERN|-", nargs="+", help=f"{IMAGES}; -: read their names from standard input"
+    )
     parser.add_argument(
         "--top-k", type=int, default=1, metavar="N", help="name the N most probable classes (default: 1)"
     )
@@ -49,7 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", metavar="FORMAT", help=formats)
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     parser.add_argument("--tta", default="", metavar="flip", help="flip: average with the mirrored image")
-    exact = "use the saved model of a run, with TensorFlow: the bits of its predictions/, not the same to 1e-4"
+    exact = "use the saved model of a run, with TensorFlow: exactly the recorded predictions, instead of to within 1e-4"
     parser.add_argument("--exact", action="store_true", help=exact)
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
     reject = f"write {REJECTED} instead of a class if the confidence is below the rejection threshold (see the report)"

@@ -35,23 +35,21 @@ EPILOG = """examples:
   transfer-learning prepare table.csv --image-size 160 --test-fraction 0.2 --features
   transfer-learning prepare photos/ --group-by '([^/]*)_[0-9]+\\.jpg'
 
-Pass the flags that you will pass to `run`; those of training have no effect here. The result is a new directory
-(--out): audit.html; audit.csv, with one row per file; and corrections.csv, to edit and pass to `run --corrections`.
-Nothing is written into the folder of your images, and no image is changed.
+Give the same flags as to `run`; flags of training have no effect here. The result is a new directory (--out) with
+audit.html, audit.csv (one row per file) and corrections.csv, which you can edit and pass to `run --corrections`. Nothing
+is written into the folder of your images, and no image is changed.
 
---features --workers N --feature-store PLACE computes the features of all images with N workers, and nothing else; with
---ray on a cluster, whose nodes see the same files at the same paths."""
+--features --workers N --feature-store PLACE computes only the features of all images, with N workers. With --ray it does so
+on a cluster whose machines have the same files at the same paths."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser("prepare", usage=f"{PROGRAM} prepare DATASET [options]", description=__doc__, epilog=EPILOG)
-    parser.add_argument("place", metavar="DATASET", nargs="?", help="as --dataset")
+    parser.add_argument("place", metavar="DATASET", nargs="?", help="the dataset to check; the same as --dataset")
     parser.add_argument("--out", metavar="DIR", help="directory of the audit (default: a new one in runs/)")
     features = "compute and cache the backbone's features of all images, to find label issues and outliers"
     parser.add_argument("--features", action="store_true", help=f"{features} (default: use cached features)")
-    parser.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="compute the features with N workers of Ray"
-    )
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="compute the features with N Ray workers")
     add_ray_flags(parser)
     add_config_flags(parser)
     flags = parser.parse_args(arguments)

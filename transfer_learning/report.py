@@ -15,11 +15,15 @@ from transfer_learning.storage.run_directory import RunDir, evaluated_run_dir, e
 logger = logging.getLogger(__name__)
 
 EXAMPLES = f"""examples:
-  report runs/a                 write runs/a/report.html again
-  report runs/                  write runs/{FILE}: all runs below, sortable
-  report runs/a runs/b          the same for these runs
-  report runs/ --output x.html  under another name
-  report runs/a --mlflow http://localhost:5000  also log the run to an MLflow server"""
+  # write runs/a/report.html again
+  transfer-learning report runs/a
+  # write runs/{FILE}, a sortable page of all runs in this folder
+  transfer-learning report runs/
+  # the same for some runs, or under another name
+  transfer-learning report runs/a runs/b
+  transfer-learning report runs/ --output x.html
+  # also log the run to an MLflow server
+  transfer-learning report runs/a --mlflow http://localhost:5000"""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

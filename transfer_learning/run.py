@@ -26,8 +26,8 @@ from transfer_learning.storage.run_directory import RunDir, check_place, existin
 
 logger = logging.getLogger("transfer_learning.run")  # __name__ is "__main__" under `python -m`
 
-EPILOG = f"""Flags that are not given get their values from the recipe of the dataset, or from one that is chosen for your
-images. There are recipes for {", ".join(RECIPES)}.
+EPILOG = f"""A flag that you do not give has the value of the dataset's recipe, or of the automatic recipe, which chooses it
+from your images; the defaults above hold for what the recipe does not set. There are recipes for {", ".join(RECIPES)}.
 
 examples:
   transfer-learning run --dataset drawn_pills
@@ -112,12 +112,14 @@ def train(config: RunConfig, run_dir: RunDir, reasons: Sequence[Note | str], clu
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     usage = "transfer-learning run (--dataset DATASET | --from RUN | --resume RUN) [options]"
     parser = Parser("run", usage=usage, description=__doc__, epilog=EPILOG)
-    parser.add_argument("--resume", metavar="RUN_DIR", help="continue this run, to the same result as if never stopped")
+    parser.add_argument(
+        "--resume", metavar="RUN_DIR", help="continue this stopped run, to the same result as without the stop"
+    )
     parser.add_argument(
         "--from",
         dest="start",
         metavar="RUN_DIR",
-        help="a new run from the weights of this finished one: more epochs, images or classes; as --weights RUN_DIR",
+        help="start a new run from the weights of this finished one, for more epochs, images or classes",
     )
     parser.add_argument("--run-dir", metavar="DIR", help="directory of a new run (default: a new one under runs/)")
     add_config_flags(parser)

@@ -1,6 +1,6 @@
-"""Serve a finished run or an export over HTTP, with a page to try it: ``transfer-learning serve RUN|EXPORT``.
+"""Serve a finished run or an exported file over HTTP, with a web page.
 
-The server listens on this machine alone, unless an address and a token are given. It stores and logs no images.
+Only this machine can reach the server, unless an address and a token are given. It stores and logs no images.
 """
 
 import argparse
@@ -74,17 +74,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("serve", description=__doc__, epilog=EXAMPLES)
     parser.add_argument("model", metavar="RUN|EXPORT", help="a directory that `run` made, or an exported file")
     parser.add_argument("--address", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 chooses a free one (default: 8000)")
-    token = "what clients must send, from an address that others can reach; safer in the variable TL_TOKEN"
+    parser.add_argument(
+        "--port", type=int, default=8000, metavar="N", help="port to listen on; 0: any free port (default: 8000)"
+    )
+    token = (
+        "secret that clients must send; needed if other machines can reach the address; safer in the variable TL_TOKEN"
+    )
     parser.add_argument("--token", default=os.environ.get("TL_TOKEN", ""), help=token)
-    names = "a name of this server that Host may hold, besides localhost and numeric addresses; may be repeated"
+    names = "a name of this server that the header Host may have; may be repeated"
     parser.add_argument("--host-name", action="append", default=[], metavar="NAME", help=names)
-    parser.add_argument("--max-megabytes", type=float, default=20, metavar="X", help="per request (default: 20)")
-    parser.add_argument("--max-megapixels", type=float, default=50, metavar="X", help="per image (default: 50)")
-    waiting = "images in work at the same time; more get 503 (default: 128)"
+    parser.add_argument("--max-megabytes", type=float, default=20, metavar="X", help="largest request (default: 20)")
+    parser.add_argument("--max-megapixels", type=float, default=50, metavar="X", help="largest image (default: 50)")
+    waiting = "most images that wait at the same time; more get the answer 503 (default: 128)"
     parser.add_argument("--max-waiting", type=int, default=128, metavar="N", help=waiting)
-    parser.add_argument("--seconds", type=float, default=30, metavar="X", help="time limit of a request (default: 30)")
-    drift = "compare what is served with the validation images; only counts are stored (default: yes)"
+    parser.add_argument(
+        "--seconds", type=float, default=30, metavar="X", help="time limit of a request, in seconds (default: 30)"
+    )
+    drift = "compare the served images with the validation images; only counts are stored (default: yes)"
     parser.add_argument("--drift", action=argparse.BooleanOptionalAction, default=True, help=drift)
     engine = "uvicorn: one process; ray: --replicas processes on a Ray cluster (default: uvicorn)"
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help=engine)

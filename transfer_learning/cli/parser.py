@@ -220,6 +220,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         """Wraps paragraphs; one with indented lines, such as examples, stays as it is."""
         paragraphs = text.replace("``", "`").strip().split("\n\n")
         return "\n\n".join(
-            paragraph if "\n  " in paragraph else textwrap.fill(" ".join(paragraph.split()), width)
+            paragraph if "\n  " in paragraph else "\n".join(self._split_lines(paragraph, width))
             for paragraph in paragraphs
         )
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Without breaks after hyphens: a command or a flag stays in one piece."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)

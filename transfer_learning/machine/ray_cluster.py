@@ -35,9 +35,11 @@ class PerWorker(NamedTuple):
 
 
 def add_ray_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ray", default="", metavar="ADDRESS", help="workers on the Ray cluster at HOST:PORT, or auto")
-    parser.add_argument("--cpus-per-worker", type=int, default=1, metavar="N", help="of Ray (default: 1)")
-    parser.add_argument("--gpus-per-worker", type=int, default=0, metavar="N", help="of Ray (default: 0)")
+    parser.add_argument(
+        "--ray", default="", metavar="ADDRESS", help="start workers on the Ray cluster at HOST:PORT, or auto"
+    )
+    parser.add_argument("--cpus-per-worker", type=int, default=1, metavar="N", help="CPUs of a Ray worker (default: 1)")
+    parser.add_argument("--gpus-per-worker", type=int, default=0, metavar="N", help="GPUs of a Ray worker (default: 0)")
 
 
 @contextmanager
