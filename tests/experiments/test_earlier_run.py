@@ -202,7 +202,7 @@ def test_without_an_image_that_is_left_nothing_is_compared(finished, tmp_path):
     config = continued(finished, dataset=str(alone), **{"frozen.epochs": 1, "fine_tune.epochs": 0})
     result = run_experiment(config, RunDir(tmp_path / "run"))
     assert result["earlier_run"]["comparison"] is None and result["earlier_run"]["copied_classes"] == []
-    assert "No image is left to compare" in RunDir(tmp_path / "run").report.read_text()
+    assert "There is no image on which the two runs can be compared" in RunDir(tmp_path / "run").report.read_text()
 
 
 def test_a_stopped_run_ends_with_the_same_bits_also_where_the_earlier_run_moved(finished, with_a_class_more, tmp_path):
