@@ -202,7 +202,7 @@ def test_workers_of_ray_give_the_same_bits_after_losing_a_worker_a_node_and_the_
         (["--workers", "0", "run"], "--workers 0 --restarts 3 is out of range"),
         (["--workers", "2", "--ray", "nowhere", "run"], "--ray nowhere cannot be joined .HOST:PORT was expected"),
         (["--workers", "2", "--ray", "127.0.0.1:1", "run"], "127.0.0.1:1 cannot be joined .*refused.*`ray start`"),
-        (["--workers", "2", "--first-port", "65536", "run"], "Of the ports 65536 to .* fewer than 2 are free"),
+        (["--workers", "2", "--first-port", "65536", "run"], "Fewer than 2 of the ports 65536 to .* are free"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(words, message):
@@ -235,8 +235,8 @@ def ends(monkeypatch):
     [
         ((0, 0), ExitCode.DONE, ""),
         ((99, 2), ExitCode.USER_ERROR, "Worker 1: error: why"),  # another start would end alike
-        ((99, -9), ExitCode.WORKER_LOST, "Worker 1 has ended (SIGKILL), as often as --restarts 1 allows."),
-        ((5, 99), ExitCode.WORKER_LOST, "Worker 1 does not answer, as often as --restarts 1 allows."),
+        ((99, -9), ExitCode.WORKER_LOST, "Worker 1 has ended (SIGKILL), and --restarts 1 allows no more restarts."),
+        ((5, 99), ExitCode.WORKER_LOST, "Worker 1 does not answer, and --restarts 1 allows no more restarts."),
         ((143, 143), ExitCode.TERMINATED, ""),
     ],
 )

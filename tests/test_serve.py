@@ -108,7 +108,7 @@ UNFINISHED = str(ROOT / "tests/old_runs/runs/unfinished")
         (["RUN", "--address", "0.0.0.0"], "needs a token"),
         (["RUN", "--address", "0.0.0.0", "--token", "short"], "has 5 characters; give 16 or more"),
         (["RUN", "--port", "TAKEN"], "cannot be opened (Address already in use)"),
-        (["RUN", "--port", "70000"], "70000 is no port"),
+        (["RUN", "--port", "70000"], "70000 is not a port"),
         (["RUN", "--replicas", "2"], "--replicas 2 needs --engine ray"),
         (["RUN", "--engine", "ray", "--replicas", "0"], "at least one process"),
         (["RUN", "--address", "203.0.113.1", "--token", "0123456789abcdef"], "cannot be opened"),

@@ -40,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif flags.keep_gb is not None:
         fits = Cache(cache.folder, flags.keep_gb).make_room(0)
         left = sum(entry.num_bytes for entry in cache.entries())
-        print_line(f"{cache.folder} holds {size(left)}{'' if fits else '; the rest is in use or of another user'}.")
+        print_line(
+            f"{cache.folder} holds {size(left)}{'' if fits else '; other entries are in use or belong to another user'}."
+        )
     else:
         with output_is_result():
             console.print(table(entries))

@@ -108,7 +108,9 @@ def open_comparison(flags: argparse.Namespace, command: str = "") -> tuple[Compa
     values = given_values(flags)
     if flags.resume:
         if flags.config or flags.epochs or flags.learning_rates or flags.run_dir or values:
-            raise UserError("--resume keeps the variants; give no flags with it but --seeds and --target-accuracies.")
+            raise UserError(
+                "--resume continues with the same variants; give no other flags than --seeds and --target-accuracies."
+            )
         directory = existing_comparison(flags.resume)
         return directory, dataclasses.replace(directory.read_plan(), **changes)
     variants, reasons = choose_variants(values, flags.config or [], flags.epochs)

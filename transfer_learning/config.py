@@ -322,7 +322,7 @@ class RunConfig:
         try:
             re.compile(self.group_by)
         except re.error:
-            advice = "give such as '([^/]*)_' for the text before _"
+            advice = "give, for example, '([^/]*)_' for the text before _"
             raise UserError(f"--group-by {self.group_by} is not a regular expression; {advice}.") from None
         for holds, sentence in (
             (
@@ -330,7 +330,10 @@ class RunConfig:
                 f"--gradient-accumulation-steps {self.gradient_accumulation_steps} does not divide --batch-size "
                 f"{self.batch_size}; give a divisor, such as 2 or 4.",
             ),
-            (all(width >= 1 for width in self.head), f"--head {self.head} has a width below 1; give such as 512,256."),
+            (
+                all(width >= 1 for width in self.head),
+                f"--head {self.head} has a width below 1; give, for example, 512,256.",
+            ),
             (
                 self.val_fraction + self.test_fraction < 1,
                 f"--val-fraction {self.val_fraction} and --test-fraction {self.test_fraction} leave no training "
@@ -464,7 +467,9 @@ def limit_seconds(time_limit: str) -> float:
     """The seconds of ``90s``, ``20m`` or ``1.5h``; infinite for "". UserError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", time_limit)
     if time_limit and (not found or float(found[1]) == 0):
-        raise UserError(f"--time-limit {time_limit} is no time above 0 with a unit; give such as 90s, 20m or 2h.")
+        raise UserError(
+            f"--time-limit {time_limit} is not a time above 0 with a unit; give, for example, 90s, 20m or 2h."
+        )
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]] if found else math.inf
 
 

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
                 f"Worker {workers.first} {workers.how}; all start again from the last checkpoint (restart {attempt + 1} of "
                 f"at most {flags.restarts})."
             )
-    logger.warning(f"Worker {workers.first} {workers.how}, as often as --restarts {flags.restarts} allows.")
+    logger.warning(f"Worker {workers.first} {workers.how}, and --restarts {flags.restarts} allows no more restarts.")
     return ExitCode.WORKER_LOST
 
 

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from transfer_learning.reports.mlflow import log_run
 
         for run in [evaluated_run_dir(path) for path in runs]:
-            logger.info(f"MLflow has {run.path} as run {log_run(run, flags.mlflow)}.")
+            logger.info(f"Logged {run.path} to MLflow as run {log_run(run, flags.mlflow)}.")
 
 
 if __name__ == "__main__":

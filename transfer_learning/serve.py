@@ -116,7 +116,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                 f"--{name.replace('_', '-')} {getattr(flags, name):g} is too small; give {lowest:g} or more."
             )
     if not 0 <= flags.port < 2**16:
-        raise UserError(f"--port {flags.port} is no port; give a number from 0 to 65535.")
+        raise UserError(f"--port {flags.port} is not a port; give a number from 0 to 65535.")
     return flags
 
 

@@ -76,7 +76,7 @@ def test_images_that_have_moved_are_known_by_their_contents(with_files, tmp_path
     messages = log_messages()
     corrected, dropped = apply_corrections(with_files, read_corrections(moved_table(tmp_path)))
     assert [example.label for example in corrected.examples] == ["b", "b", "a", "b"] and list(dropped) == ["a/1.jpg"]
-    assert "3 images have other ids (such as a/0.jpg instead of x/a/0.jpg) and the same contents." in messages[0]
+    assert "3 images have the same content under another id, such as a/0.jpg instead of x/a/0.jpg." in messages[0]
 
 
 @pytest.mark.parametrize("options", [{"content": "changed"}, {"labels": "ac"}])

@@ -131,7 +131,7 @@ def test_a_run_that_fine_tunes_keeps_its_validation_images_and_says_what_the_fol
     )
     assert not evaluation["folds"]["is_shipped_head"]
     assert any("2 folds (head on frozen features, before fine-tuning)" in message for message in messages)
-    assert "These are heads on frozen features" in RunDir(tmp_path / "run").report.read_text()
+    assert "These heads use frozen features" in RunDir(tmp_path / "run").report.read_text()
 
 
 def test_the_folds_of_a_run_that_ends_with_the_closed_form_are_of_closed_forms(config, tmp_path):

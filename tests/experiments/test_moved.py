@@ -163,7 +163,7 @@ def test_other_labelled_images_are_evaluated_by_the_names_of_their_classes(begun
     assert result["num_examples"] == 11 and result["class_names"] == ["circle", "cross", "stripes"]
     assert result["unknown_classes"] == {"croos": 5} and result["num_unreadable"] == 1
     assert "5 images are left out" in output and "(croos). Did you mean cross?" in output
-    assert "Circle for circle" in output and "No images of 1 classes of the run: stripes" in output
+    assert "Circle to circle" in output and "has no images of these classes of the run: stripes" in output
     assert f"new_photos accuracy {result['accuracy']:.2%}" in output
     assert result["num_trained_on"] == 1 and "was trained or validated on 1 of these images" in output
     assert RunDir(begun / "finished").predictions("new_photos").exists()

@@ -113,7 +113,7 @@ def test_workers_that_differ_all_end_with_the_same_sentence(changes, problem, wo
 def test_a_worker_that_does_not_come_is_named():
     places = addresses(3)
     chief, other = meet(meeting(0, places, 0.6), meeting(1, places))
-    assert str(chief) == str(other) and f"Worker 2 ({places[2]}) has not come within 0.6 s" in str(chief)
+    assert str(chief) == str(other) and f"Worker 2 ({places[2]}) did not connect within 0.6 s" in str(chief)
 
 
 def test_a_program_that_connects_and_sends_nothing_keeps_no_worker_out(monkeypatch):
@@ -128,7 +128,7 @@ def test_a_program_that_connects_and_sends_nothing_keeps_no_worker_out(monkeypat
 
 def test_a_worker_0_that_does_not_come_is_named():
     places = addresses(2)
-    with meeting(1, places, 0.3) as one, pytest.raises(UserError, match=r"Worker 0 \(127.0.0.1:\d+\) has not come"):
+    with meeting(1, places, 0.3) as one, pytest.raises(UserError, match=r"Worker 0 \(127.0.0.1:\d+\) did not connect"):
         one.follow()
 
 

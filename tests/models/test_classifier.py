@@ -69,7 +69,7 @@ def test_unfreeze_takes_none_all_a_stage_or_a_fraction(classifier):
 
 @pytest.mark.parametrize("unfreeze", ["block9", "block", "1.5", "0", "nan", ""])
 def test_an_unknown_part_is_refused_with_the_known_stages(classifier, unfreeze):
-    with pytest.raises(UserError, match="is no part of small_cnn; give one of block1, block2"):
+    with pytest.raises(UserError, match="is not a part of small_cnn; give one of block1, block2"):
         unfreeze_layers(classifier, "small_cnn", unfreeze)
 
 

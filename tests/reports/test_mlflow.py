@@ -71,7 +71,7 @@ def check(run_dir, photos, uri, tmp_path):
 
 def test_a_run_logs_its_parameters_metrics_files_and_model(run_dir, photos, tmp_path):
     check(run_dir, photos, flat(run_dir.read_config())["mlflow"], tmp_path)
-    assert "has it as run" in run_dir.log.read_text()
+    assert "Logged to MLflow at" in run_dir.log.read_text()
 
 
 def test_what_cannot_be_used_is_one_sentence_and_costs_no_run(run_dir, monkeypatch, refused):

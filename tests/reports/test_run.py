@@ -330,7 +330,7 @@ def test_a_thousand_classes_have_no_matrix_but_a_table_of_errors(tmp_path):
         ("evaluation.json", "{}", "is not what `run` writes"),
         ("evaluation.json", "[]", "is not what `run` writes"),
         ("notes.json", "\x00", "is damaged"),
-        ("manifest.csv", 'id,"file\n', "is no table"),
+        ("manifest.csv", 'id,"file\n', "is not a table"),
         ("predictions/test.csv", "a,b\n", "not a table of predictions"),
     ],
 )

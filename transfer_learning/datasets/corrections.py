@@ -120,8 +120,8 @@ def _with_ids_of(dataset: Dataset, corrections: Corrections) -> Mapping[str, str
         equal.remove(same[0])
         new[id] = same[0].id
     logger.info(
-        f"{corrections.path.name}: {len(new):,} images have other ids (such as {new[missing[0]]} instead of {missing[0]}) "
-        "and the same contents."
+        f"{corrections.path.name}: {len(new):,} images have the same content under another id, such as {new[missing[0]]} "
+        f"instead of {missing[0]}."
     )
     return {new.get(id, id): action for id, action in actions.items()}
 

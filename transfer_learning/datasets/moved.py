@@ -48,8 +48,8 @@ def with_recorded_ids(data: PreparedDataset, manifest_file: Path, fingerprint: s
     if result.fingerprint != fingerprint:
         return data
     logger.info(
-        f"{len(changed):,} of {len(recorded):,} images have other ids{example} and the same contents; the run keeps the "
-        "ids that it was started with."
+        f"{len(changed):,} of {len(recorded):,} images have other ids{example}, but the same content; the run keeps the "
+        "ids that it started with."
     )
     return result
 

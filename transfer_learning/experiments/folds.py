@@ -153,7 +153,7 @@ def evaluate_folds(found: OutOfFold, config: RunConfig, data: PreparedDataset, r
     try:
         issues = confident_learning(found.labels, probabilities)
     except MissingExtra as error:
-        logger.info(f"No label issues were looked for: {error}")
+        logger.info(f"Label issues were not searched for: {error}")
     else:
         result["num_label_issues"] = int(issues.is_issue.sum())
         write_text(run_dir.label_issues, _corrections(table, data.manifest, issues.is_issue, issues.quality))

@@ -60,7 +60,7 @@ def evaluate_on(run: FinishedRun, place: str, split: str | None, columns: Column
     if num_trained_on:
         logger.warning(
             f"{run.name} was trained or validated on {num_trained_on:,} of these images, so the accuracy is too high; leave "
-            "them out for that of new images."
+            "these images out to measure the accuracy on new ones."
         )
     data = PreparedDataset(tuple(run.class_names), dataset.ignored, images, manifest)
     classifier = run.classifier()
@@ -118,7 +118,7 @@ def _labelled(
             f"({listed(sorted(unknown))}).{did_you_mean(first, run.class_names)}"
         )
     if not_there := [one for one in run.class_names if one not in set(manifest["label"])]:
-        logger.info(f"No images of {len(not_there):,} classes of the run: {listed(not_there)}.")
+        logger.info(f"{dataset.name} has no images of these classes of the run: {listed(not_there)}.")
     bad = manifest[~is_readable & is_known & is_asked]
     if len(bad):
         logger.warning(
@@ -141,5 +141,5 @@ def _matched(names: tuple[str, ...], class_names: list[str]) -> dict[str, str]:
         if name not in class_names and len(found) == 1:
             matched[name] = found[0]
     if matched:
-        logger.info(f"Taken for classes of the run: {', '.join(f'{one} for {own}' for one, own in matched.items())}.")
+        logger.info(f"Matched to classes of the run: {', '.join(f'{one} to {own}' for one, own in matched.items())}.")
     return matched

@@ -97,8 +97,8 @@ def predict_images(
             for kind in sorted(kinds - set(ranges) - warned):
                 warned.add(kind)
                 logger.warning(
-                    f"Some images have {kind} values, for which the run has no value range, so their type decides what "
-                    "is white; give images like those it was trained on."
+                    f"Some images have {kind} values, for which the run has no value range, so they are scaled by "
+                    "their type; give images like those that it was trained on."
                 )
             readable = [result.pixels for result in results if result.pixels is not None]
             predicted: Iterator[np.ndarray] = iter(())

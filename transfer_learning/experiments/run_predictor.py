@@ -81,7 +81,7 @@ class RunPredictor:
             decoded = list(threads.map(workers.decode, map(Path, rows["file"])))
         pixels = [image.pixels for _, image in decoded if not image.problem]
         if not pixels or len(pixels) < len(rows) or [digest for digest, _ in decoded] != list(rows["sha256"]):
-            logger.info("The distance of features is not observed: the validation images are not where they were.")
+            logger.info("Drift of the features is not measured, because the validation images are not in their place.")
             return None
         batches = np.array_split(np.stack(pixels), -(-len(pixels) // 32))
         return np.concatenate([self.probabilities_and_features(batch)[1] for batch in batches])

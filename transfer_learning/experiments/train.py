@@ -196,7 +196,7 @@ def run_experiment(
 
 def _log_to_mlflow(run_dir: RunDir, uri: str) -> None:
     try:
-        logger.info(f"MLflow at {uri} has it as run {log_run(run_dir, uri)}.")
+        logger.info(f"Logged to MLflow at {uri} as run {log_run(run_dir, uri)}.")
     except UserError as error:  # the run is finished all the same
         again = command_line("report", str(run_dir.path), "--mlflow", uri)
         logger.warning(f"{error} The run is not logged there; log it with: {again}")
@@ -220,11 +220,11 @@ def check_before(config: RunConfig, num_workers: int) -> None:
 
 
 def describe_classifier(config: RunConfig, classifier: Classifier) -> str:
-    """``EfficientNet-Lite0, imagenet weights, and a new head: 3,413,024 parameters.``"""
+    """``Network: EfficientNet-Lite0, with imagenet weights and a new head; 3,413,024 parameters.``"""
     num_copied, num_classes = len(classifier.copied), len(classifier.class_names)
-    head = f"{num_copied:,} of {num_classes:,} classes of its head" if num_copied else "a new head"
+    head = f"the head of {num_copied:,} of {num_classes:,} classes" if num_copied else "a new head"
     return (
-        f"{find_backbone(config.backbone).description}, {config.weights} weights, and {head}: "
+        f"Network: {find_backbone(config.backbone).description}; with {config.weights} weights and {head}; "
         f"{classifier.model.count_params():,} parameters."
     )
 
@@ -300,13 +300,13 @@ def without_validation(config: RunConfig, data: PreparedDataset, calibrating: st
         )
     if len(config.phases) == 2:
         logger.warning(
-            "Without validation images fine-tuned weights cannot be compared with those of the frozen phase, and are shipped "
-            "even if they are worse; raise --val-fraction, add images, or pass --fine-tune.epochs 0."
+            "Without validation images, the fine-tuned weights cannot be compared with those of the frozen phase. They are "
+            "used even if they are worse; raise --val-fraction, add images, or pass --fine-tune.epochs 0."
         )
     if data.eval_split == "train":
         logger.warning(
             "There are no test images either: the accuracy on new images cannot be measured, and the figures below are "
-            f"those of the training images; {'those of the folds are of new ones' if config.folds else 'add images'}."
+            f"those of the training images; {'use the figures of the folds' if config.folds else 'add images'}."
         )
     return replace(config, monitor=config.monitor.removeprefix("val_"))
 

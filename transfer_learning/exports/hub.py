@@ -30,7 +30,9 @@ def push(folder: Path, repository: str) -> str:
             repo_id=repository, folder_path=folder, ignore_patterns=".*", commit_message="Export of transfer-learning"
         )
     except HFValidationError as error:
-        raise UserError(f"--push-to-hub {repository} is not USER/NAME ({error}); give such as me/birds.") from None
+        raise UserError(
+            f"--push-to-hub {repository} is not USER/NAME ({error}); give, for example, me/birds."
+        ) from None
     except LocalTokenNotFoundError:
         raise UserError("The Hub needs a token; call hf auth login, or set HF_TOKEN, then try again.") from None
     except (HTTPError, OSError, RuntimeError) as error:  # the last of a large file

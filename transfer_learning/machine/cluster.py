@@ -180,8 +180,8 @@ class Meeting:
                 missing = [index for index in range(1, count) if index not in workers]
                 named = ", ".join(f"{index} ({self._cluster.addresses[index]})" for index in missing)
                 problem = (
-                    f"Worker {named} has not come within {self._seconds:g} s (--worker-timeout); start {count} workers, and "
-                    f"see whether they reach {self._cluster.addresses[0]}."
+                    f"Worker {named} did not connect within {self._seconds:g} s (--worker-timeout); start {count} "
+                    f"workers, and see whether they reach {self._cluster.addresses[0]}."
                 )
                 break
             connection.settimeout(SENDING_SECONDS)
@@ -225,7 +225,7 @@ class Meeting:
             except OSError as error:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"Worker 0 ({host}:{port}) has not come within {self._seconds:g} s (--worker-timeout; "
+                        f"Worker 0 ({host}:{port}) did not connect within {self._seconds:g} s (--worker-timeout; "
                         f"{error.strerror or error}); start it, or correct its address in {self._cluster.found_in}."
                     ) from None
                 time.sleep(0.2)

@@ -37,7 +37,7 @@ def free_ports(count: int, first: int, host: str = "127.0.0.1") -> list[int]:
         except OSError:
             continue
     raise UserError(
-        f"Of the ports {first} to {first + NUM_PORTS - 1} fewer than {count} are free; give other --first-port."
+        f"Fewer than {count} of the ports {first} to {first + NUM_PORTS - 1} are free; give another --first-port."
     )
 
 

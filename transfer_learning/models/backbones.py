@@ -120,7 +120,7 @@ class Backbone:
                 return float(unfreeze)
         stages = f"one of {', '.join(self.stages)}, " if self.stages else ""
         raise UserError(
-            f"--fine-tune.unfreeze {unfreeze} is no part of {self.name}; give {stages}a fraction such as 0.3, or all."
+            f"--fine-tune.unfreeze {unfreeze} is not a part of {self.name}; give {stages}a fraction such as 0.3, or all."
         )
 
 

@@ -10,7 +10,7 @@ LARGE_ENOUGH = (160, 224)  # image sizes of the recipe that others may replace
 USUAL_SIZE = 224  # that the backbones were trained with
 # A tiny step: what is shipped is the closed form.
 CLOSED_FORM_ONLY = {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-9}
-WHY_ONE_EPOCH = "Frozen phase: 1 epoch at a tiny learning rate, so that the closed form stays."
+WHY_ONE_EPOCH = "Frozen phase: 1 epoch at a tiny learning rate, which keeps the closed-form head."
 
 
 class Preset(NamedTuple):

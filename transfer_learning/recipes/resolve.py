@@ -111,7 +111,7 @@ def _config_of_earlier_run(values: dict[str, Any]) -> tuple[RunConfig, dict[str,
     """As `recipe_for`, of a run that starts from a finished one: the config of that, for its dataset or another one."""
     values = with_full_paths(values)
     run_dir, config = earlier_run(values["weights"], values.get("backbone"))
-    logger.info(f"Settings that are not given are those of {values['weights']}.")
+    logger.info(f"Settings that you did not give are those of {values['weights']}.")
     had_validation = config.monitor.startswith("val") or run_dir.predictions("val").exists()
     is_other = values.get("dataset", config.dataset) != config.dataset
     if is_other:
@@ -136,7 +136,7 @@ def _changes_to_earlier_run(
     reasons: dict[str, str] = {}
     if config.folds and "folds" not in values:
         changes["folds"] = 0
-        reasons["folds"] = f"No folds: the weights of {values['weights']} may have seen the images of all of them."
+        reasons["folds"] = f"No folds: the weights of {values['weights']} may have been trained on their images."
     fraction = values.get("val_fraction", config.val_fraction or (RunConfig.val_fraction if config.folds else 0.0))
     may_validate = may_validate and fraction > 0
     if may_validate:
@@ -204,7 +204,7 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
     if "frozen.epochs" in reason_by_field and not config.starts_from_closed_form and "frozen.epochs" not in values:
         longer = {"frozen.epochs": 3 * config.frozen.epochs, "frozen.patience": 5, "frozen.learning_rate": 1e-3}
         config = with_values(config, {name: value for name, value in longer.items() if name not in values})
-        start = "those of the earlier run where it knows a class" if names_run(config.weights) else "random weights"
+        start = "that of the earlier run" if names_run(config.weights) else "random weights"
         reason_by_field["frozen.epochs"] = (
             f"Frozen phase: at most {config.frozen.epochs} epochs with early stopping; the head starts from {start}."
         )
@@ -225,7 +225,7 @@ def config_from_values(values: dict[str, Any], measure: bool = False) -> tuple[R
     if config.folds and not config.fine_tune.epochs and "val_fraction" not in values:
         config = with_values(config, {"val_fraction": 0.0})
         reason_by_field["val_fraction"] = (
-            "No validation images are drawn from those for training: the head trains on all of them; "
+            "No validation images: the head trains on all images that are not for testing; "
             f"{config.folds} folds estimate its accuracy."
         )
     backbone = find_backbone(config.backbone)

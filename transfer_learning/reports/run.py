@@ -142,7 +142,7 @@ def _read_csv(path: Path) -> pd.DataFrame | None:
     try:
         return pd.read_csv(path, dtype=str, na_filter=False, encoding="utf-8", encoding_errors="surrogateescape")
     except ValueError as error:  # also pandas' own errors about CSV
-        raise UserError(f"{path} is no table ({error}), so it is damaged; restore it, or run again.") from None
+        raise UserError(f"{path} is not a table ({error}), so it is damaged; restore it, or run again.") from None
 
 
 def _figures(folder: Path) -> list[dict[str, Any]]:

@@ -134,7 +134,9 @@ def keeps_backbone(config: RunConfig, rows: list[dict]) -> bool:
 
 
 def describe_choice(rows: list[dict], usual: int, monitor: str) -> str:
-    """``Final weights: fine-tuned (calibrated val_loss 0.31; the frozen phase 0.42, halfway 0.33).``"""
+    """``Final weights: fine-tuned, two standard errors better than the frozen phase (calibrated val_loss 0.31; others: the
+    frozen phase 0.42, halfway 0.33).``
+    """
     heads = [" with a closed-form head" if row["is_solved"] else "" for row in rows]
     names = [
         "moving average" if row["is_average"] else NAMES[row["fine_tuned"]] + head
@@ -143,13 +145,13 @@ def describe_choice(rows: list[dict], usual: int, monitor: str) -> str:
     best = next(row for row in rows if row["chosen"])
     name = names[rows.index(best)]
     others = [f"{other} {row[monitor]:.4f}" for other, row in zip(names, rows, strict=True) if row is not best]
-    between = "" if best["fine_tuned"] in (0.0, 1.0) else " from the frozen phase's to the fine-tuned ones"
+    between = "" if best["fine_tuned"] in (0.0, 1.0) else ", between the frozen phase and the fine-tuned weights"
     metric = f"{'calibrated ' if monitor == 'val_loss' else ''}{monitor} {best[monitor]:.4f}"
     if best is rows[usual]:
-        lead = ", which nothing beats by more than two standard errors"
+        lead = "; no other weights are better by more than two standard errors"
     else:
         lead = f", {'a standard error' if best['is_solved'] else 'two standard errors'} better than {names[usual]}"
-    return f"Final weights: {name}{between}{lead} ({metric}; {', '.join(others)})."
+    return f"Final weights: {name}{between}{lead} ({metric}; others: {', '.join(others)})."
 
 
 def calibrated_losses(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:

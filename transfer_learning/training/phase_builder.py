@@ -241,7 +241,7 @@ def initialize_head(
         complete_head(config, classifier, features, features.at(np.arange(0)) if val is None else val, weights, groups)
     elif config.starts_from_closed_form:
         head = set_closed_form(config, classifier, features, groups, solve)
-        method = {"ridge": "ridge regression", "lda": "shrinkage discriminant analysis"}[config.head_init]
+        method = {"ridge": "ridge regression", "lda": "linear discriminant analysis with shrinkage"}[config.head_init]
         logger.info(f"The head starts from {method} on the features (leave-one-out loss {head.loss:.3f}).")
     elif config.head_features != "last":
         blocks = feature_blocks(classifier.backbone, config.head_features)

@@ -69,13 +69,13 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
         np.abs(new - old).max() > 1e-5 for new, old in zip(classifier.head.get_weights(), trained_head, strict=True)
     ):
         logger.info(
-            "The head is the closed form again: without validation images training cannot be shown to improve it."
+            "The head is the closed form again: without validation images, nothing shows that training has improved it."
         )
     return val_logits if len(val) else None, left_out
 
 
 def _tell(num_images: int) -> None:
     logger.info(
-        f"The head is fitted again, on the {num_images:,} validation images, too; their own results below are those of the "
-        "head without them."
+        f"The head is fitted again, now also on the {num_images:,} validation images; the validation results below are "
+        "those of the head without these images."
     )

@@ -69,9 +69,9 @@ def test_pixels_come_as_one_array_per_image(given, expected):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (None, "NoneType is no image; paths, bytes or open files"),
-        ([3], "int is no image"),
-        ({"a": "b.jpg"}, "dict is no image"),
+        (None, "NoneType is not an image; paths, bytes or open files"),
+        ([3], "int is not an image"),
+        ({"a": "b.jpg"}, "dict is not an image"),
         (pd.DataFrame({"file": ["a.jpg"]}), "DataFrame of object, shape"),
         ("", "path of an image is empty"),
         (PIXELS / 255, r"float64, shape \(6, 5, 3\).*scale them to 0..255"),

@@ -189,7 +189,7 @@ def test_a_bucket_that_may_not_be_read_is_one_sentence_and_what_was_fetched_befo
 
 PROBLEMS = {  # what is wrong, and what the sentence names
     "no bucket": ({}, "s3://nobody/project", ["NoSuchBucket", "check the name"]),
-    "nothing there": ({}, "s3://signs/elsewhere", ["holds nothing"]),
+    "nothing there": ({}, "s3://signs/elsewhere", ["is empty"]),
     "no credentials": (
         {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
         "s3://signs",

@@ -151,7 +151,7 @@ def test_what_people_write_is_understood(head, rows, options, images):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"separator": ";"}, "t.csv is read with semicolons between its cells."),
+        ({"separator": ";"}, "t.csv uses semicolons as separator."),
         ({"encoding": "utf-16"}, "t.csv is read as UTF-16."),
         ({"encoding": "utf-16-be"}, "t.csv is read as UTF-16-BE."),
         ({"encoding": "utf-32"}, "t.csv is read as UTF-32."),

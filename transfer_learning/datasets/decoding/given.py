@@ -42,7 +42,7 @@ def each_image(images: Any) -> Iterator[GivenImage]:
         for image in images:
             yield from each_image(image)
     else:
-        raise UserError(f"{type(images).__name__} is no image; {EXPECTED}.")
+        raise UserError(f"{type(images).__name__} is not an image; {EXPECTED}.")
 
 
 def _in_array(images: Any) -> Iterator[GivenImage]:

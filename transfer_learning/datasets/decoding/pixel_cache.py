@@ -163,8 +163,8 @@ def cached_images(
         pixels = PixelsOnRead(pixels, again_sources, Decoders(size, resize, as_jpeg, ranges, readers=readers))
         if of is None:
             logger.info(
-                f"{len(behind):,} of {num_images:,} images are decoded whenever they are read: all together they take about "
-                f"{in_bytes(num_images * record_bytes)}, and --cache-gb is {cache.limit_gb:g}."
+                f"{len(behind):,} of {num_images:,} images do not fit into the cache and are decoded whenever they are "
+                f"read: all images take about {in_bytes(num_images * record_bytes)}, and --cache-gb is {cache.limit_gb:g}."
             )
     facts = [("" if name.startswith(UNREADABLE) else name, *one[1:]) for name, one in zip(names, known, strict=True)]
     table = pd.DataFrame(facts, columns=list(FACTS))
@@ -355,8 +355,8 @@ def _log_ranges(ranges: Ranges, values: Sequence[Values]) -> None:
         spans = sorted(found.high - found.low for found in of_kind if found.high > found.low)
         if spans and spans[len(spans) // 2] < FLAT * (limits[1] - limits[0]):
             logger.warning(
-                f"Half of them take less than {FLAT:.0%} of that range, so they show little; clip the values that make it so "
-                "wide, or remove those images."
+                f"Half of these images use less than {FLAT:.0%} of that range, so they are nearly uniform; clip the extreme "
+                "values, or remove the images that have them."
             )
 
 

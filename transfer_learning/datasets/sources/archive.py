@@ -91,7 +91,7 @@ def read(path: Path, data_dir: Path) -> Dataset:
     inner = [file for file, _ in dataset.ignored if file.lower().endswith(SUFFIXES)]
     if inner and not dataset.examples:
         raise UserError(
-            f"{path} holds no images but the archive {inner[0]}; it is unpacked in {place}, so pass --dataset "
+            f"{path} contains no images, only the archive {inner[0]}, which is now in {place}; pass --dataset "
             f"{shlex.quote(str(place / inner[0]))}."
         )
     return replace(dataset, name=str(path))

@@ -53,7 +53,7 @@ def fetch(place: str, folder: Path, also: str) -> tuple[Path, list[tuple[str, st
         client = boto3.client("s3", config=Config(retries={"mode": "standard"}, max_pool_connections=THREADS))
         objects = _list(client, bucket, prefix)
         if not objects:
-            raise UserError(f"{place} holds nothing; correct the name.")
+            raise UserError(f"{place} is empty; correct the name.")
         paths = {name: _inside(root, name, place) for name in objects}
         reasons = {name: reason_to_ignore(path, root) for name, path in paths.items() if name != also}
         ignored = {name: reason for name, reason in reasons.items() if reason}

@@ -131,7 +131,7 @@ def _notes_on_text(table: Path, text: Text) -> list[Note]:
         found.append(Note(logging.INFO, f"{table} is read as {text.encoding.upper()}."))
     if text.separator != ",":
         name = {"\t": "tabs", ";": "semicolons"}.get(text.separator, text.separator)
-        found.append(Note(logging.INFO, f"{table} is read with {name} between its cells."))
+        found.append(Note(logging.INFO, f"{table} uses {name} as separator."))
     return found
 
 
