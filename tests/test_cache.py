@@ -95,7 +95,7 @@ def test_entries_in_use_stay_and_are_printed(folder, shown):
         assert lines[1].startswith("Left pixels/160 (") and "in use by a running process" in lines[1]
         code, lines, error = shown("--cache-dir", folder, "--keep-gb", "0.001")
         assert code == 0 and lines[0].startswith(f"Deleted from {folder}") and "features/abc" in lines[0]
-        assert lines[1] == f"{folder} holds 10 MB; the rest is in use or of another user."
+        assert lines[1] == f"{folder} holds 10 MB; other entries are in use or belong to another user."
 
 
 @pytest.mark.parametrize(

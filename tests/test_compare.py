@@ -200,8 +200,8 @@ def test_another_plan_in_the_same_directory_is_refused_with_its_differences(fini
     ("words", "message"),
     [
         (["--resume", "nowhere"], "nowhere holds no comparison"),
-        (["--resume", "nowhere", "--epochs", "3"], "give no flags with it"),
-        (["--resume", "nowhere", "--batch-size", "8"], "give no flags with it"),
+        (["--resume", "nowhere", "--epochs", "3"], "give no other flags"),
+        (["--resume", "nowhere", "--batch-size", "8"], "give no other flags"),
         (["--dataset", "digits", "--run-dir", "full"], "is not empty"),
         (
             ["--dataset", "digits", "--monitor", "loss", "--learning-rates", "1e-3"],

@@ -78,5 +78,5 @@ def test_folds_of_frozen_heads_do_not_calibrate_a_fine_tuned_network(small_confi
     evaluation = run_experiment(config, RunDir(tmp_path / "run"))
     assert evaluation["rejection"] is None and not evaluation["calibrated_on"]
     assert evaluation["calibration"]["temperature"] == 1 and not evaluation["folds"]["is_shipped_head"]
-    for words in ("the confidences are not calibrated", "are shipped even if they are worse"):
+    for words in ("the confidences are not calibrated", "are used even if they are worse"):
         assert [sentence for sentence in said if words in sentence], words

@@ -158,7 +158,7 @@ def test_a_frozen_run_trains_on_the_validation_images_too(config, photos):
     values = {"dataset": str(photos), "backbone": "small_cnn", "weights": config.weights, "folds": 3, "image_size": 16}
     found, reasons = config_from_values({**values, "fine_tune.epochs": 0})
     assert found.val_fraction == 0 and any(
-        "No validation images are drawn from those for training" in reason for reason in reasons
+        "No validation images: the head trains on all images" in reason for reason in reasons
     )
     assert config_from_values({**values, "fine_tune.epochs": 1})[0].val_fraction > 0
     assert config_from_values({**values, "fine_tune.epochs": 0, "val_fraction": 0.2})[0].val_fraction == 0.2

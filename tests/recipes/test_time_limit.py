@@ -31,7 +31,7 @@ def test_a_time_limit_has_a_unit(text, expected):
 
 @pytest.mark.parametrize("text", ["20", "m", "-5m", "0m", "0.0h", "5 m", "2d", "1h30m", "nan"])
 def test_anything_else_is_refused(text):
-    with pytest.raises(UserError, match=f"--time-limit {text} .* give such as 90s, 20m or 2h"):
+    with pytest.raises(UserError, match=f"--time-limit {text} .* give, for example, 90s, 20m or 2h"):
         RunConfig(time_limit=text).check()
 
 

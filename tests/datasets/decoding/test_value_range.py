@@ -162,7 +162,7 @@ def test_a_range_that_a_few_images_make_too_wide_is_warned_of(spans, warns):
     said = log_messages()
     pixel_cache._log_ranges(ranges_of(values), values)
     assert len(said) == 1 + warns and said[0].startswith("16-bit unsigned values of 10 images: 0 to 65,535")
-    assert not warns or said[1].startswith("Half of them take less than 5% of that range")
+    assert not warns or said[1].startswith("Half of these images use less than 5% of that range")
 
 
 # Datasets

@@ -220,7 +220,7 @@ def test_names_of_other_systems_are_unpacked(name, file, pack, tmp_path):
 def test_an_archive_of_nothing_but_an_archive_says_where_that_is(tmp_path):
     inner = zipped(tmp_path / "photos.zip", [("a/1.png", b"x"), ("b/1.png", b"y")])
     path = zipped(tmp_path / "download.zip", [("photos.zip", inner.read_bytes()), ("read me.txt", b"x")])
-    with pytest.raises(UserError, match="holds no images but the archive photos.zip; .* pass --dataset") as error:
+    with pytest.raises(UserError, match="contains no images, only the archive photos.zip, .* pass --dataset") as error:
         load_dataset(str(path), tmp_path / "data")
     assert load_dataset(str(error.value).split("--dataset ")[1][:-1], tmp_path / "data").class_names == ("a", "b")
 

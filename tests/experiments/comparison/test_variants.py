@@ -141,7 +141,7 @@ def test_a_file_may_name_the_dataset(tmp_path):
         ("--dataset digits --fine-tune.unfreeze stage5", "would leave random layers untrained"),
         (
             "--dataset digits --config a= --config 'b=--backbone small_cnn --fine-tune.unfreeze stage5'",
-            "no part of small_cnn",
+            "not a part of small_cnn",
         ),
     ],
 )
@@ -158,7 +158,7 @@ def test_unfair_comparisons_are_refused_with_one_sentence(text, message):
         ("[1]", "it is not an object with fields"),
         ('{"dropuot": 0.5}', "unknown field dropuot"),
         ('{"fine_tune": {"epoch": 5}}', "unknown field fine_tune.epoch"),
-        ('{"fine_tune": 5}', "fine_tune. is not an object"),
+        ('{"fine_tune": 5}', "fine_tune is 5, not an object"),
         ('{"dropout": "0.5"}', "dropout is '0.5', not float"),
     ],
 )
