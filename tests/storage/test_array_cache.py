@@ -558,6 +558,42 @@ def test_damage_is_found_logged_once_and_made_good(damage, entry):
     assert found(entry) == (KEYS, [])
 
 
+@pytest.mark.parametrize("shape", [SHAPE, None])
+def test_whatever_bytes_of_the_index_change_all_records_are_found_after_they_are_added_again(shape, tmp_path):
+    records = [array if shape else array.tobytes() for array in ARRAYS]
+    with ArrayCache(tmp_path / "entry", shape, np.float32) as arrays:
+        arrays.add(KEYS[:5], records[:5])
+    index, (tables, keys) = tmp_path / "entry" / "index.sqlite", (b"PRIMARY KEY, key", b"key 3")
+    whole = index.read_bytes()
+    places = [
+        whole.find(tables),
+        whole.find(keys),
+        whole.rfind(keys),
+        *np.random.default_rng(0).integers(len(whole), size=60),
+    ]
+    for place in places:
+        index.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with ArrayCache(tmp_path / "entry", shape, np.float32) as arrays:
+            arrays.positions(KEYS)
+            arrays.add(KEYS, records)
+            rows = arrays.rows if shape else arrays.byte_rows
+            assert all(map(np.array_equal, rows[arrays.positions(KEYS)], records)), place
+        shutil.rmtree(index.parent)
+        with ArrayCache(tmp_path / "entry", shape, np.float32) as arrays:
+            arrays.add(KEYS[:5], records[:5])
+
+
+@pytest.mark.parametrize("offset", ["NULL", "'x'", "-9", "3"])
+def test_behind_a_damaged_row_nothing_is_written(offset, entry):
+    with contextlib.closing(sqlite3.connect(entry / "index.sqlite")) as index, index:
+        index.execute(f"UPDATE records SET offset = {offset} WHERE number = 4")
+    before = (entry / "records.bin").read_bytes()
+    with ArrayCache(entry, SHAPE, np.float32) as arrays:
+        positions = arrays.add(KEYS[4:], ARRAYS[4:])
+        assert all(map(np.array_equal, arrays.rows[positions], ARRAYS[4:]))
+    assert (entry / "records.bin").read_bytes() == before
+
+
 def test_another_shape_in_the_same_folder_is_another_entry(entry):
     here, said = found(entry, (6,))
     assert here == [] and len(said) == 1

@@ -18,7 +18,7 @@ import numpy as np
 
 from transfer_learning.cli.formatting import megabytes
 from transfer_learning.machine.resources import available_bytes, usable_cores
-from transfer_learning.storage.cache_index import INDEX, JOURNAL, Index, IndexRow, layout_text, os_errors
+from transfer_learning.storage.cache_index import DAMAGED_INDEX, INDEX, JOURNAL, Index, IndexRow, layout_text, os_errors
 from transfer_learning.storage.locks import exclusive_lock
 from transfer_learning.storage.records import RECORDS, CachedBytes, CachedRows, MemoryRecords, RecordsFile, num_bytes_of
 
@@ -251,6 +251,8 @@ class ArrayCache(AbstractContextManager):
         record = self._checked(array)
         data = record if isinstance(record, bytes) else record.tobytes()
         number, offset = self._index.append(key, len(data), zlib.crc32(data, _crc32_of_key(key, note)), note)
+        if self.shape is not None and offset != (number - 1) * len(data):  # `rows` would read another place
+            raise OSError(errno.EIO, DAMAGED_INDEX, str(self.folder))
         self._file.write(data, offset)
         return number
 

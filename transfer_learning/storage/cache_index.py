@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ VERSION = 3  # of the format of an entry; entries of another version are deleted
 # kinds of entries
 PIXELS, FEATURES, ACTIVATIONS, HEADS, NETWORKS = "pixels", "features", "activations", "heads", "networks"
 INDEX, JOURNAL = "index.sqlite", "index.sqlite-journal"
+DAMAGED_INDEX = "its index is damaged"
 LOCK_SECONDS = 60  # to wait for another process that adds records
 TABLES = (
     "CREATE TABLE records "
@@ -83,6 +85,7 @@ class Index:
     def __init__(self, path: Path, read_only: bool):
         uri = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rwc'}"
         self._connection = sqlite3.connect(uri, uri=True, timeout=LOCK_SECONDS, isolation_level=None)
+        self._connection.text_factory = partial(str, encoding="utf-8", errors="replace")  # of a damaged index
         self._folder = path.parent
 
     def close(self) -> None:
@@ -98,11 +101,17 @@ class Index:
                 version = self.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
                     return ""
-                if version == VERSION and self.execute("PRAGMA quick_check(1)").fetchone()[0] == "ok":
+                tables = {sql for (sql,) in self.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")}
+                # Not quick_check, which does not compare the index of the keys with the rows: 2 s per million records.
+                is_whole = self.execute("PRAGMA integrity_check(1)").fetchone()[0] == "ok"
+                if version == VERSION and tables == set(TABLES) and is_whole:
                     return (self.execute("SELECT layout FROM entry").fetchone() or [None])[0]
+            except UnicodeDecodeError:  # of SQLite's message about a damaged table
+                return None
             except sqlite3.DatabaseError as error:
                 # Damaged, unless it is an OperationalError other than a missing table: then it cannot be read at all.
-                if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+                if isinstance(error, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR:
                     raise
         return None
 
@@ -131,8 +140,10 @@ class Index:
 
     def append(self, key: str, length: int, crc32: int, note: str) -> tuple[int, int]:
         """Adds a row behind the last one; returns its number and offset. Call it in an IMMEDIATE transaction."""
-        end = self.execute("SELECT offset + length FROM records ORDER BY number DESC LIMIT 1").fetchone()
-        offset = end[0] if end else 0
+        last = self.execute("SELECT offset, length FROM records ORDER BY number DESC LIMIT 1").fetchone() or (0, 0)
+        if not all(isinstance(value, int) and value >= 0 for value in last):
+            raise OSError(errno.EIO, DAMAGED_INDEX, str(self._folder))
+        offset = sum(last)
         insert = "INSERT INTO records (key, offset, length, crc32, note) VALUES (?, ?, ?, ?, ?)"
         number = self.execute(insert, (key, offset, length, crc32, note)).lastrowid
         assert number is not None
