@@ -64,6 +64,12 @@ def test_names_are_printed_as_they_are(folder, shown):
     assert "pixels/[red]224" in shown("--cache-dir", folder)[1][3]
 
 
+def test_the_name_that_clear_takes_is_in_one_line(folder, shown):
+    name = "features/" + "0123456789abcdef" * 2
+    (folder / "features" / "abc").rename(folder / name)
+    assert name in "\n".join(shown("--cache-dir", folder)[1])
+
+
 def test_an_empty_and_a_missing_cache_are_empty(tmp_path, shown):
     for flags in ([], ["--clear", "all"], ["--clear", "pixels"], ["--keep-gb", "0"]):
         for folder in (tmp_path, tmp_path / "no such"):
@@ -95,7 +101,7 @@ def test_entries_in_use_stay_and_are_printed(folder, shown):
         assert lines[1].startswith("Left pixels/160 (") and "in use by a running process" in lines[1]
         code, lines, error = shown("--cache-dir", folder, "--keep-gb", "0.001")
         assert code == 0 and lines[0].startswith(f"Deleted from {folder}") and "features/abc" in lines[0]
-        assert lines[1] == f"{folder} holds 10 MB; other entries are in use or belong to another user."
+        assert lines[1] == f"{folder} holds 10 MB; other entries are in use, read-only or of another user."
 
 
 @pytest.mark.parametrize(

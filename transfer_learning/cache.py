@@ -40,9 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif flags.keep_gb is not None:
         fits = Cache(cache.folder, flags.keep_gb).make_room(0)
         left = sum(entry.num_bytes for entry in cache.entries())
-        print_line(
-            f"{cache.folder} holds {size(left)}{'' if fits else '; other entries are in use or belong to another user'}."
-        )
+        rest = "" if fits else "; other entries are in use, read-only or of another user"
+        print_line(f"{cache.folder} holds {size(left)}{rest}.")
     else:
         with output_is_result():
             console.print(table(entries))
@@ -52,7 +51,7 @@ def table(entries: Sequence[CacheEntry]) -> Table:
     """One row per entry, and a total."""
     result = Table(box=None, show_footer=True, pad_edge=False)
     total = f"{sum(entry.num_records for entry in entries):,}", size(sum(entry.num_bytes for entry in entries))
-    result.add_column("entry", "total", overflow="fold")
+    result.add_column("entry", "total", no_wrap=True, overflow="fold")  # whole, as --clear takes it
     result.add_column("contents", overflow="fold")
     for name, footer in zip(("records", "size"), total, strict=True):
         result.add_column(name, footer, justify="right", no_wrap=True)

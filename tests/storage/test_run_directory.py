@@ -12,6 +12,7 @@ import pytest
 from tests.support import ROOT
 from transfer_learning.config import RunConfig
 from transfer_learning.errors import UserError
+from transfer_learning.reports.audit import new_audit_dir
 from transfer_learning.storage.files import write_text, written_atomically
 from transfer_learning.storage.run_directory import RunDir, existing_run_dir, new_run_dir
 
@@ -182,6 +183,22 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path):
     write_text(path, "two\n")
     assert path.read_text() == "two\n"
     assert list(path.parent.iterdir()) == [path], "nothing lies beside it"
+
+
+def test_an_error_of_the_system_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError) as caught, written_atomically(tmp_path / "notes.json") as temporary:
+        temporary.mkdir()
+        temporary.write_text("a folder is no file")
+    assert caught.value.filename == str(tmp_path / "notes.json")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    for make, flag in ((new_run_dir, "--run-dir"), (new_audit_dir, "--out")):
+        for path in (tmp_path / "a" / "b", None):
+            with pytest.raises(UserError, match=f"{flag} .* cannot be written: {tmp_path} is read-only"):
+                make(path, "photos")
 
 
 def test_what_a_killed_process_left_beside_a_file_goes_with_the_next_writing(tmp_path):

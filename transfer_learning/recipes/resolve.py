@@ -47,8 +47,7 @@ def new_run(values: dict[str, Any], path: str | os.PathLike | None) -> tuple[Run
     Raises:
         UserError: what `new_run_dir` and `recipe_for` raise.
     """
-    if path is not None:
-        new_run_dir(path, "")  # fails now, not after the settings are measured
+    new_run_dir(path, "")  # fails now, not after the settings are measured
     config, reasons = logged(config_from_values(values, measure=True))
     return new_run_dir(path, f"{Path(config.dataset).stem}-{config.backbone}"), config, reasons
 

@@ -24,7 +24,7 @@ from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.reports.page import counts_by_class, unseen_class_counts, write_page
-from transfer_learning.storage.files import write_text
+from transfer_learning.storage.files import check_writable, write_text
 
 PAGE, TABLE, CORRECTIONS = "audit.html", "audit.csv", "corrections.csv"
 NUM_SEEN = 12  # images, in the section on what the network sees
@@ -47,11 +47,13 @@ def new_audit_dir(path: str | None, dataset: str) -> Path:
         name = Path(dataset.rstrip("/").replace(":", "-")).stem
         folder = Path("runs") / f"audit-{name}-{datetime.now():%Y%m%d-%H%M%S}"
         names = itertools.chain([folder], (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2)))
-        return next(folder for folder in names if not folder.exists())
-    folder = Path(path)
+        folder = next(folder for folder in names if not folder.exists())
+    else:
+        folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         problem = "holds files" if folder.is_dir() else "is a file"
         raise UserError(f"--out {path} {problem}; give a new or empty directory.")
+    check_writable(folder, "--out")
     return folder
 
 

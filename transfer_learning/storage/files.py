@@ -5,7 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,13 @@ def written_atomically(path: Path) -> Iterator[Path]:
         yield temporary
         sync_to_disk(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary):
+            error.filename = str(path)  # the name that was asked for
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # as on a read-only disk, where another error is being raised
+            temporary.unlink(missing_ok=True)
     sync_to_disk(path.parent)  # the rename itself
 
 
@@ -80,6 +85,15 @@ def existing_part(path: Path) -> Path:
     while not path.exists():
         path = path.parent
     return path
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Raises UserError if a new folder cannot be written at `path`, before the work whose results go there."""
+    there = existing_part(path)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{flag} {path} cannot be written: {there} is read-only or of another user; choose another folder."
+        )
 
 
 def sync_to_disk(path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transfer_learning.config import EARLIER, RunConfig, difference, named, values_from_json, with_values
 from transfer_learning.errors import UserError
-from transfer_learning.storage.files import write_text
+from transfer_learning.storage.files import check_writable, write_text
 
 # Errors of flock on file systems without locks, as on some clusters; there a second process is not refused.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -170,6 +170,7 @@ def new_run_dir(path: str | os.PathLike | None, name: str) -> RunDir:
         )
     if run_dir.path.is_dir() and not holds_no_files(run_dir.path):
         raise UserError(f"--run-dir {path} holds other files; choose a new or an empty directory.")
+    check_writable(run_dir.path, "--run-dir")
     return run_dir
 
 
