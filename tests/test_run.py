@@ -205,11 +205,11 @@ def test_predict_gives_an_unreadable_image_a_row_with_a_reason_or_leaves_it_out(
     first, second = csv.DictReader(io.StringIO(captured.out))
     assert first["class"] and first["problem"] == "" and "cannot be decoded" in second["problem"]
     assert (second["file"], second["class"], second["confidence"]) == (str(bad), "", "")
-    assert "Predicted 1 images, 1 unreadable (1 not an image)." in captured.err
+    assert "Predicted 1 image, 1 unreadable (1 not an image)." in captured.err
     assert run_main(predict.main, [str(finished[0].path), str(good), str(bad), "--skip-unreadable"]) == 0
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 2
-    assert "Predicted 1 images, skipped 1 (1 not an image)." in captured.err
+    assert "Predicted 1 image, skipped 1 (1 not an image)." in captured.err
     (tmp_path / "note.txt").touch()
     assert run_main(predict.main, [str(finished[0].path), str(good), str(tmp_path), "--skip-unreadable"]) == 0
     assert "(1 not an image); 1 other file ignored: 1 not named like an image (.txt)." in capsys.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transfer_learning.cli.console import messages_on_stderr, output_is_result
 from transfer_learning.cli.flags import EarlierName
-from transfer_learning.cli.formatting import printable
+from transfer_learning.cli.formatting import counted, printable
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.cli.streams import print_error
@@ -101,7 +101,7 @@ def _predict(flags: argparse.Namespace) -> None:
     kinds = f" ({', '.join(f'{number:,} {kind}' for kind, number in unreadable.most_common())})" if count else ""
     ignored = f"; {found.describe_ignored()}" if found.ignored else ""
     what = f"skipped {count:,}" if flags.skip_unreadable else f"{count:,} unreadable"
-    print_error(printable(f"Predicted {len(found.images) - count:,} images, {what}{kinds}{ignored}."))
+    print_error(printable(f"Predicted {counted(len(found.images) - count, 'image')}, {what}{kinds}{ignored}."))
 
 
 def _found(places: Iterable[str], data_dir: str) -> FoundImages:

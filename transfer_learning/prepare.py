@@ -13,7 +13,7 @@ from rich.text import Text
 
 from transfer_learning.cli.console import console, new_table, print_line
 from transfer_learning.cli.flags import add_config_flags, as_flags, given_values
-from transfer_learning.cli.formatting import printable
+from transfer_learning.cli.formatting import counted, printable
 from transfer_learning.cli.parser import PROGRAM, Parser, command_line, run_main
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.findings import Audit
@@ -76,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_line(describe_crop(audit))
     print_line(f"Audit: {written.page}; every file: {written.table}.")
     if written.num_to_review:
-        images = "1 image" if written.num_to_review == 1 else f"{written.num_to_review:,} images"
-        print_line(f"{images} to review: edit {written.corrections}, and pass it to --corrections.")
+        print_line(
+            f"{counted(written.num_to_review, 'image')} to review: edit {written.corrections}, and pass it to --corrections."
+        )
     refuse_unusable(data, config)
     print_line(f"Train with: {command_line('run', *as_flags(values))}")
 
@@ -94,7 +95,7 @@ def extract(config: RunConfig, flags: argparse.Namespace) -> None:
     per_worker = PerWorker.of(flags)
     num_unreadable = extract_features(replace(config, **places), flags.workers, per_worker, flags.ray)
     if num_unreadable:
-        print_line(f"Unreadable: {num_unreadable:,} new images; prepare without --workers names them.")
+        print_line(f"Unreadable: {counted(num_unreadable, 'new image')}; prepare without --workers names them.")
     print_line(f"Features: {places['feature_store']}.")
     print_line(f"Train with: {command_line('run', *as_flags(given_values(flags) | {'dataset': config.dataset}))}")
 
@@ -116,7 +117,7 @@ def print_dataset(data: PreparedDataset) -> None:
         print_line(f"Unseen classes: {', '.join(f'{name} ({n:,} images)' for name, n in unseen_classes.items())}.")
     skipped = data.manifest[data.manifest["split"] == ""]
     if len(skipped):
-        print_line(f"\nSkipped {len(skipped):,} images:")
+        print_line(f"\nSkipped {counted(len(skipped), 'image')}:")
         for row in skipped.head(NUM_SHOWN).itertuples():
             print_line(f"  {row.file or row.id}: {row.problem}")
         if len(skipped) > NUM_SHOWN:

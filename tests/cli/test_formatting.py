@@ -2,7 +2,7 @@
 
 import pytest
 
-from transfer_learning.cli.formatting import duration, printable, size
+from transfer_learning.cli.formatting import counted, duration, printable, size
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,19 @@ def test_duration(seconds, text):
 )
 def test_size(num_bytes, text):
     assert size(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (0, "image", "0 images"),
+        (1, "class", "1 class"),
+        (3, "class", "3 classes"),
+        (1234, "train step", "1,234 train steps"),
+    ],
+)
+def test_counted(number, noun, text):
+    assert counted(number, noun) == text
 
 
 @pytest.mark.parametrize(

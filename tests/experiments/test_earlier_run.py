@@ -82,6 +82,13 @@ def test_with_the_same_classes_the_run_starts_from_the_same_predictions(each_fin
         np.testing.assert_allclose(logits_of(classifier, data), before, rtol=1e-3, atol=1e-3)
 
 
+def test_classes_of_the_earlier_run_that_are_gone_are_named(finished):
+    said = log_messages()
+    classifier = build_classifier(continued(finished), ("Circle", "cross", "dots", "stripes"))
+    assert classifier.copied == ("cross", "stripes")
+    assert said[1:] == [f"The new run does not know 1 class of {finished.path}, without training images here: circle."]
+
+
 @pytest.fixture(scope="module")
 def with_a_class_more(finished_runs, more_photos, tmp_path_factory):
     """By head: config, run directory, evaluation and messages of a run that started from that one, with four classes."""

@@ -123,7 +123,7 @@ def test_only_added_images_are_computed(extract, batches):
     before, _ = extract(ALL[:4])
     batches.clear()
     after, messages = extract(np.array([9, 0, 1, 2, 3]))
-    assert len(batches) == 1 and "of 1 images" in messages[0] and "; 4 are in the cache" in messages[0]
+    assert len(batches) == 1 and "of 1 image " in messages[0] and "; 4 are in the cache" in messages[0]
     np.testing.assert_array_equal(after[1:], before)
     np.testing.assert_array_equal(after, extract(np.array([9, 0, 1, 2, 3]), cache="other")[0])
 
@@ -215,7 +215,7 @@ def test_damaged_features_are_logged_and_computed_again(extract, tmp_path):
     content[5] ^= 1
     records.write_bytes(content)
     values, messages = extract()
-    assert "1 record damaged" in messages[0] and "of 1 images" in messages[1]
+    assert "1 record damaged" in messages[0] and "of 1 image " in messages[1]
     np.testing.assert_array_equal(values, expected)
 
 

@@ -29,6 +29,11 @@ def megabytes(num_bytes: float) -> str:
     return f"{-(-int(num_bytes) // 10**6):,} MB"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 image``, ``2,345 images``, ``3 classes``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def listed(names: Sequence[str], most: int = 4) -> str:
     """``a, b, c, ...``: the first `most` of some names."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

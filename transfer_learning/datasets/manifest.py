@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from transfer_learning.cli.formatting import listed
+from transfer_learning.cli.formatting import counted, listed
 from transfer_learning.datasets.dataset import (
     DROPPED,
     DUPLICATE_IN_OTHER_SPLIT,
@@ -165,8 +165,8 @@ def groups(ids: list[str], group_by: str) -> list[str]:
     sizes = pd.Series(names)[lambda name: name != ""].value_counts()
     alone = f"; no match in {num_alone:,} ids, such as {ids[names.index('')]}" if num_alone else ""
     logger.info(
-        f"--group-by: {len(ids) - num_alone:,} images in {len(sizes):,} groups of {sizes.min():,} to {sizes.max():,} "
-        f"(largest: {sizes.index[0]}){alone}."
+        f"--group-by: {counted(len(ids) - num_alone, 'image')} in {counted(len(sizes), 'group')} of {sizes.min():,} to "
+        f"{sizes.max():,} (largest: {sizes.index[0]}){alone}."
     )
     return names
 
@@ -222,7 +222,7 @@ def _drop_cross_split_duplicates(manifest: pd.DataFrame) -> None:
     manifest.loc[skipped, "kind"] = [kind for kind, _ in problems.values()]
     manifest.loc[skipped, "problem"] = [text for _, text in problems.values()]
     for text, count in Counter(text for _, text in problems.values()).items():
-        logger.info(f"Skipped {'1 image' if count == 1 else f'{count:,} images'}: {text}.")
+        logger.info(f"Skipped {counted(count, 'image')}: {text}.")
 
 
 def _warn_of_two_labels(manifest: pd.DataFrame) -> None:

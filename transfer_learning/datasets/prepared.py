@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from transfer_learning.cli.formatting import counted
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
 from transfer_learning.datasets.dataset import UNSEEN, Dataset, split_off_unseen
@@ -73,7 +74,7 @@ class PreparedDataset:
             splits += f", {counts[UNSEEN]:,} of unseen classes"
         return (
             f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} "
-            f"skipped; {len(self.ignored):,} other file{'' if len(self.ignored) == 1 else 's'} ignored"
+            f"skipped; {counted(len(self.ignored), 'other file')} ignored"
         )
 
 

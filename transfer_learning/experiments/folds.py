@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_learning.cli.console import muted
+from transfer_learning.cli.formatting import counted
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.audit.label_issues import confident_learning
 from transfer_learning.datasets.corrections import COLUMNS
@@ -118,7 +119,7 @@ def predict_folds(
             _, left_out = builder.frozen_inputs
         logits[folds == fold] = logits_of_features(classifier, left_out.inputs, left_out.rows)
         labels[folds == fold] = left_out.labels
-        logger.info(f"Fold {fold + 1} of {config.folds}: {len(left_out):,} images predicted.")
+        logger.info(f"Fold {fold + 1} of {config.folds}: {counted(len(left_out), 'image')} predicted.")
     return OutOfFold(rows, labels, logits, folds)
 
 

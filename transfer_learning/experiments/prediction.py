@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from transfer_learning.cli.formatting import counted
 from transfer_learning.datasets.dataset import Source
 from transfer_learning.datasets.decoding.formats import IMAGE_SUFFIXES
 from transfer_learning.datasets.decoding.given import each_image
@@ -51,8 +52,8 @@ class FoundImages(NamedTuple):
         if not self.ignored:
             return ""
         reasons = Counter(reason for _, reason in self.ignored).most_common()
-        files = "1 other file" if len(self.ignored) == 1 else f"{len(self.ignored):,} other files"
-        return f"{files} ignored: {', '.join(f'{count:,} {reason}' for reason, count in reasons)}"
+        named = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+        return f"{counted(len(self.ignored), 'other file')} ignored: {named}"
 
 
 class FilePrediction(NamedTuple):

@@ -1,9 +1,11 @@
 """A start from a finished run: the weights of its backbone, and the rows of its head for classes of the same name."""
 
+import logging
 import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from transfer_learning.cli.formatting import counted, listed
 from transfer_learning.config import NAMED_WEIGHTS, RunConfig
 from transfer_learning.errors import UserError
 from transfer_learning.storage.files import read_json
@@ -11,6 +13,8 @@ from transfer_learning.storage.run_directory import RunDir, evaluated_run_dir
 
 if TYPE_CHECKING:
     from transfer_learning.models.classifier import Classifier
+
+logger = logging.getLogger(__name__)
 
 
 def names_run(weights: str) -> bool:
@@ -55,6 +59,11 @@ def with_earlier_weights(classifier: "Classifier", config: RunConfig) -> "Classi
     """
     run_dir, old_config = earlier_run(config.weights, config.backbone)
     old = load_earlier(run_dir, old_config)
+    if gone := [name for name in old.class_names if name not in classifier.class_names]:
+        logger.info(
+            f"The new run does not know {counted(len(gone), 'class')} of {config.weights}, without training images here: "
+            f"{listed(gone)}."
+        )
     layers = {layer.name: layer for layer in old.backbone.layers}
     for layer in classifier.backbone.layers:
         if layer.weights and layer.name not in layers:

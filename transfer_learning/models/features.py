@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transfer_learning.cli.formatting import counted
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.machine.device_memory import results
 from transfer_learning.models.weights import weights_digest
@@ -125,13 +126,13 @@ def cached_activations(frozen: FrozenPart, images: NamedImages, cache: Cache) ->
             missing = [name for name in distinct if position[name] < 0]
         if missing:
             logger.info(
-                f"Computing the {entry.kind} of {len(missing):,} images ({describe_facts(entry.facts)}); "
+                f"Computing the {entry.kind} of {counted(len(missing), 'image')} ({describe_facts(entry.facts)}); "
                 f"{len(distinct) - len(missing):,} are in the cache."
             )
             cache.reserve(cached, len(missing) * entry.record_bytes)
         elif distinct:
             logger.info(
-                f"The {entry.kind} of {len(distinct):,} images ({describe_facts(entry.facts)}) are in the cache."
+                f"The {entry.kind} of {counted(len(distinct), 'image')} ({describe_facts(entry.facts)}) are in the cache."
             )
         progress = count_progress(f"Computing {entry.kind}")
         computed: list[np.ndarray] = []

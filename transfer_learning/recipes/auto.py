@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+from transfer_learning.cli.formatting import counted
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.recipes.known import FINE_TUNING
 
@@ -32,8 +33,8 @@ def auto_recipe(
         reasons["image_size"] = f"Image size {image_size}: the images' shorter sides are {sides}."
     batch_size = 32 if num_images >= 640 else 16
     reasons["batch_size"] = (
-        f"Batch size {batch_size}: {num_images:,} images give at most {math.ceil(num_images / batch_size):,} train steps "
-        "per epoch."
+        f"Batch size {batch_size}: {num_images:,} images give at most "
+        f"{counted(math.ceil(num_images / batch_size), 'train step')} per epoch."
     )
     is_imbalanced = smallest_class * 3 < largest_class
     if is_imbalanced:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transfer_learning.cli.console import muted
-from transfer_learning.cli.formatting import duration
+from transfer_learning.cli.formatting import counted, duration
 from transfer_learning.config import HEAD_FEATURES, RunConfig
 from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decoding.pixel_cache import cached_images
@@ -309,7 +309,7 @@ def _as_choice(best: Candidate, candidates: list[Candidate], num_images: int) ->
     usual = next((one for one in candidates if (one.head_features, one.head_init) == ("last", "ridge")), best)
     reasons = {
         "head_features": f"Head: {best.head_init} on {best.head_features}, leave-one-out loss {best.loss:.3f} (error "
-        f"{best.error:.1%}) on {num_images:,} training images; ridge on last: {usual.loss:.3f} ({usual.error:.1%}). "
+        f"{best.error:.1%}) on {counted(num_images, 'training image')}; ridge on last: {usual.loss:.3f} ({usual.error:.1%}). "
         f"Measured in {duration(seconds)}."
     }
     for place, name in enumerate(COMPARED):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer_learning.cli.formatting import megabytes
+from transfer_learning.cli.formatting import counted, megabytes
 from transfer_learning.machine.resources import available_bytes, usable_cores
 from transfer_learning.storage.cache_index import DAMAGED_INDEX, INDEX, JOURNAL, Index, IndexRow, layout_text, os_errors
 from transfer_learning.storage.locks import exclusive_lock
@@ -130,8 +130,7 @@ class ArrayCache(AbstractContextManager):
                 positions[index] = in_memory[key][0]
         if damaged:
             self._forget(damaged)
-            count = "1 record" if len(damaged) == 1 else f"{len(damaged):,} records"
-            logger.warning(f"{self.folder}: {count} damaged; computing again.")
+            logger.warning(f"{self.folder}: {counted(len(damaged), 'record')} damaged; computing again.")
         return positions
 
     def notes(self, keys: Sequence[str]) -> list[str]:

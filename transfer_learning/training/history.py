@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from transfer_learning.cli.formatting import duration
+from transfer_learning.cli.formatting import counted, duration
 from transfer_learning.storage.files import write_text, written_atomically
 from transfer_learning.training.state import TrainingState
 
@@ -59,7 +59,7 @@ def phase_results(
 
 def describe_phase(name: str, result: dict) -> str:
     """``Phase frozen: 3 epochs of 0.4 s on average, after 12 s of preparation (cached activations, compiling).``"""
-    epochs = "1 epoch" if result["epochs"] == 1 else f"{result['epochs']} epochs"
+    epochs = counted(result["epochs"], "epoch")
     if "epoch_seconds" not in result:
         return f"Phase {name}: {epochs}."
     mean = " on average" if result["epochs"] > 1 else ""

@@ -9,6 +9,7 @@ import logging
 
 import numpy as np
 
+from transfer_learning.cli.formatting import counted
 from transfer_learning.evaluation.intervals import standard_error
 from transfer_learning.machine.strategy import ALONE
 from transfer_learning.models.classifier import logits_of_features, predicted_logits
@@ -76,6 +77,6 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
 
 def _tell(num_images: int) -> None:
     logger.info(
-        f"The head is fitted again, now also on the {num_images:,} validation images; the validation results below are "
+        f"The head is fitted again, now also on {counted(num_images, 'validation image')}; the validation results below are "
         "those of the head without these images."
     )

@@ -21,6 +21,7 @@ from PIL import Image
 from tests.support import ROOT
 from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
+from transfer_learning.cli.formatting import counted
 from transfer_learning.datasets.dataset import Dataset, Example, FilePart
 from transfer_learning.datasets.decoding import pixel_cache
 from transfer_learning.datasets.decoding.decode import Decoded, decode
@@ -51,7 +52,7 @@ def opened(tmp_path):
 
 
 def summary(num_decoded, num_cached):
-    return [f"Decoded {num_decoded} images ({num_cached} in cache)."]
+    return [f"Decoded {counted(num_decoded, 'image')} ({num_cached} in cache)."]
 
 
 def as_array(pixels):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import PIL
 
+from transfer_learning.cli.formatting import counted
 from transfer_learning.cli.formatting import size as in_bytes
 from transfer_learning.cli.progress import count_progress
 from transfer_learning.datasets.dataset import Dataset, Source, is_remote
@@ -202,7 +203,7 @@ def _decode_missing(
             progress(min(start, len(sources)), len(sources))
     if filling.num_missing and not decoders.suffix:
         num_found = sum(name in filling.found for name in names)
-        logger.info(f"Decoded {filling.num_added:,} images ({num_found:,} in cache).")
+        logger.info(f"Decoded {counted(filling.num_added, 'image')} ({num_found:,} in cache).")
     return names, [filling.known[name] for name in names]
 
 

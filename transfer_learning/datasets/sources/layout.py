@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from transfer_learning.cli.formatting import listed
+from transfer_learning.cli.formatting import counted, listed
 from transfer_learning.datasets.split_names import FILLERS, is_unlabelled, split_and_rest, split_of
 from transfer_learning.errors import UserError
 
@@ -113,7 +113,7 @@ def _splits_above_classes(tree: Tree, top: Folder, where: str) -> Layout | None:
             split != "train" and len(folder.folders) == 1 and len(trained) > 1 and not trained & folder.folders.keys()
         )
         if is_flat and split != "train" and trained:
-            count = "1 image" if _count(folder) == 1 else f"{_count(folder):,} images"
+            count = counted(_count(folder), "image")
             left_out[top + (name,)] = f"without class folders inside {name}"
             warnings.append(
                 f"The folder {name} of {where} holds {count} without class folders, so it is not used; {FOR_PREDICTION}."
