@@ -232,7 +232,7 @@ def test_the_audit_is_a_page_and_a_table_of_every_file(odd_folder, prepared, her
     page = Path("seen/audit.html").read_text()
     assert f"{len(table)} files on disk = {named}." in page and "96.7% discarded" in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page), "it needs no other file"
-    assert page.count('src="data:image/') > 24 and "put over white" in page and "phone 0.jp2" in page
+    assert page.count('src="data:image/') > 24 and "shown on white" in page and "phone 0.jp2" in page
 
 
 def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audit(odd_folder, prepared, here):

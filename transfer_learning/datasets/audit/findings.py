@@ -331,7 +331,7 @@ def _label_issues(
     try:
         issues = find_label_issues(values, labels, files["near_duplicates"].iloc[examples].to_numpy())
     except MissingExtra as error:
-        notes.append(f"Label issues and outliers were not looked for. {error}")
+        notes.append(f"Label issues and outliers were not searched for. {error}")
         return
     rated = np.flatnonzero(issues.suggestion >= 0)
     columns = ["suggestion", "probability", "quality"]

@@ -29,9 +29,9 @@ TIME_NOTE = (
     "Time to an accuracy includes training, validation, compilation and the computation of features by frozen layers."
 )
 TIME_DETAILS = (
-    "Compilation and features count once per variant, at their longest, for all its seeds, since later runs find the "
-    "features in the cache. Features that were cached before the comparison, or by another variant, do not count; an "
-    "empty --cache-dir includes them. Decoding and the final evaluation are not included."
+    "Compilation and features count once per variant, with the longest time over its seeds, because later runs read the "
+    "features from the cache. Features that were cached before the comparison, or by another variant, do not count; to "
+    "include them, use an empty --cache-dir. Decoding and the final evaluation are not included."
 )
 
 
