@@ -1,6 +1,6 @@
 #!/bin/bash
 # sbatch docs/jobs/slurm.sh --dataset photos/ --fine-tune.epochs 20     (the options of `run`)
-# One worker per node, with all GPUs of the node. A job that reaches its time limit, or loses a worker, goes on in the queue.
+# One worker per node, with all GPUs of the node. A job that reaches its time limit, or loses a worker, is queued again and continues.
 #SBATCH --job-name=transfer-learning
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1

@@ -130,5 +130,5 @@ def _tried(address: str, work: Callable[[], Result]) -> Result:
             time.sleep(WAIT_SECONDS * 2**number)
     raise UserError(
         f"{address} cannot be read ({reason.strip(' .')[:300]}); check its name, your credentials and the network (for a "
-        "bucket that is not at Amazon, AWS_ENDPOINT_URL), and start again: a run goes on from its last checkpoint."
+        "bucket that is not at Amazon, AWS_ENDPOINT_URL), and start again: a run continues from its last checkpoint."
     )

@@ -108,7 +108,7 @@ class PixelsOnRead:
             if image.problem:
                 raise UserError(
                     f"{source} cannot be read any more ({image.problem}), and it is needed again in each epoch; restore it, "
-                    "then start again: a run goes on from its last checkpoint."
+                    "then start again: a run continues from its last checkpoint."
                 )
             pixels[index] = from_jpeg(image.pixels) if isinstance(image.pixels, bytes) else image.pixels
         return pixels
