@@ -152,7 +152,7 @@ def test_shards_in_s3_are_read_in_parts_and_a_lost_store_is_one_sentence(content
         assert source.file == "s3://set/some/train-0.tar" and source.read_bytes() == list(contents.values())[-1]
         client.delete_object(Bucket="set", Key="some/train-0.tar")
         with pytest.raises(
-            UserError, match="s3://set/some/train-0.tar cannot be read .*goes on from its last checkpoint"
+            UserError, match="s3://set/some/train-0.tar cannot be read .*continues from its last checkpoint"
         ):
             source.read_bytes()
         with pytest.raises(UserError, match="shards:s3://set/some holds no .tar|s3://set/some cannot be read"):
