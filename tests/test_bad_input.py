@@ -337,7 +337,9 @@ def test_a_disk_that_refuses_the_cache_alone_does_not_end_the_run(number, monkey
     evaluation = train.run_experiment(config, RunDir(here / "in memory"))
     output = "\n".join(messages)
     assert evaluation["weights_sha256"] == with_cache["weights_sha256"]
-    assert output.count("It cannot be") == 2 and output.count("holds them in memory instead") == 2  # pixels, features
+    assert (
+        output.count("It cannot be") == 2 and output.count("holds this data in memory instead") == 2
+    )  # pixels, features
 
 
 def test_a_cache_that_is_a_file_is_named(refused, photos, here):

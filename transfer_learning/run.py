@@ -148,7 +148,7 @@ def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[Note | s
         more = longer if any(name.endswith(".epochs") for name in fields) else ""
         raise UserError(
             f"{run_dir.path} was begun with another config ({named(fields)}){more}; leave the flags out, or start a new "
-            "run with them and without --resume, which finds images and features in the cache."
+            "run with them and without --resume; it finds images and features in the cache."
         )
     if not run_dir.is_finished:
         check_place(config.dataset, "--dataset")

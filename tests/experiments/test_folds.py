@@ -70,8 +70,8 @@ def test_every_image_that_is_trained_on_is_predicted_once(finished, data):
 def test_without_validation_images_the_folds_set_the_rejection_threshold(finished):
     _, evaluation, messages = finished
     assert not finished[0].predictions("val").exists() and evaluation["rejection"]["threshold"] > 0
-    assert any("out-of-fold images" in message for message in messages)
-    assert "% of the out-of-fold images" in finished[0].report.read_text()
+    assert any("out-of-fold predictions" in message for message in messages)
+    assert "% of the out-of-fold predictions" in finished[0].report.read_text()
     assert not any("nan" in message for message in messages)
 
 

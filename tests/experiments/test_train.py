@@ -90,14 +90,16 @@ def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config,
     assert whole.call_count == 1, "the cached features are those of the weights that are shipped; a sample checks them"
     # The head is fitted to the validation images, too, and what is said of them is by the head without them.
     assert evaluation["is_refitted"] and "The head was fitted again" in run_dir.report.read_text()
-    assert evaluation["calibrated_on"] == "left-out" and "% of the left-out images" in run_dir.report.read_text()
+    assert (
+        evaluation["calibrated_on"] == "left-out" and "% of the leave-one-out predictions" in run_dir.report.read_text()
+    )
     recorded, run, said = run_dir.predictions("val").read_text(), FinishedRun(run_dir), log_messages()
     run.data("val")
-    assert any("knows them better than new ones" in message for message in said)
-    with pytest.raises(UserError, match="fitted on the validation images, too, so it knows them"):
+    assert any("better than on new images" in message for message in said)
+    with pytest.raises(UserError, match="also fitted on the validation images"):
         evaluate_again(run, "val")
     assert run_dir.predictions("val").read_text() == recorded
-    with pytest.raises(UserError, match="was fitted on them, too; train the runs with --no-refit"):
+    with pytest.raises(UserError, match="was also fitted on them; train the runs with --no-refit"):
         make_soup([run, run], RunDir(tmp_path / "soup"))
 
 

@@ -321,8 +321,8 @@ def test_a_disk_that_is_full_in_the_middle_keeps_what_was_there_and_the_run_goes
             patched.setattr(os, function, full)
             assert arrays.add(KEYS[:5], ARRAYS[:5], None, 3_000_001).tolist() == [0, 1, 2, 3, IN_MEMORY]
         assert said == [
-            f"Cannot write 4 MB to {entry} ({os.strerror(number)}); the run holds them in memory instead, and later runs "
-            "compute them again."
+            f"Cannot write 4 MB to {entry} ({os.strerror(number)}); the run holds this data in memory instead, and later "
+            "runs compute it again."
         ]
         assert (entry / "records.bin").stat().st_size == 4 * ARRAYS[0].nbytes, "the space is given back"
         reused = ARRAYS[5].copy()
@@ -676,7 +676,7 @@ def test_a_folder_that_cannot_be_made_or_made_anew_leaves_memory(name, shape, re
     assert [record.tolist() if shape else record for record in found_rows] == [
         record.tolist() if shape else record for record in records
     ]
-    assert sum("(Permission denied); the run holds them in memory instead" in sentence for sentence in said) == 1
+    assert sum("(Permission denied); the run holds this data in memory instead" in sentence for sentence in said) == 1
     assert len(list(read_only.iterdir())) == 2
 
 

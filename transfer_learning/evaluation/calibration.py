@@ -18,6 +18,7 @@ SPREAD = 0.4  # standard deviation of the logarithm of the temperature before an
 RANGE = (0.05, 20.0)  # of the temperature
 MAX_IMAGES = 10_000  # enough to fit one number
 PART = 4096  # images per step, for the memory
+KINDS = {"out-of-fold": "out-of-fold predictions", "left-out": "leave-one-out predictions"}  # others: images of a split
 
 
 def fitted_temperature(
@@ -57,9 +58,14 @@ def fitted_temperature(
     temperature = float(np.exp(found.x))
     was = "well calibrated" if f"{temperature:.3g}" == "1" else f"{'over' if temperature > 1 else 'under'}confident"
     return temperature, (
-        f"Confidences calibrated with temperature {temperature:.3g}: on {len(labels):,} {kind} images the model "
+        f"Confidences calibrated with temperature {temperature:.3g}: on {len(labels):,} {fitted_on(kind)} the model "
         f"was {was} (log loss {loss(0.0):.3f}, now {loss(found.x):.3f})."
     )
+
+
+def fitted_on(kind: str) -> str:
+    """``validation images``, ``leave-one-out predictions``: what a temperature of this kind was fitted on."""
+    return KINDS.get(kind, f"{kind} images")
 
 
 def measure(table: pd.DataFrame, temperature: float) -> dict[str, Any]:

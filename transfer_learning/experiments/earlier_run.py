@@ -50,8 +50,8 @@ def compare_with_earlier(
     }
     if is_trained_on.any():
         logger.warning(
-            f"{is_trained_on.sum():,} of {len(part):,} {data.eval_split} images decided the weights of "
-            f"{earlier_dir.path}, so the accuracy is too high; the comparison with that run leaves them out."
+            f"{earlier_dir.path} was trained or validated on {is_trained_on.sum():,} of the {len(part):,} {data.eval_split} "
+            f"images, so the accuracy is too high; the comparison with that run leaves them out."
         )
     is_left = ~is_trained_on & ~is_other_class & (data.eval_split != "train")
     if is_left.any():

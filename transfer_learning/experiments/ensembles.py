@@ -35,8 +35,8 @@ def evaluate_again(run: FinishedRun, split: str) -> dict[str, Any]:
     """
     if split == "val" and run.evaluation.get("is_refitted"):
         raise UserError(
-            f"The head of {run.name} was fitted on the validation images, too, so it knows them; read the predictions "
-            f"without them in {run.run_dir.predictions(split)}, or give --split test."
+            f"The head of {run.name} was also fitted on the validation images, so results on them would be too good; "
+            f"use those of the head without them in {run.run_dir.predictions(split)}, or give --split test."
         )
     run_dir, classifier, data = run.run_dir, run.classifier(), run.data(split)
     with run_dir.locked():

@@ -130,7 +130,8 @@ class FinishedRun:
             raise UserError(f"{place} has no {split} images; give {(others or ['--dataset with other images'])[0]}.")
         if split == "val" and self.evaluation.get("is_refitted"):
             logger.warning(
-                f"The head of {self.name} was fitted on the validation images, too, so it knows them better than new ones."
+                f"The head of {self.name} was also fitted on the validation images, so results on them are better "
+                "than on new images."
             )
         return data
 

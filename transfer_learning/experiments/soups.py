@@ -50,7 +50,7 @@ def make_soup(runs: Sequence[FinishedRun], run_dir: RunDir) -> dict[str, Any]:
         )
     if known := [run.name for run in runs if run.evaluation.get("is_refitted")]:
         raise UserError(
-            f"A soup is chosen and calibrated on validation images, and the head of {known[0]} was fitted on them, too; "
+            f"A soup is chosen and calibrated on validation images, but the head of {known[0]} was also fitted on them; "
             "train the runs with --no-refit, or evaluate them as an ensemble, without --soup."
         )
     ordered = by_validation(runs)

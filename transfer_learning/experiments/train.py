@@ -214,8 +214,8 @@ def check_before(config: RunConfig, num_workers: int) -> None:
     find_backbone(config.backbone).check_unfreeze(config.fine_tune.unfreeze)
     if config.find_learning_rate and num_workers > 1:
         raise UserError(
-            f"--find-learning-rate works with one worker, and this run has {num_workers}; search in a run of its own, and "
-            "give what it finds as --fine-tune.learning-rate."
+            f"--find-learning-rate works with one worker, and this run has {num_workers}; search in a run with one worker, "
+            "and give the rate that it finds as --fine-tune.learning-rate."
         )
 
 

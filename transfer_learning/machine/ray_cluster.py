@@ -74,8 +74,8 @@ def joined_cluster(address: str, num_cpus: int = 0) -> Iterator[None]:
                 f"Ray did not start ({reason}); wait until the machine is less busy, then try again."
             ) from None
         raise UserError(
-            f"--ray {address} cannot be joined ({reason}); run this on a machine of the cluster, which `ray start` has "
-            "made one, with the same RAY_AUTH_TOKEN or token file."
+            f"--ray {address} cannot be joined ({reason}); run this command on a machine that `ray start` has added to "
+            "the cluster, with the same RAY_AUTH_TOKEN or token file."
         ) from None
     try:
         yield

@@ -11,6 +11,7 @@ import pandas as pd
 from transfer_learning.cli.parser import command_line
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions, rejection
+from transfer_learning.evaluation.calibration import fitted_on
 from transfer_learning.evaluation.figures.table import FIGURES, MAX_CLASSES
 from transfer_learning.machine import monitor
 from transfer_learning.reports.page import counts_by_class, embedded, number, unseen_class_counts, write_page
@@ -87,7 +88,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "stages": read_json(run_dir.stages).get("stages") if run_dir.stages.exists() else None,
         "figures": _figures(run_dir.figures),
         "errors": _most_confident_errors(run_dir.predictions(content["split"])),
-        "calibrated_on": f"{calibrated_on} images",
+        "calibrated_on": fitted_on(calibrated_on),
         "counts": counts_by_class(manifest, class_names) if has_splits else None,
         "unseen_classes": unseen_class_counts(manifest) if has_splits else {},
         "skipped": _reasons(manifest, "problem"),

@@ -280,8 +280,8 @@ class ArrayCache(AbstractContextManager):
         if not self._has_warned:
             self._has_warned = True
             logger.warning(
-                f"Cannot write {megabytes(needed_bytes)} to {self.folder} ({reason}); the run holds them in memory "
-                "instead, and later runs compute them again."
+                f"Cannot write {megabytes(needed_bytes)} to {self.folder} ({reason}); the run holds this data in "
+                "memory instead, and later runs compute it again."
             )
 
     def _checked(self, array: np.ndarray | bytes) -> np.ndarray | bytes:

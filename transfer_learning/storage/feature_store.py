@@ -114,7 +114,7 @@ class FeatureStore:
             reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
             raise UserError(
                 f"--feature-store {self.place} cannot be {done} ({reason}); check its name, permissions and free space, "
-                "then try again: what it holds stays."
+                "then try again: finished files are kept."
             ) from None
 
 

@@ -87,7 +87,7 @@ class RunEstimate:
             self.caches_activations = bool(values["caches_activations"])
         except (UserError, TypeError, KeyError, AttributeError):
             self.stages = {}
-            logger.warning(f"{path} is damaged and is written anew; no result depends on it.")
+            logger.warning(f"{path} is damaged and is written again; no result depends on it.")
 
     @property
     def seconds(self) -> dict[str, float | None]:

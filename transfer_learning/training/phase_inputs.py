@@ -120,7 +120,7 @@ def make_phase_inputs(
         try:
             inputs, positions = cached_activations(frozen, images, Cache.of(config))
         except NoSpace as error:
-            logger.warning(f"{error} The run goes on and computes them in every epoch, to the same bits.")
+            logger.warning(f"{error} The run continues and computes them in every epoch, with the same bits.")
     num_train_rows = num_copies * len(train)
     train_rows = positions[:num_train_rows].reshape(num_copies, len(train))
     if num_copies == 1:

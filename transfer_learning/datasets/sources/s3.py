@@ -67,7 +67,7 @@ def fetch(place: str, folder: Path, also: str) -> tuple[Path, list[tuple[str, st
     except OSError as error:
         raise UserError(
             f"{place} cannot be written to {root} ({error.strerror or error}); free space or pass another "
-            "--data-dir, and run again: downloaded files stay."
+            "--data-dir, and run again: downloaded files are kept."
         ) from None
     earlier = f"; earlier downloads can be used with --dataset cv_studio:{root}" if (root / INDEX).exists() else ""
     raise UserError(
