@@ -71,8 +71,8 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     if names_run(values.get("weights", "")):
         if "preset" in values:
             raise UserError(
-                f"--preset {values['preset']} chooses settings, but a run that starts from {values['weights']} takes the settings "
-                "of that run; leave --preset out, or start without that run."
+                f"--preset {values['preset']} chooses settings, but a run that starts from {values['weights']} takes the "
+                "settings of that run; leave --preset out, or start without that run."
             )
         return _config_of_earlier_run(values)
     if not values.get("dataset"):
