@@ -3,7 +3,7 @@
 import pytest
 
 from transfer_learning.config import flat
-from transfer_learning.recipes.auto import auto_recipe
+from transfer_learning.recipes.auto import auto_recipe, fine_tune_epochs_for
 
 SURVEYS = {
     "tiny": dict(num_images=6, num_classes=2, smallest_class=3, largest_class=3, short_side=500),
@@ -24,3 +24,12 @@ def test_any_dataset_gets_a_valid_config_with_reasons(counts):
     assert all(reason.endswith(".") and reason == reason.strip() for reason in reasons.values())
     assert "0 pixels" not in reasons["image_size"].split()[-2:], "an unknown size is called unknown"
     assert (config.class_weights == "balanced") == ("class_weights" in reasons) == (counts["num_images"] == 1000)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "image_size", "epochs"),
+    [(0, 224, 24), (80, 224, 24), (300, 224, 16), (400, 224, 10), (600, 224, 4), (600, 160, 8), (1000, 224, 2)]
+    + [(9_999, 224, 2), (10_000, 224, 3), (1_281_167, 96, 3)],
+)
+def test_fewer_images_are_trained_for_more_epochs_with_bounds(num_images, image_size, epochs):
+    assert fine_tune_epochs_for(num_images, image_size) == epochs
