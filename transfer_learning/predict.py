@@ -66,6 +66,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if flags.tta not in ("", "flip"):
         raise UserError(f"--tta {flags.tta} is unknown; predict has flip, and evaluate --tta the others.")
     flags.format = format_of(flags.format, flags.output)
+    for place in flags.images:
+        if flags.output and flags.output.is_file() and os.path.exists(place) and flags.output.samefile(place):
+            raise UserError(
+                f"--output {flags.output} is also given as input, and would be replaced; name another file."
+            )
     return flags
 
 

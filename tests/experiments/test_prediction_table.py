@@ -56,6 +56,7 @@ def test_names_that_are_not_utf8_come_through(tmp_path, capsys):
 def test_the_format_is_that_of_the_name_unless_it_is_given():
     assert format_of(None, None) == "csv" == format_of(None, Path("a.txt"))
     assert format_of(None, Path("a.JSONL")) == "jsonl" and format_of("csv", Path("a.parquet")) == "csv"
+    assert format_of("jsonl", Path("a.json")) == "jsonl"
 
 
 @pytest.mark.parametrize(
@@ -65,12 +66,21 @@ def test_the_format_is_that_of_the_name_unless_it_is_given():
         (["--format", "parquet"], "needs a file; give one with --output"),
         (["--top-k", "0"], "--top-k 0 names no class"),
         (["--tta", "crops"], "predict has flip"),
+        (["--output", "a.JPG"], "--output a.JPG has the name of an image, and a table would replace it"),
+        (["--output", "a.png", "--format", "csv"], "has the name of an image"),
+        (["--output", "a.json"], "asks for the format json; give a name that ends with csv, jsonl, parquet"),
     ],
 )
 def test_what_cannot_be_written_is_one_sentence(flags, words):
     with pytest.raises(UserError) as caught:
         predict.parse(["run", "image.png", *flags])
     assert words in str(caught.value)
+
+
+def test_a_table_of_images_is_not_replaced_by_its_predictions(tmp_path):
+    (tmp_path / "images.csv").write_text("path\n")
+    with pytest.raises(UserError, match="is also given as input"):
+        predict.parse(["run", "a.png", str(tmp_path / "images.csv"), "--output", f"{tmp_path}/./images.csv"])
 
 
 def test_parquet_is_an_extra(tmp_path, monkeypatch):

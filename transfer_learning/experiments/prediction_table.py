@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from transfer_learning.datasets.decoding.formats import IMAGE_SUFFIXES, OTHER_SUFFIXES
 from transfer_learning.errors import UserError, did_you_mean, needs_extra
 from transfer_learning.storage.files import written_atomically
 
+OTHER_TABLES = ("json", "ndjson", "tsv", "xlsx", "xls", "ods", "pq", "feather", "html", "md")  # that are not written
 ROWS_PER_GROUP = 10_000  # of a Parquet file, which are in memory
 Write = Callable[[Sequence[Any]], object]
 
@@ -20,9 +22,18 @@ def format_of(name: str | None, output: Path | None) -> str:
     """Returns the format that was asked for, or that the name of the file has; CSV if there is neither.
 
     Raises:
-        UserError: it is unknown, or needs a file.
+        UserError: it is unknown, or needs a file; or the file has the name of an image, as after ``--output photos/*.jpg``,
+            which would overwrite the first of them, or of another kind of table.
     """
     suffix = output.suffix.lower().lstrip(".") if output else ""
+    if f".{suffix}" in IMAGE_SUFFIXES | OTHER_SUFFIXES:
+        raise UserError(
+            f"--output {output} has the name of an image, and a table would replace it; give such as found.csv."
+        )
+    if not name and suffix in OTHER_TABLES:
+        raise UserError(
+            f"--output {output} asks for the format {suffix}; give a name that ends with {', '.join(FORMATS)}."
+        )
     name = name or (suffix if suffix in FORMATS else "csv")
     if name not in FORMATS:
         raise UserError(f"There is no format {name}.{did_you_mean(name, FORMATS)}")
