@@ -56,6 +56,16 @@ def test_without_the_extra_nothing_is_written(run, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["README.md", "openvino/model.xml"])
+def test_files_that_no_export_wrote_are_not_replaced(name, run, tmp_path):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("of somebody else")
+    with pytest.raises(UserError, match=f"holds {name.split('/')[0]} without the export.json of an export"):
+        export.main([run.name, "--format", "openvino", "--output", str(tmp_path)])
+    assert file.read_text() == "of somebody else"
+
+
 def test_a_file_that_fails_is_not_written_and_nothing_is_uploaded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "FLOAT_LIMIT", -1.0)
     monkeypatch.setattr(gate, "SECONDS", 0.01)

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from transfer_learning.cli.console import muted
+from transfer_learning.cli.formatting import listed
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.dataset import SPLITS
@@ -22,7 +23,7 @@ from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.moved import read_manifest
 from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.datasets.sources.registry import DATASETS
-from transfer_learning.errors import needs_extra
+from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import predictions
 from transfer_learning.exports.formats import Format
 from transfer_learning.exports.gate import check
@@ -35,7 +36,7 @@ from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.backbones import find_backbone
 from transfer_learning.models.classifier import Classifier, load_model
 from transfer_learning.storage.cache import Cache
-from transfer_learning.storage.files import read_json, write_json
+from transfer_learning.storage.files import check_writable, read_json, write_json
 from transfer_learning.storage.run_directory import RunDir
 
 logger = logging.getLogger(__name__)
@@ -60,8 +61,10 @@ def export_run(
         What the gate found for each format, see `gate.check`.
 
     Raises:
-        UserError: the model, the images or a package is missing.
+        UserError: the model, the images or a package is missing, or the folder cannot be written or holds files of others.
     """
+    table = folder / run_dir.export_table.name
+    _check_folder(folder, table, [CARD, *(format.path for format in formats)], run_dir)
     with needs_extra("export"):  # the card comes last: its package is looked for now
         importlib.import_module("huggingface_hub")
     images = load_images(run_dir, dataset)
@@ -82,12 +85,22 @@ def export_run(
             if (folder / format.path).is_dir():
                 shutil.rmtree(folder / format.path)  # a folder cannot be replaced
             os.replace(path, folder / format.path)
-    table = folder / run_dir.export_table.name
     rows = _rows(table, network.metadata, results)
     write_json(table, {"formats": rows})
     if passed := [row for row in rows if not row["problem"]]:
         write_card(folder / CARD, network.metadata, read_json(run_dir.evaluation), passed, _about(run_dir))
     return results
+
+
+def _check_folder(folder: Path, table: Path, names: Sequence[str], run_dir: RunDir) -> None:
+    """Raises UserError if the files would replace some that no export wrote, such as a README.md of the user."""
+    check_writable(folder, "--output")
+    others = [name for name in names if (folder / name).exists()]
+    if others and not table.exists() and folder != run_dir.export:  # there an export may have been killed
+        raise UserError(
+            f"--output {folder} holds {listed(others)} without the {table.name} of an export, and would replace it; choose a "
+            "new or an empty folder."
+        )
 
 
 def load_network(run_dir: RunDir, dataset: str = "") -> Network:
