@@ -154,6 +154,8 @@ def log_file(path: Path) -> logging.Handler:
         early.flush()
         early.setTarget(None)
         logging.getLogger(PACKAGE).removeHandler(early)
+        for once in early.filters:  # of `each_message_once`
+            handler.addFilter(once)
     return handler
 
 
@@ -163,13 +165,15 @@ def _handler_of(kind: type[Handler]) -> Handler | None:
 
 
 class _NewOnly(logging.Filter):
-    """Drops messages that its handler had before."""
+    """Drops messages of a logger and those below it that its handler had before."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
         self._seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if not super().filter(record):
+            return True
         message = record.getMessage()
         is_new = message not in self._seen
         self._seen.add(message)
@@ -177,9 +181,13 @@ class _NewOnly(logging.Filter):
 
 
 @contextmanager
-def each_message_once() -> Iterator[None]:
-    """Drops messages that were logged before in this block, as when several runs load the same dataset."""
-    filters = [(handler, _NewOnly()) for handler in logging.getLogger(PACKAGE).handlers]
+def each_message_once(name: str = PACKAGE) -> Iterator[None]:
+    """Drops messages that were logged before in this block, as when the same dataset is loaded twice.
+
+    Args:
+        name: of the logger that they come from, or that is above it.
+    """
+    filters = [(handler, _NewOnly(name)) for handler in logging.getLogger(PACKAGE).handlers]
     for handler, new_only in filters:
         handler.addFilter(new_only)
     try:
