@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError(f"--output {flags.output} is for several runs; the report of one is in its directory.")
         runs, page = [first.path], write_report(existing_run_dir(first.path))
     else:
+        if flags.output and Path(flags.output).suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"--output {flags.output} would be a web page; give a name that ends with .html.")
         runs = find_runs(flags.run_dirs)
         folder = first.path if is_alone else first.path.parent
         page = write_leaderboard(runs, Path(flags.output or folder / FILE))

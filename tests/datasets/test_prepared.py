@@ -16,7 +16,7 @@ from transfer_learning.datasets.prepared import images_once, load_prepared
         (("cat", "dog"), None),
         (("Cat", "cat"), "'Cat' (2 images) and 'cat' (2 images)"),
         (("red fox", "red_fox", "Red-Fox", "dog"), "'Red-Fox' (2 images) and 'red fox' (2 images) and 'red_fox'"),
-        (("caf\u00e9", "cafe\u0301"), "'cafe\u0301' (2 images) and 'caf\u00e9' (2 images)"),
+        (("caf\u00e9", "cafe\u0301"), r"'cafe\u0301' (2 images) and 'caf\xe9' (2 images)"),
         (("1", "01"), "'01' (2 images) and '1' (2 images)"),
         ((*"abcde", *"ABCDE"), "'D' (2 images) and 'd' (2 images); and 1 more"),
     ],

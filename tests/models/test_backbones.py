@@ -434,6 +434,7 @@ def test_unreachable_imagenet_weights_say_what_works_now(tmp_path, monkeypatch):
         ("small_cnn", "imagenet", "from scratch with --weights none --frozen.epochs 0"),
         ("resnet50", "Imagenet", "expected imagenet, none, or"),
         ("resnet50", "model.keras", "ends in .h5"),
+        ("resnet50", "run/model.keras", "is a file of a run; to start from its weights give the run: --from run."),
         ("resnet50", "state.pth", "ends in .h5; .*need --backbone resnet50v1_5"),
         ("small_cnn", "state.safetensors", "ends in .h5; give weights of small_cnn, or --weights none"),
         ("efficientnet_lite0", "state.pt", "ends in .h5 or .pth or .safetensors"),
@@ -445,6 +446,9 @@ def test_unreachable_imagenet_weights_say_what_works_now(tmp_path, monkeypatch):
 )
 def test_weights_that_cannot_be_are_refused(name, weights, answer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    for file in ("config.json", "model.keras"):
+        (tmp_path / "run" / file).touch()
     with pytest.raises(UserError, match=answer):
         build_backbone(name, SIZE, weights)
 

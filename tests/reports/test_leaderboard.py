@@ -78,5 +78,6 @@ def test_several_runs_are_ranked_on_a_page_beside_them_or_where_the_user_says(ru
         ([str(tmp_path / "x")], "There is no run directory"),
         ([*pair, str(tmp_path / "x")], "not a run directory and holds none"),
         ([pair[0], "--output", "x.html"], "is for several runs"),
+        ([*pair, "--output", "x.png"], "would be a web page; give a name that ends with .html"),
     ):
         assert words in refused(report.main, *arguments)

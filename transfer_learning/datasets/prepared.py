@@ -1,8 +1,9 @@
 """A dataset that is ready for a run: loaded, decoded and split."""
 
 import logging
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ class PreparedDataset:
         if UNSEEN in counts:
             splits += f", {counts[UNSEEN]:,} of unseen classes"
         return (
-            f"{len(self.manifest):,} images of {len(self.class_names)} classes: {splits}, {counts.get('', 0):,} "
+            f"{len(self.manifest):,} images of {len(self.class_names):,} classes: {splits}, {counts.get('', 0):,} "
             f"skipped; {counted(len(self.ignored), 'other file')} ignored"
         )
 
@@ -166,13 +167,24 @@ def _images_of(dataset: Dataset, config: RunConfig, ranges: Ranges | None) -> Ca
     return images
 
 
+def _distinct(name: str, others: Sequence[str]) -> str:
+    """A quoted name, with escapes for what looks the same in another one: two ways to write é."""
+    looks_same = [
+        other for other in others if unicodedata.normalize("NFKC", other) == unicodedata.normalize("NFKC", name)
+    ]
+    return ascii(name) if len(looks_same) > 1 else repr(name)
+
+
 def _warn_of_similar_classes(dataset: Dataset) -> None:
     """The audit lists the images of such classes: ``similar class names``."""
     groups = alike(dataset.class_names, folded_label)
     if groups:
         counts = Counter(example.label for example in dataset.examples)
         names = [[dataset.class_names[number] for number in group] for group in groups]
-        listed = "; ".join(" and ".join(f"{name!r} ({counts[name]:,} images)" for name in group) for group in names[:4])
+        listed = "; ".join(
+            " and ".join(f"{_distinct(name, group)} ({counted(counts[name], 'image')})" for name in group)
+            for group in names[:4]
+        )
         more = f"; and {len(groups) - 4:,} more" if len(groups) > 4 else ""
         logger.warning(
             f"Class names that are nearly the same are trained as different classes: {listed}{more}; if they are one "

@@ -324,6 +324,10 @@ def weights_identity(name: str, weights: str) -> str | None:
 
 def _given_weights_path(row: Backbone, path: Path) -> Path:
     if not path.name.endswith(row.weights_formats):
+        if (path.parent / "config.json").exists() and path.exists():
+            raise UserError(
+                f"--weights {path} is a file of a run; to start from its weights give the run: --from {path.parent}."
+            )
         raise UserError(
             f"--weights was given {str(path)!r}; expected imagenet, none, or for {row.name} a file that ends in "
             f"{' or '.join(row.weights_formats)}; {row.weights_advice}."

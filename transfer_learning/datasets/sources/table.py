@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from transfer_learning.cli.formatting import size
+from transfer_learning.cli.formatting import counted, size
 from transfer_learning.datasets.dataset import Dataset, Example, Note, with_class_names
 from transfer_learning.datasets.decoding.formats import IMAGE_SUFFIXES
 from transfer_learning.datasets.sources.folder import files_below, is_hidden
@@ -201,10 +201,8 @@ def _rows(table: Path, text: Text, named: Columns | None, notes: list[Note]) -> 
         num_repeated += before is not None
         rows.setdefault(path, found)
     if num_repeated:
-        repeated = (
-            "1 row of {} repeats another one" if num_repeated == 1 else f"{num_repeated:,} rows of {{}} repeat others"
-        )
-        notes.append(Note(logging.WARNING, f"{repeated.format(table)} and counts once."))
+        repeat = "repeats another one and counts" if num_repeated == 1 else "repeat others and count"
+        notes.append(Note(logging.WARNING, f"{counted(num_repeated, 'row')} of {table} {repeat} once."))
     return list(rows.values())
 
 
