@@ -188,6 +188,13 @@ def test_the_log_says_that_few_images_are_not_fine_tuned(config, tmp_path):
     assert chosen.frozen.learning_rate > 1e-5 and any("No fine-tuning: " in reason for reason in reasons)
 
 
+def test_heads_that_leave_nothing_out_are_not_said_to_be_compared(config, tmp_path):
+    photos = draw_photos(tmp_path / "photos", num_per_class=2)  # one of them for testing
+    values, reasons, candidates = chosen_for(dataclasses.replace(config, dataset=str(photos)))
+    assert candidates == [] and "loss" not in reasons["head_features"]
+    assert "not compared with others: no class has a second training image" in reasons["head_features"]
+
+
 def test_test_images_are_not_looked_at(config, tmp_path, monkeypatch):
     config = dataclasses.replace(config, cache_dir=str(tmp_path))
     seen = []

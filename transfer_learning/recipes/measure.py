@@ -167,7 +167,14 @@ def measured_choices(
     for candidate in candidates:
         logger.debug(candidate.describe())
     values, reasons = _as_choice(best, candidates, len(chosen))
-    if all(are_known):
+    part = data.manifest.iloc[chosen]
+    if not closed_form.has_others(part["label"].factorize()[0], group_numbers(part)).any():
+        candidates = []  # their losses are of images that the heads know
+        reasons["head_features"] = (
+            f"Head: {best.head_init} on {best.head_features}, not compared with others: no class has a second training image "
+            "(or group) that could be left out."
+        )
+    elif all(are_known):
         reasons["head_features"] = reasons["head_features"].removesuffix(".") + ", by an earlier run."
     if left_out:
         reasons["time_limit"] = f"Not compared, because of --time-limit {deadline.text}: {', '.join(left_out)}."

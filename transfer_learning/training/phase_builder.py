@@ -242,7 +242,13 @@ def initialize_head(
     elif config.starts_from_closed_form:
         head = set_closed_form(config, classifier, features, groups, solve)
         method = {"ridge": "ridge regression", "lda": "linear discriminant analysis with shrinkage"}[config.head_init]
-        logger.info(f"The head starts from {method} on the features (leave-one-out loss {head.loss:.3f}).")
+        can_leave_out = has_others(features.labels, groups).any()
+        loss = (
+            f"leave-one-out loss {head.loss:.3f}"
+            if can_leave_out
+            else "no class has a second image that could be left out"
+        )
+        logger.info(f"The head starts from {method} on the features ({loss}).")
     elif config.head_features != "last":
         blocks = feature_blocks(classifier.backbone, config.head_features)
         classifier.head.get_layer(STANDARDIZE).set_weights(standardization(features, blocks))
