@@ -198,6 +198,8 @@ def test_options_of_python_are_fields_by_name_and_phase(options, values):
         ({"fine_tune": {"rate": 1}}, "unknown field fine_tune.rate"),
         ({"seed": "1"}, "seed is '1', not int"),
         ({"fine_tune": 3}, "fine_tune is 3, not an object with fields"),
+        ({"fine_tune": 3, "fine_tune.epochs": 2}, "fine_tune is 3, not an object with fields"),
+        ({"fine_tune": {"epochs": 3}, "fine_tune.epochs": 2}, "fine_tune.epochs is given as 3 and as 2"),
     ],
 )
 def test_an_option_that_is_no_field_is_named(options, named):

@@ -403,15 +403,18 @@ def values_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
         UserError: a name is unknown, or a value has another type than its field.
     """
     fields: dict[str, Any] = {}
-    for name, value in options.items():
-        phase, _, inner = name.partition(".")
-        if inner:
-            fields.setdefault(phase, {})[inner] = _plain(value)
-        elif isinstance(value, Mapping):
-            fields[name] = fields.get(name, {}) | {inner: _plain(one) for inner, one in value.items()}
-        else:
-            fields[name] = _plain(value)
     try:
+        for name, value in options.items():
+            phase, _, inner = name.partition(".")
+            if not inner and not isinstance(value, Mapping):
+                fields[name] = _plain(value)
+                continue
+            of_phase = fields.setdefault(phase, {})
+            if not isinstance(of_phase, dict):
+                raise TypeError(f"{phase} is {of_phase!r}, not an object with fields")
+            for field, one in {inner: value}.items() if inner else value.items():
+                if of_phase.setdefault(field, _plain(one)) != _plain(one):
+                    raise ValueError(f"{phase}.{field} is given as {of_phase[field]} and as {_plain(one)}")
         return dict(_read_fields(RunConfig, fields, ""))
     except (ValueError, TypeError) as error:
         raise UserError(f"The options cannot be used ({error}); give fields of the config, see `run --help`.") from None
