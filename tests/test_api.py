@@ -85,6 +85,13 @@ def test_load_run_opens_a_finished_run(trained):
         tl.load_run(trained.run_dir.path / "figures" / "missing")
 
 
+def test_a_run_is_found_after_the_working_directory_changed(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.run_dir.path.parent)
+    run = tl.load_run(trained.run_dir.path.name)
+    monkeypatch.chdir(tmp_path)
+    assert run.evaluation == trained.evaluation and run.config == trained.config
+
+
 def test_an_unknown_option_is_named(small_config):
     with pytest.raises(UserError, match="unknown field epoch"):
         tl.train(small_config.dataset, epoch=3)

@@ -58,7 +58,7 @@ def load_run(path: str | Path) -> "FinishedRun":
     from transfer_learning.experiments.finished_run import FinishedRun
     from transfer_learning.storage.run_directory import evaluated_run_dir
 
-    return FinishedRun(evaluated_run_dir(path))
+    return FinishedRun(evaluated_run_dir(path).absolute())
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,11 @@
 """The predictor of exported files gives the probabilities that the run recorded, without TensorFlow."""
 
+import pickle
 import shutil
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import transfer_learning as tl
@@ -58,6 +60,11 @@ def test_predict_takes_files_folders_bytes_and_arrays_and_gives_a_reason_for_wha
     assert len(predictor.predict([])) == 0
     with pytest.raises(UserError, match="not_an_image.png cannot be used: cannot be decoded"):
         predictor.open_image(tmp_path / "not_an_image.png")
+
+
+def test_another_process_opens_the_file_again(files, recorded, photos_folder):
+    predictor, path = tl.Predictor(files["litert"], threads=1), photos_folder / recorded[0]["id"][0]
+    pd.testing.assert_frame_equal(pickle.loads(pickle.dumps(predictor)).predict(path), predictor.predict(path))
 
 
 def test_images_of_another_shape_or_dtype_are_refused(files):

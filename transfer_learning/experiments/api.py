@@ -45,7 +45,7 @@ def train_dataset(
         if not directory.is_finished:
             logger.info(f"Run directory: {directory.path}")
             run_experiment(config, directory, reasons=reasons)
-    return FinishedRun(directory)
+    return FinishedRun(directory.absolute())
 
 
 def _begun(directory: RunDir, values: dict[str, Any]) -> tuple[RunDir, RunConfig, Sequence[Note | str]]:

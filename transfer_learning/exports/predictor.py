@@ -56,7 +56,7 @@ class Predictor:
             raise UserError(
                 f"threads={threads!r} is not a number of threads; give 1 or more, or None for all usable cores."
             )
-        self.path = Path(path)
+        self.path, self._threads = Path(path), threads
         format = format_of(self.path)
         if not self.path.exists():
             raise UserError(f"There is no file {path}; make one with transfer-learning export RUN_DIR.")
@@ -73,6 +73,10 @@ class Predictor:
         self.resize = self.metadata.resize
         self.rejection_threshold = self.metadata.rejection_threshold
         self.value_ranges = self.metadata.value_ranges
+
+    def __reduce__(self) -> tuple[type["Predictor"], tuple[Path, int | None]]:
+        """For other processes: they open the file again."""
+        return type(self), (self.path.absolute(), self._threads)
 
     def open_image(self, image: Any) -> np.ndarray:
         """Decodes, rotates by EXIF, makes square and resizes one image, as the run did.

@@ -49,6 +49,10 @@ class RunDir:
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
 
+    def absolute(self) -> "RunDir":
+        """The same directory, also after the working directory has changed, as in a notebook."""
+        return RunDir(self.path.absolute())
+
     def predictions(self, split: str, tta: bool = False) -> Path:
         """One row per image: id, label, predicted class, confidence, probabilities; with or without augmentation."""
         return self.path / "predictions" / f"{split}{'_views' if tta else ''}.csv"
