@@ -28,7 +28,7 @@ def test_any_dataset_gets_a_valid_config_with_reasons(counts):
 
 @pytest.mark.parametrize(
     ("num_images", "image_size", "epochs"),
-    [(0, 224, 24), (80, 224, 24), (300, 224, 16), (400, 224, 10), (600, 224, 4), (600, 160, 8), (1000, 224, 2)]
+    [(0, 224, 24), (80, 224, 24), (200, 224, 12), (400, 224, 6), (600, 224, 4), (600, 160, 8), (1000, 224, 2)]
     + [(9_999, 224, 2), (10_000, 224, 3), (1_281_167, 96, 3)],
 )
 def test_fewer_images_are_trained_for_more_epochs_with_bounds(num_images, image_size, epochs):

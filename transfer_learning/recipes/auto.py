@@ -75,14 +75,12 @@ def auto_recipe(
 
 
 def fine_tune_epochs_for(num_images: int, image_size: int) -> int:
-    """As many epochs as make about 2,450 images of 224 pixels, the same computing for 600 to 1,200 training images.
+    """About as much computing for every dataset of 100 to 1,200 images: that of 2,450 images of 224 pixels.
 
-    Fewer images get up to twice as much, from 300 images down, and at most 24 epochs. More images get two epochs, and
-    from 10,000 images on three.
+    Smaller ones have 24 epochs, larger ones two, and from 10,000 images on three.
     """
     fewest = 2 if num_images < 10_000 else 3
-    computing = 2450 * min(max(1.0, 3 - num_images / 300), 2.0)
-    return _clip(round(computing * (224 / image_size) ** 2 / max(1, num_images)), fewest, 24)
+    return _clip(round(2450 * (224 / image_size) ** 2 / max(1, num_images)), fewest, 24)
 
 
 def _clip(value: int, low: int, high: int) -> int:
