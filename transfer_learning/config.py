@@ -390,7 +390,9 @@ def values_from_json(text: str, source: str = "the config") -> dict[str, Any]:
     try:
         return dict(_read_fields(RunConfig, json.loads(text), ""))
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{source} cannot be read ({error}); correct or restore the file, or start a new run.") from None
+        raise UserError(
+            f"{source} cannot be read ({error}); correct or restore the file, or start a new run."
+        ) from None
 
 
 def values_from_options(options: Mapping[str, Any]) -> dict[str, Any]:
