@@ -12,7 +12,7 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
-from transfer_learning.cli.console import each_message_once, early_messages, log_file, logged_to
+from transfer_learning.cli.console import early_messages, log_file, logged_to
 from transfer_learning.cli.flags import add_config_flags, given_values
 from transfer_learning.cli.parser import Parser, command_line, quiet_start, run_main
 from transfer_learning.config import NAMED_WEIGHTS, RunConfig, difference, named, values_from_options, with_values
@@ -37,12 +37,11 @@ examples:
 
 
 @early_messages()
-@images_once()
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     flags = parse(arguments)
     cluster = find_cluster(getattr(flags, "strategy", RunConfig.strategy))
     other_folder = tempfile.TemporaryDirectory(prefix="worker-") if cluster and cluster.index else nullcontext("")
-    with each_message_once("transfer_learning.datasets"), other_folder as folder:
+    with images_once(), other_folder as folder:
         run_dir, config, reasons = met(flags, cluster, RunDir(folder)) if cluster else chosen(flags)
         if config is None or run_dir.is_finished:
             logger.info(f"{run_dir.path} is finished; its report is {run_dir.report}.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from transfer_learning.cli.console import PACKAGE, each_message_once
 from transfer_learning.cli.formatting import counted
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.corrections import apply_corrections, read_corrections
@@ -144,10 +145,12 @@ def prepare_dataset(
 def images_once() -> Iterator[None]:
     """In the block the second call of `prepare_dataset` takes over the images of the first one, if they are the same
     files: a run chooses its settings on them, then trains. Every file is hashed, and all its pixels are checked, once.
+    Messages about the dataset are also logged once.
     """
     token = _first.set([])
     try:
-        yield
+        with each_message_once(f"{PACKAGE}.datasets"):
+            yield
     finally:
         _first.reset(token)
 

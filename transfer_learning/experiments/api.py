@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transfer_learning.cli.console import PACKAGE, each_message_once, early_messages, set_up_logging
+from transfer_learning.cli.console import PACKAGE, early_messages, set_up_logging
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import RunConfig, difference, named, values_from_options, with_values
 from transfer_learning.datasets.prepared import images_once
@@ -37,7 +37,7 @@ def train_dataset(
             f"tl.train trains in this process alone, and {cluster.found_in} names {len(cluster.addresses)} workers; start "
             '`transfer-learning run` in each of them, or give strategy="one" to train alone.'
         )
-    with early_messages(), each_message_once("transfer_learning.datasets"), images_once():
+    with early_messages(), images_once():
         if run_dir is not None and RunDir(run_dir).config.exists():
             directory, config, reasons = _begun(RunDir(run_dir), values)
         else:
