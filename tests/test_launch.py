@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from transfer_learning.config import Phase, difference, flat
 from transfer_learning.errors import ExitCode, UserError
 from transfer_learning.experiments.train import oom_as_user_error, run_experiment
 from transfer_learning.machine import worker_processes
+from transfer_learning.machine.worker_processes import WorkerProcesses
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
 
@@ -102,6 +105,27 @@ def test_a_worker_killed_then_all_stopped_then_continued_by_one_process(num_work
     assert any(f"workers was {num_workers}, is 1" in message for message in messages), messages
     assert difference(run_dir.read_config(), config) == {}
     assert_equal_to_rounding(run_dir, alone)
+
+
+@pytest.mark.parametrize(
+    ("codes", "received", "expected"),
+    [
+        ([5, 143], 15, 143),  # worker 1 was between two phases, and worker 0 lost it
+        ([5, 143], None, 143),  # the batch system sent the signal to the worker
+        ([-15, -15], 15, 143),  # both were still importing TensorFlow
+        ([143, 143], 15, 143),
+        ([0, 143], 15, 0),
+        ([2, 143], 15, 2),
+        ([5, -9], None, -9),  # start again
+        ([5, 5], None, 5),
+        ([5, 2], None, 2),
+    ],
+)
+def test_which_exit_code_a_run_has_whose_workers_ended(codes, received, expected):
+    workers = WorkerProcesses([], [23_000, 23_001])
+    workers._processes = [SimpleNamespace(poll=lambda code=code: code) for code in codes]
+    workers._logs, workers._received = [BytesIO(), BytesIO()], received
+    assert workers.wait() == expected
 
 
 @pytest.mark.long

@@ -3,12 +3,13 @@
 import os
 import signal
 import threading
+import time
 
 import keras
 import numpy as np
 import pytest
 
-from transfer_learning.errors import ExitCode, Stopped
+from transfer_learning.errors import ExitCode, Stopped, UserError, WorkerLost
 from transfer_learning.training.stopping import STOPS, StopRequest, Watchdog
 
 
@@ -38,6 +39,25 @@ def test_while_a_network_is_made_it_is_no_failure_of_the_network(inputs):
 
     with StopRequest(), pytest.raises(Stopped):
         Signalled()(inputs)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_while_an_object_is_deleted_it_acts_a_moment_later(number, capfd):
+    class Signalled:
+        def __del__(self):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped) as stopped, StopRequest():
+        Signalled()  # Python ignores what is raised in __del__
+        time.sleep(60)
+    assert stopped.value.exit_code == 128 + number and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("error", "expected"), [(WorkerLost, Stopped), (UserError, UserError)])
+def test_a_worker_that_the_signal_ended_first_is_not_the_reason(error, expected):
+    with pytest.raises(expected), StopRequest() as stop:
+        stop.receive()
+        raise error("it ended")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -204,7 +204,8 @@ def _work(config: dict[str, Any]) -> int:
         finally:
             process.kill()
             process.wait()
-        code = 128 - code if number and code < 0 else code  # it was still starting
+        if number and (code < 0 or code == ExitCode.WORKER_LOST):  # it was still starting, or another one was
+            code = 128 + number
         if code == ExitCode.DONE or code - 128 in STOPS:
             return code
         lines = os.pread(log.fileno(), 1 << 24, 0).decode(errors="replace").strip().splitlines()

@@ -101,13 +101,14 @@ class WorkerProcesses:
         self.first = min(failed, key=lambda index: (failed[index] == ExitCode.WORKER_LOST, failed[index]))
         code = failed[self.first]
         self.how = f"has ended ({describe(code)})"
+        if number := self._received or (code - 128 if code - 128 in STOPS else 0):
+            self._wait_for_all()
+            own = self._codes().get(0, code)
+            return 128 + number if own < 0 or own == ExitCode.WORKER_LOST else own
         silent = [index for index in range(len(self._processes)) if index not in self._codes()]
         if code == ExitCode.WORKER_LOST and silent:
             self.first, self.how = silent[0], "does not answer"
             return code
-        if self._received or code - 128 in STOPS:
-            self._wait_for_all()
-            return self._codes().get(0, code)
         if self.first and code > 0:
             self._logs[self.first].seek(0)
             lines = self._logs[self.first].read().decode(errors="replace").strip().splitlines()

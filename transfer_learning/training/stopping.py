@@ -1,13 +1,17 @@
 """Signals that stop a run: in the loop after the train step and a checkpoint, elsewhere at once."""
 
+import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transfer_learning.errors import STOPS, Stopped
+from transfer_learning.errors import STOPS, Stopped, WorkerLost
+
+AGAIN_SECONDS = 0.1  # until a signal that came while an object was deleted takes effect
 
 
 class StopRequest:
@@ -19,6 +23,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._previous: dict[int, Any] = {}
+        self._report, sys.unraisablehook = sys.unraisablehook, self._ignored
         self.take_signals()
         return self
 
@@ -29,9 +34,14 @@ class StopRequest:
                 previous = signal.signal(number, self._receive)
                 self._previous.setdefault(number, previous)
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind, error, traceback) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous = {}
+        if sys.unraisablehook == self._ignored:
+            sys.unraisablehook = self._report
+        if isinstance(error, WorkerLost):  # the signal has ended that worker, too
+            self.raise_if_received()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -59,6 +69,17 @@ class StopRequest:
         self.signal_number = number
         if not self._deferred:
             raise Stopped(number)
+
+    def _ignored(self, found: Any) -> None:
+        """Python ignores what is raised while an object is deleted: the signal comes once more."""
+        if isinstance(found.exc_value, Stopped):
+            threading.Timer(AGAIN_SECONDS, self._come_again).start()
+        else:
+            self._report(found)
+
+    def _come_again(self) -> None:
+        if self._previous and self.signal_number:
+            os.kill(os.getpid(), self.signal_number)
 
 
 class Watchdog:
