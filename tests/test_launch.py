@@ -111,14 +111,14 @@ def test_a_worker_killed_then_all_stopped_then_continued_by_one_process(num_work
     ("codes", "received", "expected"),
     [
         ([5, 143], 15, 143),  # worker 1 was between two phases, and worker 0 lost it
-        ([5, 143], None, 143),  # the batch system sent the signal to the worker
+        ([5, 143], 0, 143),  # the batch system sent the signal to the worker
         ([-15, -15], 15, 143),  # both were still importing TensorFlow
         ([143, 143], 15, 143),
         ([0, 143], 15, 0),
         ([2, 143], 15, 2),
-        ([5, -9], None, -9),  # start again
-        ([5, 5], None, 5),
-        ([5, 2], None, 2),
+        ([5, -9], 0, -9),  # start again
+        ([5, 5], 0, 5),
+        ([5, 2], 0, 2),
     ],
 )
 def test_which_exit_code_a_run_has_whose_workers_ended(codes, received, expected):
@@ -126,6 +126,38 @@ def test_which_exit_code_a_run_has_whose_workers_ended(codes, received, expected
     workers._processes = [SimpleNamespace(poll=lambda code=code: code) for code in codes]
     workers._logs, workers._received = [BytesIO(), BytesIO()], received
     assert workers.wait() == expected
+
+
+def test_a_signal_while_workers_are_started_reaches_all(monkeypatch):
+    """One that came while the second process was made: it had not been known yet."""
+    sent: list[int] = []
+
+    def start(*words, **options):
+        signal.raise_signal(signal.SIGUSR1)
+        return SimpleNamespace(
+            poll=lambda: 138 if len(sent) == 2 else None, send_signal=sent.append, kill=int, wait=int
+        )
+
+    monkeypatch.setattr(worker_processes.subprocess, "Popen", start)
+    with WorkerProcesses([], [23_000, 23_001]) as workers:
+        assert workers.wait() == ExitCode.PREEMPTED
+    assert sent == [signal.SIGUSR1, signal.SIGUSR1]
+
+
+def test_the_process_that_chooses_settings_ends_with_worker_0():
+    code = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from transfer_learning.run import end_with_parent
+pool = ProcessPoolExecutor(1, get_context("fork"), end_with_parent, (os.getpid(),))
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 600)
+os.kill(os.getpid(), 15)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=120)
+    assert ended.returncode == -signal.SIGTERM  # not before the other has ended: it holds the pipe, too
+    assert not psutil.pid_exists(int(ended.stdout)) or psutil.Process(int(ended.stdout)).status() == "zombie"
 
 
 @pytest.mark.long

@@ -5,6 +5,8 @@ import logging
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
@@ -66,12 +68,23 @@ def met(
     with Meeting(cluster, given, getattr(flags, "worker_timeout", RunConfig.worker_timeout)) as meeting:
         if cluster.is_chief:
             # In another process, because TensorFlow has to find the workers before it computes anything.
-            with ProcessPoolExecutor(1, get_context("fork")) as process:
+            with ProcessPoolExecutor(1, get_context("fork"), end_with_parent, (os.getpid(),)) as process:
                 run_dir, config, reasons = process.submit(chosen, flags).result()
             meeting.lead(partial(contradiction, config), "" if run_dir.is_finished else config.to_json())
             return run_dir, config, reasons
         text = meeting.follow()
         return own, with_values(RunConfig.from_json(text), with_full_paths(given)) if text else None, ()
+
+
+def end_with_parent(parent: int) -> None:
+    """This process ends within a second after its parent, which a signal may end at once."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(ExitCode.FAILED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def contradiction(config: RunConfig, other: Mapping[str, Any]) -> str:

@@ -57,11 +57,11 @@ class WorkerProcesses:
         self._words, self._addresses = words, [f"127.0.0.1:{port}" for port in ports]
         self._processes: list[subprocess.Popen] = []
         self._logs: list[IO[bytes]] = []
-        self._received: int | None = None
+        self._received = self._sent = 0  # the last signal, and the last that the workers got
         self.first, self.how = 0, ""  # the worker that ended first, or is silent, and in words how
 
     def __enter__(self) -> "WorkerProcesses":
-        self._previous = {number: signal.signal(number, self._forward) for number in STOPS}
+        self._previous = {number: signal.signal(number, self._receive) for number in STOPS}
         for index in range(len(self._addresses)):
             log = tempfile.TemporaryFile()
             output: dict[str, Any] = {"stdout": log, "stderr": log} if index else {}
@@ -121,7 +121,12 @@ class WorkerProcesses:
             time.sleep(0.1)
 
     def _codes(self) -> dict[int, int]:
-        """Exit codes of the workers that have ended."""
+        """Exit codes of the workers that have ended; the others get a signal that came meanwhile."""
+        if self._received != self._sent:
+            self._sent = self._received
+            for process in self._processes:
+                if process.poll() is None:
+                    process.send_signal(self._sent)
         return {index: code for index, one in enumerate(self._processes) if (code := one.poll()) is not None}
 
     def _environment(self, index: int) -> dict[str, str]:
@@ -134,8 +139,5 @@ class WorkerProcesses:
             values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[index::count])
         return values
 
-    def _forward(self, number: int, frame) -> None:
-        self._received = number
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(number)
+    def _receive(self, number: int, frame) -> None:
+        self._received = number  # `_codes` sends it, once all workers are started
