@@ -64,40 +64,21 @@ def find_cut(classifier: Classifier) -> Cut | None:
 
 def _highest_crossing(backbone: keras.Model) -> keras.KerasTensor | None:
     """Returns the last tensor that all paths from the images to the trainable layers and the head cross, or None."""
-    operations = _in_topological_order(backbone)
-    first = next(index for index, (operation, _, _) in enumerate(operations) if _trains(operation))
+    # Keras numbers depths from the outputs: an operation is deeper than what takes its results.
+    nodes = [node for _, nodes in sorted(backbone._nodes_by_depth.items(), reverse=True) for node in nodes]
+    first = next(index for index, node in enumerate(nodes) if _trains(node.operation))
     # Tensors made before an operation and used after it: a single one is a cut.
-    last_use = {id(source): index for index, (_, sources, _) in enumerate(operations) for source in sources}
-    outputs = {id(output): len(operations) for output in backbone.outputs}
+    last_use = {id(source): index for index, node in enumerate(nodes) for source in node.input_tensors}
+    outputs = {id(output): len(nodes) for output in backbone.outputs}
     last_use |= outputs  # by the head
     crossing: set[int] = set()
     best = None
-    for index, (_, sources, results) in enumerate(operations[:first]):
-        crossing |= {id(result) for result in results}
-        crossing -= {id(source) for source in sources if last_use[id(source)] == index}
+    for index, node in enumerate(nodes[:first]):
+        crossing |= {id(result) for result in node.output_tensors}
+        crossing -= {id(source) for source in node.input_tensors if last_use[id(source)] == index}
         if len(crossing) == 1 and not crossing & outputs.keys():  # Keras builds no network whose input is an output
-            best = next((result for result in results if id(result) in crossing), best)
+            best = next((result for result in node.output_tensors if id(result) in crossing), best)
     return best
-
-
-def _in_topological_order(backbone: keras.Model) -> list[tuple[keras.Operation, list, list]]:
-    """Returns each operation with its input and output tensors, after the operations that make its inputs."""
-    seen: set[tuple[int, int]] = set()
-    order: list[tuple[keras.Operation, list, list]] = []
-    waiting = [(output, False) for output in backbone.outputs]
-    while waiting:
-        tensor, is_ready = waiting.pop()
-        operation, node_index, _ = tensor._keras_history
-        if (id(operation), node_index) in seen:
-            continue
-        node = operation._inbound_nodes[node_index]
-        if is_ready:
-            seen.add((id(operation), node_index))
-            order.append((operation, list(node.input_tensors), list(node.output_tensors)))
-        else:
-            waiting.append((tensor, True))
-            waiting += [(source, False) for source in node.input_tensors]
-    return order
 
 
 def _trains(operation: keras.Operation) -> bool:
