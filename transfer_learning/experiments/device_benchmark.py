@@ -1,7 +1,6 @@
 """The processor and each GPU measured one after the other, each in a process of its own (`one_device`)."""
 
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from transfer_learning.experiments import measurements
 from transfer_learning.experiments.measurements import left_out_lines, markdown_table, number
+from transfer_learning.machine.gpus import cuda_names
 from transfer_learning.storage.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def measure_devices(document: dict[str, Any], path: Path, num_images: int) -> No
     gpus = measurements.run_child(sys.executable, PROGRAM, ["list"], {})["gpus"]
     if not gpus:
         logger.info("TensorFlow sees no GPU on this machine; only the processor is measured.")
-    devices = {"CPU": "-1"} | {f"GPU {index}": name for index, name in enumerate(visible_gpus(len(gpus)))}
+    devices = {"CPU": "-1"} | {f"GPU {index}": name for index, name in enumerate(cuda_names()[: len(gpus)])}
     for name, visible in devices.items():
         if name in document["measurements"]:
             continue
@@ -42,12 +42,6 @@ def measure_devices(document: dict[str, Any], path: Path, num_images: int) -> No
         document["measurements"][name] = figures
         write_json(path, document)
     write_json(path, document)
-
-
-def visible_gpus(num_gpus: int) -> list[str]:
-    """The names CUDA has for the GPUs that TensorFlow sees, in TensorFlow's order."""
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named[:num_gpus] or [str(index) for index in range(num_gpus)]
 
 
 def device_table(document: Mapping[str, Any]) -> str:

@@ -12,10 +12,6 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32)  # the network sees no others: a shape is com
 MANY = 4  # images per batch of requests with several: what a lone image waits for; on a CPU, more gain little
 
 
-class Busy(Exception):
-    """More images are waiting than the server may hold."""
-
-
 class Batcher:
     """Collects images and predicts them together; all methods belong to the thread of the event loop.
 

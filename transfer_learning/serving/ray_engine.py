@@ -11,16 +11,12 @@ from fastapi import FastAPI
 
 from transfer_learning.cli.console import muted
 from transfer_learning.errors import UserError, needs_extra
+from transfer_learning.machine.ray_cluster import SETTINGS
 from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
 
 NAME = "transfer-learning"  # of the application in the cluster
-SETTINGS = {
-    "RAY_AUTH_MODE": "token",  # for all of Ray's own ports
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's warning about it
-}
 
 
 def serve_on_ray(build: Callable[[], FastAPI], address: str, port: int, replicas: int, waiting: int) -> None:
@@ -38,7 +34,7 @@ def serve_on_ray(build: Callable[[], FastAPI], address: str, port: int, replicas
         MissingExtra: Ray is not installed.
         UserError: the cluster cannot be started or joined.
     """
-    os.environ |= SETTINGS
+    os.environ |= {**SETTINGS, "RAY_AUTH_MODE": "token"}  # for all of Ray's own ports
     with needs_extra("ray"):
         import ray
         from ray import serve
