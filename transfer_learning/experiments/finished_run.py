@@ -19,9 +19,8 @@ from transfer_learning.datasets.prepared import PreparedDataset, load_prepared
 from transfer_learning.datasets.sources.table import Columns
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import ensemble, predictions
-from transfer_learning.experiments.prediction import COLUMNS, find_images, predict_images
-from transfer_learning.exports.interface import ImagePredictor
-from transfer_learning.exports.predictor import predictor_of_run
+from transfer_learning.experiments.prediction import find_images, predict_images
+from transfer_learning.exports.predictor import COLUMNS, ImagePredictor, predictor_of_run
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir, check_place
 

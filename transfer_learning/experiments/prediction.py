@@ -1,9 +1,7 @@
 """Finding images, and predicting them with the classifier of a finished run."""
 
 import glob
-import itertools
 import logging
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +21,12 @@ from transfer_learning.datasets.sources import archive, table
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.errors import UserError
-from transfer_learning.exports.interface import ImagePredictor
+from transfer_learning.exports.predictor import COLUMNS, FilePrediction, ImagePredictor
 from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
 
 IMAGES_AT_A_TIME = 256  # decoded ones in memory
-COLUMNS = ["file", "class", "confidence", "rejected", "problem"]  # of a table of predictions
 Progress = Callable[[int, int], None]
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 
@@ -54,23 +51,6 @@ class FoundImages(NamedTuple):
         reasons = Counter(reason for _, reason in self.ignored).most_common()
         named = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
         return f"{counted(len(self.ignored), 'other file')} ignored: {named}"
-
-
-class FilePrediction(NamedTuple):
-    """The prediction of one image, or why it could not be read."""
-
-    name: str
-    probabilities: np.ndarray | None  # float32 (classes,), or None for an unreadable image
-    problem: str  # "" for a readable image
-    kind: str  # of the problem, one of those in `datasets.dataset`
-
-    def row(self, class_names: Sequence[str], rejection_threshold: float, top_k: int = 1) -> tuple[Any, ...]:
-        """Returns the values of `columns`; of an unreadable image the name and the problem."""
-        if self.probabilities is None:
-            return self.name, "", math.nan, False, self.problem, *(("", math.nan) * (top_k - 1))
-        order = np.argsort(-self.probabilities, kind="stable")[:top_k]
-        (best, *others) = [(class_names[position], float(self.probabilities[position])) for position in order]
-        return self.name, *best, best[1] < rejection_threshold, "", *itertools.chain(*others)
 
 
 def columns(top_k: int) -> list[str]:

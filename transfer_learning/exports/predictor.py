@@ -1,11 +1,13 @@
 """Predictions with an exported file, without TensorFlow: Pillow, NumPy and the runtime of the file."""
 
+import itertools
 import logging
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,7 +27,42 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH = 32  # images per call of the runtime
+COLUMNS = ["file", "class", "confidence", "rejected", "problem"]  # of a table of predictions
 FASTEST = ("litert", "onnx", "openvino")  # formats without TensorFlow, by the time until the first prediction
+
+
+class ImagePredictor(Protocol):
+    """What predicts images, for `predict` and `serve` the same: a `Predictor`, or a `RunPredictor`, which also has
+    ``grad_cam`` and ``probabilities_and_features``.
+    """
+
+    image_size: int
+    resize: str
+    rejection_threshold: float
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes by position."""
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns float32 (n, classes) of uint8 (n, size, size, 3)."""
+
+
+class FilePrediction(NamedTuple):
+    """The prediction of one image, or why it could not be read."""
+
+    name: str
+    probabilities: np.ndarray | None  # float32 (classes,), or None for an unreadable image
+    problem: str  # "" for a readable image
+    kind: str  # of the problem, one of those in `datasets.dataset`
+
+    def row(self, class_names: Sequence[str], rejection_threshold: float, top_k: int = 1) -> tuple[Any, ...]:
+        """Returns the values of `columns`; of an unreadable image the name and the problem."""
+        if self.probabilities is None:
+            return self.name, "", math.nan, False, self.problem, *(("", math.nan) * (top_k - 1))
+        order = np.argsort(-self.probabilities, kind="stable")[:top_k]
+        (best, *others) = [(class_names[position], float(self.probabilities[position])) for position in order]
+        return self.name, *best, best[1] < rejection_threshold, "", *itertools.chain(*others)
 
 
 class Predictor:
@@ -131,8 +168,7 @@ class Predictor:
         """
         import pandas as pd
 
-        rows: list[tuple[str, str, float, bool, str]] = []
-        sources = list(_sources(each_image(images)))
+        rows, sources = [], list(_sources(each_image(images)))
         with ThreadPoolExecutor(usable_cores()) as threads:
             for start in range(0, len(sources), BATCH):  # a batch in memory at a time
                 part = sources[start : start + BATCH]
@@ -140,14 +176,11 @@ class Predictor:
                 readable = [image.pixels for image in decoded if not image.problem]
                 found = iter(self.probabilities(np.stack(readable)) if readable else ())
                 for source, image in zip(part, decoded, strict=True):
-                    file = "" if isinstance(source, bytes | np.ndarray) else os.fspath(source)
-                    if image.problem:
-                        rows.append((file, "", float("nan"), False, image.problem))
-                        continue
-                    probabilities = next(found)
-                    name, confidence = self.class_names[probabilities.argmax()], float(probabilities.max())
-                    rows.append((file, name, confidence, confidence < self.rejection_threshold, ""))
-        return pd.DataFrame(rows, columns=["file", "class", "confidence", "rejected", "problem"])
+                    name = "" if isinstance(source, bytes | np.ndarray) else os.fspath(source)
+                    probabilities = None if image.problem else next(found)
+                    prediction = FilePrediction(name, probabilities, image.problem, image.kind)
+                    rows.append(prediction.row(self.class_names, self.rejection_threshold))
+        return pd.DataFrame(rows, columns=COLUMNS)
 
     def _decoded(self, image: GivenImage) -> Decoded:
         source = Path(image) if isinstance(image, str | os.PathLike) else image

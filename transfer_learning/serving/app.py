@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from transfer_learning import __version__
 from transfer_learning.datasets.decoding.decode import EXPENSIVE, Decoded
 from transfer_learning.datasets.decoding.workers import CHEAP, SLOW, DecodeWorkers
-from transfer_learning.exports.interface import ImagePredictor
+from transfer_learning.exports.predictor import ImagePredictor
 from transfer_learning.machine.resources import usable_cores
 from transfer_learning.serving import inference_protocol as v2
 from transfer_learning.serving.batching import BATCH_SIZES, Batcher, padded
