@@ -22,7 +22,7 @@ SIZE = 8
 class ColourPredictor:
     """Classes are the colour channels: the probability is the share of the channel."""
 
-    resize, image_size, rejection_threshold = "squash", SIZE, 0.4
+    resize, image_size, rejection_threshold, value_ranges = "squash", SIZE, 0.4, {}
 
     def __init__(self, class_names=("red", "green", "blue")):
         self.class_names = list(class_names)

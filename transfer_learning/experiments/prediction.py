@@ -5,7 +5,6 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,6 @@ from transfer_learning.datasets.sources.folder import files_below, reason_to_ign
 from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
 from transfer_learning.errors import UserError
 from transfer_learning.exports.predictor import COLUMNS, FilePrediction, ImagePredictor
-from transfer_learning.machine.resources import usable_cores
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +65,11 @@ def predict_images(
         tta: "flip" averages the probabilities of an image and of the mirrored one.
         progress: called with the number of images done, and of all.
     """
-    ranges = getattr(predictor, "value_ranges", {})  # an export may have none
-    workers = DecodeWorkers(predictor.image_size, predictor.resize, ranges=ranges)
-    warned: set[str] = set()
-    with workers, ThreadPoolExecutor(usable_cores()) as threads:
+    ranges, warned = predictor.value_ranges, set[str]()
+    with DecodeWorkers(predictor.image_size, predictor.resize, ranges=ranges) as workers:
         for start in range(0, len(images), IMAGES_AT_A_TIME):
             chunk = images[start : start + IMAGES_AT_A_TIME]
-            results = [image for _, image in threads.map(workers.decode, [image.source for image in chunk])]
+            results = [image for _, image in workers.map(image.source for image in chunk)]
             kinds = {values.kind for result in results if (values := values_in(result.remarks))}
             for kind in sorted(kinds - set(ranges) - warned):
                 warned.add(kind)

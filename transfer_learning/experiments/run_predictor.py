@@ -3,7 +3,6 @@
 import io
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.grad_cam import grad_cam
-from transfer_learning.machine.resources import usable_cores
 from transfer_learning.models.classifier import probabilities, softmax
 from transfer_learning.models.inference_graph import inference_graph
 
@@ -74,11 +72,8 @@ class RunPredictor:
         """
         rows = self._run.examples("val", ["file", "sha256"])
         rows = rows.iloc[np.linspace(0, len(rows) - 1, min(REFERENCE_IMAGES, len(rows))).astype(int)]
-        with (
-            DecodeWorkers(self.image_size, self.resize, ranges=self.value_ranges) as workers,
-            ThreadPoolExecutor(usable_cores()) as threads,
-        ):
-            decoded = list(threads.map(workers.decode, map(Path, rows["file"])))
+        with DecodeWorkers(self.image_size, self.resize, ranges=self.value_ranges) as workers:
+            decoded = workers.map(map(Path, rows["file"]))
         pixels = [image.pixels for _, image in decoded if not image.problem]
         if not pixels or len(pixels) < len(rows) or [digest for digest, _ in decoded] != list(rows["sha256"]):
             logger.info("Drift of the features is not measured, because the validation images are not in their place.")

@@ -2,7 +2,6 @@
 
 import io
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from transfer_learning.datasets.prepared import load_dataset_of
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
 from transfer_learning.exports.gate import FLOAT_LIMIT, REDUCED_LIMIT, EvaluatedImages
-from transfer_learning.machine.resources import usable_cores
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir
 
@@ -55,12 +53,11 @@ def load_images(run_dir: RunDir, dataset: str = "") -> EvaluatedImages:
     size, ranges = config.stored_size, value_range.recorded(environment)
     with tempfile.TemporaryFile() as file:
         pixels = np.memmap(file, np.uint8, "w+", shape=(len(chosen), size, size, 3))
-    with DecodeWorkers(size, config.resize, ranges=ranges) as workers, ThreadPoolExecutor(usable_cores()) as threads:
+    with DecodeWorkers(size, config.resize, ranges=ranges) as workers:
         for start in range(0, len(chosen), CHUNK):
-            ids = recorded["id"].iloc[start : start + CHUNK]
-            for row, (id, (digest, image)) in enumerate(
-                zip(ids, threads.map(workers.decode, chosen[start : start + CHUNK]), strict=True), start
-            ):
+            decoded = workers.map(chosen[start : start + CHUNK])
+            for row, (digest, image) in enumerate(decoded, start):
+                id = recorded["id"].iloc[row]
                 if image.problem or digest != hashes.get(id):
                     raise UserError(f"The image {id} has changed since {run_dir.path} was made; restore it.")
                 pixels[row] = image.pixels

@@ -14,6 +14,7 @@ import numpy as np
 from transfer_learning.cli.parser import quiet_start
 from transfer_learning.datasets.decoding.decode import Decoded, decode
 from transfer_learning.datasets.decoding.given import GivenImage, each_image
+from transfer_learning.datasets.decoding.value_range import Ranges
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
 from transfer_learning.errors import UserError
 from transfer_learning.exports.formats import FORMATS, format_of
@@ -39,6 +40,7 @@ class ImagePredictor(Protocol):
     image_size: int
     resize: str
     rejection_threshold: float
+    value_ranges: Ranges  # of images with more than 8 bits
 
     @property
     def class_names(self) -> Sequence[str]:

@@ -4,7 +4,6 @@ import base64
 import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ from transfer_learning.datasets.dataset import Dataset
 from transfer_learning.datasets.decoding.workers import DecodeWorkers
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
-from transfer_learning.machine.resources import usable_cores
 from transfer_learning.reports.page import counts_by_class, unseen_class_counts, write_page
 from transfer_learning.storage.files import check_writable, write_text
 
@@ -232,9 +230,8 @@ def _seen(files: pd.DataFrame, dataset: Dataset, data: PreparedDataset, config: 
     lost, side = _shares_lost(files), 2 * THUMBNAIL
     order = lost.sort_values(ascending=False, kind="stable").index.to_numpy()
     chosen = order[np.unique(np.linspace(0, max(0, len(order) - 1), min(NUM_SEEN, len(order))).astype(int))]
-    workers = DecodeWorkers(side, "pad", ranges=data.images.ranges)
-    with workers, ThreadPoolExecutor(usable_cores()) as threads:
-        originals = list(threads.map(workers.decode, [dataset.examples[position].source for position in chosen]))
+    with DecodeWorkers(side, "pad", ranges=data.images.ranges) as workers:
+        originals = workers.map(dataset.examples[position].source for position in chosen)
     seen = []
     for position, (_, (pixels, *_)) in zip(chosen, originals, strict=True):
         if pixels is None:  # deleted meanwhile, or too thin for this size

@@ -75,7 +75,7 @@ class _Lane:
             predictor.resize,
             seconds=SECONDS_TO_DECODE,
             max_pixels=limits.pixels,
-            ranges=getattr(predictor, "value_ranges", {}),  # an export may have none
+            ranges=predictor.value_ranges,
             lane=name,
         )
 

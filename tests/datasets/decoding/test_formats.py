@@ -22,7 +22,7 @@ from transfer_learning.experiments.prediction import find_images, predict_images
 class AnyPredictor:
     """Predicts the only class."""
 
-    image_size, resize, rejection_threshold, class_names = 16, "squash", 0.0, ("one",)
+    image_size, resize, rejection_threshold, value_ranges, class_names = 16, "squash", 0.0, {}, ("one",)
 
     def probabilities(self, images):
         return np.ones((len(images), 1), np.float32)

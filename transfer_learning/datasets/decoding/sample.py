@@ -2,7 +2,6 @@
 
 import math
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -44,11 +43,11 @@ def sample_dataset(dataset: Dataset, size: int, resize: str, cache: Cache, decod
 def _rate(sources: list[Source], size: int, resize: str) -> float:
     """Images per second, decoded as `cached_images` does."""
     cores, num_decoded = usable_cores(), 0
-    with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers, ThreadPoolExecutor(cores) as threads:
-        list(threads.map(workers.decode, sources[:cores]))  # starts the processes
+    with DecodeWorkers(size, resize, seconds=SECONDS_PER_IMAGE) as workers:
+        workers.map(sources[:cores])  # starts the processes
         started = time.monotonic()
         for start in range(0, len(sources), cores):
-            num_decoded += len(list(threads.map(workers.decode, sources[start : start + cores])))
+            num_decoded += len(workers.map(sources[start : start + cores]))
             if time.monotonic() - started > SECONDS:
                 break
         return max(1, num_decoded) / max(1e-9, time.monotonic() - started)

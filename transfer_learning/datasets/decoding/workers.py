@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -142,6 +143,15 @@ class DecodeWorkers:
                     return digest, Decoded(bytes(content), width, height, "", remarks)
                 pixels = np.frombuffer(content, np.uint8).reshape(self._size, self._size, 3)
                 return digest, Decoded(pixels, width, height, "", remarks)
+
+    def map(self, sources: Iterable[Source | bytes]) -> list[tuple[str, Decoded]]:
+        """What `decode` returns for each source, in their order, by all cores."""
+        from concurrent.futures import ThreadPoolExecutor  # here, because each process imports this file
+
+        from transfer_learning.machine.resources import usable_cores
+
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            return list(threads.map(self.decode, sources))
 
     def _take(self) -> "_Worker":
         with self._lock:
