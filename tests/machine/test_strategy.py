@@ -10,6 +10,7 @@ from tests.support import ROOT
 from tests.support.ports import free_ports
 from transfer_learning.errors import UserError
 from transfer_learning.machine import strategy
+from transfer_learning.machine.cluster import Cluster
 
 
 def started(*arguments):
@@ -33,6 +34,16 @@ def test_shared_steps_equal_those_of_one_device(count):
 def test_mirrored_needs_several_devices():
     with pytest.raises(UserError, match="--strategy mirrored needs several GPUs"):
         strategy.form_workers("mirrored", None, 1.0)
+
+
+def test_a_port_that_was_taken_meanwhile_is_named(monkeypatch):
+    def fail(resolver):
+        raise tf.errors.UnknownError(None, None, "Could not start gRPC server")  # as TensorFlow 2.21 says
+
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", fail)
+    monkeypatch.setattr(strategy, "ignore_errors_of_deletion", lambda: None)
+    with pytest.raises(UserError, match="Worker 1 cannot listen on 127.0.0.1:2; another program may have the port"):
+        strategy.form_workers("auto", Cluster(("127.0.0.1:1", "127.0.0.1:2"), 1, "TF_CONFIG"), 60.0)
 
 
 def test_without_other_devices_or_workers_a_run_is_alone():

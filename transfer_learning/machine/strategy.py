@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import tensorflow as tf
@@ -63,15 +63,16 @@ class Workers:
 
     @cache  # noqa: B019 (there is one such object in a process)
     def _sum_function(self, seconds: float, signature: tuple) -> Callable[[Tensors], Tensors]:
-        """A compiled function per signature: TensorFlow warns of one that it compiles again and again."""
+        """A compiled function per signature. It is a partial, whose compilations TensorFlow counts one by one; those of
+        several functions with the same code are a reason to warn.
+        """
+        return tf.function(partial(self._sum, seconds), autograph=False)
 
-        def summed(own: Tensors) -> Tensors:
-            def once(number: tf.Tensor) -> Tensors:  # not for each device of the process
-                return [tf.where(number == 0, tensor, tf.zeros_like(tensor)) for tensor in own]
+    def _sum(self, seconds: float, own: Tensors) -> Tensors:
+        def once(number: tf.Tensor) -> Tensors:  # not for each device of the process
+            return [tf.where(number == 0, tensor, tf.zeros_like(tensor)) for tensor in own]
 
-            return self._run(once, seconds)
-
-        return tf.function(summed, autograph=False)
+        return self._run(once, seconds)
 
     def sum(self, array: np.ndarray, seconds: float | None = None) -> np.ndarray:
         """As `sum_tensors`, of one array and outside of TensorFlow's functions."""
@@ -167,10 +168,17 @@ def _connect(cluster: Cluster, num_gpus: int, seconds: float) -> Workers:
     )
     count = len(cluster.addresses)
     ignore_errors_of_deletion()
-    with _killed_after(seconds):
-        return Workers(
-            cluster.index, count, max(1, num_gpus), tf.distribute.MultiWorkerMirroredStrategy(resolver), seconds
-        )
+    try:
+        with _killed_after(seconds):
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except tf.errors.UnknownError as error:
+        if "gRPC server" not in str(error):
+            raise
+        raise UserError(
+            f"Worker {cluster.index} cannot listen on {cluster.addresses[cluster.index]}; another program may have the port: "
+            f"end that one, or give another port in {cluster.found_in}."
+        ) from None
+    return Workers(cluster.index, count, max(1, num_gpus), strategy, seconds)
 
 
 def ignore_errors_of_deletion() -> None:

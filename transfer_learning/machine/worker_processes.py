@@ -1,5 +1,6 @@
 """Worker processes of `run` on this machine: started together, watched, and ended together."""
 
+import atexit
 import logging
 import os
 import signal
@@ -26,16 +27,22 @@ CAUSE_SECONDS = 10.0  # for the worker that others have lost
 def free_ports(count: int, first: int, host: str = "127.0.0.1") -> list[int]:
     """The first `count` ports from `first` on that no program listens on; UserError if there are fewer. `host`: "" for
     all addresses of this machine.
+
+    They stay reserved until this process ends: another call, by any process of this machine, returns others.
     """
     found: list[int] = []
     for port in range(first, min(first + NUM_PORTS, 65_536)):
         if len(found) == count:
             return found
+        reservation = socket.socket(socket.AF_UNIX)
         try:
+            reservation.bind(f"\0transfer-learning-port-{port}")  # a name in memory, not a file
             socket.create_server((host, port)).close()
-            found.append(port)
         except OSError:
+            reservation.close()
             continue
+        atexit.register(reservation.close)
+        found.append(port)
     raise UserError(
         f"Fewer than {count} of the ports {first} to {first + NUM_PORTS - 1} are free; give another --first-port."
     )
