@@ -17,7 +17,7 @@ from transfer_learning.storage import object_store
 SPLITS = ("train", "val", "test")
 UNSEEN = "unseen"  # the split of images of classes that are not trained
 
-# Kinds of problems for which an image is skipped; the audit explains them, see `audit.findings.KINDS`.
+# Kinds of problems for which an image is skipped; the audit explains them, see `audit.kinds.KINDS`.
 EMPTY_FILE = "empty file"
 TRUNCATED_FILE = "truncated file"
 NOT_AN_IMAGE = "not an image"

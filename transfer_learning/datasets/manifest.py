@@ -204,19 +204,15 @@ def _drop_cross_split_duplicates(manifest: pd.DataFrame) -> None:
     The splits are compared before any image is skipped, so the order of the examples does not matter.
     """
     used = manifest[(manifest["problem"] == "") & (manifest["split"] != UNSEEN)]
-    ranks = used["split"].map(RANKS).tolist()
+    ranks = used["split"].map(RANKS)
     problems: dict[int, tuple[str, str]] = {}
     for column, (kind, others_are) in LEAK_REASONS.items():
-        highest: dict[str, int] = {}
         keys = used[column]
         if column == "sha256":  # images of one colour have a place in the hash of their pixels, and show nothing twice
             keys = keys.where(~used["pixels"].str.contains(" "), "")
-        keys = keys.tolist()
-        for key, rank in zip(keys, ranks, strict=True):
-            highest[key] = max(rank, highest.get(key, 0))
-        for row, key, rank in zip(used.index, keys, ranks, strict=True):
-            if key and highest[key] > rank:
-                problems.setdefault(row, (kind, f"{others_are} in the split {SPLITS[highest[key]]}"))
+        highest = ranks.groupby(keys, sort=False).transform("max")
+        for row, rank in highest[(keys != "") & (highest > ranks)].items():
+            problems.setdefault(row, (kind, f"{others_are} in the split {SPLITS[rank]}"))
     skipped = list(problems)
     manifest.loc[skipped, "split"] = ""
     manifest.loc[skipped, "kind"] = [kind for kind, _ in problems.values()]

@@ -8,8 +8,8 @@ import numpy as np
 class Rows(Protocol):
     """Array-like rows (n, ...): an ndarray, or rows that are read, decoded or computed on each access.
 
-    Implemented by `ndarray`, `CachedRows`, `JpegPixels` and `ComputedActivations`; any number of threads may read at
-    once.
+    Implemented by `ndarray`, `CachedRows`, `JpegPixels`, `PixelsOnRead`, `ComputedActivations` and `LastInputs`; any
+    number of threads may read at once.
     """
 
     @property

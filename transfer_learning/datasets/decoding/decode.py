@@ -135,10 +135,10 @@ def decode(source: Source | bytes, size: int, resize: str, ranges: value_range.R
     """Decodes to RGB, applies the EXIF rotation, makes square by `resize` and scales with antialiasing.
 
     Args:
-        source: an image file, a part of a file, the bytes of either, or uint8 pixels (height, width) or (height, width,
-        3). size: side of the result in pixels. resize: "squash" changes the aspect ratio, "crop" takes the center,
-        "pad" adds black bars. ranges: of values with more than 8 bits; a type of number without a range is converted
-        by `_by_type`.
+        source: an image file, a part of a file, the bytes of either, or uint8 pixels (height, width[, 3]).
+        size: side of the result in pixels.
+        resize: "squash" changes the aspect ratio, "crop" takes the center, "pad" adds black bars.
+        ranges: of values with more than 8 bits; a type of number without a range is converted by `_by_type`.
 
     Returns:
         The pixels, uint8 (size, size, 3); or a problem, for an image that cannot be decoded: nothing is raised.
