@@ -80,18 +80,9 @@ def make_manifest(
     Raises:
         UserError: an image is unreadable and `skip_unreadable` is false, or `group_by` matches no id.
     """
-    manifest = pd.DataFrame(
-        {
-            "id": [example.id for example in dataset.examples],
-            "file": [str(example.source) if isinstance(example.source, Path) else "" for example in dataset.examples],
-            "label": [example.label for example in dataset.examples],
-            "split": [example.split for example in dataset.examples],
-            "own_group": [example.group for example in dataset.examples],
-        }
-    )
+    manifest = unsplit(dataset, facts)
     manifest["group"] = groups(manifest["id"].tolist(), group_by)
     manifest["group"] = manifest["group"].where(manifest["group"] != "", manifest["own_group"])
-    manifest = pd.concat([manifest, facts.reset_index(drop=True)], axis=1)
     _skip_dropped(manifest, dropped or {})
     _skip_unreadable(manifest, skip_unreadable)
     named = {example.split for example in dataset.examples}
@@ -108,6 +99,20 @@ def make_manifest(
     _warn_of_two_labels(manifest)
     _warn_of_empty_splits(manifest, dataset.class_names, named, set(drawn))
     return manifest[list(COLUMNS)]
+
+
+def unsplit(dataset: Dataset, facts: pd.DataFrame) -> pd.DataFrame:
+    """One row per example with its `facts`, and the split and the group ("own_group") that the dataset names."""
+    manifest = pd.DataFrame(
+        {
+            "id": [example.id for example in dataset.examples],
+            "file": [str(example.source) if isinstance(example.source, Path) else "" for example in dataset.examples],
+            "label": [example.label for example in dataset.examples],
+            "split": [example.split for example in dataset.examples],
+            "own_group": [example.group for example in dataset.examples],
+        }
+    )
+    return pd.concat([manifest, facts.reset_index(drop=True)], axis=1)
 
 
 def check_decoders(manifest: pd.DataFrame) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 from transfer_learning.cli.formatting import listed
 from transfer_learning.datasets.dataset import SPLITS, UNSEEN, Dataset
 from transfer_learning.datasets.decoding.pixel_cache import CachedImages, cached_images
-from transfer_learning.datasets.manifest import COLUMNS
+from transfer_learning.datasets.manifest import COLUMNS, unsplit
 from transfer_learning.datasets.moved import read_manifest
 from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.datasets.sources.registry import load_dataset
@@ -88,20 +88,11 @@ def _labelled(
     dataset: Dataset, images: CachedImages, run: FinishedRun, name: str, split: str | None
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The manifest with the images to evaluate in the split `name`, and what is left out."""
-    examples = dataset.examples
-    class_of = _matched(dataset.class_names, run.class_names)
-    manifest = pd.DataFrame(
-        {
-            "id": [example.id for example in examples],
-            "file": [str(example.source) if isinstance(example.source, Path) else "" for example in examples],
-            "label": [class_of.get(example.label, example.label) for example in examples],
-            "group": "",
-        }
-    )
-    manifest = pd.concat([manifest, images.facts.reset_index(drop=True)], axis=1)
+    manifest = unsplit(dataset, images.facts).assign(group="")
+    manifest["label"] = manifest["label"].replace(_matched(dataset.class_names, run.class_names))
     is_known = manifest["label"].isin(run.class_names)
     is_readable = manifest["problem"] == ""
-    is_asked = np.array([split is None or example.split == split for example in examples])
+    is_asked = (manifest["split"] == split) | (split is None)
     if split and not is_asked.any():
         raise UserError(f"{dataset.name} has no {split} images of its own; leave out --split {split}.")
     manifest["split"] = np.where(is_known & is_readable & is_asked, name, "")

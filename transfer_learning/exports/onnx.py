@@ -41,17 +41,14 @@ def write(network: "Network", path: Path) -> None:
         import tf2onnx  # noqa: F401
 
     model = _converted(network)
-    onnx.helper.set_model_props(model, _properties(network.metadata))
-    onnx.save(model, path)
-
-
-def _properties(metadata: Metadata) -> dict[str, str]:
-    names = metadata.class_names
-    return {
+    names = network.metadata.class_names
+    properties = {
         "names": repr(dict(enumerate(names))),  # the key and the form of Ultralytics, whose tools read it
         "class_names": json.dumps(names),
-        KEY: metadata.to_json(),
+        KEY: network.metadata.to_json(),
     }
+    onnx.helper.set_model_props(model, properties)
+    onnx.save(model, path)
 
 
 def _converted(network: "Network") -> Any:
