@@ -82,16 +82,13 @@ def format_of(path: Path) -> Format:
     """Returns the format of a file or folder of `export`, by its suffix or what is in it; UserError if it is none."""
     for row in FORMATS.values():
         suffix = Path(row.path).suffix
-        if (suffix and path.suffix == suffix) or (row.marker and row.marker in (path.name, *_names_in(path))):
+        has_marker = row.marker and (path.name == row.marker or (path / row.marker).exists())
+        if has_marker or (suffix and path.suffix == suffix):
             return row
     raise UserError(
         f"{path} is not an exported file: expected {', '.join(row.path for row in FORMATS.values())}; make one with "
         "transfer-learning export RUN_DIR."
     )
-
-
-def _names_in(folder: Path) -> list[str]:
-    return [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
 
 
 def chosen_formats(names: str) -> list[Format]:

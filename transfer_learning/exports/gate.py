@@ -80,7 +80,7 @@ def check(
         "difference_interval": gain["difference_interval"],
         "images_per_second": {str(size): speed for size, speed in speeds.items()},
         "start_up_seconds": start_up,
-        "bytes": sum(file.stat().st_size for file in _files(path)),
+        "bytes": sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file()),
         "runtime": f"{format.runtime} {packages.version(format.runtime.replace('_', '-'))}",
         "processor": processor_name(),
         "threads": usable_cores(),
@@ -159,7 +159,3 @@ def run_snippet(format: Format, path: Path, predictor: Predictor, images: Evalua
         recorded = f"{row['predicted']} {row['confidence']:.4f}"
         return seconds, f"its snippet printed {name} {confidence} for an image of {recorded}"
     return seconds, ""
-
-
-def _files(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]

@@ -29,7 +29,7 @@ from transfer_learning.evaluation.intervals import standard_error
 from transfer_learning.machine.devices import set_up_devices
 from transfer_learning.models.backbones import find_backbone, weights_identity
 from transfer_learning.models.classifier import build_classifier, unfreeze_layers
-from transfer_learning.models.features import FrozenPart, NamedImages, cached_activations
+from transfer_learning.models.features import NamedImages, cached_activations
 from transfer_learning.models.freezing import find_cut
 from transfer_learning.models.head_features import feature_blocks
 from transfer_learning.recipes.auto import fine_tune_epochs_for
@@ -46,7 +46,7 @@ from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.measurements import Measurements
 from transfer_learning.training import closed_form
 from transfer_learning.training.estimate import rate_below
-from transfer_learning.training.phase_inputs import activations_of_cut
+from transfer_learning.training.phase_inputs import frozen_part
 from transfer_learning.training.phases import class_weights
 
 logger = logging.getLogger(__name__)
@@ -267,13 +267,12 @@ def _score(
             some, config.stored_size, config.resize, Cache.of(config), config.decoded_gb, data.images.ranges
         )
         rows = images.rows
-    activations = activations_of_cut(cut, config, images.pixel_key, runtime)
-    frozen = FrozenPart(activations, lambda batch: cut.below_fn(batch))
+    frozen = frozen_part(cut, config, images.pixel_key, runtime)
     named = NamedImages(images.pixels, rows, part["sha256"].tolist())
     cached, positions = cached_activations(frozen, named, Cache.of(config))
     features = np.asarray(cached[positions])
     seconds = time.monotonic() - started
-    rate = rate_below(cut, activations.name, Cache.of(config), anew=False)
+    rate = rate_below(cut, frozen.entry.name, Cache.of(config), anew=False)
     blocks = feature_blocks(classifier.backbone, widest)
     parts = {widest: slice(None)}
     if widest == "all":
