@@ -26,7 +26,8 @@ def measure_devices(document: dict[str, Any], path: Path, num_images: int) -> No
     gpus = measurements.run_child(sys.executable, PROGRAM, ["list"], {})["gpus"]
     if not gpus:
         logger.info("TensorFlow sees no GPU on this machine; only the processor is measured.")
-    devices = {"CPU": "-1"} | {f"GPU {index}": name for index, name in enumerate(cuda_names()[: len(gpus)])}
+    names = cuda_names() or list(map(str, range(len(gpus))))  # none where the driver has no NVML
+    devices = {"CPU": "-1"} | {f"GPU {index}": name for index, name in enumerate(names[: len(gpus)])}
     for name, visible in devices.items():
         if name in document["measurements"]:
             continue
