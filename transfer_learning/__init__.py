@@ -26,9 +26,7 @@ __version__ = "0.2.0"
 
 # TensorFlow and Keras read these once, when they are first imported. Only the backend cannot be chosen.
 choose_backend()
-os.environ.setdefault(
-    "TF_ENABLE_ONEDNN_OPTS", "1"
-)  # off by default on CPUs without AVX512-VNNI; 1.3 times faster there
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # off by itself without AVX512-VNNI; 1.3 times faster there
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else it reports a missing GPU as an error
 
 

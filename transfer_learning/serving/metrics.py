@@ -21,9 +21,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         # A label must be UTF-8, a class name need not be.
         self._class_names = [name.encode(errors="replace").decode() for name in class_names]
-        self._requests = Counter(
-            "http_requests", "Answered requests.", ["path", "status"], registry=self._registry, namespace="tl"
-        )
+        self._requests = Counter("http_requests", "Answered requests.", ["path", "status"], **self._shared())
         self._seconds = Histogram(
             "http_request_seconds", "From the request to its answer.", ["path"], buckets=SECONDS, **self._shared()
         )

@@ -41,9 +41,7 @@ class LinearHead(NamedTuple):
     loss: float  # mean leave-one-out cross-entropy
     mean: np.ndarray | float = 0.0  # float32 (width,), or 0 where features are not standardized
     scale: np.ndarray | float = 1.0  # float32 (width,), or 1
-    left_out: tuple[np.ndarray, np.ndarray] | None = (
-        None  # positions (k,) and log-probabilities (k, classes) without them
-    )
+    left_out: tuple[np.ndarray, np.ndarray] | None = None  # positions (k,), log-probabilities (k, classes) without them
     fit: Regression | None = None  # which heads of all kinds on these examples share
 
 
@@ -93,9 +91,7 @@ def closed_form_head(
     best = None
     for penalty in penalties * max(fit.variances.sum() / len(fit.mean), 1e-12):  # features may all be constant
         inverse = 1 / (np.maximum(fit.variances, 0) + penalty)
-        raw = (
-            _scores_without(without, fit, inverse) if kind == "ridge" else _discriminants_without(without, fit, inverse)
-        )
+        raw = (_scores_without if kind == "ridge" else _discriminants_without)(without, fit, inverse)
         unit = 1.0 if kind == "ridge" else max(float(raw.std()), 1e-12)
         for factor in factors / unit:
             log_probabilities = scipy.special.log_softmax(factor * raw + prior, axis=1)

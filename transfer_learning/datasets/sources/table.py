@@ -310,9 +310,7 @@ def _existing(table: Path, paths: list[str], notes: list[Note]) -> list[str]:
     slashed = [path.replace("\\", "/").removeprefix("file://") for path in paths]
     for base in (table.parent, Path.cwd(), *list(table.absolute().parent.parents)[:3]):
         if all((base / path).is_file() for path in slashed):
-            found = (
-                slashed if base == table.parent else [os.path.relpath(base / path, table.parent) for path in slashed]
-            )
+            found = [path if base == table.parent else os.path.relpath(base / path, table.parent) for path in slashed]
             break
     num_found = 0
     if found is None:

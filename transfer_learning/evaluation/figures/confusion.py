@@ -44,10 +44,8 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], class_names: Sequence[str]
         axes.set_facecolor("#e4e4e4")
         for mask, colours, shown in ((~diagonal, CORRECT, "correct"), (diagonal, ERRORS, "errors")):
             highest = np.max(values[~mask])
-            hidden, title = (
-                mask | (absent & normalised),
-                f"{shown}, {'% of the true class' if normalised else 'images'}",
-            )
+            hidden = mask | (absent & normalised)
+            title = f"{shown}, {'% of the true class' if normalised else 'images'}"
             bar = dict(label=title, shrink=0.6, aspect=25, pad=0.03, ticks=MaxNLocator(5, integer=True))
             look = dict(cmap=colours, vmin=0, vmax=max(highest, 1), xticklabels=False, yticklabels=False, square=True)
             lines = dict(linewidths=0.5 if annotated else 0, linecolor="#dddddd")
