@@ -13,10 +13,10 @@ import colorsys
 import logging
 import math
 import shutil
+import tempfile
 import time
-import uuid
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -645,23 +645,18 @@ def write(folder: Path, num_per_class: int = NUM_IMAGES_PER_CLASS) -> None:
         if time.time() - left_over.stat().st_mtime > 3600:  # of a killed process; a younger one may be running
             shutil.rmtree(left_over, ignore_errors=True)
     progress = count_progress("Drawing images")
-    drawing, replaced = (folder.with_name(mark + uuid.uuid4().hex[:8]) for _ in range(2))
-    try:
+    images = [(name, number) for name in CLASS_NAMES for number in range(1, num_per_class + 1)]
+    with tempfile.TemporaryDirectory(prefix=mark, dir=folder.parent) as unfinished:
+        drawing, replaced = Path(unfinished, "new"), Path(unfinished, "old")
         for name in CLASS_NAMES:
             (drawing / name).mkdir(parents=True)
-        with ThreadPoolExecutor(min(8, usable_cores())) as pool:
-            jobs = [pool.submit(_save, drawing, name, n + 1) for name in CLASS_NAMES for n in range(num_per_class)]
-            try:
-                for done, job in enumerate(as_completed(jobs), start=1):
-                    job.result()
-                    progress(done, len(jobs))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
-                raise
+        threads = ThreadPoolExecutor(min(8, usable_cores()))
+        try:
+            for done, _ in enumerate(threads.map(lambda image: _save(drawing, *image), images), start=1):
+                progress(done, len(images))
+        finally:
+            threads.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the rest
         (drawing / VERSION_FILE).write_text(f"{VERSION} {num_per_class}\n")
         if folder.exists():
             folder.rename(replaced)
         drawing.rename(folder)
-    finally:
-        for left_over in (drawing, replaced):
-            shutil.rmtree(left_over, ignore_errors=True)
