@@ -194,16 +194,12 @@ def _sources(images: Iterable[GivenImage]) -> Iterator[GivenImage]:
     for image in images:
         if not isinstance(image, str | os.PathLike) or Path(image).is_file():
             yield image
-        elif files := _images_below(Path(image)):
-            yield from files
-        else:
+            continue
+        folder = Path(image)
+        files = [file for file in files_below(folder) if not reason_to_ignore(file, folder)] if folder.is_dir() else []
+        if not files:
             raise UserError(f"There is no image at {os.fspath(image)}; give paths of images, or of folders of images.")
-
-
-def _images_below(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return [file for file in files_below(folder) if not reason_to_ignore(file, folder)]
+        yield from files
 
 
 def predictor_of_run(run_dir: RunDir) -> Predictor | None:
