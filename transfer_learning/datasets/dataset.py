@@ -4,6 +4,7 @@ import csv
 import errno
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +99,12 @@ def with_class_names(
     """A dataset whose class names are the sorted labels of its examples."""
     class_names = tuple(sorted({example.label for example in examples}))
     return Dataset(name, class_names, tuple(examples), tuple(ignored), folder, tuple(notes))
+
+
+def left_out(ignored: Sequence[tuple[str, str]]) -> str:
+    """A sentence with the most frequent reasons why files or rows are ignored; "" for none."""
+    counts = Counter(reason for _, reason in ignored).most_common(3)
+    return f" Left out are {'; '.join(f'{count:,}: {reason}' for reason, count in counts)}." if counts else ""
 
 
 def check_class_names(dataset: Dataset, expected: tuple[str, ...], of: str, advice: str) -> None:

@@ -14,6 +14,7 @@ from transfer_learning.datasets.manifest import make_manifest
 from transfer_learning.datasets.sources import cv_studio
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
+from transfer_learning.experiments.prediction import find_images
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.storage.cache import Cache
 from transfer_learning.training.schedules import learning_rate
@@ -174,8 +175,22 @@ def test_a_project_of_one_label_says_what_was_left_out(kind, tmp_path):
     annotations = {"a.png": [label("go", 0, 0, 1, 1)], "b.png": [label("yield", 0, 0, 1, 1)], "c.png": [], "d.png": []}
     with pytest.raises(UserError) as caught:
         load(lay(tmp_path / "signs", annotations), kind)
-    for words in ("two labels or more", "with go", "2: has no label", "1: has the label yield, which"):
+    for words in ("only one class, go", "2: has no label", "1: has the label yield, which"):
         assert words in str(caught.value)
+
+
+def test_images_of_one_label_can_be_predicted(tmp_path):
+    folder = lay(tmp_path / "signs", {"a.png": [label("go")], "b.png": [label("go")]})
+    assert [image.source for image in find_images([f"cv_studio:{folder}"], tmp_path).images] == [
+        folder / "a.png",
+        folder / "b.png",
+    ]
+
+
+def test_a_project_without_labels_says_so(tmp_path):
+    folder = lay(tmp_path / "signs", {"a.png": [], "b.png": []})
+    with pytest.raises(UserError, match="has no image with one label.*Left out are 2: has no label"):
+        load(folder)
 
 
 NO_PROJECTS = {

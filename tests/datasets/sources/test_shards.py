@@ -98,6 +98,16 @@ def test_parquet_of_hugging_face_and_of_pyarrow_is_read_image_by_image(contents,
     assert dataset.ignored == (("0.parquet/0000006", "a row without an image"),)
 
 
+@pytest.mark.parametrize(
+    "metadata", ["[]", "{", '{"info": null}', '{"info": {"features": {"label": {"names": null}}}}']
+)
+def test_metadata_that_hugging_face_does_not_write_says_nothing(metadata, contents, tmp_path):
+    table = pyarrow.table({"image": list(contents.values()), "label": [1, 0] * 3})
+    table = table.replace_schema_metadata({"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "a.parquet", compression={"image": "none"}, use_dictionary=False)
+    assert load_dataset(f"shards:{tmp_path}", tmp_path / "data").class_names == ("0", "1")
+
+
 def test_a_shard_is_indexed_once_and_again_when_it_has_changed_or_its_index_is_damaged(contents, tmp_path, monkeypatch):
     shard = tmp_path / "0.tar"
     write_tar(shard, contents)

@@ -11,7 +11,6 @@ and labels that the project does not list are ignored. Everything ignored is rep
 """
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from transfer_learning.datasets.dataset import Dataset, Example, with_class_names
+from transfer_learning.datasets.dataset import Dataset, Example, left_out, with_class_names
 from transfer_learning.datasets.decoding.decode import content_hash, decode, full_size, read_file, upright
 from transfer_learning.datasets.sources import s3
 from transfer_learning.datasets.sources.folder import files_below, reason_to_ignore
@@ -85,15 +84,9 @@ def read_boxes(place: str, data_dir: Path) -> Dataset:
 
 
 def _dataset(name: str, examples: list[Example], ignored: list[tuple[str, str]]) -> Dataset:
-    dataset = with_class_names(name, examples, ignored)
-    if len(dataset.class_names) < 2:
-        counts = Counter(reason for _, reason in ignored).most_common(3)
-        reasons = "; ".join(f"{count:,}: {reason}" for reason, count in counts)
-        raise UserError(
-            f"{name} has {len(examples):,} images with {', '.join(dataset.class_names) or 'a label'}; two labels or "
-            f"more were expected, so label others{f' (left out are {reasons})' if reasons else ''}."
-        )
-    return dataset
+    if not examples:
+        raise UserError(f"{name} has no image with one label; images with labels were expected.{left_out(ignored)}")
+    return with_class_names(name, examples, ignored)
 
 
 def _annotated_images(place: str, data_dir: Path) -> tuple[list[AnnotatedImage], list[tuple[str, str]]]:

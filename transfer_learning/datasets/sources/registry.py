@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transfer_learning.datasets.dataset import Dataset
+from transfer_learning.datasets.dataset import Dataset, left_out
 from transfer_learning.datasets.decoding.formats import count_by_suffix, explain_other_file
 from transfer_learning.datasets.sources import archive, folder, table
 from transfer_learning.errors import UserError, did_you_mean
@@ -121,7 +121,8 @@ def check(dataset: Dataset, min_classes: int = 2) -> None:
                 "report need; rename it."
             ) from None
     if len(dataset.class_names) < min_classes:
+        more = left_out(dataset.ignored)
         raise UserError(
             f"{dataset.name} has only one class, {dataset.class_names[0]}; a classifier needs at least two, so add the "
-            f"images of another class.{folder.name_table(dataset.folder, dataset.ignored) if dataset.folder else ''}"
+            f"images of another class.{folder.name_table(dataset.folder, dataset.ignored) if dataset.folder else more}"
         )

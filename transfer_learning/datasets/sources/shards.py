@@ -167,8 +167,8 @@ def _add_parquet(shard: str, file: BinaryIO, index: Index) -> None:
             f"{shard} has the columns {', '.join(schema.names)}; one of images (bytes) and one named label were expected."
         )
     image, label = images[0], min(labels, key=lambda name: LABEL_COLUMNS.index(name.lower()))
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    index["classes"] = features.get(label, {}).get("names", [])
+    with suppress(KeyError, TypeError, ValueError):  # not of Hugging Face, or no ClassLabel
+        index["classes"] = list(json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"])
     row = 0
     for number in range(table.num_row_groups):
         group = table.metadata.row_group(number)
