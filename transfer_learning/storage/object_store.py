@@ -8,6 +8,7 @@ import io
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any, BinaryIO, TypeVar
 
@@ -100,7 +101,8 @@ def file_system(address: str) -> tuple[Any, str]:
 
         if address.startswith(S3):
             endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            return _s3(endpoint), address.removeprefix(S3).rstrip("/")
+            path = address.removeprefix(S3).rstrip("/")
+            return _s3(endpoint, path.partition("/")[0]), path
     try:
         return fsspec.url_to_fs(address.rstrip("/"))
     except (ValueError, ImportError) as error:  # an unknown protocol, or one that needs another package
@@ -108,13 +110,17 @@ def file_system(address: str) -> tuple[Any, str]:
 
 
 @cache
-def _s3(endpoint: str | None) -> Any:
+def _s3(endpoint: str | None, bucket: str) -> Any:
     from fsspec.implementations.arrow import ArrowFSWrapper  # s3fs excludes current versions of boto3
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
 
+    region = None
+    if not endpoint:  # Arrow does not follow Amazon to the region of a bucket
+        with suppress(OSError, ValueError):  # no network, or no such bucket: the first request says so
+            region = resolve_s3_region(bucket)
     strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
     limits = {"connect_timeout": SECONDS, "request_timeout": SECONDS, "retry_strategy": strategy}
-    return ArrowFSWrapper(S3FileSystem(endpoint_override=endpoint, **limits))
+    return ArrowFSWrapper(S3FileSystem(endpoint_override=endpoint, region=region, **limits))
 
 
 def _tried(address: str, work: Callable[[], Result]) -> Result:
