@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -40,18 +39,16 @@ class Preprocessing(NamedTuple):
 
 _MEAN, _STANDARD_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB, 0..1
 
-PREPROCESSING: Mapping[str, Preprocessing] = MappingProxyType(
-    {
-        "caffe": Preprocessing(1.0, (-103.939, -116.779, -123.68), reverse_channels=True),  # BGR minus mean
-        "minus_one_to_one": Preprocessing(1 / 127.5, -1.0),
-        "divided_by_128": Preprocessing(1 / 128, -1.0),
-        "imagenet_standard": Preprocessing(  # (values / 255 - mean) / standard deviation
-            tuple(1 / (255 * deviation) for deviation in _STANDARD_DEVIATION),
-            tuple(-mean / deviation for mean, deviation in zip(_MEAN, _STANDARD_DEVIATION, strict=True)),
-        ),
-        "lite0": Preprocessing(1 / 128, -127 / 128),  # (values - 127) / 128
-    }
-)
+PREPROCESSING = {
+    "caffe": Preprocessing(1.0, (-103.939, -116.779, -123.68), reverse_channels=True),  # BGR minus mean
+    "minus_one_to_one": Preprocessing(1 / 127.5, -1.0),
+    "divided_by_128": Preprocessing(1 / 128, -1.0),
+    "imagenet_standard": Preprocessing(  # (values / 255 - mean) / standard deviation
+        tuple(1 / (255 * deviation) for deviation in _STANDARD_DEVIATION),
+        tuple(-mean / deviation for mean, deviation in zip(_MEAN, _STANDARD_DEVIATION, strict=True)),
+    ),
+    "lite0": Preprocessing(1 / 128, -127 / 128),  # (values - 127) / 128
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +138,7 @@ def _keras_backbone(application_name: str, name: str = "", weights_hint: str = "
         paper=family.paper,
         million_parameters=million_parameters,
         builder=f"keras.applications:{application_name}",
-        options=MappingProxyType({"include_top": False, "weights": None, **without_scaling}),
+        options={"include_top": False, "weights": None, **without_scaling},
         preprocessing=family.preprocessing,
         stages=family.stages,
         image_size=image_size,
