@@ -238,9 +238,13 @@ def test_workers_of_ray_give_the_same_bits_after_losing_a_worker_a_node_and_the_
     ray_cluster.remove_node(list(ray_cluster.worker_nodes)[0], allow_graceful=False)
     while ray_workers().get(1) in (None, lost):
         time.sleep(0.2)
+    output = ""  # which comes later than the steps that it tells of
+    while output.count("Continuing after epoch") < 2:
+        output += (line := process.stdout.readline())
+        assert line, output
     wait_for_step(process, run_dir, 16)
     process.kill()
-    output, _ = process.communicate(timeout=60)
+    output += process.communicate(timeout=60)[0]
     assert "Worker 1: SIGKILL\n" in output and "Traceback" not in output, output
     assert output.count("all start again from the last checkpoint") == output.count("Continuing after epoch") == 2, (
         output

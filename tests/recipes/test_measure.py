@@ -163,13 +163,16 @@ def test_what_takes_too_long_for_a_time_limit_is_left_out(config, tmp_path, monk
     assert values["image_size"] == 32 and reasons["time_limit"].endswith("--time-limit 10m: image size 1024.")
 
 
-def test_few_validation_images_decide_nothing(config):
+def test_fewer_than_six_validation_images_decide_nothing(config):
     few = dataclasses.replace(config, val_fraction=0.1)
     assert 0 < (load_prepared(few).manifest["split"] == "val").sum() < measure.MIN_VAL
     values, reasons, _ = chosen_for(few)
     assert values["fine_tune.epochs"] == 0 and "too few" in reasons["fine_tune"]
     assert values["folds"] == measure.MAX_FOLDS and values["monitor"] == "loss"  # so that the head trains on all images
     assert not {"folds", "monitor"} & set(chosen_for(few, ["val_fraction"])[0])
+    more = dataclasses.replace(config, val_fraction=0.2)
+    assert measure.MIN_VAL <= (load_prepared(more).manifest["split"] == "val").sum() < 10
+    assert not {"fine_tune.epochs", "folds"} & set(chosen_for(more)[0])
     none = dataclasses.replace(config, val_fraction=0.0)
     values = chosen_for(none)[0]
     assert values["monitor"] == "loss"

@@ -120,8 +120,8 @@ def write_mutated_images(root: Path, number: int, seed: int) -> None:
 
 
 def outcome(root: Path, cache_dir: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Looks at the files as a run does, from an empty cache; returns each one's problem ("" where it is used), and the
-    digest of its pixels."""
+    """Looks at the files as a run does, from an empty cache; returns each one's problem ("" where it is used; also those
+    that are ignored, such as a file without a suffix whose first bytes are damaged), and the digest of its pixels."""
     dataset = folder.read(root)
     store = cached_images(dataset, SIZE, "squash", Cache(cache_dir))
     ids = [example.id for example in dataset.examples]
@@ -130,7 +130,7 @@ def outcome(root: Path, cache_dir: Path) -> tuple[dict[str, str], dict[str, str]
         for name, row in zip(ids, store.rows, strict=True)
         if row >= 0
     }
-    return dict(zip(ids, store.facts["problem"], strict=True)), pixels
+    return dict(dataset.ignored) | dict(zip(ids, store.facts["problem"], strict=True)), pixels
 
 
 def reasons(problems: dict[str, str]) -> Counter:
