@@ -157,7 +157,7 @@ def test_the_process_that_chooses_settings_ends_with_worker_0():
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from transfer_learning.run import end_with_parent
+from transfer_learning.machine.worker_processes import end_with_parent
 pool = ProcessPoolExecutor(1, get_context("fork"), end_with_parent, (os.getpid(),))
 pool.submit(os.getpid).result()
 pool.submit(time.sleep, 600)
@@ -238,7 +238,7 @@ def test_workers_of_ray_give_the_same_bits_after_losing_a_worker_a_node_and_the_
     ray_cluster.remove_node(list(ray_cluster.worker_nodes)[0], allow_graceful=False)
     while ray_workers().get(1) in (None, lost):
         time.sleep(0.2)
-    output = ""  # which comes later than the steps that it tells of
+    output = ""  # printed later than the checkpoints are written
     while output.count("Continuing after epoch") < 2:
         output += (line := process.stdout.readline())
         assert line, output

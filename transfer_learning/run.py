@@ -5,8 +5,6 @@ import logging
 import os
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
@@ -21,6 +19,7 @@ from transfer_learning.config import NAMED_WEIGHTS, RunConfig, difference, named
 from transfer_learning.datasets.prepared import images_once
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.machine.cluster import Cluster, Meeting, find_cluster
+from transfer_learning.machine.worker_processes import end_with_parent
 from transfer_learning.recipes.known import RECIPES
 from transfer_learning.recipes.resolve import new_run, with_full_paths
 from transfer_learning.storage.notes import Note
@@ -74,17 +73,6 @@ def met(
             return run_dir, config, reasons
         text = meeting.follow()
         return own, with_values(RunConfig.from_json(text), with_full_paths(given)) if text else None, ()
-
-
-def end_with_parent(parent: int) -> None:
-    """This process ends within a second after its parent, which a signal may end at once."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(ExitCode.FAILED)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def contradiction(config: RunConfig, other: Mapping[str, Any]) -> str:

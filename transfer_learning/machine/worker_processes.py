@@ -1,6 +1,7 @@
 """Worker processes of `run` on this machine: started together, watched, and ended together."""
 
 import atexit
+import ctypes
 import logging
 import os
 import signal
@@ -46,6 +47,15 @@ def free_ports(count: int, first: int, host: str = "127.0.0.1") -> list[int]:
     raise UserError(
         f"Fewer than {count} of the ports {first} to {first + NUM_PORTS - 1} are free; give another --first-port."
     )
+
+
+def end_with_parent(parent: int) -> None:
+    """From now on Linux kills this process once its parent, of this process id, has ended: also where no thread can run,
+    as while TensorFlow waits for other workers. It stays so after `exec`.
+    """
+    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(ExitCode.FAILED)
 
 
 def describe(code: int) -> str:
