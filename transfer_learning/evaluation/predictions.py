@@ -45,10 +45,17 @@ def table(
 
     Raises:
         Diverged: a probability is not finite.
-        ValueError: a label is out of range, the rows are not probabilities, or the shapes do not fit.
+        ValueError: the shapes do not fit, a label is out of range, or the rows are not probabilities.
     """
     names = np.array([str(name) for name in class_names], dtype=object)
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float32)
+    if len(set(names)) != len(names):
+        raise ValueError(f"Class names must differ; got {list(names)}.")
+    if probabilities.shape != (len(ids), len(names)) or labels.shape != (len(ids),):
+        raise ValueError(
+            f"{len(ids)} ids and {len(names)} classes need labels of shape ({len(ids)},) and probabilities of shape "
+            f"({len(ids)}, {len(names)}); got {labels.shape} and {probabilities.shape}."
+        )
     if len(ids) == 0:
         labels = labels.astype(int)
     if labels.dtype.kind not in "iu" or np.any((labels < 0) | (labels >= len(names))):
