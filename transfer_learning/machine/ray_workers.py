@@ -33,10 +33,9 @@ from transfer_learning.storage.run_directory import RunDir
 ANSWER_SECONDS = 60.0  # to wait for the mailbox
 START_SECONDS = 600  # to wait for free processors, over all starts
 # Starts Python with the other arguments, to be killed with the parent, whose process id is the first one (Linux).
-WITH_PARENT = """import os, sys
-from transfer_learning.machine.worker_processes import end_with_parent
-end_with_parent(int(sys.argv[1]))
-os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"""
+WITH_PARENT = """import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+os.getppid() == int(sys.argv[1]) and os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"""
 
 
 class RayJob(NamedTuple):
