@@ -68,10 +68,13 @@ def test_without_a_closed_form_nothing_is_measured(options, config):
     assert chosen_for(dataclasses.replace(config, **options)) == ({}, {}, [])
 
 
-def test_images_that_are_not_square_are_squashed_cropped_and_padded(config, tmp_path):
+def test_images_that_are_not_square_are_squashed_cropped_and_padded(config, tmp_path, caplog):
     wide = dataclasses.replace(config, dataset=str(draw_photos(tmp_path / "wide", shape=(16, 32))))
-    values, reasons, candidates = chosen_for(wide, ("image_size",))
+    with caplog.at_level("INFO"):
+        values, reasons, candidates = chosen_for(wide, ("image_size",))
     assert {one.resize for one in candidates} == {"squash", "crop", "pad"}
+    computed = [message for message in caplog.messages if message.startswith("Computing the features")]
+    assert all(f", resize {name});" in line for name, line in zip(("squash", "crop", "pad"), computed, strict=True))
     assert values["resize"] in reasons["resize"]
 
 

@@ -42,7 +42,8 @@ def activations_of_cut(cut: Cut, config: RunConfig, pixel_key: str, runtime: dic
     """
     runtime = {name: value for name, value in runtime.items() if name != "keras_settings"}  # as earlier versions did
     key = json.dumps([runtime, pixel_key, keras.mixed_precision.dtype_policy().name])
-    return activations_entry(cut.below, key, config.backbone, config.image_size)
+    entry = activations_entry(cut.below, key, config.backbone, config.image_size)
+    return replace(entry, facts={**entry.facts, "resize": config.resize})
 
 
 def frozen_part(cut: Cut, config: RunConfig, pixel_key: str, runtime: dict[str, str]) -> FrozenPart:
