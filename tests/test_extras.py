@@ -47,7 +47,7 @@ def heic_file(folder):
 @pytest.mark.parametrize(
     ("module", "extra", "use"),
     [
-        ("boto3", "s3", lambda config, folder: s3.fetch("s3://bucket/images", folder, also="")),
+        ("s3fs", "store", lambda config, folder: s3.fetch("s3://bucket/images", folder, also="")),
         ("datasets", "hf", lambda config, folder: huggingface.read("beans", folder)),
         ("kagglehub", "kaggle", lambda config, folder: pharma.load(folder)),
         ("cleanlab", "audit", lambda config, folder: find_label_issues(np.eye(4), np.arange(4), np.arange(4))),
@@ -71,6 +71,11 @@ def test_a_missing_extra_is_one_sentence_with_the_pip_command(module, extra, use
     assert extra in EXTRAS
 
 
+def test_both_names_of_the_packages_for_s3_can_be_installed():
+    assert [text.partition(">")[0] for text in EXTRAS["s3"]] == ["s3fs"]
+    assert set(EXTRAS["s3"]) < set(EXTRAS["store"])
+
+
 def test_another_error_of_an_import_is_passed_on():
     with pytest.raises(ValueError, match="other"), needs_extra("s3"):
         raise ValueError("other")
@@ -90,7 +95,7 @@ def test_every_pinned_version_is_in_the_range_of_the_project():
 def test_the_base_packages_are_enough_for_what_is_imported_at_once():
     """Modules that only extras bring are imported inside functions; `serve` imports all of `serving` so."""
     optional = {"pillow_heif"}
-    optional |= {"boto3", "botocore", "datasets", "pyarrow", "kagglehub", "cleanlab", "tensorboard", "huggingface_hub"}
+    optional |= {"s3fs", "botocore", "datasets", "pyarrow", "kagglehub", "cleanlab", "tensorboard", "huggingface_hub"}
     optional |= {"mlflow", "ray", "fsspec"}
     optional |= {"fastapi", "starlette", "uvicorn", "prometheus_client"}
     optional |= {"onnx", "tf2onnx", "onnxruntime", "ai_edge_litert", "openvino", "httpx2"}

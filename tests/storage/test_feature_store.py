@@ -78,11 +78,17 @@ def test_manifests_are_read_by_shard(largest_csv, ending, place, monkeypatch):
     assert [row for part in read for row in part] == rows
 
 
-def test_a_store_that_cannot_be_used_is_one_sentence(bucket, tmp_path):
+def test_a_store_that_cannot_be_used_is_one_sentence(bucket, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/x cannot be written .*; check its name, permissions and free space"):
         FeatureStore(str(tmp_path / "file" / "x")).write_shard(ENTRY, "a", KEYS, VALUES)
     with pytest.raises(UserError, match="s3://nobody/x cannot be written"):
         FeatureStore("s3://nobody/x").write_shard(ENTRY, "a", KEYS, VALUES)
+    with pytest.raises(UserError, match="s3://nobody/x cannot be read .NoSuchBucket"):
+        list(FeatureStore("s3://nobody/x").shards(ENTRY))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for read in (lambda store: list(store.shards(ENTRY)), lambda store: store.has_shard(ENTRY, "a")):
+        with pytest.raises(UserError, match=f"{bucket} cannot be read .Could not connect"):
+            read(FeatureStore(bucket))
     with pytest.raises(UserError, match="nonsense://x cannot be read .*nonsense"):
         FeatureStore("nonsense://x")

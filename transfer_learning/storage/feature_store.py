@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from transfer_learning.errors import UserError
 from transfer_learning.storage.cache_index import EntrySpec
 from transfer_learning.storage.files import written_atomically
-from transfer_learning.storage.object_store import file_system
+from transfer_learning.storage.object_store import BLOCK, file_system, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class FeatureStore:
         place: a folder, ``s3://BUCKET/PREFIX``, or another URL that fsspec knows.
 
     Raises:
-        MissingExtra: fsspec or pyarrow is not installed.
+        MissingExtra: a package of the extra store is not installed.
         UserError: no such place; methods also, where it cannot be read or written.
     """
 
@@ -57,7 +57,8 @@ class FeatureStore:
         """Keys and features of each shard of an entry; damaged ones are left out and named in the log."""
         folder = f"{self._root}/{entry.kind}/{entry.name}"
         with self._errors("read"):
-            names = sorted(self._files.glob(f"{folder}/[!.]*.safetensors"))
+            found = sorted(self._files.find(folder))
+        names = [name for name in found if name.endswith(".safetensors") and "/." not in name[len(folder) :]]
         for name in names:
             with self._errors("read"):
                 content = self._files.cat_file(name)
@@ -85,7 +86,7 @@ class FeatureStore:
 
     def manifest_rows(self, name: str, number: int, shard_size: int) -> pd.DataFrame:
         """The rows of one shard, 0 the first."""
-        with self._errors("read"), self._files.open(self._manifest(name), "rb") as file:
+        with self._errors("read"), self._files.open(self._manifest(name), "rb", block_size=BLOCK) as file:
             if name.endswith("csv"):
                 return pd.read_csv(file, dtype={"id": str, "file": str}).iloc[number * shard_size :].head(shard_size)
             from pyarrow.parquet import ParquetFile
@@ -110,8 +111,8 @@ class FeatureStore:
     def _errors(self, done: str) -> Iterator[None]:
         try:
             yield
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:300]
+        except Exception as error:  # each store has errors of its own
+            reason = " ".join((getattr(error, "strerror", None) or reason_of(error)).split())[:300]
             raise UserError(
                 f"--feature-store {self.place} cannot be {done} ({reason}); check its name, permissions and free space, "
                 "then try again: finished files are kept."

@@ -1,24 +1,25 @@
-"""Files of an object store, such as s3://bucket/train-0000.tar, through fsspec: listed, and read in parts.
+"""Files of an object store, such as s3://bucket/train-0000.tar, through fsspec: listed, and read whole or in parts.
 
-S3 takes credentials and endpoint as all AWS tools do: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; and
-AWS_ENDPOINT_URL for a bucket that is not at Amazon.
+S3 takes credentials, region and endpoint as all AWS tools do: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile
+(AWS_PROFILE); and AWS_ENDPOINT_URL, or endpoint_url of the profile, for a bucket that is not at Amazon.
 """
 
-import io
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
 from transfer_learning.errors import UserError, needs_extra
 
 S3 = "s3://"
 SECONDS, ATTEMPTS = 30, 3  # per request to S3
+CONNECTIONS = 64  # to S3 at once; more threads wait
 TRIES, WAIT_SECONDS = 3, 2.0  # of a read; the wait is doubled after each
 BLOCK = 8 << 20  # bytes that are read at once where a file is read from its beginning
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)  # errors that would come again
+FINAL = {"FileNotFoundError", "PermissionError", "IsADirectoryError", "ValueError"}  # errors that would come again
+FINAL |= {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}  # of botocore
+STATES = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")  # the first that a store has
 Result = TypeVar("Result")
 
 
@@ -27,24 +28,19 @@ def is_address(place: str) -> bool:
     return "://" in place
 
 
-def files_below(address: str) -> dict[str, str]:
-    """The files below ``s3://bucket/folder``, or the one file: address -> what changes when its content does.
+def files_below(address: str) -> dict[str, tuple[str, int]]:
+    """The files below ``s3://bucket/folder``, or the one file: address -> (what changes when its content does, bytes).
 
     Raises:
-        UserError: the store cannot be reached or refuses, or there is no such folder.
+        UserError: the store cannot be reached or refuses, or there is no such bucket.
     """
     store, path = file_system(address)
-
-    def find() -> list[dict[str, Any]]:
-        if store.isfile(path):
-            return [store.info(path)]
-        folders = store.walk(path, detail=True, on_error="raise")
-        return [info for _, _, files in folders for info in files.values()]
-
-    states = ("size", "ETag", "etag", "md5Hash", "LastModified", "mtime", "updated")
+    start = address.rstrip("/").removesuffix(path)
+    found = _tried(address, lambda: store.find(path, detail=True))
     return {
-        address[: len(address) - len(path)] + info["name"]: " ".join(str(info[name]) for name in states if name in info)
-        for info in sorted(_tried(address, find), key=lambda info: info["name"])
+        start + name: (next((str(info[state]) for state in STATES if state in info), ""), info["size"])
+        for name, info in sorted(found.items())
+        if not name.endswith("/")  # web consoles mark a folder by an empty object of its name
     }
 
 
@@ -56,10 +52,8 @@ def read_range(address: str, offset: int, length: int) -> bytes:
     """
     store, path = file_system(address)
 
-    options = {"seekable": True} if address.startswith(S3) else {}  # else Arrow's file is not, at byte 0
-
     def read() -> bytes:
-        content = store.cat_file(path, start=offset, end=offset + length, **options)
+        content = store.cat_file(path, start=offset, end=offset + length)
         if len(content) < length:
             raise FileNotFoundError(f"it ends before byte {offset + length:,}")
         return content
@@ -67,31 +61,26 @@ def read_range(address: str, offset: int, length: int) -> bytes:
     return _tried(address, read) if length else b""
 
 
+def contents(address: str, num_bytes: int) -> Iterator[bytes]:
+    """Reads a file of about that size: a small one by one request, another in parts; raises as `read_range`."""
+    store, path = file_system(address)
+    if num_bytes <= BLOCK:
+        yield _tried(address, lambda: store.cat_file(path))
+    else:
+        with opened(address) as file:
+            yield from iter(partial(file.read, BLOCK), b"")
+
+
 def opened(address: str) -> BinaryIO:
     """Opens a file to read it from its beginning, some MB at a time; it and its methods raise as `read_range`."""
     store, path = file_system(address)
-    return io.BufferedReader(_Reading(address, _tried(address, lambda: store.info(path)["size"])), BLOCK)
+    from fsspec.spec import AbstractBufferedFile
 
+    class File(AbstractBufferedFile):
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            return read_range(address, start, end - start)
 
-class _Reading(io.RawIOBase):
-    def __init__(self, address: str, size: int):
-        self._address, self._size, self._position = address, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        content = read_range(self._address, self._position, max(0, min(len(buffer), self._size - self._position)))
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)
+    return File(store, path, block_size=BLOCK, size=_tried(address, lambda: store.info(path)["size"]))
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -100,27 +89,39 @@ def file_system(address: str) -> tuple[Any, str]:
         import fsspec
 
         if address.startswith(S3):
-            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-            path = address.removeprefix(S3).rstrip("/")
-            return _s3(endpoint, path.partition("/")[0]), path
+            return _s3(), address.removeprefix(S3).rstrip("/")
     try:
         return fsspec.url_to_fs(address.rstrip("/"))
     except (ValueError, ImportError) as error:  # an unknown protocol, or one that needs another package
         raise UserError(f"{address} cannot be read ({error}); give a folder or s3://BUCKET/FOLDER.") from None
 
 
-@cache
-def _s3(endpoint: str | None, bucket: str) -> Any:
-    from fsspec.implementations.arrow import ArrowFSWrapper  # s3fs excludes current versions of boto3
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem, resolve_s3_region
+_stores: dict[tuple, Any] = {}
 
-    region = None
-    if not endpoint:  # Arrow does not follow Amazon to the region of a bucket
-        with suppress(OSError, ValueError):  # no network, or no such bucket: the first request says so
-            region = resolve_s3_region(bucket)
-    strategy = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
-    limits = {"connect_timeout": SECONDS, "request_timeout": SECONDS, "retry_strategy": strategy}
-    return ArrowFSWrapper(S3FileSystem(endpoint_override=endpoint, region=region, **limits))
+
+def _s3() -> Any:
+    """One for all threads; another after a fork, because its connections and its thread belong to one process, and where
+    the variables with credentials and endpoint have changed.
+    """
+    key = os.getpid(), *sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    if key not in _stores:
+        from fsspec.asyn import reset_lock
+        from s3fs import S3FileSystem
+
+        if not _stores:
+            os.register_at_fork(after_in_child=reset_lock)  # fsspec itself leaves the lock as another thread had it
+        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+        limits = {"connect_timeout": SECONDS, "read_timeout": SECONDS, "max_pool_connections": CONNECTIONS}
+        store = S3FileSystem(
+            config_kwargs=limits | {"retries": retries},
+            client_kwargs={"region_name": os.environ.get("AWS_REGION")},  # botocore takes only AWS_DEFAULT_REGION
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            max_concurrency=1,  # reads a whole file by one request
+        )
+        store.retries = 1  # those of botocore are enough
+        _stores.setdefault(key, store)  # threads may come here at once; a store connects when it is used
+    return _stores[key]
 
 
 def _tried(address: str, work: Callable[[], Result]) -> Result:
@@ -129,12 +130,18 @@ def _tried(address: str, work: Callable[[], Result]) -> Result:
         try:
             return work()
         except Exception as error:  # each store has errors of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, FINAL):
+            reason = " ".join(reason_of(error).split()) or type(error).__name__
+            if FINAL & {kind.__name__ for kind in type(error).__mro__}:
                 break
         if number < TRIES - 1:
             time.sleep(WAIT_SECONDS * 2**number)
     raise UserError(
-        f"{address} cannot be read ({reason.strip(' .')[:300]}); check its name, your credentials and the network (for a "
+        f"{address} cannot be read ({reason.strip(' .')[:300]}); check the name, your credentials and the network (for a "
         "bucket that is not at Amazon, AWS_ENDPOINT_URL), and start again: a run continues from its last checkpoint."
     )
+
+
+def reason_of(error: Exception) -> str:
+    """An error of a store as text; that of S3 with its code."""
+    answer = (getattr(error.__cause__, "response", None) or {}).get("Error", {})
+    return ": ".join(answer[key] for key in ("Code", "Message") if key in answer) or str(error) or str(error.__cause__)

@@ -16,6 +16,7 @@ from transfer_learning.cli.parser import run_main
 from transfer_learning.datasets.sources import s3
 from transfer_learning.datasets.sources.registry import load_dataset
 from transfer_learning.errors import UserError
+from transfer_learning.storage import object_store
 
 NAMES = ("_annotations.json", "a.png", "b.png", "sub/c.png")
 
@@ -30,6 +31,7 @@ def server():
 def client(server, monkeypatch, tmp_path):
     """A server of one's own as far as a test can see."""
     client = use_s3(server, monkeypatch, tmp_path)
+    monkeypatch.setattr(object_store, "WAIT_SECONDS", 0.01)
     client.create_bucket(Bucket="signs")
     yield client
     urlopen(Request(f"{server}/moto-api/reset", method="POST")).close()
@@ -114,6 +116,15 @@ def test_what_has_not_changed_is_not_fetched_again(client, fetched):
     assert set(files(folder)) == {"_annotations.json", "b.png", "sub/c.png", "new.png", "mine.png", s3.INDEX}
 
 
+def test_what_an_earlier_version_has_downloaded_with_boto3_is_not_fetched_again(client, fetched):
+    lay(client, "project/")
+    folder, _, _ = fetched()
+    answers = {name: client.get_object(Bucket="signs", Key=f"project/{name}") for name in NAMES}
+    index = {name: [answer["ETag"], answer["ContentLength"]] for name, answer in answers.items()}
+    (folder / s3.INDEX).write_text(json.dumps(index))
+    assert fetched()[1] == []
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"a.png": 7}', b'{"a.png": ["x", 5]}'])
 def test_a_damaged_index_costs_a_second_fetch_and_nothing_else(content, client, fetched):
     lay(client, "project/")
@@ -176,12 +187,12 @@ def test_a_bucket_that_may_not_be_read_is_one_sentence_and_what_was_fetched_befo
 ):
     from botocore.exceptions import ClientError
 
-    def refuse(*arguments):
+    async def refuse(*arguments):
         raise ClientError({"Error": {"Code": "AccessDenied", "Message": "Access Denied."}}, "ListObjectsV2")
 
     lay(client, "project/")
     folder, _, _ = fetched()
-    monkeypatch.setattr(s3, "_list", refuse)
+    monkeypatch.setattr("aiobotocore.client.AioBaseClient._make_api_call", refuse)
     with pytest.raises(UserError, match="AccessDenied: Access Denied") as caught:
         fetched()
     assert str(caught.value).endswith(f"earlier downloads can be used with --dataset cv_studio:{folder}.")

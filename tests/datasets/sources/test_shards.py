@@ -145,24 +145,6 @@ def test_shards_that_cannot_be_read_in_parts_are_one_sentence(write, sentence, c
         shards.read(str(tmp_path / "shards"), tmp_path / "data")
 
 
-@pytest.mark.parametrize(("found", "expected"), [("eu-central-1", "eu-central-1"), (None, "us-west-2")])
-def test_a_bucket_of_amazon_is_read_in_its_own_region(found, expected, monkeypatch):
-    def resolved(bucket):
-        assert bucket == "ours"
-        if found is None:
-            raise OSError("no network")
-        return found
-
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_REGION", "us-west-2")
-    monkeypatch.setattr("pyarrow.fs.resolve_s3_region", resolved)
-    object_store._s3.cache_clear()
-    store, path = object_store.file_system("s3://ours/a/0.tar")
-    object_store._s3.cache_clear()
-    assert (store.fs.region, path) == (expected, "ours/a/0.tar")
-
-
 def test_shards_in_s3_are_read_in_parts_and_a_lost_store_is_one_sentence(contents, tmp_path, monkeypatch):
     write_tar(tmp_path / "shards/train-0.tar", contents)
     local = shards.read(str(tmp_path / "shards"), tmp_path / "data")

@@ -72,7 +72,7 @@ def read(place: str, data_dir: Path) -> Dataset:
 def _shards(place: str) -> dict[str, str]:
     """Shard -> its state, which changes when its content does."""
     if object_store.is_address(place):
-        found = object_store.files_below(place)
+        found = {name: " ".join(map(str, state)) for name, state in object_store.files_below(place).items()}
     elif Path(place).exists():
         files = files_below(Path(place)) if Path(place).is_dir() else [Path(place)]
         states = {file: file.stat() for file in files if not is_hidden(file.name)}
