@@ -1,7 +1,8 @@
 """Files of an object store, such as s3://bucket/train-0000.tar, through fsspec: listed, and read whole or in parts.
 
 S3 takes credentials, region and endpoint as all AWS tools do: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile
-(AWS_PROFILE); and AWS_ENDPOINT_URL, or endpoint_url of the profile, for a bucket that is not at Amazon.
+(AWS_PROFILE), or none for a public bucket; and AWS_ENDPOINT_URL, or endpoint_url of the profile, for a bucket that is not
+at Amazon.
 """
 
 import os
@@ -89,7 +90,7 @@ def file_system(address: str) -> tuple[Any, str]:
         import fsspec
 
         if address.startswith(S3):
-            return _s3(), address.removeprefix(S3).rstrip("/")
+            return _tried(address, _s3), address.removeprefix(S3).rstrip("/")
     try:
         return fsspec.url_to_fs(address.rstrip("/"))
     except (ValueError, ImportError) as error:  # an unknown protocol, or one that needs another package
@@ -105,6 +106,7 @@ def _s3() -> Any:
     """
     key = os.getpid(), *sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))
     if key not in _stores:
+        from botocore.session import Session
         from fsspec.asyn import reset_lock
         from s3fs import S3FileSystem
 
@@ -113,6 +115,7 @@ def _s3() -> Any:
         retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
         limits = {"connect_timeout": SECONDS, "read_timeout": SECONDS, "max_pool_connections": CONNECTIONS}
         store = S3FileSystem(
+            anon=Session().get_credentials() is None,  # a public bucket needs none
             config_kwargs=limits | {"retries": retries},
             client_kwargs={"region_name": os.environ.get("AWS_REGION")},  # botocore takes only AWS_DEFAULT_REGION
             use_listings_cache=False,
@@ -129,6 +132,8 @@ def _tried(address: str, work: Callable[[], Result]) -> Result:
     for number in range(TRIES):
         try:
             return work()
+        except ImportError:  # a missing extra
+            raise
         except Exception as error:  # each store has errors of its own
             reason = " ".join(reason_of(error).split()) or type(error).__name__
             if FINAL & {kind.__name__ for kind in type(error).__mro__}:

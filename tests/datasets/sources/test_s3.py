@@ -201,11 +201,6 @@ def test_a_bucket_that_may_not_be_read_is_one_sentence_and_what_was_fetched_befo
 PROBLEMS = {  # what is wrong, and what the sentence names
     "no bucket": ({}, "s3://nobody/project", ["NoSuchBucket", "check the name"]),
     "nothing there": ({}, "s3://signs/elsewhere", ["is empty"]),
-    "no credentials": (
-        {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
-        "s3://signs",
-        ["Unable to locate credentials"],
-    ),
     "half of the credentials": ({"AWS_SECRET_ACCESS_KEY": None}, "s3://signs", ["Partial credentials"]),
     "an unknown profile": ({"AWS_PROFILE": "nobody"}, "s3://signs", ["nobody"]),
     "no network": ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "s3://signs", ["Could not connect", "AWS_ENDPOINT_URL"]),
