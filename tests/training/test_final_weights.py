@@ -9,6 +9,7 @@ import pytest
 from transfer_learning.config import Phase
 from transfer_learning.datasets.pipeline import Examples
 from transfer_learning.machine.strategy import ALONE
+from transfer_learning.training import final_weights
 from transfer_learning.training.final_weights import choose_final_weights
 from transfer_learning.training.optimizers import make_optimizer
 
@@ -153,6 +154,15 @@ def test_fine_tuned_heads_have_to_be_clearly_better_than_a_closed_form(place, is
     rows = choose_final_weights(phase, "val_accuracy", lambda: solved_head(phase, place))
     assert min(rows, key=lambda row: row["val_loss"])["is_solved"] is False
     assert [row["is_solved"] for row in rows if row["chosen"]] == [is_solved]
+
+
+@pytest.mark.parametrize(("num_val", "has_trained"), [(final_weights.FEW - 1, False), (final_weights.FEW, True)])
+def test_few_validation_images_do_not_compare_trained_heads(num_val, has_trained):
+    labels = LABELS[:num_val]
+    phase = finished_phase(logits_with_errors(labels, range(8)), logits_with_errors(labels, []), labels)
+    rows = choose_final_weights(phase, "val_loss", lambda: solved_head(phase))
+    trained = [row for row in rows if row["fine_tuned"] and not row["is_solved"]]
+    assert bool(trained) == has_trained and rows[0]["fine_tuned"] == 0 and sum(row["is_solved"] for row in rows) == 2
 
 
 @pytest.mark.parametrize(

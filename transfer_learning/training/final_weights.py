@@ -27,8 +27,9 @@ SOLVED_PARTS = (0.5, 1.0)  # whose backbone gets a closed-form head, too: a pass
 # Standard errors by which others have to beat the usual weights. One is the rule of Breiman et al., CART, 1984, section
 # 3.4; another one because the best epoch was chosen on the same images, which the head can also train on if it wins.
 MARGIN = 2.0
-# With fewer validation images than FEW, of fewer groups than FEW_GROUPS (an image alone is one), a closed-form head is
-# not usual and has to beat others by AHEAD standard errors: crops of a few photos train a backbone badly.
+# Fewer validation images than FEW do not compare trained heads, of which one or the other would win by chance. Where they
+# are also of fewer groups than FEW_GROUPS (an image alone is one), a closed-form head on another backbone is not usual and
+# has to beat others by AHEAD standard errors: crops of a few photos train a backbone badly.
 FEW, FEW_GROUPS = 20, 10
 AHEAD = 1.0
 
@@ -43,8 +44,8 @@ def choose_final_weights(
 
     The usual ones are those with a closed-form head on the fine-tuned backbone: they do not depend on how far a few epochs
     have trained the head, and were better on test images in docs/benchmarks.md also where validation images could not
-    tell. Others have to be clearly better. Without such heads, or with few validation images of few groups, the frozen
-    phase's weights are the usual ones.
+    tell. Others have to be clearly better; with few validation images only the frozen phase is another one. Without such
+    heads, or with few validation images of few groups, the frozen phase's weights are the usual ones.
 
     They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will
     be calibrated too; or by accuracy, equal ones by that loss.
@@ -62,8 +63,11 @@ def choose_final_weights(
         against the usual ones), ``standard_error`` (of the gain), ``chosen``.
     """
     labels = active.val.labels
-    candidates = [(part, False, False) for part in PARTS]
-    candidates += [(1.0, True, False)] if active.settings.ema_decay else []
+    is_few = len(labels) < FEW
+    candidates = [(0.0, False, False)]
+    if not (is_few and solve_head):
+        candidates += [(part, False, False) for part in PARTS[1:]]
+        candidates += [(1.0, True, False)] if active.settings.ema_decay else []
     candidates += [(part, False, True) for part in SOLVED_PARTS] if solve_head else []
     rows: list[dict] = []
     compared: list[np.ndarray] = []  # by candidate: the loss or the error of each validation image
@@ -87,9 +91,8 @@ def choose_final_weights(
 
     values = [(loss.mean(), row["val_loss"]) for loss, row in zip(compared, rows, strict=True)]
     num_groups = len(labels) if groups is None else len(np.unique(groups))
-    is_few = len(labels) < FEW and num_groups < FEW_GROUPS
     heads = [place for place, row in enumerate(rows) if row["is_solved"] and np.isfinite(values[place]).all()]
-    usual = 0 if is_few else min(heads, key=values.__getitem__, default=0)
+    usual = 0 if is_few and num_groups < FEW_GROUPS else min(heads, key=values.__getitem__, default=0)
     better = []
     for place, row in enumerate(rows):
         gains = compared[usual] - compared[place]
