@@ -17,7 +17,7 @@ from transfer_learning.errors import Stopped, UserError
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.classifier import build_classifier, load_model, predicted_logits
 from transfer_learning.models.standardization import standardized
-from transfer_learning.recipes.presets import CLOSED_FORM_ONLY, KEPT_CLOSED_FORM
+from transfer_learning.recipes.presets import CLOSED_FORM_ONLY
 from transfer_learning.recipes.resolve import config_from_values
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.phase_builder import PhaseBuilder, find_cuts
@@ -188,18 +188,6 @@ def test_settings_of_a_run_on_few_images_are_not_those_of_one_from_it(values, ex
     old = dataclasses.replace(of_few.read_config(), weights=str(of_few.path))
     assert config == with_values(old, values | expected)
     assert any("No folds: " in reason for reason in reasons)
-
-
-def test_a_run_from_a_fine_tuned_one_on_few_images_trains_its_head(finished, tmp_path):
-    shutil.copytree(finished.path, tmp_path / "run")
-    few = RunDir(tmp_path / "run")
-    settings = json.loads(few.config.read_text())
-    settings["frozen"] |= {name.removeprefix("frozen."): value for name, value in KEPT_CLOSED_FORM.items()}
-    few.config.write_text(json.dumps(settings))
-    assert few.read_config().fine_tune.epochs
-    chosen, reasons = config_from_values({"weights": str(few.path)}, measure=True)
-    assert (chosen.frozen.epochs, chosen.frozen.learning_rate) == (15, 3e-4)
-    assert any(str(note).endswith("has trained none.") for note in reasons)
 
 
 def test_a_run_from_one_on_few_images_learns_from_more(of_few, more_photos, tmp_path):

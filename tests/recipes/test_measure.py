@@ -182,21 +182,6 @@ def test_fewer_than_six_validation_images_decide_nothing(config):
     with_values(none, values).check()
 
 
-@pytest.mark.parametrize(
-    ("few", "given", "keeps_closed_form"), [(20, (), True), (20, ("frozen.epochs",), False), (6, (), False)]
-)
-def test_few_validation_images_do_not_train_the_closed_form(few, given, keeps_closed_form, config, monkeypatch):
-    monkeypatch.setattr(measure, "FEW", few)
-    config = dataclasses.replace(config, val_fraction=0.2)
-    num_val = (load_prepared(config).manifest["split"] == "val").sum()
-    assert 6 <= num_val < 20
-    values, reasons, _ = chosen_for(config, given)
-    assert "fine_tune.epochs" not in values
-    assert (values.get("frozen.learning_rate") == 1e-9) == keeps_closed_form
-    if keeps_closed_form:
-        assert values["frozen.epochs"] == 1 and f"({num_val} validation images)" in reasons["frozen.epochs"]
-
-
 def test_the_log_says_that_few_images_are_not_fine_tuned(config, tmp_path):
     photos = draw_photos(tmp_path / "photos", num_per_class=12)
     values = {"dataset": str(photos), "image_size": 16}

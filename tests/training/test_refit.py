@@ -132,8 +132,10 @@ def test_validation_images_that_evaluate_the_run_are_not_trained_on(trained):
     assert refit_head(dataclasses.replace(phases, data=without), TrainingState(final_weights=FROZEN)) == (None, None)
 
 
-def test_a_head_that_training_has_made_clearly_better_stays(trained):
-    phases, _ = trained
+@pytest.mark.parametrize("is_few", [False, True])
+def test_a_head_that_training_has_made_clearly_better_stays_if_enough_images_show_it(is_few, trained, monkeypatch):
+    phases, (_, val) = trained
+    monkeypatch.setattr(refit, "FEW", len(val) + is_few)
     manifest, classes = phases.data.manifest.copy(), phases.data.class_names
     is_val = manifest["split"] == "val"
     others = dict(zip(classes, classes[1:] + classes[:1], strict=True))
@@ -145,13 +147,15 @@ def test_a_head_that_training_has_made_clearly_better_stays(trained):
     head.get_layer(STANDARDIZE).set_weights([np.zeros(len(by_heart.kernel)), np.ones(len(by_heart.kernel))])
     head.get_layer("logits").set_weights([by_heart.kernel, by_heart.bias])
     before = weights_of(phases)
-    assert refit_head(phases, TrainingState(final_weights=FROZEN)) == (None, None)
-    assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True))
+    val_logits, _ = refit_head(phases, TrainingState(final_weights=FROZEN))
+    assert (val_logits is not None) == is_few
+    assert all(np.array_equal(*pair) for pair in zip(weights_of(phases), before, strict=True)) != is_few
 
 
 def test_a_head_that_a_tiny_rate_has_made_better_on_every_image_does_not_stay(trained, monkeypatch):
     """Without it the head lacks the validation images of a large dataset because of a gain of 1e-8."""
     phases, (train, val) = trained
+    monkeypatch.setattr(refit, "FEW", len(val))
     phases.start_head = []
     losses = iter([np.full(len(val), 0.5), np.full(len(val), 0.5 - 1e-8)])
     monkeypatch.setattr(refit, "calibrated_losses", lambda *_: next(losses))

@@ -39,14 +39,13 @@ from transfer_learning.recipes.presets import (
     USUAL_SIZE,
     WHY_ONE_EPOCH,
     backbones_to_compare,
-    kept_closed_form,
+    closed_form_only,
     sizes_to_compare,
 )
 from transfer_learning.storage.cache import Cache
 from transfer_learning.storage.measurements import Measurements
 from transfer_learning.training import closed_form
 from transfer_learning.training.estimate import rate_below
-from transfer_learning.training.final_weights import FEW
 from transfer_learning.training.phase_inputs import frozen_part
 from transfer_learning.training.phases import class_weights
 
@@ -55,7 +54,7 @@ logger = logging.getLogger(__name__)
 MAX_IMAGES = 1000
 MIN_PER_CLASS = 10  # of which a larger number of images is taken, where there are many classes
 NOT_SQUARE = 1.15  # median ratio of the sides from which resizing matters
-MIN_VAL = 6  # validation images below which nothing can be decided by them; below FEW they do not train a head
+MIN_VAL = 6  # validation images below which nothing can be decided by them
 MAX_FOLDS = 5  # of a head that trains without validation images
 COMPARED = ("image_size", "backbone", "resize")  # one after the other, all heads with each
 GAIN = 0.95  # a choice that costs time needs a loss of at most this times that of the cheaper one
@@ -182,13 +181,11 @@ def measured_choices(
     if not num_val:
         values["monitor"] = "loss"
     values["refit"] = True
-    if num_val < FEW:
-        values |= kept_closed_form(given)
-        reasons["frozen.epochs"] = f"{WHY_ONE_EPOCH.removesuffix('.')} ({counted(num_val, 'validation image')})."
     if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
-        values["fine_tune.epochs"] = 0
+        values |= closed_form_only(given)
         # Not of one of its fields: those of a phase without epochs are left out.
         reasons["fine_tune"] = f"No fine-tuning: {num_val} validation images are too few to tell whether it helps."
+        reasons["frozen.epochs"] = WHY_ONE_EPOCH
         is_drawn = not {"val_fraction", "monitor"} & set(given) and all(one.split != "val" for one in dataset.examples)
         if is_drawn and (folds := _num_folds(data)):
             values |= {"folds": folds, "monitor": "loss"}

@@ -8,8 +8,8 @@ from transfer_learning.models.backbones import find_backbone
 
 LARGE_ENOUGH = (160, 224)  # image sizes of the recipe that others may replace
 USUAL_SIZE = 224  # that the backbones were trained with
-KEPT_CLOSED_FORM = {"frozen.epochs": 1, "frozen.learning_rate": 1e-9}  # a tiny step
-CLOSED_FORM_ONLY = {"fine_tune.epochs": 0, **KEPT_CLOSED_FORM}
+# A tiny step: what is shipped is the closed form.
+CLOSED_FORM_ONLY = {"fine_tune.epochs": 0, "frozen.epochs": 1, "frozen.learning_rate": 1e-9}
 WHY_ONE_EPOCH = "Frozen phase: 1 epoch at a tiny learning rate, which keeps the closed-form head."
 
 
@@ -50,15 +50,16 @@ def backbones_to_compare(config: RunConfig) -> list[str]:
     return [name for name in names if find_backbone(name).weights_status() in ("installed", "downloaded")]
 
 
-def kept_closed_form(given: Collection[str]) -> dict[str, Any]:
-    """The values with which the frozen phase leaves the closed form as it is; epochs of it that are given do train it."""
-    return {} if "frozen.epochs" in given else KEPT_CLOSED_FORM
+def closed_form_only(given: Collection[str]) -> dict[str, Any]:
+    """The values with which the closed form is shipped; epochs of the frozen phase that are given do train the head."""
+    skipped = "frozen.learning_rate" if "frozen.epochs" in given else ""
+    return {name: value for name, value in CLOSED_FORM_ONLY.items() if name != skipped}
 
 
-def keeps_closed_form(config: RunConfig) -> bool:
-    """Whether the frozen phase leaves the closed form as it is, by the learning rate of this or an earlier version."""
+def is_closed_form_only(config: RunConfig) -> bool:
+    """Whether a run with this config ships a closed form, trained at the rate of this or an earlier version."""
     is_tiny = config.frozen.epochs == 1 and config.frozen.learning_rate <= 1e-5
-    return is_tiny and config.starts_from_closed_form
+    return is_tiny and config.fine_tune.epochs == 0 and config.starts_from_closed_form
 
 
 def preset_values(config: RunConfig, given: Collection[str] = ()) -> tuple[dict[str, Any], dict[str, str]]:
@@ -75,7 +76,7 @@ def preset_values(config: RunConfig, given: Collection[str] = ()) -> tuple[dict[
     if preset.epochs == 0 and not config.starts_from_closed_form:
         values["fine_tune.epochs"] = 0
     elif preset.epochs == 0:
-        values |= {"fine_tune.epochs": 0} | kept_closed_form(given)
+        values |= closed_form_only(given)
         reasons["frozen.epochs"] = WHY_ONE_EPOCH
     elif preset.epochs > 1:
         epochs = values["fine_tune.epochs"] = preset.epochs * config.fine_tune.epochs

@@ -22,7 +22,7 @@ from transfer_learning.models.earlier_run import earlier_run, names_run
 from transfer_learning.recipes.auto import auto_recipe
 from transfer_learning.recipes.deadline import Deadline
 from transfer_learning.recipes.known import RECIPES
-from transfer_learning.recipes.presets import keeps_closed_form, preset_values
+from transfer_learning.recipes.presets import is_closed_form_only, preset_values
 from transfer_learning.storage.notes import Note, as_note
 from transfer_learning.storage.run_directory import RunDir, new_run_dir
 
@@ -144,8 +144,8 @@ def _changes_to_earlier_run(
             f"Monitor {changes['monitor']}, with --val-fraction {fraction}: {values['weights']} had no validation images."
         )
     given = with_values(config, values)
-    trains = may_validate or "frozen.epochs" in values or config.fine_tune.epochs or not given.starts_from_closed_form
-    if keeps_closed_form(config) and trains:
+    trains = may_validate or "frozen.epochs" in values or not given.starts_from_closed_form
+    if is_closed_form_only(config) and trains:
         dataset = split_off_unseen(load_dataset_of(given), given.unseen_classes)
         frozen = auto_recipe(given.dataset, **survey(dataset)._asdict())[0].frozen
         changes |= {"frozen.epochs": frozen.epochs, "frozen.learning_rate": frozen.learning_rate}

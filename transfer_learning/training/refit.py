@@ -13,7 +13,7 @@ from transfer_learning.cli.formatting import counted
 from transfer_learning.evaluation.intervals import standard_error
 from transfer_learning.machine.strategy import ALONE
 from transfer_learning.models.classifier import logits_of_features, predicted_logits
-from transfer_learning.training.final_weights import calibrated_losses, keeps_backbone, scale_logits
+from transfer_learning.training.final_weights import FEW, calibrated_losses, keeps_backbone, scale_logits
 from transfer_learning.training.phase_builder import LeftOut, PhaseBuilder, left_out_of, set_closed_form
 from transfer_learning.training.state import TrainingState
 
@@ -27,7 +27,8 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
 
     It is left as it is without `RunConfig.refit`, if the run is evaluated on the validation images, if fine-tuning ended
     with another head than a closed form, or if the epochs of the frozen phase have improved the closed form of the training
-    images by more than a standard error, and a thousandth, of the calibrated loss.
+    images by more than a standard error, and a thousandth, of the calibrated loss. Fewer than FEW validation images cannot
+    show that: they also chose the epoch.
 
     Returns:
         Logits of the validation images by a head without them, float32 (n, classes), None if there are none; and what
@@ -55,7 +56,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
     else:  # in a resumed run
         set_closed_form(config, classifier, train, phases.data.groups("train"), phases.heads.solve)
     val_logits = logits_of_features(classifier, val.inputs, val.rows)
-    if len(val):
+    if len(val) >= FEW:
         found = val.labels, phases.data.groups("val")
         of_start = calibrated_losses(val_logits, *found)
         gains = of_start - calibrated_losses(of_trained, *found)
