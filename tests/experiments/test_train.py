@@ -17,6 +17,7 @@ from transfer_learning.experiments.finished_run import FinishedRun
 from transfer_learning.experiments.soups import make_soup
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.storage.run_directory import RunDir
+from transfer_learning.training import final_weights
 
 
 class StopAtEpoch(keras.callbacks.Callback):
@@ -36,6 +37,14 @@ def config(small_config, tmp_path_factory):
     return dataclasses.replace(
         small_config, fine_tune=fine_tune, cache_dir=str(tmp_path_factory.mktemp("cache")), **head
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def enough_validation_images():
+    """The few of the small config are as many as all candidates need."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(final_weights, "FEW", 2)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +83,7 @@ def test_a_stopped_run_ends_with_the_same_bits(epoch, config, finished, tmp_path
 
 
 def test_fine_tuned_weights_that_are_worse_are_not_shipped_and_end_early(config, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(final_weights, "FEW", 20)
     monkeypatch.setattr(evaluate, "predicted_logits", whole := Mock(side_effect=evaluate.predicted_logits))
     fine_tune = dataclasses.replace(config.fine_tune, epochs=6, learning_rate=0.2, unfreeze="all")
     run_dir = RunDir(tmp_path / "worse")

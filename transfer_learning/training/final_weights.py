@@ -64,11 +64,10 @@ def choose_final_weights(
     """
     labels = active.val.labels
     is_few = len(labels) < FEW
-    candidates = [(0.0, False, False)]
-    if not (is_few and solve_head):
-        candidates += [(part, False, False) for part in PARTS[1:]]
-        candidates += [(1.0, True, False)] if active.settings.ema_decay else []
-    candidates += [(part, False, True) for part in SOLVED_PARTS] if solve_head else []
+    candidates = [(part, False, False) for part in PARTS]
+    candidates += [(1.0, True, False)] if active.settings.ema_decay else []
+    if solve_head:
+        candidates = (candidates[:1] if is_few else candidates) + [(part, False, True) for part in SOLVED_PARTS]
     rows: list[dict] = []
     compared: list[np.ndarray] = []  # by candidate: the loss or the error of each validation image
     solved: dict[float, list[np.ndarray]] = {}
