@@ -133,3 +133,12 @@ def small_config(photos, weights_file, short_runs, tmp_path_factory):
         frozen=Phase(epochs=2, learning_rate=1e-2),
         fine_tune=Phase(epochs=2, learning_rate=1e-3, unfreeze="block4", augmentation="light"),
     )
+
+
+@pytest.fixture(scope="module")
+def s3_address():
+    """A local S3 server."""
+    from tests.support.s3 import s3_server  # imports moto
+
+    with s3_server() as address:
+        yield address

@@ -16,7 +16,7 @@ import fsspec
 import pytest
 
 from tests.support import ROOT
-from tests.support.s3 import s3_server, use_s3
+from tests.support.s3 import use_s3
 from transfer_learning.errors import UserError
 from transfer_learning.storage import object_store
 
@@ -24,16 +24,10 @@ CONTENT = bytes(range(256)) * 40
 CUT = b'HTTP/1.1 206 Partial Content\r\nContent-Length: 10\r\nETag: "e"\r\n\r\nhalf'
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as address:
-        yield address
-
-
 @pytest.fixture
-def client(server, monkeypatch, tmp_path):
+def client(s3_address, monkeypatch, tmp_path):
     monkeypatch.setattr(object_store, "WAIT_SECONDS", 0.01)
-    client = use_s3(server, monkeypatch, tmp_path)
+    client = use_s3(s3_address, monkeypatch, tmp_path)
     client.create_bucket(Bucket="set")
     return client
 

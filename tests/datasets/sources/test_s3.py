@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.support.logs import log_messages
-from tests.support.s3 import s3_server, use_s3
+from tests.support.s3 import use_s3
 from transfer_learning import prepare
 from transfer_learning.cli.parser import run_main
 from transfer_learning.datasets.sources import s3
@@ -21,20 +21,14 @@ from transfer_learning.storage import object_store
 NAMES = ("_annotations.json", "a.png", "b.png", "sub/c.png")
 
 
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as address:
-        yield address
-
-
 @pytest.fixture
-def client(server, monkeypatch, tmp_path):
+def client(s3_address, monkeypatch, tmp_path):
     """A server of one's own as far as a test can see."""
-    client = use_s3(server, monkeypatch, tmp_path)
+    client = use_s3(s3_address, monkeypatch, tmp_path)
     monkeypatch.setattr(object_store, "WAIT_SECONDS", 0.01)
     client.create_bucket(Bucket="signs")
     yield client
-    urlopen(Request(f"{server}/moto-api/reset", method="POST")).close()
+    urlopen(Request(f"{s3_address}/moto-api/reset", method="POST")).close()
 
 
 def lay(client, prefix="", **others):
