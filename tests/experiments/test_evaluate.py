@@ -10,6 +10,7 @@ from tests.support.logs import log_messages
 from transfer_learning.evaluation.ood import NUM_IMAGES
 from transfer_learning.experiments import evaluate
 from transfer_learning.experiments.train import run_experiment
+from transfer_learning.models.classifier import load_model
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training.phase_builder import PhaseBuilder
 
@@ -58,6 +59,29 @@ def test_only_a_sample_goes_through_the_network_unless_its_features_are_wrong(
         pd.testing.assert_frame_equal(table, predictions(second)[split], atol=1e-5)
     for kind, found in by_features["rejection"]["others"].items():
         assert found["auroc"] == pytest.approx(by_pixels["rejection"]["others"][kind]["auroc"], abs=0.02)
+
+
+def test_a_saved_model_with_other_weights_is_found_and_evaluated_itself(
+    small_config, through_the_network, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(small_config, fine_tune=dataclasses.replace(small_config.fine_tune, epochs=0))
+    save, messages, saved = evaluate.save_model, log_messages(), []
+
+    def save_others(classifier, path):
+        bias = classifier.model.weights[-1]
+        right = bias.numpy()
+        if not saved:
+            bias.assign(right + np.arange(len(right), dtype=np.float32))
+        save(classifier, path)
+        saved.append(bias.numpy())
+        bias.assign(right)
+
+    monkeypatch.setattr(evaluate, "save_model", save_others)
+    evaluation = run_experiment(config, run_dir := RunDir(tmp_path / "run"))
+    assert through_the_network == [2, *everything(run_dir)]
+    assert sum("so all are computed from their pixels" in message for message in messages) == 1
+    classifier = load_model(run_dir.read_config(), run_dir.model, evaluation["weights_sha256"])
+    np.testing.assert_array_equal(classifier.model.weights[-1].numpy(), saved[0])
 
 
 def test_a_run_whose_backbone_changed_uses_the_network(small_config, through_the_network, tmp_path):

@@ -10,12 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.pipeline import Examples, Share, batches_in_order, training_batches
+from transfer_learning.experiments.one_device import random_examples
 from transfer_learning.machine.cluster import Cluster
 from transfer_learning.machine.device_memory import DeviceRows
 from transfer_learning.machine.strategy import ALONE, form_workers, lost_worker_as_user_error
-from transfer_learning.training.phases import on_device
+from transfer_learning.models.classifier import build_classifier
+from transfer_learning.training import phases
+from transfer_learning.training.phases import on_device, start_phase
 from transfer_learning.training.train_step import EpochMetrics, StepSettings, make_train_step
 
 RNG = np.random.default_rng(0)
@@ -70,12 +74,25 @@ def check_device(device):
                 np.testing.assert_allclose(batch[1], labels, atol=1e-6)
 
 
+def check_phase(device):
+    """A phase holds its images in the memory of a device of which they take less than a quarter."""
+    examples = random_examples(8, 32)
+    config = RunConfig(backbone="small_cnn", weights="none", image_size=32, fine_tune=Phase(epochs=1, unfreeze="all"))
+    phases.GPU = device
+    for room, held in ((4 * examples.inputs.nbytes, True), (4 * examples.inputs.nbytes - 4, False)):
+        phases.gpu_bytes = lambda room=room: room
+        active = start_phase("fine_tune", config, build_classifier(config, tuple("abcdefghij")), examples, examples)
+        assert isinstance(active.train.inputs, DeviceRows) == isinstance(active.val.inputs, DeviceRows) == held
+        assert held or active.train.device == active.val.device == device
+
+
 def main(place, index="0"):
     cluster = None if place == "mirrored" else Cluster(tuple(place.split(",")), int(index), "TF_CONFIG")
     if not cluster:
         [cpu] = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
         check_device("CPU:1")
+        check_phase("CPU:1")
     workers = form_workers("auto" if cluster else "mirrored", cluster, 60.0)
     tf.config.experimental.enable_op_determinism()
     # In float16 a sum is rounded, and so is a division by 4; parts of one image are the same however they are shared.

@@ -17,6 +17,7 @@ from transfer_learning.experiments.train import run_experiment
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint, loop, phases
+from transfer_learning.training.train_step import EpochMetrics
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,21 @@ def test_nan_weights_after_the_last_step_of_an_epoch_name_that_epoch(config, tmp
     with pytest.raises(Diverged) as error:
         run_experiment(config, RunDir(tmp_path / "run"))
     assert f"A weight is NaN or infinite after step {num_steps[0]} of phase frozen (epoch 1)" in str(error.value)
+
+
+def test_train_steps_are_not_waited_for(config, tmp_path, monkeypatch):
+    """Reading a metric waits for the device: its number does not depend on that of the steps."""
+    reads, result = [], EpochMetrics.result
+    monkeypatch.setattr(EpochMetrics, "result", lambda metrics: reads.append(1) or result(metrics))
+    monkeypatch.setattr(loop, "LOSS_CHECK_SECONDS", math.inf)
+    counts = []
+    for batch_size in (4, 16):
+        sizes = dataclasses.replace(config, batch_size=batch_size, checkpoint_seconds=3600.0)
+        run_experiment(sizes, run_dir := RunDir(tmp_path / str(batch_size)))
+        counts.append((steps_per_epoch(run_dir), len(reads)))
+        reads.clear()
+    (many, of_many), (few, of_few) = counts
+    assert many > few and of_many == of_few
 
 
 def short_of_memory(monkeypatch, most, after_calls=0):
