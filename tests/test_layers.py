@@ -8,6 +8,7 @@ import pytest
 
 import transfer_learning
 from tests.support import run_without
+from transfer_learning import __main__
 
 ROOT = Path(transfer_learning.__file__).parent
 PACKAGE = ROOT.name
@@ -26,11 +27,13 @@ LAYERS = (
 )
 COMMANDS = len(LAYERS)
 MODULES = sorted(ROOT.rglob("*.py"))
+SLOW = {"scipy", "sklearn", "cleanlab", "matplotlib"}  # to import, and needed by some work only
 
 
-def imported(path):
-    """The modules that a file imports, also inside functions."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(path, is_inside=True):
+    """The modules that a file imports, also inside functions or only when it is imported itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if is_inside else tree.body:
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -73,6 +76,24 @@ def test_the_lowest_layers_do_not_import_tensorflow(path):
     assert not {"tensorflow", "keras"} & {module.split(".")[0] for module in imported(path)}
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_slow_libraries_are_imported_by_the_functions_that_use_them(path):
+    slow = SLOW - {"matplotlib"} if path.parent.name == "figures" else SLOW
+    assert not slow & {module.split(".")[0] for module in imported(path, is_inside=False)}
+
+
+def test_the_help_of_no_command_imports_a_slow_library():
+    code = (
+        "from contextlib import suppress\n"
+        "from transfer_learning.__main__ import COMMANDS, call\n"
+        "for name in COMMANDS:\n"
+        "    with suppress(SystemExit): call([name, '--help'])\n"
+        f"    slow = {SLOW | {'pandas', 'tensorflow', 'keras'}} & set(sys.modules)\n"
+        "    assert not slow, f'{name} imports {slow}'\n"
+    )
+    assert run_without("", code).stdout.count("usage: transfer-learning") == len(__main__.COMMANDS)
+
+
 def test_every_name_in_a_layer_exists():
     there = {member(name_of(path)) for path in MODULES}
     assert {name for names in LAYERS for name in names} <= there
@@ -89,7 +110,6 @@ def test_prepare_cache_and_report_need_no_tensorflow(tmp_path):
     shutil.copytree(Path(__file__).parent / "old_runs", folder)
     code = (
         "from transfer_learning import cache, evaluate, predict, prepare, report, run\n"
-        "assert 'scipy' not in sys.modules\n"
         "report.main(['runs/finished_a'])\n"
         "prepare.main(['photos', '--image-size', '24', '--cache-dir', 'new', '--out', 'audit'])\n"
         "cache.main(['--cache-dir', 'new'])\n"

@@ -20,9 +20,6 @@ from transfer_learning.cli.parser import Parser, command_line, run_main
 from transfer_learning.config import flag_name
 from transfer_learning.errors import Diverged, ExitCode, Stopped, UserError
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan, existing_comparison, new_comparison
-from transfer_learning.experiments.comparison.report import TIME_NOTE, overview_table
-from transfer_learning.experiments.comparison.run import run_comparison
-from transfer_learning.experiments.comparison.variants import choose_variants
 
 logger = logging.getLogger("transfer_learning.compare")  # __name__ is "__main__" under `python -m`
 
@@ -37,6 +34,10 @@ Flags outside of --config apply to all variants. Without --config, --weights app
 
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     flags = parse(arguments)
+    # Here, because --help needs no pandas.
+    from transfer_learning.experiments.comparison.report import TIME_NOTE, overview_table
+    from transfer_learning.experiments.comparison.run import run_comparison
+
     words = sys.argv[1:] if arguments is None else arguments
     directory, plan = open_comparison(flags, shlex.join(["transfer-learning", "compare", *words]))
     logger.info(f"Comparison directory: {directory.path}")
@@ -113,6 +114,8 @@ def open_comparison(flags: argparse.Namespace, command: str = "") -> tuple[Compa
             )
         directory = existing_comparison(flags.resume)
         return directory, dataclasses.replace(directory.read_plan(), **changes)
+    from transfer_learning.experiments.comparison.variants import choose_variants
+
     variants, reasons = choose_variants(values, flags.config or [], flags.epochs)
     first_seed = next(iter(variants.values())).seed
     plan = Plan(variants, flags.learning_rates or (), first_seed, reasons=tuple(reasons), command=command, **changes)

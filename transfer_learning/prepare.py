@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -16,18 +16,15 @@ from transfer_learning.cli.flags import add_config_flags, as_flags, given_values
 from transfer_learning.cli.formatting import counted, printable
 from transfer_learning.cli.parser import PROGRAM, Parser, command_line, run_main
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.audit.findings import Audit
 from transfer_learning.datasets.audit.kinds import KINDS
 from transfer_learning.datasets.corrections import read_corrections
 from transfer_learning.datasets.dataset import SPLITS
-from transfer_learning.datasets.prepared import PreparedDataset
 from transfer_learning.errors import UserError
-from transfer_learning.experiments.audit import audit_dataset, prepare_for_audit, refuse_unusable
-from transfer_learning.experiments.extraction import extract_features
 from transfer_learning.machine.ray_cluster import PerWorker, add_ray_flags
-from transfer_learning.recipes.resolve import resolve_config, with_features_of_run
-from transfer_learning.reports.audit import describe_crop, file_counts, new_audit_dir, write_audit
-from transfer_learning.reports.page import counts_by_class, unseen_class_counts
+
+if TYPE_CHECKING:  # imported by the functions below: --help needs no pandas
+    from transfer_learning.datasets.audit.findings import Audit
+    from transfer_learning.datasets.prepared import PreparedDataset
 
 NUM_SHOWN = 20  # skipped images
 EPILOG = """examples:
@@ -57,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if getattr(flags, "dataset", flags.place) != flags.place:
             raise UserError(f"{flags.place} and --dataset {flags.dataset} are two datasets; name one.")
         flags.dataset = flags.place
+    from transfer_learning.experiments.audit import audit_dataset, prepare_for_audit, refuse_unusable
+    from transfer_learning.recipes.resolve import resolve_config, with_features_of_run
+    from transfer_learning.reports.audit import describe_crop, new_audit_dir, write_audit
+
     config, _ = resolve_config(flags)
     if flags.features:
         config = with_features_of_run(config, given_values(flags))
@@ -85,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def extract(config: RunConfig, flags: argparse.Namespace) -> None:
     """Computes features with several workers into the feature store."""
+    from transfer_learning.experiments.extraction import extract_features
+
     if not (flags.features and config.feature_store and flags.workers > 0):
         raise UserError(
             "--workers and --ray need --features, --feature-store PLACE and at least --workers 1; give all."
@@ -105,8 +108,10 @@ def absolute(place: str) -> str:
     return place if "://" in place else os.path.abspath(place)
 
 
-def print_dataset(data: PreparedDataset) -> None:
+def print_dataset(data: "PreparedDataset") -> None:
     """Prints the images per class and split, and what was skipped and ignored, with reasons."""
+    from transfer_learning.reports.page import counts_by_class, unseen_class_counts
+
     print_line(f"{data.describe()}.\n")
     table = new_table("class", *SPLITS, "skipped", "images")
     for row in counts_by_class(data.manifest, data.class_names):
@@ -128,8 +133,10 @@ def print_dataset(data: PreparedDataset) -> None:
             print_line(f"  {count:,} {reason}")
 
 
-def print_findings(audit: Audit) -> None:
+def print_findings(audit: "Audit") -> None:
     """Prints the sum of the files, and a table of the kinds of findings."""
+    from transfer_learning.reports.audit import file_counts
+
     print_line(f"\n{file_counts(audit)}")
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(justify="right")

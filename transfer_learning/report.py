@@ -9,7 +9,6 @@ from transfer_learning.cli.console import print_line
 from transfer_learning.cli.parser import Parser, run_main
 from transfer_learning.errors import UserError
 from transfer_learning.reports.leaderboard import FILE, find_runs, write_leaderboard
-from transfer_learning.reports.run import write_report
 from transfer_learning.storage.run_directory import RunDir, evaluated_run_dir, existing_run_dir
 
 logger = logging.getLogger(__name__)
@@ -38,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if is_alone and (first.config.exists() or not first.path.is_dir()):
         if flags.output:
             raise UserError(f"--output {flags.output} is for several runs; the report of one is in its directory.")
+        from transfer_learning.reports.run import write_report
+
         runs, page = [first.path], write_report(existing_run_dir(first.path))
     else:
         if flags.output and Path(flags.output).suffix.lower() not in (".html", ".htm"):

@@ -16,12 +16,10 @@ from transfer_learning.cli.console import early_messages, log_file, logged_to
 from transfer_learning.cli.flags import add_config_flags, given_values
 from transfer_learning.cli.parser import Parser, command_line, quiet_start, run_main
 from transfer_learning.config import NAMED_WEIGHTS, RunConfig, difference, named, values_from_options, with_values
-from transfer_learning.datasets.prepared import images_once
 from transfer_learning.errors import ExitCode, Stopped, UserError
 from transfer_learning.machine.cluster import Cluster, Meeting, find_cluster
 from transfer_learning.machine.worker_processes import end_with_parent
 from transfer_learning.recipes.known import RECIPES
-from transfer_learning.recipes.resolve import new_run, with_full_paths
 from transfer_learning.storage.notes import Note
 from transfer_learning.storage.run_directory import RunDir, check_place, existing_run_dir
 
@@ -40,6 +38,8 @@ examples:
 @early_messages()
 def main(arguments: Sequence[str] | None = None) -> ExitCode:
     flags = parse(arguments)
+    from transfer_learning.datasets.prepared import images_once  # here, because --help needs no pandas
+
     cluster = find_cluster(getattr(flags, "strategy", RunConfig.strategy))
     other_folder = tempfile.TemporaryDirectory(prefix="worker-") if cluster and cluster.index else nullcontext("")
     with images_once(), other_folder as folder:
@@ -54,6 +54,8 @@ def chosen(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, Sequence[Note 
     """The run directory, the config, and the reasons for what was chosen."""
     if flags.resume:
         return resumed(flags)
+    from transfer_learning.recipes.resolve import new_run
+
     return new_run(given_values(flags), flags.run_dir)
 
 
@@ -63,6 +65,8 @@ def met(
     """As `chosen` by worker 0, after all workers have met; another worker takes `own` as its run directory, and None as
     the config of a run that is finished.
     """
+    from transfer_learning.recipes.resolve import with_full_paths
+
     given = given_values(flags)
     with Meeting(cluster, given, getattr(flags, "worker_timeout", RunConfig.worker_timeout)) as meeting:
         if cluster.is_chief:
@@ -136,6 +140,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def resumed(flags: argparse.Namespace) -> tuple[RunDir, RunConfig, list[Note | str]]:
     """The run to continue, its config, and no new reasons; UserError names the fields for which a flag asks otherwise."""
+    from transfer_learning.recipes.resolve import with_full_paths
+
     if flags.run_dir:
         raise UserError("--resume already names the run directory; leave --run-dir out.")
     run_dir = existing_run_dir(flags.resume)

@@ -8,9 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from transfer_learning.config import PHASES
-from transfer_learning.datasets.moved import read_manifest
 from transfer_learning.errors import UserError
-from transfer_learning.reports.page import write_page
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.run_directory import RunDir, existing_run_dir
 
@@ -48,6 +46,8 @@ def _runs_below(folder: Path) -> list[Path]:
 
 def write_leaderboard(paths: Sequence[Path], page: Path) -> Path:
     """Writes the page from the files of these run directories, whatever their state; returns its path."""
+    from transfer_learning.reports.page import write_page
+
     tables: dict[str, list[dict[str, Any]]] = {}
     for path in paths:
         row = _row(path, page)
@@ -107,6 +107,8 @@ def _progress(run_dir: RunDir, config: Any) -> str:
 
 def _test_set(run_dir: RunDir, split: str) -> str:
     """The identity of the images and labels of the evaluation split, "" before they are known."""
+    from transfer_learning.datasets.moved import read_manifest
+
     manifest = read_manifest(run_dir.manifest)
     if manifest is None:
         return ""

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
-import scipy.special
 
 from transfer_learning.config import RunConfig
 from transfer_learning.datasets.pipeline import Examples
@@ -113,10 +112,12 @@ def _fill_in(
 
 def _loss(kernel: np.ndarray, bias: np.ndarray, examples: Examples) -> float:
     """Mean cross-entropy of a last layer."""
+    from scipy.special import log_softmax
+
     total = 0.0
     for start in range(0, len(examples), CHUNK):
         part = slice(start, start + CHUNK)
         scores = examples.inputs[examples.rows[part]].astype(np.float64) @ kernel + bias
         labels = examples.labels[part]
-        total -= scipy.special.log_softmax(scores, axis=1)[np.arange(len(labels)), labels].sum()
+        total -= log_softmax(scores, axis=1)[np.arange(len(labels)), labels].sum()
     return total / len(examples)

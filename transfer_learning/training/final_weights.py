@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from scipy.special import log_softmax
 
 from transfer_learning.config import RunConfig
 from transfer_learning.evaluation.calibration import fitted_temperature
@@ -158,6 +157,8 @@ def describe_choice(rows: list[dict], usual: int, monitor: str) -> str:
 
 def calibrated_losses(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """The log loss of each example, (n,), after the temperature that fits all of them best."""
+    from scipy.special import log_softmax
+
     temperature, _ = fitted_temperature(logits, labels, groups)
     return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels]
 

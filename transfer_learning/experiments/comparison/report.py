@@ -14,8 +14,6 @@ from transfer_learning.cli.formatting import printable
 from transfer_learning.config import PHASES, RunConfig, flat
 from transfer_learning.errors import UserError
 from transfer_learning.evaluation import predictions
-from transfer_learning.evaluation.figures.curves import comparison
-from transfer_learning.evaluation.figures.style import save
 from transfer_learning.experiments.comparison import statistics
 from transfer_learning.experiments.comparison.directory import ComparisonDir, Plan
 from transfer_learning.reports.page import embedded, write_page
@@ -47,6 +45,9 @@ def write_results(
     Raises:
         UserError: a file of a run is missing or damaged, or the runs were made on different images.
     """
+    from transfer_learning.evaluation.figures.curves import comparison
+    from transfer_learning.evaluation.figures.style import save
+
     run_dirs, runs = {}, {}
     for name, config in variants.items():
         run_dirs[name] = [directory.run(name, seed, plan.searched_rate(config)) for seed in plan.seeds]

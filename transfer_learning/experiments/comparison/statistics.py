@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binom, norm
 
 from transfer_learning.errors import Diverged
 from transfer_learning.evaluation.ensemble import aligned, is_correct, paired_difference
@@ -94,6 +93,8 @@ def mean_accuracy_interval(share: float, num_images: int) -> tuple[float, float]
     The mean of several runs varies less between samples of images than the accuracy of one run, so the interval is
     conservative; n = images x runs would make it too narrow.
     """
+    from scipy.stats import norm
+
     z = norm.ppf(0.975)
     shrunk = share + z**2 / (2 * num_images)
     half = z * np.sqrt(share * (1 - share) / num_images + z**2 / (4 * num_images**2))
@@ -109,6 +110,8 @@ def sign_flip_p(differences: np.ndarray) -> float:
     McNemar's exact test (Psychometrika 12, 1947). With several runs a difference is between their numbers of correct
     predictions, since runs that are evaluated on the same images are not independent.
     """
+    from scipy.stats import binom
+
     sizes, counts = np.unique(np.abs(differences[differences != 0]), return_counts=True)
     probabilities = np.ones(1)  # of every sum, from the lowest to the highest
     for size, count in zip(sizes, counts, strict=True):
