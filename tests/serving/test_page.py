@@ -1,5 +1,6 @@
 """The page in a real browser: ``make test-browser``, with Debian's chromium; screenshots go to $SCREENSHOTS if it is set."""
 
+import base64
 import os
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.support.chromium import chromium
-from tests.support.serving import WithFeatures, colour, png, served
+from tests.support.serving import ColourPredictor, WithFeatures, colour, png, served
+from transfer_learning.serving.drift import Reference
 
 pytestmark = pytest.mark.browser
 
@@ -75,6 +77,7 @@ def test_dropped_images_get_their_classes_bars_and_verdicts(page, photos):
     texts = f"[...{CARDS}[2].querySelectorAll('.bars span')].map(text => parseFloat(text.textContent) / 100)"
     assert np.allclose(page.run(lengths), page.run(texts), atol=0.02)
     assert page.run("document.getElementById('status').textContent")  # what a screen reader says
+    assert not page.run("document.getElementById('no-grad-cam').offsetHeight")
     page.run(f"{CARDS}[2].querySelectorAll('.more, .seen, .why').forEach(button => button.click())")
     page.wait(f"{CARDS}[2].querySelectorAll('.pictures img').length === 2")
     page.wait(f"{CARDS}[2].querySelectorAll('.bar').length === 12")
@@ -106,6 +109,61 @@ def test_the_keyboard_alone_chooses_an_image_and_reads_the_result(page, photos):
     page.wait(f"{CARDS}[0].querySelector('.pictures img')?.naturalWidth > 0")
     assert page.run("document.activeElement.getAttribute('aria-expanded')") == "true"
     shown(page, "keyboard")
+
+
+def test_a_screen_reader_gets_controls_results_and_changes_by_name(page, photos):
+    page.drop([photos / "rose.png"])
+    page.wait(DONE)
+    assert page.spoken("heading") == [("heading", text) for text in ("colours", "Results", NAMES[0])]
+    assert page.spoken("region", "button", "image") == [
+        ("region", "Choose images"),
+        ("button", "Choose images"),
+        ("button", "Take a photo"),
+        ("button", "Clear"),
+        ("button", "All classes"),
+        ("button", "What the network saw"),
+        ("button", "Grad-CAM"),
+        ("image", "rose.png"),
+    ]
+    assert page.spoken("table") == [("table", "Probability of each class")]
+    assert page.spoken("columnheader") == [("columnheader", "class"), ("columnheader", "probability")]
+    assert page.spoken("rowheader") == [("rowheader", NAMES[position]) for position in range(5)]
+    (_, share), *_ = page.spoken("cell")
+    assert page.spoken("status") == [("status", f"rose.png: {NAMES[0]}, {share}.")]
+    page.run("document.getElementById('clear').click()")
+    assert page.spoken("status") == [("status", "Cleared.")]
+
+
+def test_an_export_says_that_it_has_no_grad_cam(photos):
+    with served(ColourPredictor(NAMES)) as client, chromium() as page:
+        page.open(f"http://127.0.0.1:{client.port}/")
+        page.wait("document.getElementById('facts').textContent.includes('12 classes')")
+        page.drop([photos / "rose.png"])
+        page.wait(DONE)
+        shown(page, "export")
+        text = "An export has no Grad-CAM; serve the run that it was made from."
+        assert ("paragraph", text) in page.spoken("paragraph")
+        assert page.spoken("button")[-1] == ("button", "What the network saw")
+
+
+def test_drift_is_shown_in_a_row_per_comparison(photos):
+    reds = np.random.default_rng(0).integers((200, 0, 0), (256, 20, 20), (150, 8, 8, 3)).astype(np.uint8)
+    reference = Reference(*Larger(NAMES).probabilities_and_features(reds))
+    rows = "[...document.querySelectorAll('#drift-rows tr')].map(row => [...row.children].map(cell => cell.innerText))"
+    with served(Larger(NAMES), reference=reference) as client, chromium() as page:
+        page.open(f"http://127.0.0.1:{client.port}/")
+        page.wait("!document.getElementById('drift').hidden")
+        page.run("document.querySelector('#drift summary').click()")
+        few = ["0", "–", "–", "too few images"]
+        assert page.run(rows) == [[name, *few] for name in ("confidence", "classes", "features")]
+        green = base64.b64encode(png(colour(5, 240, 5, 64))).decode()
+        for _ in range(5):
+            assert client.post("/predict", {"images": [green] * 30}).status == 200
+        page.drop([photos / "grass.png"])
+        page.wait("document.querySelector('#drift-rows td').innerText === '151'")
+        shown(page, "drift")
+        for name, images, index, limit, verdict in page.run(rows):
+            assert (images, verdict) == ("151", "drift") and float(index) > float(limit), name
 
 
 def test_a_phone_shows_everything_without_scrolling_sideways(page, photos):
@@ -140,6 +198,7 @@ def test_the_page_asks_for_the_token(photos):
         page.open(f"http://127.0.0.1:{client.port}/")
         page.wait("!document.getElementById('token').hidden")
         shown(page, "token")
+        assert page.spoken("textbox") == [("textbox", "This server needs a token.")]
         page.run("document.getElementById('token-field').value = '0123456789abcdef'; 0")
         page.run("document.getElementById('token').requestSubmit(); 0")
         page.wait("document.getElementById('facts').textContent.includes('12 classes')")

@@ -49,6 +49,13 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    def spoken(self, *roles):
+        """What a screen reader reads: (role, name or else text) of each node of these roles, parents first."""
+        nodes = [node for node in self.call("Accessibility.getFullAXTree")["nodes"] if not node["ignored"]]
+        found = [(node["nodeId"], node.get("parentId"), node["role"]["value"], node["name"]["value"]) for node in nodes]
+        texts = {parent: name for _, parent, role, name in found if role == "StaticText"}
+        return [(role, name or texts.get(node, "")) for node, _, role, name in found if role in roles]
+
     def wait(self, script):
         """Waits until a JavaScript expression is true."""
         end = time.monotonic() + SECONDS

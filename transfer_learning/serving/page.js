@@ -45,6 +45,7 @@ async function showModel() {
   const names = model.class_names;
   const some = names.slice(0, 12).join(", ");
   at("facts").textContent = `${names.length} classes: ${some}${names.length > 12 ? ", ..." : ""}`;
+  at("no-grad-cam").hidden = model.has_grad_cam;
   showDrift(model.drift);
 }
 
