@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from tests.support import ROOT
-from tests.support.serving import Answer, Client, served
+from tests.support.serving import Answer, Client, running, served
 from transfer_learning import serve
 from transfer_learning.config import Phase
+from transfer_learning.serving import server
 from transfer_learning.storage.run_directory import RunDir
 
 
@@ -95,6 +96,19 @@ def test_sigterm_lets_requests_end_and_exits_with_0_and_nothing_is_written(run_d
         finally:
             process.kill()
     assert {path: path.stat().st_mtime_ns for path in run_dir.path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("flags", "has_drift"), [([], True), (["--no-drift"], False)])
+def test_drift_is_recorded_and_shown_unless_no_drift_is_given(run_dir, test_images, flags, has_drift, monkeypatch):
+    monkeypatch.setattr(server, "serve", lambda *parts: started.append(parts))
+    started = []
+    serve.main([str(run_dir.path), "--port", "0", *flags])
+    with running(*started[0]) as client:
+        assert client.post("/predict", test_images[0][0]).status == 200
+        drift = client.get("/model").json["drift"] or {}
+        shown = dict.fromkeys(("confidence", "classes", "features"), 1) if has_drift else {}
+        assert {name: row["images"] for name, row in drift.items()} == shown
+        assert ("tl_drift" in client.get("/metrics").body.decode()) == has_drift
 
 
 UNFINISHED = str(ROOT / "tests/old_runs/runs/unfinished")

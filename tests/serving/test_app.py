@@ -10,16 +10,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support import bad_images
+from tests.support.faulty_worker import FAULTY_COMMAND
 from tests.support.serving import SIZE, ColourPredictor, WithFeatures, colour, png, served
 from transfer_learning import serving
+from transfer_learning.datasets.decoding import workers
 from transfer_learning.datasets.decoding.decode import Decoded
-from transfer_learning.serving import app
+from transfer_learning.serving import app, guard
 from transfer_learning.serving.drift import Reference
 from transfer_learning.serving.guard import Limits
 
@@ -181,6 +184,7 @@ BAD = {
     "a text": ("/predict", b"I am a text named photo.jpg", 400, "none of JPEG"),
     "more pixels than allowed": ("/predict", png(np.zeros((1001, 1001, 3), np.uint8)), 400, "exceeds the limit of"),
     "more bytes than allowed": ("/predict", bytes(10**6 + 1), 413, "larger than 1 MB"),
+    "100 MB": ("/predict", bytes(10**8), 413, "larger than 1 MB"),
     "top_k 0": ("/predict?top_k=0", png(RED), 422, "top_k"),
     "a top_k that is no number": ("/predict?top_k=all", png(RED), 422, "top_k"),
     "no images": ("/predict", {"images": []}, 400, "1 to 32"),
@@ -287,6 +291,33 @@ def test_an_error_in_the_predictor_is_a_500_without_details_and_the_server_goes_
         assert answer.status == 500 and b"secret" not in answer.body and list(answer.json) == ["error"]
         assert client.post("/predict", png(RED)).status == 200
     assert "secret" in caplog.text
+
+
+def test_a_prediction_that_takes_too_long_is_a_503_at_once_and_the_next_request_is_answered(monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS_TO_DISCARD", 1000)  # of a body, which has been read here
+    go, limits = threading.Event(), SimpleNamespace(**vars(LIMITS) | {"seconds": 1})
+
+    class Slow(ColourPredictor):
+        def probabilities(self, images):
+            assert images.max() != 77 or go.wait(20)
+            return super().probabilities(images)
+
+    with served(Slow(), limits) as client:
+        answer = client.post("/predict", png(colour(77, 77, 77)))
+        assert answer.status == 503 and answer.headers["retry-after"] == "1"
+        assert "longer than 1 s to be answered" in answer.json["error"]
+        limits.seconds = LIMITS.seconds
+        go.set()
+        assert client.post("/predict", png(RED)).json["class"] == "red"
+
+
+def test_an_image_whose_decoder_dies_is_a_400_and_the_next_one_is_predicted(monkeypatch):
+    monkeypatch.setattr(workers, "COMMAND", FAULTY_COMMAND)
+    with served() as client:
+        for fault in (b"exit", b"crash", b"abort"):
+            answer = client.post("/predict", png(RED) + fault)
+            assert answer.status == 400 and list(answer.json) == ["error"], fault
+            assert client.post("/predict", png(RED)).json["class"] == "red"
 
 
 def test_hostile_images_among_good_ones_change_no_answer(client):

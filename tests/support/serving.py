@@ -85,8 +85,14 @@ class Client:
 def served(predictor=None, limits=None, reference=None, token="", host_names=()):
     """Serves in a thread; yields a client."""
     service = Service(predictor or ColourPredictor(), "colours", limits or Limits(), reference)
-    listening = bound_socket("127.0.0.1", 0)
-    server = uvicorn.Server(config_of(make_app(service, token, host_names), service))
+    with running(make_app(service, token, host_names), service, bound_socket("127.0.0.1", 0)) as client:
+        yield client
+
+
+@contextmanager
+def running(app, service, listening):
+    """Serves an application in a thread; yields a client."""
+    server = uvicorn.Server(config_of(app, service))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
     try:

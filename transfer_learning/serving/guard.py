@@ -82,7 +82,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 0
+        begun, status, is_read = time.monotonic(), 0, False
         chunks: list[bytes] = []
 
         async def send_guarded(message: Message) -> None:
@@ -108,11 +108,13 @@ class Guard:
                         chunks.append(chunk)
                 scope.setdefault("state", {})["body"] = b"".join(chunks)
                 chunks.clear()
+                is_read = True
                 async with _time_limit(self._limits.seconds, Refused(503, self._too_slow("be answered"), RETRY_AFTER)):
                     await self._app(scope, receive, send_guarded)
             except Refused as refused:
-                if not status:
+                if not is_read:
                     await _discard(receive)
+                if not status:
                     await refused.response()(scope, receive, send_guarded)
             except _Disconnected:
                 pass

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.support import ROOT, bad_images
+from tests.support.faulty_worker import FAULTY_COMMAND
 from transfer_learning.datasets.dataset import UNREADABLE_FILE, FilePart
 from transfer_learning.datasets.decoding import workers as decode_workers
 from transfer_learning.datasets.decoding.decode import EXPENSIVE, content_hash, decode, failed, from_jpeg
@@ -24,36 +25,6 @@ from transfer_learning.datasets.decoding.workers import CHEAP, NICENESS, SLOW, D
 
 SIZE = 8
 DEADLINE = 60  # seconds, for what takes a fraction of one: only a failing test waits so long
-
-# A worker that does what the end of a file says; the bytes after a PNG image are nobody's concern.
-FAULTY_WORKER = """
-import os, signal, sys, time
-from transfer_learning.datasets.decoding import workers as decode_worker
-
-decode = decode_worker.decode
-
-def decode_with_faults(content, size, resize, ranges):
-    if content.endswith(b"exit"):
-        os._exit(3)
-    if content.endswith(b"crash"):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if content.endswith(b"hang"):
-        time.sleep(1000)
-    if content.endswith(b"burn"):
-        sum(range(10**12))  # not for a moment is Python's lock free
-    if content.endswith(b"abort"):
-        os.abort()
-    if content.endswith(b"raise"):
-        raise SystemExit("a decoder's last words")
-    if content.endswith(b"print"):
-        print("a library's remark", flush=True)
-        os.write(1, b"another one")
-    return decode(content, size, resize, ranges)
-
-decode_worker.decode = decode_with_faults
-decode_worker.main()
-"""
-FAULTY_COMMAND = (sys.executable, "-c", FAULTY_WORKER)
 
 # A worker that reads pipes, too, and so waits as long as a test wants; the real one refuses them.
 PATIENT_WORKER = """
