@@ -14,13 +14,12 @@ def parameters(small_config, tmp_path):
     """The code that takes the place of the cell of parameters, by the name of the notebook."""
     network = {"backbone": small_config.backbone, "weights": small_config.weights}
     common = {"dataset": small_config.dataset, "image_size": 16, "cache_dir": str(tmp_path / "cache")}
-    common |= {"inference_file": False}
     short = {"frozen": {"epochs": 2}, "fine_tune": {"epochs": 1}}
     variants = {"pretrained": network, "scratch": {"backbone": "small_cnn", "weights": "none"}}
     return {
         "1_explore_a_dataset": f"OPTIONS = {common | network!r}",
         "2_train_and_read_a_run": f"OPTIONS, RUN = {common | network | short!r}, {str(tmp_path / 'run')!r}",
-        "3_pretrained_or_scratch": f"COMMON = {common | {'epochs': 1, 'frozen': {'epochs': 0}}!r}\n"
+        "3_pretrained_or_scratch": f"COMMON = {common | {'epochs': 1, 'frozen': {'epochs': 0}, 'inference_file': False}!r}\n"
         f"VARIANTS, RUNS = {variants!r}, {str(tmp_path / 'runs')!r}",
     }
 

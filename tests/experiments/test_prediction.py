@@ -1,13 +1,16 @@
 """What `predict` finds at the places that it is given: every file is an image, or is counted with a reason."""
 
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support.logs import log_messages
 from transfer_learning.errors import UserError
-from transfer_learning.experiments.prediction import find_images
+from transfer_learning.experiments import prediction
+from transfer_learning.experiments.prediction import find_images, predict_images
 
 
 @pytest.fixture
@@ -61,3 +64,20 @@ def test_a_place_without_images_says_what_is_there(place, words, mixed, here):
     with pytest.raises(UserError) as caught:
         find_images([mixed, place], "data")
     assert words in str(caught.value)
+
+
+def test_at_most_one_batch_is_read_ahead_and_progress_is_reported_after_each(monkeypatch):
+    read, progress = [], []
+
+    class Workers(prediction.DecodeWorkers):
+        def map(self, sources):
+            return super().map(read.append(source) or source for source in sources)
+
+    monkeypatch.setattr(prediction, "DecodeWorkers", Workers)
+    monkeypatch.setattr(prediction, "IMAGES_AT_A_TIME", 2)
+    images = [prediction.Image(str(number), np.full((8, 8, 3), number, np.uint8)) for number in range(5)]
+    mean = SimpleNamespace(image_size=8, resize="squash", value_ranges={}, probabilities=lambda x: x.mean((1, 2)))
+    found = predict_images(mean, images, progress=lambda *counts: progress.append(counts))
+    for number, one in enumerate(found):
+        assert (one.name, one.probabilities[0]) == (str(number), number) and len(read) <= number // 2 * 2 + 2
+    assert len(read) == 5 and progress == [(2, 5), (4, 5), (5, 5)]

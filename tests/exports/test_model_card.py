@@ -22,6 +22,9 @@ def test_the_header_holds_the_results_as_the_hub_reads_them(card, run):
     (result,) = ModelCardData(**header).eval_results[:1]
     assert result.metric_type == "accuracy"
     assert result.metric_value == pytest.approx(run.evaluation["accuracy"], abs=1e-4)
+    for title, name in (("accuracy", "accuracy"), ("macro F1", "macro_f1")):  # the header has no field for an interval
+        value, (low, high) = run.evaluation[name], run.evaluation[f"{name}_interval"]
+        assert f"\n| {title} | {100 * value:.2f} % | {100 * low:.1f} to {100 * high:.1f} % |\n" in card
 
 
 def test_the_card_has_each_file_each_class_and_the_programs_of_the_gate(card, run):

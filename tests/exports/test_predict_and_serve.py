@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import pytest
 import transfer_learning as tl
 from tests.support import ROOT, run_without
 from tests.support.serving import served
+from transfer_learning.experiments.export import load_network
 from transfer_learning.experiments.trained_model import find_trained_model
+from transfer_learning.exports.formats import FORMATS
 
 
 @pytest.mark.parametrize("name", ["onnx", "litert"])
@@ -59,13 +62,23 @@ def test_an_export_is_compared_with_its_run_on_the_images_of_the_run(run, files,
     from transfer_learning import evaluate
     from transfer_learning.cli.parser import run_main
 
-    flags = ["--paired", "--not-worse-than", "0"]
-    for name, (new, old) in {"a": (files["onnx"], run.name), "b": (run.name, files["onnx"])}.items():
-        assert run_main(evaluate.main, [str(new), str(old), *flags, "--run-dir", str(tmp_path / name)]) == 0
-        result = json.loads((tmp_path / name / "comparison_test.json").read_text())
-        assert (result["before"], result["after"]) == (str(new), str(old))
-        assert result["num_examples"] == len(recorded[0]) and not result["is_worse"]
+    def compared(new, old):
+        words = [str(new), str(old), "--paired", "--not-worse-than", "0", "--run-dir"]
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        code = run_main(evaluate.main, [*words, str(folder)])
+        result = json.loads((folder / "comparison_test.json").read_text())
+        assert (result["before"], result["after"], result["num_examples"]) == (str(new), str(old), len(recorded[0]))
+        assert code == (3 if result["is_worse"] else 0)
+        return result
+
+    for new, old in ((files["onnx"], run.name), (run.name, files["onnx"])):
+        result = compared(new, old)
+        assert not result["is_worse"]
         assert not result["only_before_right"] + result["only_after_right"], "the file predicts what the run does"
+    network, worse = load_network(run.run_dir), tmp_path / "worse.tflite"
+    swapped = replace(network.metadata, class_names=network.metadata.class_names[::-1])
+    FORMATS["litert"].write(replace(network, metadata=swapped), worse)
+    assert compared(worse, run.name)["is_worse"] and not compared(run.name, worse)["is_worse"]
     for wrong, words in (
         ([str(files["onnx"]), str(files["litert"]), "--paired"], "two exported files"),
         ([str(files["onnx"]), run.name, "--paired", "--tta", "flip"], "leave out --tta"),

@@ -73,7 +73,11 @@ def _opened(content: Any, size: int, resize: str) -> Any:
     def resized(pixels, height, width):
         return as_pixels(tf.image.resize(pixels, (height, width), method="bicubic", antialias=True))
 
-    pixels = tf.io.decode_image(content, channels=3, expand_animations=False)
+    pixels = tf.cond(
+        tf.io.is_jpeg(content),  # by decode_image they differ from Pillow's by up to seven grey levels
+        lambda: tf.io.decode_jpeg(content, channels=3, dct_method="INTEGER_ACCURATE"),
+        lambda: tf.io.decode_image(content, channels=3, expand_animations=False),
+    )
     height, width = tf.shape(pixels)[0], tf.shape(pixels)[1]
     tf.debugging.assert_less_equal(height * width, MOST_PIXELS, "The image has too many pixels.")
     if resize == "crop":  # one resampling, since the corner may be half a pixel from a whole one
