@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.support.logs import log_messages
-from tests.support.s3 import local_bucket
+from tests.support.s3 import local_bucket, stuck_server
 from transfer_learning.errors import UserError
-from transfer_learning.storage import feature_store
+from transfer_learning.storage import feature_store, object_store
 from transfer_learning.storage.cache_index import FEATURES, EntrySpec
 from transfer_learning.storage.feature_store import FeatureStore
 
@@ -92,3 +92,19 @@ def test_a_store_that_cannot_be_used_is_one_sentence(bucket, tmp_path, monkeypat
             read(FeatureStore(bucket))
     with pytest.raises(UserError, match="nonsense://x cannot be read .*nonsense"):
         FeatureStore("nonsense://x")
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store: store.write_manifest([("a", "a.png", 0, -1)], 1),
+        # More than sockets buffer.
+        lambda store: store.write_shard(ENTRY, "a", KEYS[:1], np.zeros((1, 10**7), np.float32)),
+    ],
+)
+def test_a_server_that_takes_no_bytes_is_one_sentence_within_the_limits(write, answer, bucket, monkeypatch):
+    for name, value in {"ATTEMPTS": 1, "SECONDS": 1, "SLOWEST": 10**8}.items():
+        monkeypatch.setattr(object_store, name, value)
+    with stuck_server(monkeypatch, answer), pytest.raises(UserError, match="written .* bytes were not .* within 1 s"):
+        write(FeatureStore(bucket))

@@ -3,20 +3,18 @@
 import asyncio
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import fsspec
 import pytest
 
 from tests.support import ROOT
-from tests.support.s3 import use_s3
+from tests.support.s3 import stuck_server, use_s3
 from transfer_learning.errors import UserError
 from transfer_learning.storage import object_store
 
@@ -221,28 +219,6 @@ def test_forked_processes_read_while_threads_of_their_parent_do(client):
     put(client, "a.tar")
     ended = subprocess.run([sys.executable, "-c", FORKS], cwd=ROOT, timeout=60, capture_output=True, text=True)
     assert (ended.stdout, ended.returncode) == ("done\n", 0), ended.stderr
-
-
-@contextmanager
-def stuck_server(monkeypatch, answer):
-    """A server that sends `answer` and then nothing; the sockets of its clients are in the list it yields."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        clients = []
-
-        def accept():
-            while True:
-                try:
-                    clients.append(listening.accept()[0])
-                except OSError:
-                    return
-                clients[-1].sendall(answer)
-
-        threading.Thread(target=accept, daemon=True).start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
-        yield clients
-        listening.shutdown(socket.SHUT_RDWR)
-        for client in clients:
-            client.close()
 
 
 @pytest.mark.parametrize("answer", [b"", CUT])

@@ -1,6 +1,8 @@
 """A local S3 server, and an environment in which no other one can be reached."""
 
 import os
+import socket
+import threading
 from contextlib import contextmanager
 
 import boto3
@@ -41,3 +43,25 @@ def local_bucket(name, folder):
         monkeypatch.setenv("AWS_REGION", "us-east-1")
         use_s3(address, monkeypatch, folder).create_bucket(Bucket=name)
         yield f"s3://{name}"
+
+
+@contextmanager
+def stuck_server(monkeypatch, answer):
+    """A server that sends `answer` and then nothing; the sockets of its clients are in the list it yields."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        clients = []
+
+        def accept():
+            while True:
+                try:
+                    clients.append(listening.accept()[0])
+                except OSError:
+                    return
+                clients[-1].sendall(answer)
+
+        threading.Thread(target=accept, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        yield clients
+        listening.shutdown(socket.SHUT_RDWR)
+        for client in clients:
+            client.close()

@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 from transfer_learning.errors import UserError
 from transfer_learning.storage.cache_index import EntrySpec
 from transfer_learning.storage.files import written_atomically
-from transfer_learning.storage.object_store import BLOCK, file_system, reason_of
+from transfer_learning.storage.object_store import BLOCK, file_system, reason_of, write_object
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class FeatureStore:
                 with written_atomically(Path(path)) as temporary:
                     temporary.write_bytes(content)
             else:
-                self._files.pipe_file(path, content)  # an object appears once it is whole
+                write_object(self._files, path, content)
 
     @contextmanager
     def _errors(self, done: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ S3 = "s3://"
 SECONDS, ATTEMPTS = 30, 3  # per request to S3
 CONNECTIONS = 64  # to S3 at once; more threads wait
 TRIES, WAIT_SECONDS = 3, 2.0  # of a read; the wait is doubled after each
+SLOWEST = 100_000  # bytes per second that a store has to take
 BLOCK = 8 << 20  # bytes that are read at once where a file is read from its beginning
 FINAL = {"FileNotFoundError", "PermissionError", "IsADirectoryError", "ValueError"}  # errors that would come again
 FINAL |= {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError"}  # of botocore
@@ -82,6 +83,24 @@ def opened(address: str) -> BinaryIO:
             return read_range(address, start, end - start)
 
     return File(store, path, block_size=BLOCK, size=_tried(address, lambda: store.info(path)["size"]))
+
+
+def write_object(store: Any, path: str, content: bytes) -> None:
+    """Writes an object of a file system of fsspec, which appears once it is whole.
+
+    Raises:
+        TimeoutError: the store takes too long. SECONDS does not hold while aiohttp sends.
+        Exception: what the store raises.
+    """
+    from fsspec.asyn import FSTimeoutError, sync
+
+    if not store.async_impl:
+        return store.pipe_file(path, content)
+    seconds = SECONDS * ATTEMPTS + len(content) / SLOWEST
+    try:
+        sync(store.loop, store._pipe_file, path, content, timeout=seconds)
+    except FSTimeoutError:
+        raise TimeoutError(f"{len(content):,} bytes were not written within {seconds:.0f} s") from None
 
 
 def file_system(address: str) -> tuple[Any, str]:
