@@ -47,7 +47,9 @@ def test_the_environment_names_the_workers(environment, expected):
         (tf_config({"worker": TWO, "ps": ["c:1"]}), "names ps, and only chief and worker are used"),
         (tf_config({"worker": ["a:1", "a:1"]}), "gives a:1 to several workers"),
         (tf_config({"worker": ["a:1", "b"]}), "has the address 'b'; HOST:PORT was expected"),
+        (tf_config({"worker": ["a:1", "b:65536"]}), "has the address 'b:65536'; HOST:PORT was expected"),
         (SLURM | {"SLURM_STEP_NUM_TASKS": "6"}, "6 tasks on 3 nodes .*--ntasks-per-node=1"),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "x"}, "SLURM's variables cannot be read"),
         (SLURM | {"SLURM_PROCID": "x"}, "SLURM's variables cannot be read"),
     ],
 )

@@ -50,7 +50,7 @@ def find_cluster(strategy: str = "auto", environment: Mapping[str, str] = os.env
         return None
     if text := environment.get("TF_CONFIG"):
         cluster = _from_tf_config(text)
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         cluster = _from_slurm(environment)
     elif strategy == "multi-worker":
         raise UserError(
@@ -87,9 +87,14 @@ def _from_tf_config(text: str) -> Cluster:
             f"TF_CONFIG says that this is {kind} {index}, and its cluster has {listed}; correct one of them."
         )
     every = addresses["chief"] + addresses["worker"]
-    if wrong := [address for address in every if not re.fullmatch(r"[^:/\s]+:\d{1,5}", address)]:
+    if wrong := [address for address in every if not _is_address(address)]:
         raise UserError(f"TF_CONFIG has the address {wrong[0]!r}; HOST:PORT was expected, such as 10.0.0.5:2222.")
     return Cluster(every, index + (len(addresses["chief"]) if kind == "worker" else 0), "TF_CONFIG")
+
+
+def _is_address(text: str) -> bool:
+    found = re.fullmatch(r"[^:/\s]+:([0-9]{1,5})", text)
+    return found is not None and 0 < int(found[1]) < 65536
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Cluster:
