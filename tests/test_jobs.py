@@ -1,10 +1,13 @@
 """The job files of docs/jobs start workers that know each other, continue a run that was begun, and queue again."""
 
+import json
 import os
 import subprocess
 
 import pytest
 import yaml
+from jsonschema import validate
+from jsonschema.exceptions import ValidationError as SchemaError
 from pydantic import ValidationError
 
 from tests.support import ROOT
@@ -57,6 +60,14 @@ def test_slurm_queues_again_what_can_be_continued(code, is_queued, programs, her
     assert "run --resume runs/slurm-7\n" in output_of(script, here, **environment)[1]
 
 
+def test_slurm_sends_a_signal_ahead_of_the_limit_and_may_queue_again():
+    lines = (JOBS / "slurm.sh").read_text().splitlines()
+    options = {"--signal=USR1@120", "--requeue", "--ntasks-per-node=1", "--open-mode=append"}
+    assert {f"#SBATCH {option}" for option in options} <= {*lines}
+    first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(number < first_command for number, line in enumerate(lines) if line.startswith("#SBATCH"))
+
+
 def test_kubernetes_files_are_what_kubeflow_trainer_takes():
     from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
     from kubeflow_trainer_api.models.trainer_v1alpha1_training_runtime import TrainerV1alpha1TrainingRuntime
@@ -84,7 +95,27 @@ def test_kubernetes_names_the_pods_of_the_job(programs, here):
     assert output_of(script, here, JOB_COMPLETION_INDEX="0", **environment)[1] == "run --resume runs/photos\n"
 
 
-def test_skypilot_names_the_machines(programs, here):
+def check_skypilot(task):
+    schemas = json.loads((ROOT / "tests" / "support" / "skypilot_schemas.json").read_text())
+    validate(task, schemas["task"])
+    validate(task["resources"], schemas["resources"])
+
+
+def test_the_skypilot_file_is_what_skypilot_takes():
+    [task] = documents("skypilot.yaml")
+    check_skypilot(task)
+    for part in (task, task["resources"]):
+        with pytest.raises(SchemaError, match="'nonsense' was unexpected"):
+            part["nonsense"] = 1
+            check_skypilot(task)
+        del part["nonsense"]
+    # What no schema says: only Kubernetes and RunPod have volumes, and files are those of `workdir`.
+    assert task["resources"]["infra"].startswith("aws/") and "volumes" not in task
+    assert task["workdir"] == "." and "pip install --python ~/venv '.[gpu]'" in task["setup"]
+
+
+def test_skypilot_names_the_machines(programs, here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
     [task] = documents("skypilot.yaml")
     script = task["run"].replace("cd /work\n", "")
     environment = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_TASK_ID": "a"}
