@@ -28,19 +28,26 @@ INPUTS, LABELS = RNG.normal(size=(70, 6, 6, 3)).astype(np.float32), RNG.integers
 SIGNATURE = (tf.TensorSpec((None, 6, 6, 3), tf.float32), tf.TensorSpec((None,), tf.int32))
 
 
-def trained(workers, accumulation, num_examples=67, has_batch_norm=False):
-    """All variables after STEPS steps, and the metrics of the last epoch; of 67 examples the last batch has 4."""
+def trained(workers, accumulation, num_examples=67, has_all=False):
+    """All variables after STEPS steps, and the metrics of the last epoch; of 67 examples the last batch has 4.
+
+    Args:
+        has_all: also BatchNorm and Dropout.
+    """
     keras.utils.set_random_seed(1)
     layers = [keras.layers.Conv2D(4, 3, activation="relu"), keras.layers.GlobalAveragePooling2D()]
-    layers.insert(1, keras.layers.BatchNormalization()) if has_batch_norm else None
+    if has_all:
+        layers[1:1] = [keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
     network = keras.Sequential([keras.Input((6, 6, 3)), *layers, keras.layers.Dense(3, dtype="float32")])
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
     if keras.mixed_precision.dtype_policy().name == "mixed_float16":
         optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
     variables, metrics = network.trainable_variables, EpochMetrics()
     optimizer.build(variables)
-    settings = StepSettings(BATCH, (1.0, 2.0, 0.5), accumulation, statistics=network.non_trainable_variables)
-    training = lambda images: network(images, training=has_batch_norm)  # noqa: E731
+    statistics = network.non_trainable_weights
+    seeds = [layer.seed_generator.state for layer in network.layers if isinstance(layer, keras.layers.Dropout)]
+    settings = StepSettings(BATCH, (1.0, 2.0, 0.5), accumulation, statistics=statistics, seeds=seeds)
+    training = lambda images: network(images, training=has_all)  # noqa: E731
     train_steps = make_train_step(training, variables, optimizer, metrics, settings, SIGNATURE, workers)
     share = Share(workers.index, workers.count, BATCH)
     for step in range(0, STEPS, 2):  # two steps per call
@@ -48,7 +55,7 @@ def trained(workers, accumulation, num_examples=67, has_batch_norm=False):
             metrics.reset()
         chosen = share.of(np.arange(num_examples)[start : start + 2 * BATCH], False)
         train_steps(INPUTS[chosen], LABELS[chosen].astype(np.int32), [0.05, 0.1])
-    return [np.array(variable) for variable in (*network.weights, *metrics.variables)]
+    return [np.array(variable) for variable in (*network.weights, *seeds, *metrics.variables)]
 
 
 def check_device(device):
@@ -101,8 +108,9 @@ def main(place, index="0"):
         for shared, alone in zip(trained(workers, *settings), trained(ALONE, *settings), strict=True):
             np.testing.assert_allclose(shared, alone, atol=1e-5, rtol=1e-5)
     keras.mixed_precision.set_dtype_policy("float32")
-    weights = np.concatenate([array.ravel() for array in trained(workers, 1, has_batch_norm=True)])
-    assert np.array_equal(workers.sum(weights), workers.count * weights), "statistics of BatchNorm differ"
+    # Parts of one image: workers have 3 and 4 of a batch.
+    arrays = np.concatenate([array.ravel() for array in trained(workers, BATCH, has_all=True)]).astype(np.float64)
+    assert np.array_equal(workers.sum(arrays), workers.count * arrays), "statistics or seeds differ"
     data = b"from worker 0" * 1000
     assert workers.from_chief(data if workers.is_chief else b"") == data
     assert workers.any(workers.is_chief) and not workers.any(False)

@@ -132,6 +132,7 @@ def start_phase(
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         label_smoothing=config.label_smoothing,
         statistics=statistics,
+        seeds=seeds if workers.count > 1 else (),
         jit_compile=config.jit_compile,
     )
     augmentation = "none" if cut else settings.augmentation

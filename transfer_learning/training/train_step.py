@@ -25,6 +25,7 @@ class StepSettings:
     gradient_accumulation_steps: int = 1  # parts of a batch, which are in memory one after the other
     label_smoothing: float = 0.0
     statistics: Sequence[keras.Variable] = ()  # of BatchNorm in training mode, which the workers average
+    seeds: Sequence[keras.Variable] = ()  # of Dropout, (seed, counter), whose counters stay equal in all workers
     jit_compile: bool = False  # the forward and the backward pass with XLA, where it can
 
     @property
@@ -140,7 +141,11 @@ def make_train_step(
             batch = slice(number * local_batch_size, (number + 1) * local_batch_size)
             optimizer.learning_rate.assign(learning_rates[number])
             compute = shared_gradients if is_shared else accumulated_gradients
+            # A worker draws masks once per part, and not all have as many parts; none has more than the batch has images.
+            next_seeds = [seed + tf.constant([0, settings.batch_size], seed.dtype) for seed in settings.seeds]
             optimizer.apply(compute(inputs[batch], labels[batch]), variables)
+            for seed, value in zip(settings.seeds, next_seeds, strict=True):
+                seed.assign(value)
             for variable, total in zip(settings.statistics, workers.sum_tensors(settings.statistics), strict=True):
                 variable.assign(total / workers.count)
             # Once the sum is NaN or infinite it stays so: the counter stops at the first bad step.
