@@ -195,7 +195,9 @@ def test_workers_solve_the_head_after_fine_tuning_as_one_process_does(config, tm
 
 @pytest.mark.long
 def test_as_many_workers_give_the_same_bits_after_a_kill(config, tmp_path):
-    config, directories = dataclasses.replace(config, dropout=0.5), []
+    # Of each batch, the workers have 3 and 4 images, and masks for each.
+    config = dataclasses.replace(config, dropout=0.5, batch_size=7, gradient_accumulation_steps=7)
+    directories = []
     for name in ("unbroken", "killed"):
         directories.append(run_dir := RunDir(tmp_path / name))
         process = launched(2, config, run_dir)

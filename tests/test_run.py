@@ -79,7 +79,7 @@ def test_each_automatic_choice_is_printed_and_kept_with_its_reason(finished):
     run_dir, output = finished
     notes = [note["text"] for note in json.loads(run_dir.notes.read_text())]
     assert all(note in output for note in notes)
-    for words in ("Augmentation", "Device: ", "Precision ", "seed 0"):
+    for words in ("Augmentation", "Device: ", "Precision ", "seed 0", "Strategy one (one device, "):
         assert any(words in note for note in notes), words
 
 

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 
 from tests.support import ROOT
+from tests.support.logs import log_messages
 from tests.support.ports import free_ports
 from transfer_learning.errors import UserError
 from transfer_learning.machine import strategy
@@ -46,8 +48,27 @@ def test_a_port_that_was_taken_meanwhile_is_named(monkeypatch):
         strategy.form_workers("auto", Cluster(("127.0.0.1:1", "127.0.0.1:2"), 1, "TF_CONFIG"), 60.0)
 
 
-def test_without_other_devices_or_workers_a_run_is_alone():
-    assert strategy.form_workers("auto", None, 1.0) is strategy.ALONE
+@pytest.mark.parametrize(
+    ("chosen", "num_gpus", "num_devices", "reason"),
+    [
+        ("auto", 0, 1, "Strategy one (one device, and no other workers)."),
+        ("auto", 1, 1, "Strategy one (one device, and no other workers)."),
+        ("one", 2, 1, "Strategy one (--strategy)."),
+        ("auto", 2, 2, "Strategy mirrored (several GPUs; --strategy one uses the first alone): 2 devices share the"),
+        ("mirrored", 3, 3, "Strategy mirrored (--strategy): 3 devices share the images of a batch."),
+    ],
+)
+def test_the_strategy_is_chosen_and_logged_with_its_reason(chosen, num_gpus, num_devices, reason, monkeypatch):
+    gpus = [SimpleNamespace(name=f"GPU:{number}") for number in range(num_gpus)]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda names: names)
+    messages = log_messages()
+    workers = strategy.form_workers(chosen, None, 1.0)
+    assert (workers.num_devices, workers.count) == (num_devices, 1) and workers.is_chief
+    assert workers.strategy == ([gpu.name for gpu in gpus] if num_devices > 1 else None)
+    [message] = messages
+    assert message.startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from transfer_learning.errors import UserError
 
 PACKAGE = "transfer_learning"
 WIDTH = 120  # of tables in files and pipes
-UNPRINTED = "TRANSFER_LEARNING_UNPRINTED"  # environment variable: a logger whose messages only go to the log
+UNPRINTED = (
+    "TRANSFER_LEARNING_UNPRINTED"  # environment variable: what the names of loggers begin with that do not print
+)
 Handler = TypeVar("Handler", bound=logging.Handler)
 FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -96,8 +98,10 @@ def set_up_logging(level: int = logging.INFO) -> None:
     console_handler = _handler_of(ConsoleHandler)
     if console_handler is None:
         console_handler = ConsoleHandler()
-        unprinted = os.environ.get(UNPRINTED)
-        console_handler.addFilter(lambda record: record.name != unprinted or record.levelno >= logging.WARNING)
+        unprinted = os.environ.get(UNPRINTED) or "-"  # as no name begins
+        console_handler.addFilter(
+            lambda record: not record.name.startswith(unprinted) or record.levelno >= logging.WARNING
+        )
         logger.addHandler(console_handler)
     console_handler.setLevel(level)
     logger.setLevel(logging.DEBUG)

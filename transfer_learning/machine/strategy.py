@@ -154,7 +154,7 @@ def form_workers(strategy: str, cluster: Cluster | None, seconds: float) -> Work
         return Workers(
             num_devices=len(devices), strategy=tf.distribute.MirroredStrategy([device.name for device in devices])
         )
-    logger.debug(f"Strategy one ({'--strategy' if strategy == 'one' else 'one device, and no other workers'}).")
+    logger.info(f"Strategy one ({'--strategy' if strategy == 'one' else 'one device, and no other workers'}).")
     return ALONE
 
 

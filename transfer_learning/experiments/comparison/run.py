@@ -118,7 +118,7 @@ def run_child(run_dir: RunDir, stop: StopRequest) -> None:
     command += ["--quiet"] if is_quiet() else []
     variables = {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
     if any(RunDir(folder).log.exists() for folder in run_dir.path.parent.iterdir()):
-        variables[UNPRINTED] = "transfer_learning.machine.devices"  # the device is that of the first run
+        variables[UNPRINTED] = "transfer_learning.machine"  # devices and strategy are those of the first run
     errors: list[str] = []
     with stop.deferred():
         streams: dict[str, Any] = dict(stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
