@@ -1,5 +1,6 @@
 """`predict` and `serve` take exported files, and the documented request of TensorFlow Serving fits the SavedModel."""
 
+import ast
 import base64
 import csv
 import io
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import transfer_learning as tl
-from tests.support import ROOT, run_without
+from tests.support import ROOT, attack, run_without
 from tests.support.serving import served
 from transfer_learning.experiments.export import load_network
 from transfer_learning.experiments.trained_model import find_trained_model
@@ -41,6 +42,20 @@ def test_an_export_is_served_with_the_recorded_probabilities_and_has_no_grad_cam
         assert answer.status == 404
         model = client.get("/model").json
         assert model["class_names"] == list(tl.Predictor(files[name]).class_names) and model["drift"] is None
+
+
+def test_good_requests_among_hostile_ones_get_right_answers_from_a_server_that_goes_on(run, files, capsys):
+    """A sample of what `make test-serve` sends; how fast the answers are is not tested."""
+    flags = ["--hostile", "125", "--good", "62", "--rate", "60", "--clients", "", "--max-ratio", "inf"]
+    code = attack.main([str(run.run_dir.path), "--file", str(files["litert"]), *flags])
+    printed = capsys.readouterr().out
+    assert code == 0 and printed.endswith("All limits held.\n"), printed
+    assert all(f"62 good requests among {kind} others: p50 " in printed for kind in ("no", "harmless", "hostile"))
+    (statuses,) = re.findall(r"^Answers to 125 hostile requests: (.*)$", printed, re.MULTILINE)
+    assert {200, 400} <= ast.literal_eval(statuses).keys()
+    assert "Answers to 125 harmless requests: {200: 125}\n" in printed
+    assert "Wrong answers: 0; 503: 0; alive: True; exit code after SIGTERM: 0\n" in printed
+    assert re.search(r"^Resident memory: idle [1-9]\d+ MB, peak [1-9]\d+ MB, after [1-9]\d+ MB$", printed, re.MULTILINE)
 
 
 def test_the_documented_request_of_tensorflow_serving_fits_the_signature(files, recorded, photos_folder):
