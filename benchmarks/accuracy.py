@@ -146,7 +146,7 @@ def measure(subset: Path, tool: Tool, seed: int, flags: argparse.Namespace) -> d
 
 
 def table(rows: list[dict]) -> str:
-    """A Markdown table with one row per set, size and tool: means over the seeds, and the difference to BASELINE."""
+    """A Markdown table with one row per set, size and tool: means over the seeds, the difference to BASELINE, mean ranks."""
     columns = (
         "set",
         "per class",
@@ -176,7 +176,16 @@ def table(rows: list[dict]) -> str:
             f"{len(found)}, {found['n'].iloc[0]}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", mean_ranks(rows)]) + "\n"
+
+
+def mean_ranks(rows: list[dict]) -> str:
+    """The mean rank of each tool by accuracy, over what was measured with all tools; 1 is the best."""
+    cells = pd.DataFrame(rows).pivot(index=["set", "per_class", "seed"], columns="tool", values="accuracy").dropna()
+    means = cells.rank(axis=1, ascending=False).mean().sort_values()
+    return f"Mean rank by accuracy (n = {len(cells)}): " + "; ".join(
+        f"{tool} {mean:.1f}" for tool, mean in means.items()
+    )
 
 
 def difference(rows: list[dict], row: dict) -> tuple[float, float] | None:

@@ -202,14 +202,16 @@ def test_accuracy_is_measured_on_drawn_training_images_and_all_test_images(tmp_p
     def measure_one(subset, tool, *_):
         files = [path.relative_to(subset).parts for path in sorted(subset.rglob("*.png"))]
         measured.append((len(tool.options) > 0, sum(part[0] == "train" for part in files), len(files)))
-        return dict.fromkeys(accuracy.FIGURES, 0.5) | {"n": 6, "correct": "001011" if tool.options else "111000"}
+        figures = dict.fromkeys(accuracy.FIGURES, 0.5) | {"accuracy": 0.4 if tool.options and len(files) == 24 else 0.5}
+        return figures | {"n": 6, "correct": "001011" if tool.options else "111000"}
 
     monkeypatch.setattr(accuracy, "measure", measure_one)
     arguments = ["set", "--per-class", "4,0", "--seeds", "0,1", "--tools", "lda/ all stages,automatic recipe"]
     accuracy.main(arguments)
     assert measured == [(True, 12, 18), (False, 12, 18)] * 2 + [(True, 18, 24), (False, 18, 24)] * 2
     row = "| set | 4 | automatic recipe | 50.0% (50.0%-50.0%) | +0.0 ± 33.3 +0.0 ± 33.3 |"
-    assert row in capsys.readouterr().out  # the paired differences of two seeds
+    assert row in (printed := capsys.readouterr().out)  # the paired differences of two seeds
+    assert "Mean rank by accuracy (n = 4): automatic recipe 1.2; lda, all stages 1.8\n" in printed
     accuracy.main(arguments)
     assert len(measured) == 8, "nothing is measured twice"
 

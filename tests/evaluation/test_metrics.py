@@ -84,7 +84,10 @@ def test_top_5_counts_the_five_most_probable():
     assert result["top_5_accuracy"] == pytest.approx(5 / 7)
     assert result["top_5_interval"] == pytest.approx([0.3589, 0.9178], abs=1e-4), "Wilson's for 5 of 7"
     description = metrics.describe(result | {"split": "test"})
-    assert description.startswith("test accuracy 14.29% (") and "), top-5 71.43%, macro F1 " in description
+    assert description.startswith("test accuracy 14.29% (95 % interval ")
+    assert "n = 7), top-5 71.43%, macro F1 " in description
+    of_known = metrics.describe(result | {"split": "train"})
+    assert of_known.startswith("train accuracy 14.29% (images it was trained on, n = 7), top-5 71.43%")
 
 
 def test_top_5_is_absent_for_five_classes():

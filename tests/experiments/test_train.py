@@ -32,7 +32,7 @@ class StopAtEpoch(keras.callbacks.Callback):
 
 @pytest.fixture(scope="module")
 def config(small_config, tmp_path_factory):
-    fine_tune = dataclasses.replace(small_config.fine_tune, ema_decay=0.5)
+    fine_tune = dataclasses.replace(small_config.fine_tune, ema_decay=0.5, augmentation="mixup")
     head = {"head": (), "head_features": "all", "head_init": "lda", "refit": True}
     return dataclasses.replace(
         small_config, fine_tune=fine_tune, cache_dir=str(tmp_path_factory.mktemp("cache")), **head

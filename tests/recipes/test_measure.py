@@ -56,6 +56,22 @@ def test_the_head_with_the_least_loss_is_chosen_and_measured_once(config, monkey
             chosen_for(config)
 
 
+@pytest.mark.parametrize(("most", "per_class", "expected"), [(10, 1, 10), (4, 2, 6), (1000, 1, None)])
+def test_of_a_large_dataset_some_images_of_all_classes_are_used(most, per_class, expected, config, monkeypatch):
+    used, score = [], measure._score
+    monkeypatch.setattr(measure, "MAX_IMAGES", most)
+    monkeypatch.setattr(measure, "MIN_PER_CLASS", per_class)
+    monkeypatch.setattr(measure, "_key", lambda *_: None)
+    monkeypatch.setattr(
+        measure, "_score", lambda *given: used.append(given[2].manifest.iloc[given[3]]) or score(*given)
+    )
+    chosen_for(config, ("image_size", "resize"))
+    [part] = used
+    train = load_prepared(config).manifest.query("split == 'train'")
+    assert len(part) == (expected or len(train)) and set(part["split"]) == {"train"}
+    assert set(part["label"]) == set(train["label"])
+
+
 def test_given_fields_are_not_measured(config):
     given = ("image_size", "head_features", "head_init", "resize")
     values, _, candidates = chosen_for(dataclasses.replace(config, head_features="stages"), given)

@@ -102,30 +102,36 @@ def test_lda_is_the_discriminant_analysis_with_a_shrunken_covariance(monkeypatch
     np.testing.assert_allclose(features @ head.kernel + head.bias, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("class_weights", [(1.0, 1.0, 1.0), (1.0, 3.0, 0.5)])
 @pytest.mark.parametrize("groups", [None, np.arange(30) // 3])
 @pytest.mark.parametrize("width", [6, 60])
-def test_the_loss_of_lda_is_that_of_analyses_without_each_group(width, groups, monkeypatch):
+def test_the_loss_of_lda_is_that_of_analyses_without_each_group(width, groups, class_weights, monkeypatch):
     monkeypatch.setattr(closed_form, "PENALTIES", np.array([0.03]))
     examples = clouds(30, width)
-    features, labels, one_hot = examples.inputs.astype(np.float64), examples.labels, np.eye(3)[examples.labels]
-    penalty = 0.03 * ((features - features.mean(axis=0)) ** 2).sum() / width
+    features, labels = examples.inputs.astype(np.float64), examples.labels
+    weights = np.array(class_weights)[labels]
+    one_hot, center = weights[:, None] * np.eye(3)[labels], np.average(features, axis=0, weights=weights)
+    penalty = 0.03 * (weights @ (features - center) ** 2).sum() / width
     raw = np.empty((30, 3))
     for group in np.unique(np.arange(30) if groups is None else groups):
         inside = (np.arange(30) if groups is None else groups) == group
         rest, classes = features[~inside], one_hot[~inside]
         means = classes.T @ rest / classes.sum(axis=0)[:, None]
-        within = (rest - classes @ means).T @ (rest - classes @ means) + penalty * np.eye(width)
-        center = features.mean(axis=0)
+        distances = rest - means[labels[~inside]]
+        within = distances.T @ (weights[~inside, None] * distances) + penalty * np.eye(width)
         directions = np.linalg.solve(within, (means - center).T)
         offset = -0.5 * np.einsum("kd,dk->k", means - center, directions)
         raw[inside] = (features[inside] - center) @ directions + offset
     raw -= raw.mean(axis=1, keepdims=True)
-    prior = np.log(np.bincount(labels) / 30)
+    prior = np.log(one_hot.sum(axis=0) / weights.sum())
     losses = [
-        -scipy.special.log_softmax(factor * raw / raw.std() + prior, axis=1)[np.arange(30), labels].mean()
+        np.average(
+            -scipy.special.log_softmax(factor * raw / raw.std() + prior, axis=1)[np.arange(30), labels], weights=weights
+        )
         for factor in closed_form.FACTORS
     ]
-    assert closed_form_head(examples, 3, [1.0] * 3, "lda", groups=groups).loss == pytest.approx(min(losses), rel=1e-4)
+    head = closed_form_head(examples, 3, list(class_weights), "lda", groups=groups)
+    assert head.loss == pytest.approx(min(losses), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["ridge", "lda"])

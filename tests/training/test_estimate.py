@@ -54,6 +54,16 @@ def test_closed_form_heads_after_fine_tuning_take_two_passes_over_the_training_i
     assert cost(replace(config, refit=True), {}, "fine_tune") == (pytest.approx(without + 2 * 700 / 10), 0)
 
 
+def test_folds_train_a_head_each_on_features_that_are_cached(monkeypatch):
+    monkeypatch.setattr(estimate, "HEAD_SECONDS", 0.01)
+    config = RunConfig(frozen=Phase(epochs=5), fine_tune=Phase(), head=())
+    costs = {"frozen": CutCost(10.0, 1000, 1.0)}
+    of_one, _ = cost(config, {"frozen": CutCost(10.0, 1000, 0.0)}, "frozen")
+    assert cost(replace(config, folds=4), costs, "folds") == (pytest.approx(4 * of_one), 0)
+    with pytest.raises(KeyError):
+        cost(config, costs, "folds")
+
+
 @pytest.mark.parametrize("missing", [1.0, 0.25, 0.0])
 @pytest.mark.parametrize("copies", [0, 3])
 def test_a_frozen_phase_computes_missing_features_once(copies, missing):

@@ -155,8 +155,12 @@ def _sum_over_parts(total: Callable[..., float], true: np.ndarray, scores: np.nd
 def describe(evaluation: dict[str, Any]) -> str:
     """``test accuracy 91.06% (95 % interval 86.83% to 94.02%, n = 246), top-5 99.19%, macro F1 0.907``."""
     low, high = evaluation["accuracy_interval"]
+    # An interval is for new images, of which those that a classifier was trained on say nothing.
+    evidence = (
+        "images it was trained on" if evaluation["split"] == "train" else f"95 % interval {low:.2%} to {high:.2%}"
+    )
     top_5 = f"top-5 {evaluation['top_5_accuracy']:.2%}, " if "top_5_accuracy" in evaluation else ""
     return (
-        f"{evaluation['split']} accuracy {evaluation['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}, "
-        f"n = {evaluation['num_examples']:,}), {top_5}macro F1 {evaluation['macro_f1']:.3f}"
+        f"{evaluation['split']} accuracy {evaluation['accuracy']:.2%} ({evidence}, n = {evaluation['num_examples']:,}), "
+        f"{top_5}macro F1 {evaluation['macro_f1']:.3f}"
     )

@@ -192,6 +192,10 @@ def estimate_stages(
         if name == "fine_tune" and config.refits_closed_form:
             seconds += len(SOLVED_PARTS) * sizes.train / forward_rate
         stages.append(Stage(name, seconds, num_bytes))
+    if config.folds:  # a head each, on cached features
+        cost = costs.get("frozen")
+        seconds, _ = _phase_cost(config.frozen, True, sizes, forward_rate, cost and cost._replace(missing=0.0))
+        stages.append(Stage("folds", config.folds * seconds))
     predicting = (sizes.val + sizes.test + 2 * ood.NUM_IMAGES) / forward_rate
     return [*stages, Stage("evaluate", CLOSING_SECONDS + predicting)]
 
