@@ -1,5 +1,6 @@
 """Host, Origin, token, size and time of requests."""
 
+import gzip
 import http.client
 import socket
 from dataclasses import replace
@@ -65,6 +66,13 @@ def test_without_the_token_only_health_and_the_page_are_answered(locked, value):
 def test_with_the_token_all_is_answered(locked):
     assert locked.post("/predict", IMAGE, Authorization=f"Bearer {TOKEN}").json["class"] == "red"
     assert locked.get("/model", Authorization=f"bearer {TOKEN}").status == 200
+
+
+def test_a_compressed_body_is_refused(client):
+    headers = {"Content-Encoding": "gzip"}
+    answer = client.send("POST", "/predict", gzip.compress(IMAGE), headers=headers)
+    assert answer.status == 415 and "Content-Encoding" in answer.json["error"]
+    assert client.send("POST", "/predict", IMAGE, headers={"Content-Encoding": "identity"}).json["class"] == "red"
 
 
 def sent(client, *parts):

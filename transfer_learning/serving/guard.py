@@ -139,6 +139,8 @@ class Guard:
             if scheme.lower() != "bearer" or not hmac.compare_digest(token.strip().encode(), self._token):
                 reason = "The token is missing or wrong; send the header Authorization: Bearer TOKEN."
                 raise Refused(401, reason, {"WWW-Authenticate": "Bearer"})
+        if headers.get("content-encoding", "identity").lower() != "identity":  # nobody knows how large it becomes
+            raise Refused(415, "The body is compressed; send it as it is, without the header Content-Encoding.")
         self._check_size(_content_length(headers))
 
     def _check_size(self, num_bytes: int) -> None:
