@@ -94,6 +94,15 @@ def test_the_help_of_no_command_imports_a_slow_library():
     assert run_without("", code).stdout.count("usage: transfer-learning") == len(__main__.COMMANDS)
 
 
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_function_has_more_than_7_parameters(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            of_node = [one for one in ast.iter_child_nodes(node.args) if isinstance(one, ast.arg)]
+            names = {one.arg for one in of_node} - {"self", "cls"}
+            assert len(names) <= 7, f"{name_of(path)}:{node.lineno}: {node.name} has {len(names)} parameters"
+
+
 def test_every_name_in_a_layer_exists():
     there = {member(name_of(path)) for path in MODULES}
     assert {name for names in LAYERS for name in names} <= there

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from transfer_learning.errors import UserError, did_you_mean
 
@@ -21,6 +21,7 @@ PHASES = ("frozen", "fine_tune")
 FORMAT = 2  # of the JSON; 1 had other names of some fields, and no number
 # What saved configs without these fields mean, where it is not the default.
 EARLIER = {"small_classes": "drawn", "fold_batch_norm": False}
+EARLIER_VALUES = {"head_init": {"auto": "ridge"}}  # by field: what earlier values are read as
 PRECISIONS = ("auto", "float32", "mixed_float16", "mixed_bfloat16")
 RESIZES = ("squash", "crop", "pad")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -33,20 +34,40 @@ MONITORS = ("val_loss", "val_accuracy", "loss", "accuracy")
 MAX_SIZE = 8192  # pixels per side: a decoded image takes 0.2 GB
 
 
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may have: with its ends (`low`, `high`) or without (`above`, `below`)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and self.above < value < self.below
+
+    def __str__(self) -> str:
+        """``at least 0, below 1``, or "" without a limit."""
+        words = {"low": "at least", "above": "above", "below": "below", "high": "at most"}
+        limits = {word: getattr(self, name) for name, word in words.items()}
+        return ", ".join(f"{word} {limit:.10g}" for word, limit in limits.items() if math.isfinite(limit))
+
+
+class Names(NamedTuple):
+    """The names in a table: all values that a field may have besides its default, or (not `is_complete`) some of them."""
+
+    place: str  # "module:TABLE" below the package
+    is_complete: bool = True
+
+
 def option(
     default: Any,
     help: str,
     *,
     group: str = "",
-    choices: tuple[str, ...] = (),
-    table: str = "",
-    known: str = "",
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
+    choices: tuple[str, ...] | Names = (),
+    bounds: Range = Range(),
     was: str = "",
-    were: tuple[tuple[Any, Any], ...] = (),
     changes_result: bool = True,
 ) -> Any:
     """A field of a config.
@@ -54,62 +75,61 @@ def option(
     Args:
         help: what `--help` says about it.
         group: the heading of `--help` that it is listed under.
-        choices: allowed values; or `table`, "module:TABLE" below the package, whose names are (and the default).
-        known: "module:TABLE", whose names are some of the allowed values, for `--help` and completion.
-        low, high, above, below: the range of a number, with its ends (`low`, `high`) or without (`above`, `below`).
         was: an earlier name of the field, still read from files and flags.
-        were: pairs of (earlier value, value that it is read as).
         changes_result: whether a resumed run must have the same value.
     """
-    bounds = {"low": low, "high": high, "above": above, "below": below}
-    metadata = dict(help=help, group=group, choices=choices, table=table, known=known, bounds=bounds)
-    return field(default=default, metadata=metadata | dict(was=was, were=were, changes_result=changes_result))
+    metadata = dict(help=help, group=group, choices=choices, bounds=bounds, was=was, changes_result=changes_result)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Phase:
     """One of the two phases of training; each starts with a new optimizer and ends with its best weights."""
 
-    epochs: int = option(0, "passes over the training images; 0 skips the phase", low=0)
-    learning_rate: float = option(1e-3, "highest learning rate of the schedule", above=0, below=math.inf)
-    optimizer: str = option("adam", "optimizer", table="training.optimizers:OPTIMIZERS")
-    momentum: float = option(0.9, "momentum of sgd", low=0, below=1)
+    epochs: int = option(0, "passes over the training images; 0 skips the phase", bounds=Range(low=0))
+    learning_rate: float = option(1e-3, "highest learning rate of the schedule", bounds=Range(above=0, below=math.inf))
+    optimizer: str = option("adam", "optimizer", choices=Names("training.optimizers:OPTIMIZERS"))
+    momentum: float = option(0.9, "momentum of sgd", bounds=Range(low=0, below=1))
     weight_decay: float = option(
-        0.0, "decoupled weight decay of adamw: each step multiplies it by the learning rate", low=0
+        0.0, "decoupled weight decay of adamw: each step multiplies it by the learning rate", bounds=Range(low=0)
     )
-    schedule: str = option("constant", "learning-rate schedule", table="training.schedules:SCHEDULES")
-    warmup_epochs: float = option(0.0, "epochs in which the learning rate rises at the start", low=0)
-    min_learning_rate: float = option(0.0, "lowest learning rate of triangular2", low=0, was="lowest_rate")
-    cycle_epochs: float = option(1.0, "epochs per triangle of triangular2", above=0)
+    schedule: str = option("constant", "learning-rate schedule", choices=Names("training.schedules:SCHEDULES"))
+    warmup_epochs: float = option(0.0, "epochs in which the learning rate rises at the start", bounds=Range(low=0))
+    min_learning_rate: float = option(
+        0.0, "lowest learning rate of triangular2", bounds=Range(low=0), was="lowest_rate"
+    )
+    cycle_epochs: float = option(1.0, "epochs per triangle of triangular2", bounds=Range(above=0))
     div_factor: float = option(
-        25.0, "one_cycle starts at the learning rate divided by this", low=1, was="start_divisor"
+        25.0, "one_cycle starts at the learning rate divided by this", bounds=Range(low=1), was="start_divisor"
     )
     final_div_factor: float = option(
-        1e4, "one_cycle ends at its first learning rate divided by this", low=1, was="end_divisor"
+        1e4, "one_cycle ends at its first learning rate divided by this", bounds=Range(low=1), was="end_divisor"
     )
-    plateau_patience: int = option(3, "epochs without improvement before plateau lowers the learning rate", low=1)
-    plateau_factor: float = option(0.2, "factor by which plateau multiplies the learning rate", above=0, below=1)
-    patience: int = option(0, "epochs without improvement before early stopping; 0: never", low=0)
-    augmentation: str = option("none", "random augmentation", table="datasets.augmentation:AUGMENTATIONS")
+    plateau_patience: int = option(
+        3, "epochs without improvement before plateau lowers the learning rate", bounds=Range(low=1)
+    )
+    plateau_factor: float = option(
+        0.2, "factor by which plateau multiplies the learning rate", bounds=Range(above=0, below=1)
+    )
+    patience: int = option(0, "epochs without improvement before early stopping; 0: never", bounds=Range(low=0))
+    augmentation: str = option("none", "random augmentation", choices=Names("datasets.augmentation:AUGMENTATIONS"))
     copies: int = option(
         0,
         "fixed copies per image (the plain one and augmented ones), computed once and cached; 0: new augmentation in "
         "every epoch",
-        low=0,
+        bounds=Range(low=0),
         was="views",
     )
-    clip_norm: float = option(0.0, "clip the global norm of the gradients to this; 0: no clipping", low=0)
+    clip_norm: float = option(0.0, "clip the global norm of the gradients to this; 0: no clipping", bounds=Range(low=0))
     ema_decay: float = option(
         0.0,
         "keep a moving average of the weights, with this decay per step, as a candidate for the final weights; 0: no average",
-        low=0,
-        below=1,
+        bounds=Range(low=0, below=1),
     )
     layer_decay: float = option(
         1.0,
         "multiply the learning rate by this from each stage of the backbone to the one below; 1: one rate for all",
-        above=0,
-        high=1,
+        bounds=Range(above=0, high=1),
     )
     unfreeze: str = option(
         "none",
@@ -131,14 +151,14 @@ class RunConfig:
     dataset: str = data(
         "drawn_pills",
         "folder of class folders, archive, table with the columns path,label, known name, or SCHEME:PLACE",
-        known="datasets.sources.registry:DATASETS",
+        choices=Names("datasets.sources.registry:DATASETS", is_complete=False),
         changes_result=False,
     )
     preset: str = training(
         "balanced",
         "how much the automatic recipe compares and trains; fast: no fine-tuning; best: more image sizes, backbones and "
         "epochs; given for a known dataset, it replaces the recipe of that dataset",
-        table="recipes.presets:PRESETS",
+        choices=Names("recipes.presets:PRESETS"),
     )
     time_limit: str = training(
         "",
@@ -148,17 +168,18 @@ class RunConfig:
     backbone: str = model(
         "efficientnet_lite0",
         "pretrained network below the head, or keras:NAME for a network of keras.applications",
-        known="models.backbones:BACKBONES",
+        choices=Names("models.backbones:BACKBONES", is_complete=False),
     )
     weights: str = model(
         "imagenet", "initial weights: imagenet, none (random), a file, or a finished run (as with --from)"
     )
-    image_size: int = model(224, "side of the square image that the backbone gets, in pixels", low=8, high=MAX_SIZE)
+    image_size: int = model(
+        224, "side of the square image that the backbone gets, in pixels", bounds=Range(low=8, high=MAX_SIZE)
+    )
     input_size: int = data(
         0,
         "side at which images are cached and given to the model, in pixels; 0: that of --image-size",
-        low=0,
-        high=MAX_SIZE,
+        bounds=Range(low=0, high=MAX_SIZE),
     )
     resize: str = data(
         "squash",
@@ -172,7 +193,7 @@ class RunConfig:
         choices=HEAD_FEATURES,
     )
     dropout: float = model(
-        0.0, "dropout rate after each hidden layer of the head, or before a linear head", low=0, below=1
+        0.0, "dropout rate after each hidden layer of the head, or before a linear head", bounds=Range(low=0, below=1)
     )
     head_init: str = training(
         "ridge",
@@ -180,26 +201,26 @@ class RunConfig:
         "linear discriminant analysis with shrinkage (lda), or random",
         choices=HEAD_INITS,
         was="head_start",
-        were=(("auto", "ridge"),),
     )
-    batch_size: int = training(32, "images per train step", low=1)
+    batch_size: int = training(32, "images per train step", bounds=Range(low=1))
     gradient_accumulation_steps: int = training(
         1,
         "number of parts that a batch is split into, to fit into memory; their gradients are summed",
-        low=1,
+        bounds=Range(low=1),
         was="micro_batches",
     )
     seed: int = training(
-        0, "seed of the head's weights, the order of images, augmentation and dropout", low=0, high=2**31 - 1
+        0,
+        "seed of the head's weights, the order of images, augmentation and dropout",
+        bounds=Range(low=0, high=2**31 - 1),
     )
     val_fraction: float = data(
         0.15,
         "fraction of the training images for validation, unless the dataset has a validation split",
-        low=0,
-        below=1,
+        bounds=Range(low=0, below=1),
     )
     test_fraction: float = data(
-        0.15, "fraction of the images for testing, unless the dataset has a test split", low=0, below=1
+        0.15, "fraction of the images for testing, unless the dataset has a test split", bounds=Range(low=0, below=1)
     )
     group_by: str = data(
         "", "regular expression for paths; images with the same match (or the same first group) stay in one split"
@@ -226,14 +247,18 @@ class RunConfig:
     find_learning_rate: bool = training(
         False, "search the learning rate of the fine-tune phase before it starts, in about 130 train steps"
     )
-    label_smoothing: float = training(0.0, "fraction of each label that is spread over all classes", low=0, below=1)
+    label_smoothing: float = training(
+        0.0, "fraction of each label that is spread over all classes", bounds=Range(low=0, below=1)
+    )
     class_weights: str = training(
         "none", "weights of the classes in the loss; balanced: by inverse frequency", choices=CLASS_WEIGHTS
     )
     monitor: str = training(
         "val_loss", "metric that decides the best weights, early stopping and plateau", choices=MONITORS
     )
-    decoded_gb: float = data(16.0, "if the decoded images take more than this, in GB, they are cached as JPEGs", low=0)
+    decoded_gb: float = data(
+        16.0, "if the decoded images take more than this, in GB, they are cached as JPEGs", bounds=Range(low=0)
+    )
     precision: str = training(
         "auto",
         "Keras dtype policy; auto: mixed_float16 on GPUs with tensor cores, otherwise float32",
@@ -245,7 +270,9 @@ class RunConfig:
     jit_compile: bool = training(
         False, "compile train steps with XLA, which takes seconds to minutes; for long runs on a GPU"
     )
-    folds: int = training(0, "folds for cross-validation of the head, which predicts all images; 0: none", low=0)
+    folds: int = training(
+        0, "folds for cross-validation of the head, which predicts all images; 0: none", bounds=Range(low=0)
+    )
     refit: bool = training(
         False,
         "fit the closed-form head again after training: also on the validation images, and on the fine-tuned backbone if "
@@ -267,14 +294,16 @@ class RunConfig:
         "processes of TF_CONFIG or of a SLURM step; auto: everything that is available",
         choices=STRATEGIES,
     )
-    worker_timeout: float = output(600.0, "seconds to wait for a worker that does not connect or answer", above=0)
+    worker_timeout: float = output(
+        600.0, "seconds to wait for a worker that does not connect or answer", bounds=Range(above=0)
+    )
     checkpoint_seconds: float = output(
-        60.0, "longest time between two checkpoints, in seconds; 0: after every train step", low=0
+        60.0, "longest time between two checkpoints, in seconds; 0: after every train step", bounds=Range(low=0)
     )
     data_dir: str = output("data", "folder of the known datasets")
     cache_dir: str = output("data/cache", "folder of decoded images and features, shared by all runs")
     cache_gb: float = output(
-        100.0, "largest size of the cache in GB; the least recently used entries are deleted", low=0
+        100.0, "largest size of the cache in GB; the least recently used entries are deleted", bounds=Range(low=0)
     )
     feature_store: str = output(
         "", "folder or s3://BUCKET/PREFIX with the features that `prepare --workers` has computed"
@@ -485,27 +514,24 @@ def flag_name(name: str) -> str:
 
 def choices_of(item: dataclasses.Field) -> tuple[str, ...]:
     """The allowed values of a field, or () where any value of its type is."""
-    if not item.metadata["table"]:
-        return item.metadata["choices"]
-    names = _names_in(item.metadata["table"])
+    choices = item.metadata["choices"]
+    if not isinstance(choices, Names):
+        return choices
+    if not choices.is_complete:
+        return ()
+    names = _names_in(choices.place)
     return names if item.default in names else (str(item.default), *names)
 
 
 def known_of(item: dataclasses.Field) -> tuple[str, ...]:
     """Some of the allowed values of a field, such as the datasets known by name."""
-    return _names_in(item.metadata["known"]) if item.metadata["known"] else ()
+    choices = item.metadata["choices"]
+    return _names_in(choices.place) if isinstance(choices, Names) and not choices.is_complete else ()
 
 
 def _names_in(place: str) -> tuple[str, ...]:
     module, _, table = place.partition(":")
     return tuple(getattr(importlib.import_module(f"{__package__}.{module}"), table))
-
-
-def range_of(item: dataclasses.Field) -> str:
-    """``at least 0, below 1``, or "" where a field has no range."""
-    words = {"low": "at least", "above": "above", "below": "below", "high": "at most"}
-    bounds = item.metadata["bounds"]
-    return ", ".join(f"{word} {bounds[name]:.10g}" for name, word in words.items() if math.isfinite(bounds[name]))
 
 
 def _check_values(prefix: str, values: RunConfig | Phase) -> None:
@@ -516,10 +542,8 @@ def _check_values(prefix: str, values: RunConfig | Phase) -> None:
         flag, value, bounds = flag_name(prefix + item.name), getattr(values, item.name), item.metadata["bounds"]
         if (choices := choices_of(item)) and value not in choices:
             raise UserError(f"--{flag} {value} is unknown.{did_you_mean(str(value), choices)}")
-        if isinstance(value, int | float) and not (
-            bounds["low"] <= value <= bounds["high"] and bounds["above"] < value < bounds["below"]
-        ):
-            raise UserError(f"--{flag} {value} is out of range; give {range_of(item) or 'a finite number'}.")
+        if isinstance(value, int | float) and value not in bounds:
+            raise UserError(f"--{flag} {value} is out of range; give {str(bounds) or 'a finite number'}.")
 
 
 def _check_phase(flag: str, phase: Phase) -> None:
@@ -569,7 +593,7 @@ def _read_fields(cls: type, values: Any, prefix: str) -> Iterator[tuple[str, Any
         if name not in known:
             raise ValueError(f"unknown field {prefix}{name}")
         item = known[name]
-        value = dict(item.metadata.get("were", ())).get(value, value) if isinstance(value, str) else value
+        value = EARLIER_VALUES.get(item.name, {}).get(value, value) if isinstance(value, str) else value
         hint = hints[item.name]
         if hint is Phase:
             yield from _read_fields(Phase, value, f"{item.name}.")

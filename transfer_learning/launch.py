@@ -51,11 +51,20 @@ def launch_on_ray(flags: argparse.Namespace, words: list[str], run_dir: RunDir) 
     is_new = not any(word.startswith("--resume") for word in words)
     if is_new:
         new_run_dir(run_dir.path, "")  # another start continues what is there
-    place, per_worker = str(run_dir.path.absolute()), PerWorker.of(flags)
+    per_worker = PerWorker.of(flags)
     with joined_cluster(flags.ray):
         with needs_extra("ray"):
             from transfer_learning.machine.ray_workers import RayJob, train_on_ray
-        job = RayJob(words, is_new, place, os.getcwd(), flags.workers, per_worker, flags.restarts, flags.first_port)
+        job = RayJob(
+            words=words,
+            is_new=is_new,
+            run_dir=str(run_dir.path.absolute()),
+            folder=os.getcwd(),
+            num_workers=flags.workers,
+            per_worker=per_worker,
+            restarts=flags.restarts,
+            first_port=flags.first_port,
+        )
         return train_on_ray(job)
 
 

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 
 from tests.support.logs import log_messages
+from transfer_learning.config import RunConfig
 from transfer_learning.datasets.dataset import DROPPED, DUPLICATE_IN_OTHER_SPLIT, GROUP_IN_OTHER_SPLIT, Dataset, Example
 from transfer_learning.datasets.manifest import COLUMNS, check_classes, fingerprint, make_manifest
 from transfer_learning.errors import UserError
 
 
-def manifest_of(rows, val=0.15, test=0.15, skip=False, ids=None, pixels=None, **options):
+def manifest_of(rows, val=0.15, test=0.15, skip=False, ids=None, pixels=None, group_by="", dropped=None):
     """The manifest of rows (label, content[, split[, problem[, group]]]), and what was said; a row's number is its id."""
     rows = [(*row, "", "", "")[:5] for row in rows]
     ids = ids or [f"{number:04d}" for number in range(len(rows))]
@@ -32,7 +33,8 @@ def manifest_of(rows, val=0.15, test=0.15, skip=False, ids=None, pixels=None, **
     )
     said = log_messages()
     names = tuple(sorted({label for label, *_ in rows}))
-    manifest = make_manifest(Dataset("rows", names, tuple(examples)), facts, val, test, skip, **options)
+    config = RunConfig(val_fraction=val, test_fraction=test, skip_unreadable=skip, group_by=group_by)
+    manifest = make_manifest(Dataset("rows", names, tuple(examples)), facts, config, dropped)
     return manifest, said
 
 

@@ -6,6 +6,7 @@ some datasets name splits of their own.
 """
 
 import hashlib
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transfer_learning.config import RunConfig
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.manifest import RANKS, make_manifest
 
@@ -54,7 +56,8 @@ def manifest_of(images, group_by, names=("",)):
     )
     labels = tuple(sorted({image.label for image in images}))
     dataset = Dataset("made up", labels, examples)
-    return make_manifest(dataset, facts, 0.2, 0.25, True, group_by, rank_small=False).set_index("id")
+    splits = RunConfig(val_fraction=0.2, test_fraction=0.25, group_by=group_by, small_classes="drawn")
+    return make_manifest(dataset, facts, replace(splits, skip_unreadable=True)).set_index("id")
 
 
 @st.composite

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-from transfer_learning.config import PHASES, Phase, RunConfig, choices_of, flag_name, known_of, range_of
+from transfer_learning.config import EARLIER_VALUES, PHASES, Phase, RunConfig, choices_of, flag_name, known_of
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class EarlierName(argparse.Action):
 
 def _reader(item: dataclasses.Field, hint: Any, flag: str) -> Callable[[str], Any]:
     """The function that reads the text of a flag; earlier values of the field are replaced, with a warning."""
-    earlier = dict(item.metadata["were"])
+    earlier: dict[Any, Any] = EARLIER_VALUES.get(item.name, {})
 
     def read(text: str) -> Any:
         value = widths(text) if hint == tuple[int, ...] else hint(text)
@@ -104,7 +104,7 @@ def _help_text(item: dataclasses.Field, default: Any) -> str:
     if known:
         text += f"; known: {', '.join(known)}"
     details = [f"default: {_as_text(default)}"] if default != "" else []
-    details += [range_of(item)] if range_of(item) else []
+    details += [str(item.metadata["bounds"])] if str(item.metadata["bounds"]) else []
     return f"{text} ({'; '.join(details)})" if details else text
 
 

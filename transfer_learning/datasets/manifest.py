@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from transfer_learning.cli.formatting import counted, listed
+from transfer_learning.config import RunConfig
 from transfer_learning.datasets.dataset import (
     DROPPED,
     DUPLICATE_IN_OTHER_SPLIT,
@@ -54,14 +55,7 @@ NUM_NAMED = 4  # ids or classes per message
 
 
 def make_manifest(
-    dataset: Dataset,
-    facts: pd.DataFrame,
-    val_fraction: float,
-    test_fraction: float,
-    skip_unreadable: bool = False,
-    group_by: str = "",
-    dropped: Mapping[str, str] | None = None,
-    rank_small: bool = True,
+    dataset: Dataset, facts: pd.DataFrame, config: RunConfig, dropped: Mapping[str, str] | None = None
 ) -> pd.DataFrame:
     """Assigns every readable example to a split.
 
@@ -70,31 +64,38 @@ def make_manifest(
 
     Args:
         facts: one row per example: `pixel_cache.FACTS`.
-        val_fraction: fraction of the training images (or groups) for `val`, if the dataset has no `val`.
-        test_fraction: fraction of the images (or groups) for `test`, if the dataset has no `test`.
-        group_by: regular expression on ids; its first group, or else the whole match, is the image's group. Without a
-            match, the group is the dataset's own, if it has one.
+        config: `val_fraction` of the training images (or groups) are for `val`, if the dataset has no `val`, and
+            `test_fraction` of all for `test`, if it has no `test`. `group_by` is a regular expression on ids; its first
+            group, or else the whole match, is the image's group. Without a match, the group is the dataset's own, if it
+            has one.
         dropped: id -> reason, of images that are not used.
-        rank_small: see `draw_splits`.
 
     Raises:
         UserError: an image is unreadable and `skip_unreadable` is false, or `group_by` matches no id.
     """
     manifest = unsplit(dataset, facts)
-    manifest["group"] = groups(manifest["id"].tolist(), group_by)
+    manifest["group"] = groups(manifest["id"].tolist(), config.group_by)
     manifest["group"] = manifest["group"].where(manifest["group"] != "", manifest["own_group"])
     _skip_dropped(manifest, dropped or {})
-    _skip_unreadable(manifest, skip_unreadable)
+    _skip_unreadable(manifest, config.skip_unreadable)
     named = {example.split for example in dataset.examples}
-    fractions = {"test": 0.0 if "test" in named else test_fraction, "val": 0.0 if "val" in named else val_fraction}
+    fractions = {
+        "test": 0.0 if "test" in named else config.test_fraction,
+        "val": 0.0 if "val" in named else config.val_fraction,
+    }
     pool = manifest[(manifest["problem"] == "") & manifest["split"].isin(("", "train"))]
     manifest.loc[pool.index, "split"] = draw_splits(
-        pool["group"], pool["sha256"], pool["label"], fractions["test"], fractions["val"], rank_small
+        pool["group"],
+        pool["sha256"],
+        pool["label"],
+        fractions["test"],
+        fractions["val"],
+        config.small_classes == "ranked",
     )
     drawn = {split: fraction for split, fraction in fractions.items() if fraction}
     if drawn:
         parts = " and ".join(f"{fraction:.0%} for {split}" for split, fraction in drawn.items())
-        logger.info(f"Split by {'group' if group_by else 'content'}: about {parts}.")
+        logger.info(f"Split by {'group' if config.group_by else 'content'}: about {parts}.")
     _drop_cross_split_duplicates(manifest)
     _warn_of_two_labels(manifest)
     _warn_of_empty_splits(manifest, dataset.class_names, named, set(drawn))

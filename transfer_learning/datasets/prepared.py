@@ -131,11 +131,7 @@ def prepare_dataset(
     dataset = split_off_unseen(dataset, config.unseen_classes)  # by the corrected labels
     _warn_of_similar_classes(dataset)
     images = _images_of(dataset, config, ranges)
-    fractions = config.val_fraction, config.test_fraction
-    is_ranked = config.small_classes == "ranked"
-    manifest = make_manifest(
-        dataset, images.facts, *fractions, config.skip_unreadable, config.group_by, dropped, rank_small=is_ranked
-    )
+    manifest = make_manifest(dataset, images.facts, config, dropped)
     if not allow_empty_classes:
         check_classes(manifest, dataset.class_names)
     return PreparedDataset(dataset.class_names, dataset.ignored, images, manifest)

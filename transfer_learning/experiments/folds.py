@@ -110,7 +110,7 @@ def predict_folds(
         manifest.iloc[rows, manifest.columns.get_loc("split")] = np.where(folds == fold, "val", "train")
         of_fold = replace(data, manifest=manifest)
         with muted(), muted("tensorflow", logging.ERROR), tempfile.TemporaryDirectory() as folder:
-            builder = PhaseBuilder(own, classifier, of_fold, cuts, runtime)
+            builder = PhaseBuilder(own, classifier, of_fold, cuts=cuts, runtime=runtime)
             if is_closed_form:
                 builder.build("frozen")
             else:

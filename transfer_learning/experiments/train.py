@@ -136,7 +136,9 @@ def run_experiment(
             if config != run_dir.read_config():  # images or weights have moved; later commands look in the new place
                 write_text(run_dir.config, config.to_json())
             cached = PHASES if workers.any(estimate.caches_activations) else ("frozen",)
-            phases = PhaseBuilder(config, classifier, data, cuts, devices.fingerprint, cached, workers)
+            phases = PhaseBuilder(
+                config, classifier, data, cuts=cuts, runtime=devices.fingerprint, cached=cached, workers=workers
+            )
             all_callbacks = [*callbacks, *config_callbacks(config, run_dir)]
             trainer = Trainer(identity, phases, run_dir, stop, all_callbacks, stage, monitor.trained)
             state = trainer.train(state, arrays)

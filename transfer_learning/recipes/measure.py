@@ -297,8 +297,19 @@ def _score(
         of_class = np.asarray(weights)[labels[without]]
         losses = -log_probabilities[np.arange(len(without)), labels[without]] * of_class / of_class.mean()
         spent = seconds + time.monotonic() - began
-        setting = config.backbone, config.image_size, config.resize, kind, init
-        results.append(Candidate(*setting, head.loss, error, round(spent, 2), round(1000 / rate, 2)))
+        results.append(
+            Candidate(
+                backbone=config.backbone,
+                image_size=config.image_size,
+                resize=config.resize,
+                head_features=kind,
+                head_init=init,
+                loss=head.loss,
+                error=error,
+                seconds=round(spent, 2),
+                seconds_per_1000=round(1000 / rate, 2),
+            )
+        )
         left_out[kind, init] = np.full(len(labels), np.nan)
         left_out[kind, init][without] = losses
     if PREFERRED in left_out:

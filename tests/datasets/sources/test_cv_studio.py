@@ -9,6 +9,7 @@ from PIL import Image
 
 from transfer_learning import prepare, run
 from transfer_learning.cli.parser import run_main
+from transfer_learning.config import RunConfig
 from transfer_learning.datasets.decoding.pixel_cache import cached_images
 from transfer_learning.datasets.manifest import make_manifest
 from transfer_learning.datasets.sources import cv_studio
@@ -309,7 +310,7 @@ def test_an_image_that_cannot_be_read_is_named_with_all_of_its_boxes_as_any_othe
     ]
     store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"))
     with pytest.raises(UserError, match="2 of 8 images cannot be read .*bad.png"):
-        make_manifest(dataset, store.facts, 0.1, 0.0)
+        make_manifest(dataset, store.facts, RunConfig(val_fraction=0.1, test_fraction=0.0))
 
 
 def test_the_boxes_of_an_image_share_a_split(tmp_path):
@@ -323,7 +324,7 @@ def test_the_boxes_of_an_image_share_a_split(tmp_path):
     }
     dataset = load(lay(tmp_path / "signs", annotations), "cv_studio_boxes")[2]
     store = cached_images(dataset, 8, "squash", Cache(tmp_path / "cache"))
-    manifest = make_manifest(dataset, store.facts, 0.3, 0.0)
+    manifest = make_manifest(dataset, store.facts, RunConfig(val_fraction=0.3, test_fraction=0.0))
     photo = manifest["id"].str.partition("#")[0]
     assert (manifest.groupby(photo)["split"].nunique() == 1).all() and photo.nunique() == 30
     assert set(manifest["split"]) == {"train", "val"}

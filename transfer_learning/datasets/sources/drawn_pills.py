@@ -458,21 +458,23 @@ def _background(rng: Rng, size: int) -> Image.Image:
     return table.transform((size, size), Image.Transform.AFFINE, turn, Image.Resampling.BILINEAR)
 
 
+class Scene(NamedTuple):
+    """A picture on which things are laid."""
+
+    picture: Image.Image
+    rng: Rng
+    light: np.ndarray  # (2,): the direction that it comes from
+
+
 def _place(
-    picture: Image.Image,
-    sprite: Image.Image,
-    centre: np.ndarray,
-    length: float,
-    angle: float,
-    rng: Rng,
-    light: np.ndarray,
-    lift: float = 0.03,
+    scene: Scene, sprite: Image.Image, centre: np.ndarray, length: float, angle: float, lift: float = 0.03
 ) -> None:
-    """Lays `sprite` on `picture`, turned, sheared and seen in perspective, with the shadow that it throws.
+    """Lays `sprite` on the picture, turned, sheared and seen in perspective, with the shadow that it throws.
 
     `centre` is (2,) and `length` the longer side of the sprite afterwards, both in pixels; `lift` is the length of the
     shadow relative to `length`.
     """
+    picture, rng, light = scene
     scale = length / max(sprite.size)
     if scale < 0.6:  # shrinking by sampling alone would leave jagged edges and text
         factor = min(4, round(1 / scale))
@@ -510,15 +512,15 @@ def _lamp(light_angle: float, angle: float) -> int:
     return round((light_angle - angle) / (math.pi / 4)) % 8
 
 
-def _cover(picture: Image.Image, rng: Rng, light_angle: float, light: np.ndarray) -> None:
+def _cover(scene: Scene, light_angle: float) -> None:
     """Lets fingers or a slip of paper reach in over an edge of the picture."""
-    size = picture.width
+    size, rng = scene.picture.width, scene.rng
     side = rng.uniform(0, 2 * math.pi)
     outward = np.array([math.cos(side), math.sin(side)])
     across = np.array([-outward[1], outward[0]])
     if rng.random() < 0.45:
         centre, length = size * (0.5 + 0.56 * outward), size * rng.uniform(0.4, 0.7)
-        _place(picture, _note(rng), centre, length, rng.uniform(0, 2 * math.pi), rng, light, 0.05)
+        _place(scene, _note(rng), centre, length, rng.uniform(0, 2 * math.pi), 0.05)
         return
     skin = _pick(rng, SKIN)
     thick, depth, offset = rng.uniform(0.09, 0.14), rng.uniform(0.16, 0.32), rng.uniform(-0.2, 0.2)
@@ -531,7 +533,7 @@ def _cover(picture: Image.Image, rng: Rng, light_angle: float, light: np.ndarray
         ImageDraw.Draw(sprite).rounded_rectangle(nail, 14, _mixed(skin, (255, 226, 220), 0.45))
         reach = 0.5 + 0.53 * length - depth + 0.03 * abs(finger - 1.5)  # the middle fingers are longer
         centre = size * (0.5 + outward * reach + across * (offset + (finger - 1.5) * thick * 1.02))
-        _place(picture, sprite, centre, size * length, angle, rng, light, 0.05)
+        _place(scene, sprite, centre, size * length, angle, 0.05)
 
 
 def _photograph(picture: Image.Image, rng: Rng) -> Image.Image:
@@ -562,11 +564,11 @@ def draw(class_name: str, number: int, size: int = 256) -> Image.Image:
     rng = np.random.default_rng((0, CLASS_NAMES.index(class_name), number))
     picture = _background(rng, size)
     light_angle = rng.uniform(0, 2 * math.pi)
-    light = np.array([math.cos(light_angle), math.sin(light_angle)])
+    scene = Scene(picture, rng, np.array([math.cos(light_angle), math.sin(light_angle)]))
     for _ in range(rng.integers(0, DISTRACTORS_MAX + 1)):
         angle = rng.uniform(0, 2 * math.pi)
         thing, length = _distractor(rng, LIGHTS[_lamp(light_angle, angle)])
-        _place(picture, thing, size * rng.uniform(0.0, 1.0, 2), size * length, angle, rng, light)
+        _place(scene, thing, size * rng.uniform(0.0, 1.0, 2), size * length, angle)
 
     num_items = int(rng.integers(1, 7))
     only_pills = rng.random() < LOOSE_PILLS_SHARE * min(1, product.forms["pill"] / 2)
@@ -586,9 +588,9 @@ def draw(class_name: str, number: int, size: int = 256) -> Image.Image:
         angle = rng.uniform(0, 2 * math.pi) if rng.random() < 0.6 else rng.normal(0, 0.25)
         edition = int(rng.integers(0, NUM_EDITIONS))
         sprite = _sprite(class_name, form, edition, _lamp(light_angle, angle))
-        _place(picture, sprite, centres[-1] * size, length * size, angle, rng, light)
+        _place(scene, sprite, centres[-1] * size, length * size, angle)
     if rng.random() < COVER_SHARE:
-        _cover(picture, rng, light_angle, light)
+        _cover(scene, light_angle)
     return _photograph(picture, rng)
 
 
