@@ -30,9 +30,10 @@ from your images; the defaults above hold for what the recipe does not set. Ther
 
 examples:
   transfer-learning run --dataset drawn_pills
-  transfer-learning run --dataset photos/ --backbone resnet50 --fine-tune.epochs 20
+  transfer-learning run --dataset photos/ --backbone resnet50
+  transfer-learning run --dataset photos/ --fine-tune.epochs 20
   transfer-learning run --resume runs/photos-resnet50-20260131-120000
-  transfer-learning run --from runs/mine --dataset more_photos/ --fine-tune.epochs 5"""
+  transfer-learning run --from runs/mine --dataset more_photos/"""
 
 
 @early_messages()
@@ -115,7 +116,7 @@ def train(config: RunConfig, run_dir: RunDir, reasons: Sequence[Note | str], clu
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    usage = "transfer-learning run (--dataset DATASET | --from RUN | --resume RUN) [options]"
+    usage = "transfer-learning run (--dataset DATASET | --from RUN | --resume RUN)\n" + " " * 29 + "[options]"
     parser = Parser("run", usage=usage, description=__doc__, epilog=EPILOG)
     parser.add_argument(
         "--resume", metavar="RUN_DIR", help="continue this stopped run, to the same result as without the stop"

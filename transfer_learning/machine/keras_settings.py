@@ -1,6 +1,5 @@
 """Keras' global settings: always the same, whatever KERAS_BACKEND and keras.json ask for in the user's other programs."""
 
-import json
 import logging
 import os
 from contextlib import suppress
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from transfer_learning.errors import UserError
+from transfer_learning.storage.files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def apply_settings() -> None:
 def user_settings() -> dict[str, Any]:
     """The SETTINGS that KERAS_BACKEND and keras.json name."""
     values: Any = {}
-    with suppress(OSError, ValueError, RecursionError):  # Keras ignores such a file, too
-        values = json.loads((keras_home() / "keras.json").read_text(encoding="utf-8"))
+    with suppress(OSError, UserError):  # Keras ignores such a file, too
+        values = read_json(keras_home() / "keras.json")
     if _backend_of_the_user:
         values["backend"] = _backend_of_the_user
     return {name: values[name] for name in SETTINGS if name in values}

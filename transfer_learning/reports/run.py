@@ -98,7 +98,7 @@ def page_content(run_dir: RunDir) -> dict[str, Any]:
         "hardware": monitor.describe(hardware) if len(hardware) else None,
         "exports": read_json(run_dir.export_table, formats=list)["formats"] if run_dir.export_table.exists() else None,
         "warnings": [note["text"] for note in notes or () if note["level"] == "warning"],
-        "config": flat(config),
+        "config": dotted_texts(config),
         "environment": _environment(run_dir.environment),
         "classification_report": text_report.read_text("utf-8", "replace") if text_report.exists() else None,
         "run_path": shlex.quote(str(run_dir.path)),
@@ -117,12 +117,12 @@ def most_confused(matrix: np.ndarray, class_names: Sequence[str]) -> list[dict[s
     return rows
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted_texts(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flattens ``{"a": {"b": 1}}`` to ``{"a.b": "1"}``; lists become comma-separated texts."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            result |= flat(value, f"{prefix}{name}.")
+            result |= dotted_texts(value, f"{prefix}{name}.")
         else:
             result[f"{prefix}{name}"] = _text(value)
     return result
@@ -176,12 +176,12 @@ def _environment(path: Path) -> dict[str, Any] | None:
         return None
     environment = read_json(path)
     lists = {
-        name: [flat(entry) for entry in value]
+        name: [dotted_texts(entry) for entry in value]
         for name, value in environment.items()
         if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)
     }
     return {
-        "values": flat({name: value for name, value in environment.items() if name not in lists}),
+        "values": dotted_texts({name: value for name, value in environment.items() if name not in lists}),
         "tables": {
             name: (list(dict.fromkeys(column for row in rows for column in row)), rows) for name, rows in lists.items()
         },

@@ -251,7 +251,7 @@ def _add_own_routes(app: FastAPI, service: Service) -> None:
             if isinstance(row, str):
                 raise _undecodable(row)
             return answer(_as_json(row, predictor, top_k, pixels))
-        images = v2.read_json(body).get("images")
+        images = v2.json_object(body).get("images")
         if not isinstance(images, list):
             raise Refused(400, 'Expected {"images": ["...", ...]} with images in base64.')
         rows = await service.predict([v2.from_base64(text) for text in images])

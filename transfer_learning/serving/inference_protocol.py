@@ -63,7 +63,7 @@ def read_request(body: bytes, json_length: str | None, size: int) -> InferReques
         if not (json_length.isascii() and json_length.isdecimal() and int(json_length) <= length):
             raise Refused(400, f"{JSON_LENGTH} must be the number of bytes of the JSON at the beginning of the body.")
         length = int(json_length)
-    request = read_json(body[:length])
+    request = json_object(body[:length])
     inputs = request.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Refused(400, f"Expected one tensor in inputs, {ENCODED} or {PIXELS}; see the metadata of the model.")
@@ -103,7 +103,7 @@ def write_response(request: InferRequest, model: str, values: Mapping[str, Seque
     return b"".join([text, *tensors]), len(text) if tensors else None
 
 
-def read_json(content: bytes) -> dict[str, Any]:
+def json_object(content: bytes) -> dict[str, Any]:
     """Reads a JSON object; Refused if it is something else."""
     try:
         value = json.loads(content)
