@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,9 +24,12 @@ from transfer_learning.cli.flags import as_flags
 from transfer_learning.cli.parser import run_main
 from transfer_learning.config import Phase, difference, flat
 from transfer_learning.errors import ExitCode, UserError
+from transfer_learning.experiments import train
 from transfer_learning.experiments.train import oom_as_user_error, run_experiment
 from transfer_learning.machine import worker_processes
+from transfer_learning.machine.strategy import Workers
 from transfer_learning.machine.worker_processes import WorkerProcesses, free_ports
+from transfer_learning.run import contradiction
 from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import checkpoint
 
@@ -52,12 +56,13 @@ def alone(config, tmp_path_factory):
     return run_dir
 
 
-def launched(num_workers, config, run_dir, *options):
+def launched(num_workers, config, run_dir, *options, **environment):
     values = {name: value for name, value in flat(config).items() if value != "" and name != "frozen.unfreeze"}
     words = ["--resume", str(run_dir.path)] if run_dir.config.exists() else ["--run-dir", str(run_dir.path)]
     words += [] if run_dir.config.exists() else as_flags(values)
     command = [sys.executable, "-m", "transfer_learning.launch", "--workers", str(num_workers), *options, "run", *words]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, text=True, **outputs)
 
 
 def wait_for_step(process, run_dir, number):
@@ -85,11 +90,21 @@ def assert_equal_to_rounding(run_dir, other):
             np.testing.assert_allclose(array, values, atol=1e-5, rtol=1e-5)
 
 
+OTHER_CLOCK = """
+import json, os, pathlib, time
+original = time.time
+if json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"] == 1:
+    time.time = lambda: original() + 3e7  # a year
+    pathlib.Path(__file__).with_name("was shifted").touch()
+"""
+
+
 @pytest.mark.parametrize("num_workers", [2, pytest.param(3, marks=pytest.mark.long)])
-def test_a_worker_killed_then_all_stopped_then_continued_by_one_process(num_workers, config, alone, tmp_path):
-    """The run of one process and that of several, interrupted in every way, are equal to rounding."""
+def test_a_worker_killed_then_all_stopped_then_continued_by_fewer(num_workers, config, alone, tmp_path):
+    """The run of one process and that of several with other clocks, interrupted in every way, are equal to rounding."""
     run_dir = RunDir(tmp_path / "run")
-    process = launched(num_workers, config, run_dir)
+    (tmp_path / "sitecustomize.py").write_text(OTHER_CLOCK)
+    process = launched(num_workers, config, run_dir, PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
     wait_for_step(process, run_dir, 4)
     subprocess.run(["kill", "-KILL", str(last_worker_of(process))], check=True)
     wait_for_step(process, run_dir, 26)  # in the second phase
@@ -100,11 +115,44 @@ def test_a_worker_killed_then_all_stopped_then_continued_by_one_process(num_work
     assert f"Worker {num_workers - 1} has ended (SIGKILL); all start again from the last checkpoint" in output
     assert "Continuing after epoch" in output and "Stopped by SIGTERM; continue with:" in output
     assert "Traceback" not in output and "WARNING" not in output  # as of TensorFlow, about its functions
+    if num_workers == 3:
+        process = launched(2, config, run_dir)
+        wait_for_step(process, run_dir, 34)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == ExitCode.TERMINATED and "workers was 3, is 2" in output, output
     messages = log_messages()
     run_experiment(run_dir.read_config(), run_dir)
-    assert any(f"workers was {num_workers}, is 1" in message for message in messages), messages
+    assert any("workers was 2, is 1" in message for message in messages), messages
     assert difference(run_dir.read_config(), config) == {}
     assert_equal_to_rounding(run_dir, alone)
+    assert (tmp_path / "was shifted").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, ""),
+        ({"dataset": "elsewhere/photos", "cache_dir": "elsewhere/cache"}, ""),  # may be at other places
+        (
+            {"seed": 5, "fine_tune.epochs": 9},
+            "Worker 1 has other flags than worker 0 (seed is 0, not 5, fine_tune.epochs is 8",
+        ),
+    ],
+)
+def test_other_flags_of_a_worker_are_named(given, words, config):
+    problem = contradiction(config, {"index": 1, "given": given})
+    assert problem.startswith(words) and bool(problem) == bool(words)
+
+
+def test_workers_compare_their_images_and_initial_weights(config, tmp_path, monkeypatch):
+    class Other(Workers):
+        def check_equal(self, digests):
+            raise UserError(f"other {' and '.join(digests)}")
+
+    monkeypatch.setattr(train, "form_workers", lambda *_: Other())
+    with pytest.raises(UserError, match="other dataset and start of the weights"):
+        run_experiment(config, RunDir(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

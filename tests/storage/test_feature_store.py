@@ -1,6 +1,8 @@
 """The shared store of features, in a folder and in S3: equal bytes, whole files, and one sentence for what a user can fix."""
 
 import hashlib
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +88,10 @@ def test_a_store_that_cannot_be_used_is_one_sentence(bucket, tmp_path, monkeypat
         FeatureStore("s3://nobody/x").write_shard(ENTRY, "a", KEYS, VALUES)
     with pytest.raises(UserError, match="s3://nobody/x cannot be read .NoSuchBucket"):
         list(FeatureStore("s3://nobody/x").shards(ENTRY))
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="written .No space left on device.*free space"):
+        patch.setattr(Path, "write_bytes", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        FeatureStore(str(tmp_path / "full")).write_shard(ENTRY, "a", KEYS, VALUES)
+    assert not [path for path in (tmp_path / "full").rglob("*") if path.is_file()]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for read in (lambda store: list(store.shards(ENTRY)), lambda store: store.has_shard(ENTRY, "a")):
         with pytest.raises(UserError, match=f"{bucket} cannot be read .Could not connect"):
