@@ -7,9 +7,11 @@ import json
 
 import pytest
 
+from tests.support import ROOT
 from transfer_learning import benchmark
 from transfer_learning.cli.parser import run_main
 from transfer_learning.experiments import measurements, one_device
+from transfer_learning.experiments.plan import NUM_IMAGES, Plan, rows
 from transfer_learning.recipes.known import RECIPES
 
 
@@ -88,6 +90,30 @@ def planned(*flags, tmp_path, capsys):
     printed = capsys.readouterr().out
     table = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     return {int(row[0]): dict(zip(table[0], row, strict=True)) for row in table[1:]}, printed
+
+
+def minutes(text):
+    """Of ``4:29 h`` or ``52 min``."""
+    hours, _, rest = text.removesuffix(" h").rpartition(":")
+    return 60 * int(hours) + int(rest) if hours else int(text.removesuffix(" min"))
+
+
+def test_the_pieces_beside_the_docs_give_their_table():
+    text = (ROOT / "docs" / "distributed.md").read_text().partition("### ImageNet-1K on up to 64 GPUs")[2]
+    lines = [line.strip("| ").split(" | ") for line in text.partition("**Where")[0].splitlines() if line[:1] == "|"]
+    pieces = {"given": json.loads((ROOT / "docs" / "imagenet_a100.json").read_text())}
+    plan = Plan("imagenet", 64, False, 100.0, NUM_IMAGES["imagenet"], 2.0, 512)
+    found = rows(plan, pieces)
+    assert len(lines) == 2 + len(found) == 9
+    for line, row, slow in zip(lines[2:], found, rows(plan._replace(gbit=10.0), pieces), strict=True):
+        count = row["workers"]
+        large = rows(plan._replace(batch_size=256 * count), pieces)[plan.counts().index(count)]
+        efficiency = row["images_per_second"] / count / found[0]["images_per_second"]
+        step = f"{1e3 * row['compute']:.0f} + {1e3 * row['all_reduce']:.0f}"
+        expected = [str(count), str(row["images_per_worker"]), step, f"{row['images_per_second']:,.0f}"]
+        assert line[:5] == [*expected, f"{efficiency:.0%}".replace("%", " %")] and line[6] == f"{row['cost']:.0f}"
+        for cell, one in ((line[5], row), (line[7], slow), (line[8], large)):
+            assert minutes(cell) == pytest.approx(one["fine_tuning"] / 60, abs=0.6), (count, cell)
 
 
 def test_a_plan_adds_the_all_reduce_of_a_ring_to_the_time_of_the_own_images(tmp_path, capsys):
