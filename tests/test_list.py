@@ -31,5 +31,12 @@ def test_datasets_tell_their_licence_and_where_their_files_are(capsys, here):
     assert "CC BY 4.0" in rows["digits"] and "ships with scikit-learn" in rows["digits"]
 
 
+def test_every_dataset_and_all_weights_have_a_licence_or_a_word_that_says_why_not(tmp_path):
+    rows = [*list_command.dataset_rows(tmp_path), *list_command.backbone_rows()]
+    licences = {row[0]: row[-2] for row in rows}
+    assert all(licences.values())
+    assert licences["resnet18"] == licences["stop_signs"] == "not stated" and licences["small_cnn"] == "none"
+
+
 def test_an_unknown_kind_is_named(refused):
     assert "'models'" in refused(list_command.main, "models")

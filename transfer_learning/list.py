@@ -16,6 +16,7 @@ from transfer_learning.recipes.known import RECIPES
 
 EPILOG = "Any folder of class folders, archive or table with path,label columns is a dataset, too; see `run --help`."
 KINDS = ("datasets", "backbones", "recipes")
+NO_LICENCE = "not stated"  # by those who publish the weights or the images
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,15 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def dataset_rows(data_dir: Path) -> Iterator[Sequence[str]]:
     for name, source in DATASETS.items():
         where = f"in {data_dir / name}" if (data_dir / name).is_dir() else source.origin
-        yield name, source.content, source.licence, where
+        yield name, source.content, source.licence or NO_LICENCE, where
     for scheme, source in SCHEMES.items():
-        yield f"{scheme}:PLACE", source.content, source.licence, source.origin
+        yield f"{scheme}:PLACE", source.content, source.licence or "that of each", source.origin
 
 
 def backbone_rows() -> Iterator[Sequence[str]]:
     for row in list_backbones():
         size = f"{row.million_parameters:.1f}", str(row.image_size)
-        yield row.name, *size, row.paper, row.weights_licence, row.weights_status()
+        licence = row.weights_licence or (NO_LICENCE if row.weights_url else "none")
+        yield row.name, *size, row.paper, licence, row.weights_status()
 
 
 def recipe_rows() -> Iterator[Sequence[str]]:
