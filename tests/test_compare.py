@@ -237,7 +237,7 @@ def test_the_error_of_a_run_ends_the_comparison_with_the_command_to_continue(
 
     monkeypatch.setattr(comparison_run, "run_child", child)
     error = refused(compare.main, *arguments(small_config, tmp_path / "a"))
-    assert "error: The memory is not enough. Finished runs are kept" in error
+    assert "error: The memory is not enough. Finished runs are not lost" in error
     assert command_line("compare", "--resume", str(tmp_path / "a")) in error
     assert len(calls) == 2 and (tmp_path / "a" / "plan.json").exists()
 

@@ -90,7 +90,9 @@ def test_predict_rejects_below_the_threshold_that_validation_images_gave(runs, p
         answers.append(pd.read_csv(io.StringIO(capsys.readouterr().out)))
     plain, ruled, ruled_by_earlier_name = answers
     assert ruled.equals(ruled_by_earlier_name)
-    below = plain["confidence"].astype(np.float32) < np.float32(rule["threshold"])  # nine digits tell two float32 apart
+    below = plain["confidence"].astype(np.float32) < np.float32(
+        rule["threshold"]
+    )  # two float32 differ within nine digits
     assert (ruled["class"] == plain["class"].where(~below, "unknown")).all() and below.any() and not below.all()
     assert (ruled["confidence"] == plain["confidence"]).all()
 

@@ -63,11 +63,11 @@ def everything_below(folder):
 
 @pytest.fixture
 def refused(capsys):
-    """Calls a verb, which has to end with one sentence and exit code 2; returns the sentence."""
+    """Calls a command, which has to end with one sentence and exit code 2; returns the sentence."""
 
-    def refuse(verb, *arguments):
+    def refuse(command, *arguments):
         capsys.readouterr()
-        assert run_main(verb.main, [str(argument) for argument in arguments]) == 2
+        assert run_main(command.main, [str(argument) for argument in arguments]) == 2
         output = capsys.readouterr()
         lines = output.err.splitlines()
         assert len(lines) == 1 and lines[0].startswith("error: "), lines
@@ -111,7 +111,7 @@ def test_weights(name, laid, here):
         ("weights as x.keras", "small_cnn"),
     ],
 )
-def test_weights_through_the_verb(name, backbone, laid, refused, photos, here):
+def test_weights_through_the_command(name, backbone, laid, refused, photos, here):
     path = laid(name)
     line = refused(run, "--dataset", photos, "--backbone", backbone, "--weights", path, "--image-size", 32)
     assert str(path) in line
@@ -158,7 +158,7 @@ def test_a_model(name, laid, refused, run_dir, photos, here):
 @pytest.mark.parametrize(
     "name", ["Lambda layer (CVE-2024-3660, CVE-2026-12481)", "HDF5 external storage (CVE-2026-1669), in .keras"]
 )
-def test_a_model_through_another_verb(name, laid, refused, run_dir, here):
+def test_a_model_through_another_command(name, laid, refused, run_dir, here):
     laid(name, run_dir)
     assert "model.keras cannot be read" in refused(evaluate, run_dir)
 
@@ -241,8 +241,8 @@ def test_a_link_out_of_a_run_directory_is_neither_read_nor_written_through(
     (run_dir / name).parent.mkdir(exist_ok=True)
     target = canary if name in ("figures", "predictions") else canary / "secret"
     (run_dir / name).symlink_to(target)
-    for verb, arguments in ((predict, [photos / "cross" / "000.png"]), (evaluate, [])):
-        assert f"holds the link {name}, which leads out of it" in refused(verb, run_dir, *arguments)
+    for command, arguments in ((predict, [photos / "cross" / "000.png"]), (evaluate, [])):
+        assert f"holds the link {name}, which leads out of it" in refused(command, run_dir, *arguments)
     assert everything_below(canary) == before
 
 

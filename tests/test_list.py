@@ -17,13 +17,13 @@ def test_every_name_is_a_row(kind, names, capsys, tmp_path):
     assert max(map(len, lines)) <= 120
 
 
-def test_backbones_tell_whether_their_weights_are_there(capsys):
+def test_backbones_show_whether_their_weights_are_there(capsys):
     run_main(list_command.main, ["backbones"])
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}
     assert "installed" in rows["efficientnet_lite0"] and "download" in rows["resnet50"]
 
 
-def test_datasets_tell_their_licence_and_where_their_files_are(capsys, here):
+def test_datasets_show_their_licence_and_where_their_files_are(capsys, here):
     (here / "files" / "cifar10").mkdir(parents=True)
     run_main(list_command.main, ["datasets", "--data-dir", "files"])
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")}

@@ -51,7 +51,7 @@ def files_of(folder):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in (folder, *folder.rglob("*"))}
 
 
-def test_it_tells_every_image_and_every_file_and_writes_nothing_beside_them(prepared, here):
+def test_it_counts_every_image_and_every_file_and_writes_nothing_beside_them(prepared, here):
     photos = draw_photos(here / "photos", classes=("all", "circle", "a long name"))
     (photos / "list.txt").write_text("x")
     (photos / "more.txt").write_text("x")
@@ -132,8 +132,8 @@ def test_nothing_comes_to_lie_among_the_images(dataset, here, monkeypatch, refus
     photos = draw_photos(here / "photos", num_per_class=4)
     monkeypatch.chdir(photos)
     before = files_of(photos)
-    for verb in (prepare, run):
-        assert "--cache-dir data/cache is inside the image folder" in refused(verb.main, "--dataset", dataset)
+    for command in (prepare, run):
+        assert "--cache-dir data/cache is inside the image folder" in refused(command.main, "--dataset", dataset)
     assert files_of(photos) == before
 
 
@@ -254,8 +254,8 @@ def test_corrections_are_taken_by_the_next_run_and_carried_over_by_the_next_audi
     actions["cross/linked/out.png"], actions["circle/soft.jpg"] = "drop", "relabel:cross"
     table.assign(action=actions.to_numpy()).to_csv("decided.csv", index=False)
     code, output, _ = prepared(*flags, "--corrections", "decided.csv", "--out", "second")
-    told = "1 of 66 images relabelled (circle/soft.jpg as cross), 1 dropped (cross/linked/out.png), 3 unchanged"
-    assert code == 0 and told in output
+    line = "1 of 66 images relabelled (circle/soft.jpg as cross), 1 dropped (cross/linked/out.png), 3 unchanged"
+    assert code == 0 and line in output
     command = shlex.split(output.splitlines()[-1].removeprefix("Train with: "))
     assert command[command.index("--corrections") + 1] == "decided.csv"
     second = rows_of("second/corrections.csv").set_index("id")["action"]
@@ -334,8 +334,8 @@ def test_features_that_a_run_has_kept_find_wrong_labels_without_tensorflow(prepa
     assert code == 0 and table.at["cross/from circle.png", "suggestion"] == "circle"
     assert table.at["cross/from circle.png", "why"].startswith("label issue: circle ")
     page = Path("seen/audit.html").read_text()
-    told = f"from cache entry features/most, of {kept_of.sum()} of 90 used images; pass --features for all"
-    assert told in page and "cross → circle" in page
+    line = f"from cache entry features/most, of {kept_of.sum()} of 90 used images; pass --features for all"
+    assert line in page and "cross → circle" in page
     code, output, _ = prepared("photos", "--backbone", "resnet50", "--out", "other")
     assert (
         code == 0

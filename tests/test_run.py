@@ -99,7 +99,7 @@ def test_the_evaluation_has_what_it_promises(finished):
         assert 1 <= result["epochs"] <= epochs and result["val_loss"] > 0 and result["seconds"] > 0
 
 
-def test_the_history_has_a_row_an_epoch_over_both_phases(finished):
+def test_the_history_has_one_row_per_epoch_over_both_phases(finished):
     history = pd.read_csv(finished[0].history)
     assert list(history["epoch"]) == list(range(1, len(history) + 1))
     assert list(dict.fromkeys(history["phase"])) == ["frozen", "fine_tune"]
@@ -122,7 +122,7 @@ def test_the_hardware_is_watched_and_shown_by_the_report_and_by_tensorboard(fini
     assert "Resource usage</h2>" in report and "used by the run" in report and "hardware.png" not in report
 
 
-def test_watching_each_update_changes_no_bit(small_config, tmp_path, monkeypatch):
+def test_watching_each_train_step_changes_no_bit(small_config, tmp_path, monkeypatch):
     config = dataclasses.replace(
         small_config, frozen=Phase(epochs=1), fine_tune=Phase(epochs=2, learning_rate=1e-4, unfreeze="block5")
     )
@@ -316,7 +316,7 @@ def test_every_kind_of_config_runs_to_its_report(small_config, tmp_path, changes
         assert (evaluation[name] is not None) == (changes[name].epochs > 0)
 
 
-def test_kept_features_are_not_taken_for_those_of_images_decoded_in_another_way(small_config, tmp_path):
+def test_cached_features_are_not_taken_for_those_of_images_decoded_in_another_way(small_config, tmp_path):
     """The same files and the same network: only the decoding differs."""
     draw_photos(tmp_path / "photos", shape=(SIZE, 2 * SIZE))
     losses = []

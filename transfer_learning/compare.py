@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> ExitCode:
     except Diverged as error:
         raise Diverged(f"{error} The plan in {directory.path} cannot be finished; start a new comparison.") from None
     except UserError as error:
-        raise UserError(f"{error} Finished runs are kept; continue with: {command}") from None
+        raise UserError(f"{error} Finished runs are not lost; continue with: {command}") from None
     print_line()
     console.print(overview_table(results))
     print_line("\n".join(["", *results["conclusions"], *results["remarks"], TIME_NOTE, f"Report: {directory.page}"]))

@@ -147,7 +147,7 @@ def test_every_class_trains_where_splits_are_drawn(val, test):
     assert set(manifest.loc[manifest["split"] == "train", "label"]) == set("abcd")
 
 
-def test_one_image_a_class_is_enough_where_all_are_for_training():
+def test_one_image_per_class_is_enough_where_all_are_for_training():
     manifest, _ = manifest_of(images("a", 1) + images("b", 1), val=0, test=0)
     assert list(manifest["split"]) == ["train", "train"]
     check_classes(manifest, ("a", "b"))

@@ -325,7 +325,7 @@ def parts(transforms, size):
 
 
 def torchvision_draws(rng, size):
-    """Width and height as the documentation of RandomResizedCrop tells it."""
+    """Width and height as in the documentation of RandomResizedCrop."""
     for _ in range(10):
         area = rng.uniform(0.08, 1.0) * size**2
         aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))

@@ -57,6 +57,6 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse():
     assert steps[0] == Step(0.99, True)
 
 
-def test_a_member_that_changes_nothing_is_stirred_in():
+def test_a_member_that_changes_nothing_is_added():
     _, steps = greedy_soup([[np.float32([1.0])], [np.float32([2.0])]], lambda weights: 0.5)
     assert [step.is_taken for step in steps] == [True, True]

@@ -47,7 +47,7 @@ class Parameter:
 
 
 @contextlib.contextmanager
-def stand_in_for_pytorch():
+def fake_pytorch():
     torch, torch_utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
     for name in ("_rebuild_tensor_v2", "_rebuild_parameter"):  # only the names are pickled
 
@@ -81,7 +81,7 @@ def pickled(value, protocol=2):
             return ("storage", getattr(sys.modules["torch"], item.type_name), item.key, "cpu", item.declared)
 
     buffer = io.BytesIO()
-    with stand_in_for_pytorch():
+    with fake_pytorch():
         Pickler(buffer, protocol).dump(value)
     return buffer.getvalue(), storages
 

@@ -30,7 +30,7 @@ def test_weights_digest_is_what_its_docstring_says():
     ],
     ids=["order", "one fewer", "shape", "dtype", "last bit", "an empty one more"],
 )
-def test_weights_digest_tells_apart(other):
+def test_weights_digest_differs_for(other):
     assert weights_digest(other) != weights_digest([np.zeros(2, np.float32), np.ones(2, np.float32)])
 
 

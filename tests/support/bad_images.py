@@ -308,7 +308,7 @@ def kinds() -> dict[str, Kind]:
     add("JPEG of 12 bits", ".jpg", jpeg_with(good("JPEG"), precision=12), FAILS)
     add("JPEG lossless", ".jpg", jpeg_with(good("JPEG"), marker=0xC3), FAILS)
     # Huffman codes read as arithmetic ones, and pixels that are missing ahead of an end mark: libjpeg decodes such files to
-    # something, as every program that uses it does, and does not tell.
+    # something, as every program that uses it does, without an error.
     add("JPEG that says it is arithmetic", ".jpg", jpeg_with(good("JPEG"), marker=0xC9))
     add("JPEG of no height", ".jpg", jpeg_with(good("JPEG"), size=(40, 0)), FAILS)
     add("JPEG of no width", ".jpg", jpeg_with(good("JPEG"), size=(0, 30)), FAILS)

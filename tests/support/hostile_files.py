@@ -88,7 +88,7 @@ def calls(module: str, function: str, **arguments) -> dict:
 
 
 def arrays(change: Callable[[h5py.File], None] = lambda file: None) -> bytes:
-    """An HDF5 file with two arrays, and what `change` makes of it."""
+    """An HDF5 file with two arrays, after `change`."""
     stream = io.BytesIO()
     with h5py.File(stream, "w") as file:
         for index, shape in enumerate(((3, 4), (4,))):

@@ -1,4 +1,4 @@
-"""Writes `pytorch_vectors/`: what PyTorch makes of ResNets with random weights, and small files that PyTorch wrote.
+"""Writes `pytorch_vectors/`: the outputs of ResNets in PyTorch with random weights, and small files that PyTorch wrote.
 
 To be run again only to add to it, in an environment with PyTorch and torchvision (benchmarks/requirements.txt) and from the
 root of the repository:

@@ -212,7 +212,7 @@ def test_edges(kind):
 @pytest.mark.parametrize(
     ("head", "head_init", "starts_there"), [((), "ridge", True), ((), "random", False), ((16,), "ridge", False)]
 )
-def test_a_linear_head_on_kept_features_starts_there(head, head_init, starts_there, small_config):
+def test_a_linear_head_on_cached_features_starts_there(head, head_init, starts_there, small_config):
     config = dataclasses.replace(small_config, head=head, head_init=head_init)
     data = load_prepared(config)
     messages = log_messages()

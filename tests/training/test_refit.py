@@ -106,13 +106,13 @@ def test_without_validation_images_the_closed_form_is_calibrated_by_leaving_out(
     manifest = phases.data.manifest[phases.data.manifest["split"] != "val"]
     phases = dataclasses.replace(phases, data=dataclasses.replace(phases.data, manifest=manifest))
     expected = solved(phases, train)
-    for trained_by, is_told in ((0.0, False), (1e-7, False), (0.1, True)):
+    for trained_by, is_logged in ((0.0, False), (1e-7, False), (0.1, True)):
         logits, said = phases.classifier.head.get_layer("logits"), log_messages()
         logits.kernel.assign_add(np.full(logits.kernel.shape, trained_by))
         val_logits, left_out = refit_head(phases, TrainingState(final_weights=FROZEN))
         assert val_logits is None
         assert all(np.array_equal(*pair) for pair in zip(left_out, expected, strict=True))
-        assert any("The head is the closed form again" in message for message in said) == is_told
+        assert any("The head is the closed form again" in message for message in said) == is_logged
         assert not any("The head starts from" in message for message in said)  # it ends
 
 

@@ -1,4 +1,4 @@
-"""Times, sizes and names as people read them, and the line on the terminal that they stand in."""
+"""Times, sizes and names as people read them, and the line on the terminal for them."""
 
 from collections.abc import Sequence
 

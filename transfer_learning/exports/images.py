@@ -47,7 +47,7 @@ def load_images(run_dir: RunDir, dataset: str = "") -> EvaluatedImages:
     if missing := [id for id in recorded["id"] if id not in sources]:
         raise UserError(
             f"{place} lacks {len(missing):,} of {len(recorded):,} {evaluation['split']} images of {run_dir.path}, such as "
-            f"{missing[0]}; restore them, or say where they are with --dataset."
+            f"{missing[0]}; restore them, or name their folder with --dataset."
         )
     chosen = [sources[id] for id in recorded["id"]]
     size, ranges = config.stored_size, value_range.recorded(environment)

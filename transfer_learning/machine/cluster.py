@@ -83,9 +83,7 @@ def _from_tf_config(text: str) -> Cluster:
         raise UserError(f"TF_CONFIG names {', '.join(sorted(others))}, and only chief and worker are used; remove it.")
     if kind not in addresses or not 0 <= index < len(addresses[kind]):
         listed = ", ".join(f"{len(names)} {name}" for name, names in addresses.items() if names) or "none"
-        raise UserError(
-            f"TF_CONFIG says that this is {kind} {index}, and its cluster has {listed}; correct one of them."
-        )
+        raise UserError(f"TF_CONFIG has the task {kind} {index}, and its cluster has {listed}; correct one of them.")
     every = addresses["chief"] + addresses["worker"]
     if wrong := [address for address in every if not _is_address(address)]:
         raise UserError(f"TF_CONFIG has the address {wrong[0]!r}; HOST:PORT was expected, such as 10.0.0.5:2222.")

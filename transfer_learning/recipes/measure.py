@@ -184,7 +184,7 @@ def measured_choices(
     if num_val < MIN_VAL and not any(name.startswith("fine_tune.") for name in given):
         values |= closed_form_only(given)
         # Not of one of its fields: those of a phase without epochs are left out.
-        reasons["fine_tune"] = f"No fine-tuning: {num_val} validation images are too few to tell whether it helps."
+        reasons["fine_tune"] = f"No fine-tuning: {num_val} validation images are too few to show whether it helps."
         reasons["frozen.epochs"] = WHY_ONE_EPOCH
         is_drawn = not {"val_fraction", "monitor"} & set(given) and all(one.split != "val" for one in dataset.examples)
         if is_drawn and (folds := _num_folds(data)):

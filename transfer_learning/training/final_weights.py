@@ -43,7 +43,7 @@ def choose_final_weights(
 
     The usual ones are those with a closed-form head on the fine-tuned backbone: they do not depend on how far a few epochs
     have trained the head, and were better on test images in docs/defaults.md also where validation images could not
-    tell. Others have to be clearly better; with few validation images only the frozen phase is another one. Without such
+    decide. Others have to be clearly better; with few validation images only the frozen phase is another one. Without such
     heads, or with few validation images of few groups, the frozen phase's weights are the usual ones.
 
     They are compared by the log loss of calibrated probabilities (see `fitted_temperature`), because the classifier will

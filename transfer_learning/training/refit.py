@@ -44,7 +44,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
         before = phases.train_logits()
         layer = phases.solve_head(["train", "val"], ALONE)
         scale_logits(layer, before, phases.train_logits())
-        _tell(len(images))
+        _log_refit(len(images))
         return val_logits, None
     if not keeps_backbone(config, state.final_weights):
         return None, None
@@ -66,7 +66,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
     both, groups = train.joined(val), phases.data.groups("train", "val")
     left_out = left_out_of(set_closed_form(config, classifier, both, groups, phases.heads.solve), both, groups)
     if len(val):
-        _tell(len(val))
+        _log_refit(len(val))
     elif any(
         np.abs(new - old).max() > 1e-5 for new, old in zip(classifier.head.get_weights(), trained_head, strict=True)
     ):
@@ -76,7 +76,7 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
     return val_logits if len(val) else None, left_out
 
 
-def _tell(num_images: int) -> None:
+def _log_refit(num_images: int) -> None:
     logger.info(
         f"The head is fitted again, now also on {counted(num_images, 'validation image')}; the validation results below are "
         "those of the head without these images."

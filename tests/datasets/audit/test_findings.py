@@ -233,19 +233,19 @@ def test_near_duplicates_across_splits_and_classes_are_for_a_person(tmp_path):
     assert kinds_of(result, "train/circle/0.png") == {"near-duplicate in another split"}
     assert kinds_of(result, "train/stripes/wrong.jpg") == {"near-duplicate with another label"}
     assert kinds_of(result, "train/stripes/again.jpg") == kinds_of(result, "train/stripes/2.png") == {"near-duplicate"}
-    doubtful = result.to_review().set_index("id")
-    assert set(doubtful.index) == {
+    issues = result.to_review().set_index("id")
+    assert set(issues.index) == {
         "train/circle/0.png",
         "test/circle/smaller.jpg",
         "train/cross/1.png",
         "train/stripes/wrong.jpg",
     }
     why = "near-duplicate in another split: test/circle/smaller.jpg (circle, test)"
-    assert doubtful.at["train/circle/0.png", "why"] == why and (result.files["near_duplicates"].max() == 2)
+    assert issues.at["train/circle/0.png", "why"] == why and (result.files["near_duplicates"].max() == 2)
 
 
 def features_of(labels, spread=0.55):
-    """Features in which each class has a place of its own, and a last one that tells nothing; `labels`: the true classes."""
+    """Features in which each class has a place of its own, and a last one without information; `labels`: the true ones."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(len(CLASSES), 24))
     centres[:, -1] = 0
@@ -280,7 +280,7 @@ def test_features_find_wrong_labels_outliers_and_near_duplicates(tmp_path):
     assert likely.at["005", "probability"] > 0.8 and likely.at["005", "detail"].startswith("circle ")
     assert "outlier" in kinds_of(result, "050") & kinds_of(result, "copy of an outlier")
     assert kinds_of(result, "090") & {"near-duplicate", "near-duplicate in another split"}
-    assert result.to_review()["id"].iloc[0] == "005", "the most doubtful label first"
+    assert result.to_review()["id"].iloc[0] == "005", "the least probable label first"
     assert result.num_on_disk is None and any("features of a test" in note for note in result.notes)
 
 

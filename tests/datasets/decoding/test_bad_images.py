@@ -97,7 +97,7 @@ def test_looking_at_headers_and_at_a_sample_waits_for_nothing_and_reads_nothing_
     assert (facts["problem"] == "").sum() == 36 and (facts["problem"] != "").sum() == len(dataset.examples) - 36
 
 
-def test_the_verb_reports_all_of_it_and_ends_well(laid, here, capsys):
+def test_prepare_reports_all_of_it_and_ends_well(laid, here, capsys):
     root, expected = laid
     code = run_main(prepare.main, [str(root), "--cache-dir", "cache", "--skip-unreadable", *NO_SPLITS])
     output, errors = capsys.readouterr()

@@ -272,7 +272,7 @@ def test_a_pipe_has_no_hash_and_nobody_waits_for_one(tmp_path):
     assert content_hash(tmp_path / "x.png") == ""
 
 
-def test_a_kept_jpeg_is_close_to_its_pixels_also_where_colours_meet():
+def test_a_cached_jpeg_is_close_to_its_pixels_also_where_colours_meet():
     pixels = np.asarray(picture(32, 32)).copy()
     pixels[10:20, 10:20] = (255, 0, 0)  # an edge of colour, which usual JPEGs blur over two pixels
     kept = from_jpeg(to_jpeg(pixels))

@@ -59,7 +59,7 @@ def as_array(pixels):
     return pixels[np.arange(len(pixels))]
 
 
-def test_pixels_and_facts_stand_in_the_order_of_the_examples(photos_here, opened):
+def test_pixels_and_facts_have_the_order_of_the_examples(photos_here, opened):
     kept, said = opened(photos_here)
     dataset = folder.read(photos_here)
     assert kept.pixels.shape == (9, 8, 8, 3) and kept.pixels.dtype == np.uint8

@@ -131,7 +131,7 @@ def test_the_range_of_a_dataset(values, expected):
     assert ranges_of(values) == expected
 
 
-def test_what_is_no_number_is_black_and_what_is_outside_is_clipped():
+def test_nan_is_black_and_what_is_outside_is_clipped():
     array = np.array([[np.nan, np.inf, -np.inf, 0.5, 2, -1]], np.float32)
     assert scaled(array, (0, 1)).tolist() == [[0, 255, 0, 128, 255, 0]]
 

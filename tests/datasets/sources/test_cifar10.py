@@ -314,17 +314,17 @@ def test_the_recipe_has_the_facts_of_the_system_that_it_follows():
     assert (config.frozen.epochs, config.fine_tune.epochs, config.frozen.augmentation) == (3, 0, "none")
 
 
-@pytest.mark.parametrize("verb", [prepare, run])
-def test_the_recipe_runs_from_the_archive_to_the_report(verb, tmp_path, weights_file, capsys):
+@pytest.mark.parametrize("command", [prepare, run])
+def test_the_recipe_runs_from_the_archive_to_the_report(command, tmp_path, weights_file, capsys):
     lay(tmp_path / "data" / "cifar10", PY)
     arguments = [
         *("--dataset", "cifar10", "--data-dir", tmp_path / "data", "--cache-dir", tmp_path / "cache"),
         *("--backbone", "small_cnn", "--weights", weights_file, "--image-size", 48),
     ]
-    arguments += ["--run-dir" if verb is run else "--out", tmp_path / "run"]
-    assert run_main(verb.main, [str(argument) for argument in arguments]) == 0
+    arguments += ["--run-dir" if command is run else "--out", tmp_path / "run"]
+    assert run_main(command.main, [str(argument) for argument in arguments]) == 0
     output = capsys.readouterr().out
-    if verb is prepare:
+    if command is prepare:
         assert re.search(r"120 images of 10 classes: \d+ train, \d+ val, 20 test, 0 skipped; 0 other files", output)
         assert "pixels (size 32, " in output
         return

@@ -459,7 +459,7 @@ def test_a_run_goes_from_rows_to_a_report(tmp_path, weights_file):
 
 
 def striped(row):
-    """A picture that tells its class."""
+    """A picture that shows its class."""
     pixels = np.random.default_rng(row).integers(0, 120, (16, 16, 3), np.uint8)
     pixels[row % 3 * 5 : row % 3 * 5 + 5] += 100
     stream = io.BytesIO()

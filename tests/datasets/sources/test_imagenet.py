@@ -293,7 +293,7 @@ def test_where_neither_is_there_it_says_what_to_do(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_the_recipe_runs_end_to_end_on_a_small_part(tmp_path, weights_file, capsys):
-    """The recipe's own batch, micro-batches, schedule, crop and precision; another backbone and fewer epochs."""
+    """The recipe's own batch, gradient accumulation, schedule, crop and precision; another backbone and fewer epochs."""
     from transfer_learning import run
 
     root = tmp_path / "data" / "imagenet"

@@ -51,7 +51,7 @@ def test_one_mistake_in_a_hundred_is_darker_than_what_is_right(num_classes, norm
         ([[98, 2], [0, 0]], True, {(0, 0): "98", (1, 0): "2.0"}),
     ],
 )
-def test_numbers_stand_in_their_cells_true_class_by_row(matrix, normalised, expected):
+def test_numbers_are_in_their_cells_true_class_by_row(matrix, normalised, expected):
     axes = confusion_matrix(matrix, ["a", "b"], normalised).axes[0]
     texts = {tuple(int(place) for place in text.get_position()): text.get_text() for text in axes.texts}
     assert texts == expected
