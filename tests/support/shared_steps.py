@@ -5,19 +5,28 @@ python -m tests.support.shared_steps HOST:PORT,... INDEX  one of several process
 """
 
 import sys
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import keras
 import numpy as np
+import pandas as pd
 import tensorflow as tf
 
+from tests.support.photos import SIZE, draw_photos
+from tests.support.shortened import without_files
 from transfer_learning.config import Phase, RunConfig
 from transfer_learning.datasets.augmentation import AUGMENTATIONS
 from transfer_learning.datasets.pipeline import Examples, Share, batches_in_order, training_batches
 from transfer_learning.experiments.one_device import random_examples
+from transfer_learning.experiments.train import run_experiment
 from transfer_learning.machine.cluster import Cluster
 from transfer_learning.machine.device_memory import DeviceRows
 from transfer_learning.machine.strategy import ALONE, form_workers, lost_worker_as_user_error
+from transfer_learning.models.backbones import build_backbone
 from transfer_learning.models.classifier import build_classifier
+from transfer_learning.storage.run_directory import RunDir
 from transfer_learning.training import phases
 from transfer_learning.training.phases import on_device, start_phase
 from transfer_learning.training.train_step import EpochMetrics, StepSettings, make_train_step
@@ -93,6 +102,31 @@ def check_phase(device):
         assert held or active.train.device == active.val.device == device
 
 
+def check_run(folder):
+    """Both phases of a run on two devices end with the history of one device, up to rounding."""
+    photos, weights = draw_photos(folder / "photos"), folder / "small_cnn.weights.h5"
+    build_backbone("small_cnn", SIZE, "none", seed=7).save_weights(weights)
+    fine_tune = Phase(epochs=2, learning_rate=1e-5, unfreeze="block4", augmentation="light")
+    config = RunConfig(
+        dataset=str(photos),
+        backbone="small_cnn",
+        weights=str(weights),
+        image_size=SIZE,
+        dropout=0.0,
+        batch_size=8,
+        cache_dir=str(folder / "cache"),
+        frozen=Phase(epochs=2, learning_rate=1e-4),
+        fine_tune=fine_tune,
+    )
+    histories = []
+    with without_files():
+        for name in ("one", "mirrored"):
+            run_experiment(replace(config, strategy=name), run_dir := RunDir(folder / name))
+            assert f"Strategy {name}" in run_dir.log.read_text()
+            histories.append(pd.read_csv(run_dir.history).drop(columns="phase"))
+    pd.testing.assert_frame_equal(*histories, atol=1e-5, rtol=1e-5)
+
+
 def main(place, index="0"):
     cluster = None if place == "mirrored" else Cluster(tuple(place.split(",")), int(index), "TF_CONFIG")
     if not cluster:
@@ -111,6 +145,9 @@ def main(place, index="0"):
     # Parts of one image: workers have 3 and 4 of a batch.
     arrays = np.concatenate([array.ravel() for array in trained(workers, BATCH, has_all=True)]).astype(np.float64)
     assert np.array_equal(workers.sum(arrays), workers.count * arrays), "statistics or seeds differ"
+    if not cluster:
+        with TemporaryDirectory() as folder:
+            check_run(Path(folder))
     data = b"from worker 0" * 1000
     assert workers.from_chief(data if workers.is_chief else b"") == data
     assert workers.any(workers.is_chief) and not workers.any(False)

@@ -151,11 +151,14 @@ def form_workers(strategy: str, cluster: Cluster | None, seconds: float) -> Work
             raise UserError("--strategy mirrored needs several GPUs, and there are fewer than two; leave the flag out.")
         reason = "--strategy" if strategy == "mirrored" else "several GPUs; --strategy one uses the first alone"
         logger.info(f"Strategy mirrored ({reason}): {len(devices)} devices share the images of a batch.")
-        return Workers(
-            num_devices=len(devices), strategy=tf.distribute.MirroredStrategy([device.name for device in devices])
-        )
+        return Workers(num_devices=len(devices), strategy=_mirrored(tuple(device.name for device in devices)))
     logger.info(f"Strategy one ({'--strategy' if strategy == 'one' else 'one device, and no other workers'}).")
     return ALONE
+
+
+@cache  # two of one process give their sums the same numbers, and TensorFlow mixes these up
+def _mirrored(devices: tuple[str, ...]) -> tf.distribute.Strategy:
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def _connect(cluster: Cluster, num_gpus: int, seconds: float) -> Workers:
