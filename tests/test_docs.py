@@ -250,11 +250,13 @@ def test_every_documented_command_parses(words, parsers):
 
 @pytest.fixture(scope="module")
 def workspace(photos, small_config, tmp_path_factory):
-    """A folder with photos/ as a folder, table and archive, and two finished runs; settings are small and fast."""
+    """A folder with photos/ (also as table and archive), more_photos/, docs/ and two finished runs; settings are fast."""
     from transfer_learning.experiments.train import run_experiment
 
     folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(photos, folder / "photos")
+    shutil.copytree(photos, folder / "more_photos")
+    (folder / "docs").symlink_to(ROOT / "docs")
     shutil.make_archive(str(folder / "photos"), "zip", photos)
     for number, file in enumerate(sorted((folder / "photos").rglob("*.png"))):
         file.rename(file.with_stem(f"object{number // 2}_{number % 2}"))  # two photos of each object
@@ -298,33 +300,54 @@ def test_all_python_blocks_run():
 
 # The worked examples of CONTRIBUTING.md: code and row are evaluated in the module that they are for.
 EXAMPLES = {
+    "Add a dataset": "datasets.sources.registry",
     "Add a backbone": "models.backbones",
     "Add an augmentation": "datasets.augmentation",
     "Add a schedule": "training.schedules",
     "Add a figure": "evaluation.figures.table",
+    "Add a command": "__main__",
 }
 
 
 @pytest.fixture(scope="module")
 def examples():
-    """For each of EXAMPLES the row that its last block adds."""
+    """For each of EXAMPLES the names that its code defines, the "row" that its last block adds, and the lines of both."""
     found = {}
     for heading, module in EXAMPLES.items():
         section = PAGES["CONTRIBUTING.md"].split(f"## {heading}\n")[1].split("\n## ")[0]
         *functions, row = re.findall(r"^```\w*\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
         names = dict(vars(importlib.import_module(f"transfer_learning.{module}")))
         exec("".join(functions), names)
-        found[heading] = eval("{" + row + "}" if row.lstrip().startswith('"') else f"[{row}]", names)
+        names["row"] = eval("{" + row + "}" if row.lstrip().startswith('"') else f"[{row}]", names)
+        found[heading] = names | {"lines": [line for line in "".join([*functions, row]).splitlines() if line]}
     return found
 
 
+@pytest.mark.parametrize("heading", EXAMPLES)
+def test_example_has_at_most_15_lines(heading, examples):
+    assert len(examples[heading]["lines"]) <= 15
+
+
+def test_example_of_a_dataset_reads_a_folder(examples, photos, tmp_path):
+    (tmp_path / "flowers").symlink_to(photos)
+    (source,) = examples["Add a dataset"]["row"].values()
+    assert source.function == "flowers:load"
+    assert examples["Add a dataset"]["load"](tmp_path).class_names == ("circle", "cross", "stripes")
+
+
+def test_example_of_a_command_prints_the_class_names(examples, workspace, capsys):
+    assert list(examples["Add a command"]["row"]) == ["classes"]
+    examples["Add a command"]["main"]([str(workspace / "runs/photos")])
+    assert capsys.readouterr().out == "circle\ncross\nstripes\n"
+
+
 def test_example_of_a_backbone_is_the_network_of_keras(examples):
-    (row,) = examples["Add a backbone"]
+    (row,) = examples["Add a backbone"]["row"]
     assert (row.name, row.builder) == ("efficientnet_b0", "keras.applications:EfficientNetB0")
 
 
 def test_example_of_an_augmentation_erases_a_rectangle(examples):
-    augmentation = examples["Add an augmentation"]["erasing"]
+    augmentation = examples["Add an augmentation"]["row"]["erasing"]
     generator = np.random.default_rng(0)
     parameters = augmentation.draw(lambda count: generator.uniform(-1, 1, (8, count)), True, 16)
     erased = np.asarray(augmentation.apply(np.zeros((8, 16, 16, 3), np.float32), parameters.astype(np.float32)))
@@ -333,13 +356,13 @@ def test_example_of_an_augmentation_erases_a_rectangle(examples):
 
 
 def test_example_of_a_schedule_lowers_the_rate_after_each_third(examples):
-    schedule = examples["Add a schedule"]["thirds"]
+    schedule = examples["Add a schedule"]["row"]["thirds"]
     rates = [schedule(Phase(epochs=3, learning_rate=1.0), step, 4) for step in range(12)]
     assert rates == pytest.approx([1.0] * 4 + [0.1] * 4 + [0.01] * 4)
 
 
 def test_example_of_a_figure_is_in_a_section_of_the_report(examples):
-    assert f'("{examples["Add a figure"]["class_f1"].section}",' in (PACKAGE / "reports/run.html").read_text()
+    assert f'("{examples["Add a figure"]["row"]["class_f1"].section}",' in (PACKAGE / "reports/run.html").read_text()
 
 
 # Links, length and words
