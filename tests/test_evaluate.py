@@ -65,7 +65,7 @@ def test_the_temperature_is_part_of_the_model_and_of_every_prediction(runs, name
     temperature = read_json(run_dir.evaluation)["calibration"]["temperature"]
     network = load_model(run_dir.read_config(), run_dir.model)
     assert network.temperature == temperature != 1
-    assert any("Confidences calibrated with temperature" in note["text"] for note in read_json(run_dir.notes))
+    assert any("Calibration: temperature" in note["text"] for note in read_json(run_dir.notes))
     predicted = predictions.read(run_dir.predictions("test"))
     pixels = np.stack([np.asarray(Image.open(photos / id)) for id in predicted["id"]])
     alone = keras.models.load_model(run_dir.model)  # no code of ours

@@ -6,13 +6,15 @@ import csv
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import transfer_learning as tl
-from tests.support import ROOT, attack, run_without
+from tests.support import ROOT, run_without
 from tests.support.serving import served
 from transfer_learning.experiments.export import load_network
 from transfer_learning.experiments.trained_model import find_trained_model
@@ -44,12 +46,21 @@ def test_an_export_is_served_with_the_recorded_probabilities_and_has_no_grad_cam
         assert model["class_names"] == list(tl.Predictor(files[name]).class_names) and model["drift"] is None
 
 
-def test_good_requests_among_hostile_ones_get_right_answers_from_a_server_that_goes_on(run, files, capsys):
+def test_good_requests_among_hostile_ones_get_right_answers_from_a_server_that_goes_on(run, files):
     """A sample of what `make test-serve` sends; how fast the answers are is not tested."""
     flags = ["--hostile", "125", "--good", "62", "--rate", "60", "--clients", "", "--max-ratio", "inf"]
-    code = attack.main([str(run.run_dir.path), "--file", str(files["litert"]), *flags])
-    printed = capsys.readouterr().out
-    assert code == 0 and printed.endswith("All limits held.\n"), printed
+    command = [
+        sys.executable,
+        "-m",
+        "tests.support.attack",
+        str(run.run_dir.path),
+        "--file",
+        str(files["litert"]),
+        *flags,
+    ]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    printed = ended.stdout
+    assert ended.returncode == 0 and printed.endswith("All limits held.\n"), printed + ended.stderr
     assert all(f"62 good requests among {kind} others: p50 " in printed for kind in ("no", "harmless", "hostile"))
     (statuses,) = re.findall(r"^Answers to 125 hostile requests: (.*)$", printed, re.MULTILINE)
     assert {200, 400} <= ast.literal_eval(statuses).keys()

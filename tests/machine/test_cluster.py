@@ -42,8 +42,8 @@ def test_the_environment_names_the_workers(environment, expected):
     [
         ({"TF_CONFIG": "{"}, "TF_CONFIG cannot be read as JSON"),
         ({"TF_CONFIG": '{"cluster": {"worker": 3}, "task": []}'}, "TF_CONFIG cannot be read"),
-        (tf_config({"worker": TWO}, index=2), "says that this is worker 2, and its cluster has 2 worker"),
-        (tf_config({"worker": TWO}, "chief"), "says that this is chief 0, and its cluster has 2 worker"),
+        (tf_config({"worker": TWO}, index=2), "has the task worker 2, and its cluster has 2 worker"),
+        (tf_config({"worker": TWO}, "chief"), "has the task chief 0, and its cluster has 2 worker"),
         (tf_config({"worker": TWO, "ps": ["c:1"]}), "names ps, and only chief and worker are used"),
         (tf_config({"worker": ["a:1", "a:1"]}), "gives a:1 to several workers"),
         (tf_config({"worker": ["a:1", "b"]}), "has the address 'b'; HOST:PORT was expected"),

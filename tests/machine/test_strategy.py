@@ -62,11 +62,11 @@ def test_the_strategy_is_chosen_and_logged_with_its_reason(chosen, num_gpus, num
     gpus = [SimpleNamespace(name=f"GPU:{number}") for number in range(num_gpus)]
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: gpus)
-    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda names: names)
+    monkeypatch.setattr(strategy, "_mirrored", lambda names: names)
     messages = log_messages()
     workers = strategy.form_workers(chosen, None, 1.0)
     assert (workers.num_devices, workers.count) == (num_devices, 1) and workers.is_chief
-    assert workers.strategy == ([gpu.name for gpu in gpus] if num_devices > 1 else None)
+    assert workers.strategy == (tuple(gpu.name for gpu in gpus) if num_devices > 1 else None)
     [message] = messages
     assert message.startswith(reason)
 

@@ -215,7 +215,7 @@ def in_turns(client, process, images, flags):
         answers were wrong and refused by 503; the largest memory.
     """
     seconds, statuses = {ALONE: [], HARMLESS: [], HOSTILE: []}, {HARMLESS: Counter(), HOSTILE: Counter()}
-    wrong, busy, peak = 0, 0, 0
+    wrong, busy, peak = 0, 0, memory(process)
     others_rate = flags.rate * flags.hostile / flags.good
     with ProcessPoolExecutor(1, get_context("spawn")) as other, ThreadPoolExecutor(1) as good_thread:
         other.submit(prepare, flags.run_dir).result()

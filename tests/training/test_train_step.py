@@ -38,7 +38,9 @@ def trained(
     network, optimizer = linear_network(), keras.optimizers.SGD(1.0, momentum=momentum)
     optimizer.build(network.trainable_variables)
     metrics = EpochMetrics()
-    settings = StepSettings(batch_size, class_weights, gradient_accumulation_steps, label_smoothing, (), jit_compile)
+    settings = StepSettings(
+        batch_size, class_weights, gradient_accumulation_steps, label_smoothing, jit_compile=jit_compile
+    )
     signature = SIGNATURE if labels.ndim == 1 else (SIGNATURE[0], tf.TensorSpec((None, 3), tf.float32))
     logits = lambda inputs: network(network_fn(inputs))  # noqa: E731
     train_steps = make_train_step(logits, network.trainable_variables, optimizer, metrics, settings, signature)

@@ -58,8 +58,8 @@ def fitted_temperature(
     temperature = float(np.exp(found.x))
     was = "well calibrated" if f"{temperature:.3g}" == "1" else f"{'over' if temperature > 1 else 'under'}confident"
     return temperature, (
-        f"Confidences calibrated with temperature {temperature:.3g}: on {len(labels):,} {fitted_on(kind)} the model "
-        f"was {was} (log loss {loss(0.0):.3f}, now {loss(found.x):.3f})."
+        f"Calibration: temperature {temperature:.3g}; the model was {was} on {len(labels):,} {fitted_on(kind)} (log loss "
+        f"{loss(0.0):.3f}, now {loss(found.x):.3f})."
     )
 
 

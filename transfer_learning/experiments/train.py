@@ -222,11 +222,11 @@ def check_before(config: RunConfig, num_workers: int) -> None:
 
 
 def describe_classifier(config: RunConfig, classifier: Classifier) -> str:
-    """``Network: EfficientNet-Lite0, with imagenet weights and a new head; 3,413,024 parameters.``"""
+    """``Network: efficientnet_lite0 with imagenet weights and a new head; 3,413,024 parameters.``"""
     num_copied, num_classes = len(classifier.copied), len(classifier.class_names)
     head = f"the head of {num_copied:,} of {num_classes:,} classes" if num_copied else "a new head"
     return (
-        f"Network: {find_backbone(config.backbone).description}; with {config.weights} weights and {head}; "
+        f"Network: {config.backbone} with {config.weights} weights and {head}; "
         f"{classifier.model.count_params():,} parameters."
     )
 

@@ -20,7 +20,13 @@ from transfer_learning.training.state import TrainingState
 logger = logging.getLogger(__name__)
 
 # Parts of the way from the frozen phase's weights to the fine-tuned ones
-NAMES = {0.0: "the frozen phase", 0.25: "a quarter", 0.5: "halfway", 0.75: "three quarters", 1.0: "fine-tuned"}
+NAMES = {
+    0.0: "the frozen phase",
+    0.25: "a quarter of the way to fine-tuned",
+    0.5: "halfway to fine-tuned",
+    0.75: "three quarters of the way to fine-tuned",
+    1.0: "fine-tuned",
+}
 PARTS = tuple(NAMES)
 SOLVED_PARTS = (0.5, 1.0)  # whose backbone gets a closed-form head, too: a pass over the training images each
 # Standard errors by which others have to beat the usual weights. One is the rule of Breiman et al., CART, 1984, section
@@ -135,24 +141,19 @@ def keeps_backbone(config: RunConfig, rows: list[dict]) -> bool:
 
 
 def describe_choice(rows: list[dict], usual: int, monitor: str) -> str:
-    """``Final weights: fine-tuned, two standard errors better than the frozen phase (calibrated val_loss 0.31; others: the
-    frozen phase 0.42, halfway 0.33).``
-    """
+    """``Final weights: fine-tuned (calibrated val_loss 0.31; two standard errors better than the frozen phase, 0.42).``"""
     heads = [" with a closed-form head" if row["is_solved"] else "" for row in rows]
     names = [
         "moving average" if row["is_average"] else NAMES[row["fine_tuned"]] + head
         for row, head in zip(rows, heads, strict=True)
     ]
     best = next(row for row in rows if row["chosen"])
-    name = names[rows.index(best)]
-    others = [f"{other} {row[monitor]:.4f}" for other, row in zip(names, rows, strict=True) if row is not best]
-    between = "" if best["fine_tuned"] in (0.0, 1.0) else ", between the frozen phase and the fine-tuned weights"
+    reason = "no others are two standard errors better"
+    if best is not rows[usual]:
+        margin = "a standard error" if best["is_solved"] else "two standard errors"
+        reason = f"{margin} better than {names[usual]}, {rows[usual][monitor]:.4f}"
     metric = f"{'calibrated ' if monitor == 'val_loss' else ''}{monitor} {best[monitor]:.4f}"
-    if best is rows[usual]:
-        lead = "; no other weights are better by more than two standard errors"
-    else:
-        lead = f", {'a standard error' if best['is_solved'] else 'two standard errors'} better than {names[usual]}"
-    return f"Final weights: {name}{between}{lead} ({metric}; others: {', '.join(others)})."
+    return f"Final weights: {names[rows.index(best)]} ({metric}; {reason})."
 
 
 def calibrated_losses(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:

@@ -78,6 +78,6 @@ def refit_head(phases: PhaseBuilder, state: TrainingState) -> tuple[np.ndarray |
 
 def _log_refit(num_images: int) -> None:
     logger.info(
-        f"The head is fitted again, now also on {counted(num_images, 'validation image')}; the validation results below are "
-        "those of the head without these images."
+        f"The head is fitted again, also on {counted(num_images, 'validation image')}; validation results are of the head "
+        "without them."
     )
