@@ -35,6 +35,15 @@ def replicas(server):
     return found
 
 
+def join(server, home, **variables):
+    """Joins the cluster of a server as a Ray client in another process, with the token of `home` unless told otherwise."""
+    commands = [" ".join(process.cmdline()) for process in psutil.Process(server.pid).children(recursive=True)]
+    (address,) = set(re.findall(r"--gcs-address=(\S+)", " ".join(commands)))
+    code = f"import ray; print('dashboard:', ray.init('{address}', logging_level='ERROR').dashboard_url or '')"
+    variables = os.environ | {"HOME": str(home), "RAY_AUTH_MODE": "token"} | variables
+    return subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
+
+
 @pytest.mark.long
 def test_no_answer_is_wrong_while_a_replica_is_killed_under_load(small_config, photos, tmp_path):
     from transfer_learning.experiments.train import run_experiment
@@ -54,6 +63,10 @@ def test_no_answer_is_wrong_while_a_replica_is_killed_under_load(small_config, p
             assert Path(tmp_path, ".ray", "auth_token").exists()
             assert client.post("/predict", images[0][0]).status == 401
             assert client.send("GET", "/model", None, {"Authorization": f"Bearer {TOKEN}"}).json["name"] == "model"
+            joined = join(server, tmp_path)
+            assert joined.returncode == 0 and joined.stdout == "dashboard: \n", joined.stderr
+            refused = join(server, tmp_path, RAY_AUTH_TOKEN="f" * 64)
+            assert refused.returncode and "AuthenticationError" in refused.stderr
             killed, *_ = replicas(server)
 
             def one(number):
