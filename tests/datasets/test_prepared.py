@@ -7,7 +7,14 @@ import pytest
 from tests.support.logs import log_messages
 from tests.support.photos import draw_photos
 from transfer_learning.config import RunConfig
-from transfer_learning.datasets.prepared import images_once, load_prepared
+from transfer_learning.datasets.prepared import (
+    decode_part,
+    images_once,
+    load_dataset_of,
+    load_prepared,
+    prepare_dataset,
+)
+from transfer_learning.machine.strategy import Workers
 
 
 @pytest.mark.parametrize(
@@ -43,3 +50,13 @@ def test_a_run_looks_up_the_images_once_that_it_chooses_its_settings_on(tmp_path
         first, other = (load_prepared(dataclasses.replace(config, image_size=size)).images for size in (8, 9))
     assert other is not first and other.pixels.shape[1:] == (9, 9, 3)
     assert load_prepared(config).images is not load_prepared(config).images, "outside of a run nothing is kept"
+
+
+def test_workers_with_one_cache_decode_each_image_once(tmp_path):
+    photos = draw_photos(tmp_path / "photos", num_per_class=5)
+    config = RunConfig(dataset=str(photos), image_size=16, cache_dir=str(tmp_path / "cache"))
+    dataset, messages = load_dataset_of(config), log_messages()
+    for index in range(3):
+        decode_part(dataset, config, Workers(index, 3).part(len(dataset.examples)))
+    prepare_dataset(dataset, config)
+    assert [message for message in messages if message.startswith("Decoded")] == ["Decoded 5 images (0 in cache)."] * 3
