@@ -85,7 +85,7 @@ def measure(job: str, checkout: Path, flags: argparse.Namespace, folder: Path, n
 
 def timed(command: Sequence[str], checkout: Path) -> Measurement:
     """Runs a command to its end; it reads the package of the checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "TF_CPP_MIN_LOG_LEVEL": "3"}
     started = time.perf_counter()
     process = subprocess.Popen(
         command, env=environment, cwd=checkout, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL

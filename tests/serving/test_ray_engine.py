@@ -36,7 +36,7 @@ def replicas(server):
 
 
 def join(server, home, **variables):
-    """Joins the cluster of a server as a Ray client in another process, with the token of `home` unless told otherwise."""
+    """Joins the cluster of a server as a Ray client in another process, with the token of `home` or the given one."""
     commands = [" ".join(process.cmdline()) for process in psutil.Process(server.pid).children(recursive=True)]
     (address,) = set(re.findall(r"--gcs-address=(\S+)", " ".join(commands)))
     code = f"import ray; print('dashboard:', ray.init('{address}', logging_level='ERROR').dashboard_url or '')"
