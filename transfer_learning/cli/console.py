@@ -18,9 +18,8 @@ from transfer_learning.errors import UserError
 
 PACKAGE = "transfer_learning"
 WIDTH = 120  # of tables in files and pipes
-UNPRINTED = (
-    "TRANSFER_LEARNING_UNPRINTED"  # environment variable: what the names of loggers begin with that do not print
-)
+# Environment variable: loggers whose names begin with its value print warnings only.
+UNPRINTED = "TRANSFER_LEARNING_UNPRINTED"
 Handler = TypeVar("Handler", bound=logging.Handler)
 FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
