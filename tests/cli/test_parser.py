@@ -194,6 +194,18 @@ def test_warnings_that_a_user_made_errors_stay_warnings_in_commands():
     assert done.returncode == 0 and "UserWarning: odd" in done.stderr
 
 
+def test_no_time_is_spent_on_garbage_at_the_end_of_the_process():
+    code = (
+        "from transfer_learning.cli.parser import run_main\n"
+        "class Cycle:\n"
+        "    def __init__(self): self.own = self\n"
+        "    def __del__(self): print('found', flush=True)\n"
+        "run_main(lambda arguments: print(type(Cycle()).__name__))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("Cycle\n", "")
+
+
 WITHOUT_TENSORFLOW = """
 import json, sys
 import transfer_learning

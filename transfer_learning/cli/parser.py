@@ -1,6 +1,7 @@
 """What the commands share: their parser, and errors turned into one sentence and an exit code."""
 
 import argparse
+import atexit
 import errno
 import gc
 import logging
@@ -80,6 +81,7 @@ def run_main(
 ) -> ExitCode:
     """Calls the `main` of a command; a UserError becomes one line on standard error and its exit code."""
     gc.set_threshold(50_000)  # looking for garbage among all objects of TensorFlow took a tenth of a short run with 700
+    atexit.register(gc.freeze)  # and a second at the end of each process
     prepare_streams()
     _drop_warnings_as_errors()
     try:
