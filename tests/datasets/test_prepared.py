@@ -13,6 +13,7 @@ from transfer_learning.datasets.prepared import (
     load_dataset_of,
     load_prepared,
     prepare_dataset,
+    take_dataset_of,
 )
 from transfer_learning.machine.strategy import Workers
 
@@ -50,6 +51,19 @@ def test_a_run_looks_up_the_images_once_that_it_chooses_its_settings_on(tmp_path
         first, other = (load_prepared(dataclasses.replace(config, image_size=size)).images for size in (8, 9))
     assert other is not first and other.pixels.shape[1:] == (9, 9, 3)
     assert load_prepared(config).images is not load_prepared(config).images, "outside of a run nothing is kept"
+
+
+def test_a_run_reads_the_folder_once_that_it_chooses_its_settings_on(tmp_path):
+    photos = draw_photos(tmp_path / "photos", classes=("cat", "dog"), num_per_class=2)
+    config = RunConfig(dataset=str(photos))
+    with images_once():
+        first, of_settings = load_dataset_of(config), load_dataset_of(dataclasses.replace(config, image_size=9))
+        (photos / "cat" / "new.jpg").write_bytes(b"")
+        taken, later = take_dataset_of(config), load_dataset_of(config)
+        assert load_dataset_of(dataclasses.replace(config, dataset=str(photos / ".."))) is not later
+    assert first is of_settings is taken
+    assert (len(first.examples), len(later.examples)) == (4, 5), "a later call may come after the files have changed"
+    assert load_dataset_of(config) is not load_dataset_of(config), "outside of a run nothing is kept"
 
 
 def test_workers_with_one_cache_decode_each_image_once(tmp_path):

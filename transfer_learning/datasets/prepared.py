@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _first: ContextVar[list | None] = ContextVar("first", default=None)  # of `images_once`
+_loaded: ContextVar[dict | None] = ContextVar("loaded", default=None)  # of `images_once`: the dataset by its place
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,23 @@ class PreparedDataset:
 
 
 def load_dataset_of(config: RunConfig) -> Dataset:
-    """Loads the dataset of a config; Raises as `load_dataset`."""
-    return load_dataset(config.dataset, config.data_dir, columns=Columns(config.path_column, config.label_column))
+    """Loads the dataset of a config, or returns the one that `images_once` knows; Raises as `load_dataset`."""
+    place = config.dataset, config.data_dir, Columns(config.path_column, config.label_column)
+    loaded = _loaded.get()
+    if loaded and place in loaded:
+        return loaded[place]
+    dataset = load_dataset(config.dataset, config.data_dir, columns=place[-1])
+    if loaded is not None:
+        loaded[place] = dataset
+    return dataset
+
+
+def take_dataset_of(config: RunConfig) -> Dataset:
+    """As `load_dataset_of`, for the last time: the paths of a million images take a gigabyte, and nothing keeps them."""
+    dataset = load_dataset_of(config)
+    if loaded := _loaded.get():
+        loaded.clear()
+    return dataset
 
 
 def load_prepared(config: RunConfig, ranges: Ranges | None = None) -> PreparedDataset:
@@ -141,14 +157,15 @@ def prepare_dataset(
 def images_once() -> Iterator[None]:
     """In the block the second call of `prepare_dataset` takes over the images of the first one, if they are the same
     files: a run chooses its settings on them, then trains. Every file is hashed, and all its pixels are checked, once.
-    Messages about the dataset are also logged once.
+    The folder is read once, until `take_dataset_of`, and messages about the dataset are logged once.
     """
-    token = _first.set([])
+    of_first, of_loaded = _first.set([]), _loaded.set({})
     try:
         with each_message_once(f"{PACKAGE}.datasets"):
             yield
     finally:
-        _first.reset(token)
+        _first.reset(of_first)
+        _loaded.reset(of_loaded)
 
 
 def _images_of(dataset: Dataset, config: RunConfig, ranges: Ranges | None) -> CachedImages:

@@ -17,7 +17,7 @@ from transfer_learning.config import PHASES, RunConfig
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.decoding import value_range
 from transfer_learning.datasets.moved import with_recorded_ids
-from transfer_learning.datasets.prepared import PreparedDataset, decode_part, load_dataset_of, prepare_dataset
+from transfer_learning.datasets.prepared import PreparedDataset, decode_part, prepare_dataset, take_dataset_of
 from transfer_learning.errors import UserError, needs_extra
 from transfer_learning.evaluation import metrics
 from transfer_learning.experiments.earlier_run import compare_with_earlier
@@ -91,7 +91,7 @@ def run_experiment(
             monitor = stack.enter_context(Monitor(run_dir.hardware, config.cache_dir, devices.num_gpus, scalars))
 
             # The files of the dataset, and the classifier with its preprocessing inside and a new head.
-            dataset = load_dataset_of(config)
+            dataset = take_dataset_of(config)
             without_unseen = split_off_unseen(dataset, config.unseen_classes)
             classifier = plain = build_classifier(config, without_unseen.class_names)
             if config.head_features != "last":

@@ -13,8 +13,7 @@ from transfer_learning.cli.parser import quiet_start
 from transfer_learning.config import NAMED_WEIGHTS, PHASES, RunConfig, flag_name, with_values
 from transfer_learning.datasets.dataset import split_off_unseen
 from transfer_learning.datasets.prepared import load_dataset_of
-from transfer_learning.datasets.sources.registry import DATASETS, load_dataset, scheme_of
-from transfer_learning.datasets.sources.table import Columns
+from transfer_learning.datasets.sources.registry import DATASETS, scheme_of
 from transfer_learning.datasets.survey import survey
 from transfer_learning.errors import UserError
 from transfer_learning.models.backbones import find_backbone
@@ -84,9 +83,8 @@ def recipe_for(values: dict[str, Any]) -> tuple[RunConfig, dict[str, str], dict[
     _check_places(values)
     if recipe := _known_recipe(values):
         return recipe(), {}, values
-    columns = Columns(values.get("path_column", ""), values.get("label_column", ""))
-    dataset = load_dataset(values["dataset"], values.get("data_dir", RunConfig.data_dir), columns=columns)
-    dataset = split_off_unseen(dataset, values.get("unseen_classes", RunConfig.unseen_classes))
+    given = with_values(RunConfig(), values)
+    dataset = split_off_unseen(load_dataset_of(given), given.unseen_classes)
     config, reasons = auto_recipe(values["dataset"], **survey(dataset)._asdict())
     config = replace(config, preset=values.get("preset", config.preset))
     preset, preset_reasons = preset_values(with_values(config, values), values)
