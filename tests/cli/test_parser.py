@@ -194,16 +194,19 @@ def test_warnings_that_a_user_made_errors_stay_warnings_in_commands():
     assert done.returncode == 0 and "UserWarning: odd" in done.stderr
 
 
-def test_no_time_is_spent_on_garbage_at_the_end_of_the_process():
+def test_no_time_is_spent_on_garbage_among_what_is_imported_and_at_the_end_of_the_process():
     code = (
-        "from transfer_learning.cli.parser import run_main\n"
+        "import gc; from transfer_learning.cli.parser import quiet_start, run_main\n"
         "class Cycle:\n"
         "    def __init__(self): self.own = self\n"
         "    def __del__(self): print('found', flush=True)\n"
-        "run_main(lambda arguments: print(type(Cycle()).__name__))"
+        "def main(arguments):\n"
+        "    with quiet_start(in_command=True): print(gc.isenabled())\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > 0, type(Cycle()).__name__)\n"
+        "run_main(main)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("Cycle\n", "")
+    assert (done.stdout, done.stderr) == ("False\nTrue True Cycle\n", "")
 
 
 WITHOUT_TENSORFLOW = """

@@ -143,14 +143,17 @@ def quiet_start(in_command: bool = False) -> Iterator[None]:
 
     Args:
         in_command: hide scikit-learn from Keras, which imports it for wrappers that no command needs, and takes a third
-            longer with it.
+            longer with it; and never look for garbage among what is imported.
     """
     prepare_streams()
     with suppress(OSError):
         sys.stderr.flush()
     terminal = os.dup(2)
+    is_first = in_command and "tensorflow" not in sys.modules
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
+        if is_first:
+            gc.disable()
         if in_command:
             sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]  # as import wants it
         try:
@@ -165,6 +168,9 @@ def quiet_start(in_command: bool = False) -> Iterator[None]:
         finally:
             if sys.modules.get("sklearn", True) is None:
                 del sys.modules["sklearn"]
+            if is_first:
+                gc.freeze()
+                gc.enable()
             os.dup2(terminal, 2)
             os.close(terminal)
             held.seek(0)
