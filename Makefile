@@ -25,8 +25,8 @@ demo: setup
 check: setup
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
-	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -q tests/test_docs.py
+	@echo "mypy and the tests of the documentation, at the same time:"
+	@$(VENV)/bin/mypy & mypy=$$!; $(VENV)/bin/python -m pytest -q tests/test_docs.py; docs=$$?; wait $$mypy && exit $$docs
 
 fast: setup
 	$(VENV)/bin/python -m pytest -q -n 2 $(FAST)

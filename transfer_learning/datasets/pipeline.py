@@ -151,6 +151,7 @@ def training_batches(
         parts = (chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size))
         return _ahead((augmented(*gather_and_draw(positions)) for positions in parts), examples.device)
 
+    @tf.autograph.experimental.do_not_convert  # it has nothing to convert
     def read_and_augmented(positions: tf.Tensor) -> Batch:
         types = (tf.uint8, tf.int32, tf.float32)
         images, labels, parameters = tf.numpy_function(gather_and_draw, [positions], types, stateful=False)

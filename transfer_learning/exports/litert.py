@@ -90,7 +90,9 @@ def converted(network: "Network", is_int8: bool = False) -> bytes:
 
     module = tf.Module()  # with a name for the signature, so that tensors are called image and probabilities
     module.serve = tf.function(
-        lambda image: {"probabilities": network.function(image)}, input_signature=network.function.input_signature
+        lambda image: {"probabilities": network.function(image)},
+        autograph=False,
+        input_signature=network.function.input_signature,
     )
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serve.get_concrete_function()], module)
     operators = tf.lite.OpsSet.TFLITE_BUILTINS_INT8 if is_int8 else tf.lite.OpsSet.TFLITE_BUILTINS

@@ -41,11 +41,11 @@ def write(network: "Network", path: Path) -> None:
             "confidence": tf.reduce_max(probabilities, axis=1),
         }
 
-    @tf.function(input_signature=network.function.input_signature)
+    @tf.function(autograph=False, input_signature=network.function.input_signature)
     def serving_default(image):
         return outputs(network.function(image))
 
-    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, name="image_bytes")])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((None,), tf.string, name="image_bytes")])
     def image_bytes(image_bytes):
         size = metadata.image_size
         image = tf.map_fn(
@@ -55,7 +55,7 @@ def write(network: "Network", path: Path) -> None:
         )
         return outputs(network.function(image))
 
-    @tf.function(input_signature=[])
+    @tf.function(autograph=False, input_signature=[])
     def described():
         return {"class_names": class_names, "metadata": tf.constant(metadata.to_json())}
 

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,13 @@ EFFORT = 0  # of what is stored without loss, 0 to 100: more takes longer and sa
 
 def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
     """Fills a template of this folder or of the package, and writes the page atomically."""
+    page = _templates().get_template(template).render(content)
+    with written_atomically(path) as temporary:
+        temporary.write_bytes(page.encode("utf-8", "replace"))  # names that are not UTF-8 get a question mark
+
+
+@cache  # it compiles each template once, which takes as long as a few epochs of a small run
+def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(__file__).parents[1]]),
         autoescape=True,  # class and file names come from anywhere
@@ -31,9 +39,7 @@ def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
     )
     templates.filters |= {"percent": percent, "number": number, "four_places": four_places}
     templates.filters |= {"duration": duration, "size": size}
-    page = templates.get_template(template).render(content)
-    with written_atomically(path) as temporary:
-        temporary.write_bytes(page.encode("utf-8", "replace"))  # names that are not UTF-8 get a question mark
+    return templates
 
 
 class Picture(NamedTuple):
