@@ -18,7 +18,7 @@ from transfer_learning.config import RunConfig
 from transfer_learning.datasets.dataset import Dataset, Example
 from transfer_learning.datasets.manifest import RANKS, make_manifest
 
-MANY = settings(derandomize=True, deadline=None, max_examples=100)
+MANY = settings(derandomize=True, deadline=None, max_examples=50)
 GROUP_BY = r"^g(\d+)"
 SPLITS = {
     "none": ("",),

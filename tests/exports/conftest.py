@@ -20,7 +20,7 @@ def photos_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run(photos_folder, small_config, tmp_path_factory):
     """A finished run whose class names are hard to quote."""
-    from tests.support.shortened import with_files
+    from tests.support.shortened import with_inference_file
     from transfer_learning.experiments.finished_run import FinishedRun
     from transfer_learning.experiments.train import run_experiment
     from transfer_learning.storage.run_directory import RunDir
@@ -28,7 +28,7 @@ def run(photos_folder, small_config, tmp_path_factory):
     run_dir = RunDir(tmp_path_factory.mktemp("exports") / "run")
     # Enough epochs that the probabilities are not nearly equal after calibration, which would hide differences.
     phases = {"frozen": replace(small_config.frozen, epochs=20), "fine_tune": replace(small_config.fine_tune, epochs=1)}
-    with with_files():
+    with with_inference_file():
         run_experiment(replace(small_config, dataset=str(photos_folder), resize="pad", **phases), run_dir)
     return FinishedRun(run_dir)
 

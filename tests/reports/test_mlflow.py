@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from tests.support.logs import log_messages
-from tests.support.shortened import with_files
+from tests.support.shortened import with_inference_file
 from transfer_learning import report
 from transfer_learning.config import flat
 from transfer_learning.errors import UserError
@@ -30,7 +30,7 @@ def run_dir(small_config, tmp_path_factory):
 
     run_dir = RunDir(tmp_path_factory.mktemp("runs") / "mine")
     uri = f"sqlite:///{run_dir.path.parent}/mlflow.db"
-    with pytest.MonkeyPatch.context() as patch, with_files():
+    with pytest.MonkeyPatch.context() as patch, with_inference_file():
         patch.chdir(run_dir.path.parent)  # MLflow's artefacts go below the current folder
         run_experiment(replace(small_config, mlflow=uri), run_dir)
     return run_dir

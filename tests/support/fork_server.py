@@ -11,6 +11,9 @@ import runpy
 import sys
 import traceback
 
+import scipy.stats  # noqa: F401  (a run imports these two late: here once for all)
+import sklearn.metrics  # noqa: F401
+
 from tests.support import shortened
 
 

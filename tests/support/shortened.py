@@ -24,9 +24,17 @@ def without_files() -> Iterator[None]:
 @contextmanager
 def with_files() -> Iterator[None]:
     """Within `without_files`: runs write them again, the figures with fewer pixels."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, with_inference_file():
         patch.setattr(style, "DOTS_PER_INCH", COARSE)
         for module in (train, soups):
             patch.setattr(module, "draw_figures", evaluate.draw_figures)
+        yield
+
+
+@contextmanager
+def with_inference_file() -> Iterator[None]:
+    """Within `without_files`: runs write the inference file again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (train, soups):
             patch.setattr(module, "add_inference_file", export.add_inference_file)
         yield

@@ -137,8 +137,8 @@ def unbroken(config, data, tmp_path_factory):
     return session(config, data, RunDir(tmp_path_factory.mktemp("unbroken")))
 
 
-# After every fifth step, thus at each of the four places of an epoch; or after each.
-@pytest.mark.parametrize("steps", [5, pytest.param(1, marks=pytest.mark.long)])
+# After every seventh step, thus at each of the four places of an epoch; or after each.
+@pytest.mark.parametrize("steps", [7, pytest.param(1, marks=pytest.mark.long)])
 def test_stopped_after_every_few_steps(steps, config, data, unbroken, tmp_path):
     run_dir, places = RunDir(tmp_path / "stopped"), []
     while (result := session(config, data, run_dir, StopAfter(steps))) is None:
