@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,12 @@ def _read_csv(path: Path) -> pd.DataFrame | None:
 def _figures(folder: Path) -> list[dict[str, Any]]:
     """Returns the figures, without optional ones that the run has not drawn; ``picture`` is None if it is damaged."""
     shown = {name: row for name, row in FIGURES.items() if not row.optional or (folder / f"{name}.png").exists()}
-    pictures = {name: embedded(folder / f"{name}.png", row.is_photo) for name, row in shown.items()}
-    return [{"name": name, "picture": pictures[name], **row._asdict()} for name, row in shown.items()]
+    with ThreadPoolExecutor() as threads:  # compressing needs no GIL
+        pictures = list(threads.map(lambda name: embedded(folder / f"{name}.png", shown[name].is_photo), shown))
+    return [
+        {"name": name, "picture": picture, **row._asdict()}
+        for (name, row), picture in zip(shown.items(), pictures, strict=True)
+    ]
 
 
 def _most_confident_errors(path: Path) -> list[dict[str, Any]] | None:
