@@ -52,6 +52,13 @@ def no_graph_optimizer(pytestconfig):
         tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_search_among_what_stays():
+    """A command that reads a model looks for garbage, which took 2 s among all that is imported for the tests."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def the_precision_of_before():
     """A run in the process of the tests may set Keras' precision, which is no business of the next test."""
