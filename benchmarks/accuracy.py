@@ -58,7 +58,7 @@ TOOLS = {
     "fastai fine_tune": Tool("fastai_learner", flags=("--epochs", "5"), packages=("fastai", *TORCH)),
 }
 BASELINE = "lda, all stages"  # others are compared with it, image by image
-FIGURES = ("accuracy", "macro_f1", "log_loss", "ece", "seconds", "cpu_seconds", "peak_mb")
+FIGURES = ("accuracy", "macro_f1", "log_loss", "ece", "ece_by_chance", "seconds", "cpu_seconds", "peak_mb")
 
 
 def find_tool(text: str) -> Tool:
@@ -133,9 +133,11 @@ def measure(subset: Path, tool: Tool, seed: int, flags: argparse.Namespace) -> d
     table = predictions.table(table["id"], labels.to_numpy(int), table[names].to_numpy(), names)
     found = metrics.evaluate(table)
     is_right = (table["label"] == table["predicted"]).to_numpy()
+    calibrated = calibration.measure(table, 1.0)
     return {
         **{name: found[name] for name in ("accuracy", "macro_f1", "log_loss")},
-        "ece": calibration.measure(table, 1.0)["error"],
+        "ece": calibrated["error"],
+        "ece_by_chance": calibrated["by_chance"],
         "n": len(table),
         "seconds": round(figures["wall_seconds"] - figures.get("paused_seconds", 0.0), 1),
         "cpu_seconds": round(figures["cpu_seconds"], 1),
@@ -156,6 +158,7 @@ def table(rows: list[dict]) -> str:
         "macro F1",
         "log loss",
         "ECE",
+        "by chance",
         "time, processor time",
         "MB",
         "seeds, n",
@@ -163,13 +166,13 @@ def table(rows: list[dict]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     grouped = pd.DataFrame(rows).groupby(["set", "per_class", "tool"], sort=False)
     for (name, count, tool), found in grouped:
-        means = found[list(FIGURES)].astype(float).mean()
+        means = found.reindex(columns=list(FIGURES)).astype(float).mean()  # rows of before have no "by chance"
         spread = f" ({found['accuracy'].min():.1%}-{found['accuracy'].max():.1%})" if len(found) > 1 else ""
         gains = [difference(rows, row) for row in found.to_dict("records")]
         pairs = [pair for pair in gains if pair]
         gain = " ".join(f"{100 * mean:+.1f} ± {100 * error:.1f}" for mean, error in pairs) if tool != BASELINE else ""
         cells = [name, count or "all", tool, f"{means['accuracy']:.1%}{spread}", gain]
-        cells += [f"{means[figure]:.3f}" for figure in ("macro_f1", "log_loss", "ece")]
+        cells += [f"{means[figure]:.3f}" for figure in ("macro_f1", "log_loss", "ece", "ece_by_chance")]
         cells += [
             f"{means['seconds']:.0f} s, {means['cpu_seconds']:.0f} s",
             f"{means['peak_mb']:.0f}",
