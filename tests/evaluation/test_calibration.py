@@ -100,14 +100,14 @@ def test_the_uncalibrated_error_is_computed_from_the_table():
 
 
 @pytest.mark.parametrize(
-    ("num_images", "group_size", "low", "high"),
-    [(4, 1, 1.5, 4), (40, 1, 4, 6.5), (4000, 1, 6.8, 7.2), (4000, 1000, 1.5, 4)],
-    ids=["few", "more", "many", "many of few groups"],
+    ("factor", "num_images", "group_size", "low", "high"),
+    [(7, 4, 1, 1.5, 4), (2, 20, 1, 1.1, 1.3), (7, 20, 1, 4, 6.5), (7, 4000, 1, 6.8, 7.2), (7, 4000, 1000, 1.5, 4)],
+    ids=["few", "more, not far from 1", "more, far from 1", "many", "many of few groups"],
 )
-def test_few_images_and_those_of_few_groups_leave_the_temperature_near_one(num_images, group_size, low, high):
-    """The logits are seven times too large: a share of images errs as if they were a seventh of these."""
+def test_few_images_and_those_of_few_groups_leave_the_temperature_near_one(factor, num_images, group_size, low, high):
+    """The logits are too large by `factor`: a share of images errs as if they were smaller."""
     labels = np.arange(num_images) % 4 == 0  # every fourth is in class 1, and all are predicted as class 0
-    logits = np.tile(np.float32([[7 * np.log(3), 0.0]]), (num_images, 1))
+    logits = np.tile(np.float32([[factor * np.log(3), 0.0]]), (num_images, 1))
     groups = np.arange(num_images) // group_size
     temperature, _ = calibration.fitted_temperature(logits, labels.astype(int), groups)
     assert low < temperature < high

@@ -14,7 +14,9 @@ from transfer_learning.evaluation import predictions
 from transfer_learning.evaluation.intervals import wilson_interval
 
 NUM_BINS = 15  # of equal width, as in Guo et al.
-SPREAD = 0.4  # standard deviation of the logarithm of the temperature before any image is seen, around 0
+# The logarithm of the temperature, before any image is seen, has Student's t distribution around 0 with this scale and
+# these degrees of freedom: few images change it little, and its tails let more of them find a temperature far from 1.
+SPREAD, FREEDOM = 0.25, 3
 RANGE = (0.05, 20.0)  # of the temperature
 MAX_IMAGES = 10_000  # enough to fit one number
 PART = 4096  # images per step, for the memory
@@ -26,8 +28,8 @@ def fitted_temperature(
 ) -> tuple[float, str]:
     """Fits the most probable temperature, by the log loss of the logits divided by it.
 
-    Before any image is seen the logarithm of the temperature is normally distributed around 0 (SPREAD), so few images,
-    or those of few groups, change it little, and many decide alone.
+    Before any image is seen a temperature near 1 is probable (SPREAD), so few images, or those of few groups, change it
+    little, and many decide alone.
 
     Args:
         logits: float32 (n, classes), of images that were not trained on.
@@ -52,7 +54,8 @@ def fitted_temperature(
         return 0.0 - log_softmax(logits * np.exp(-log_temperature), axis=1)[rows, labels].mean()  # not -0.0
 
     def surprise(log_temperature: float) -> float:
-        return num_independent * loss(log_temperature) + (log_temperature / SPREAD) ** 2 / 2
+        tails = math.log1p((log_temperature / SPREAD) ** 2 / FREEDOM)
+        return num_independent * loss(log_temperature) + (FREEDOM + 1) / 2 * tails
 
     found = minimize_scalar(surprise, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6})
     temperature = float(np.exp(found.x))
