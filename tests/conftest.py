@@ -14,7 +14,8 @@ import transfer_learning  # noqa: E402, F401  (sets Keras' backend ahead of ever
 from tests.support.photos import SIZE, draw_photos  # noqa: E402
 from transfer_learning.config import Phase, RunConfig  # noqa: E402
 
-# `make test` begins with these files and this folder: a long one that came last would leave a core idle.
+# `make test` begins with these files and this folder: a long one that came last would leave a core idle. Of the others,
+# those of tests/training come last.
 LONGEST = (
     "exports",
     "test_kills.py",
@@ -23,6 +24,9 @@ LONGEST = (
     "test_loop.py",
     "test_compare.py",
     "test_run.py",
+    "test_train_step.py",
+    "test_phase_inputs.py",
+    "test_rate_search.py",
 )
 
 
