@@ -1,4 +1,4 @@
-"""A run that ends with the backbone it began with is evaluated by cached features, which the network has to confirm."""
+"""A run that ends with the backbone it began with is evaluated by cached features, which the saved model has to confirm."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.logs import log_messages
 from transfer_learning.evaluation.ood import NUM_IMAGES
-from transfer_learning.experiments import evaluate, export, train
+from transfer_learning.experiments import evaluate
 from transfer_learning.experiments.train import run_experiment
 from transfer_learning.models.classifier import load_model
 from transfer_learning.storage.run_directory import RunDir
@@ -29,11 +29,6 @@ def through_the_network(monkeypatch):
     return counts
 
 
-def wrong_features(phases, images, right=PhaseBuilder.features):
-    features, rows = right(phases, images)
-    return np.roll(features[rows], 1, axis=1), np.arange(len(rows))
-
-
 def predictions(run_dir):
     paths = {split: run_dir.predictions(split) for split in ("val", "test")}
     return {split: pd.read_csv(path) for split, path in paths.items() if path.exists()}
@@ -50,8 +45,13 @@ def test_only_a_sample_goes_through_the_network_unless_its_features_are_wrong(
     by_features = run_experiment(config, first := RunDir(tmp_path / "features"))
     assert through_the_network == [2]
 
-    messages = log_messages()
-    monkeypatch.setattr(PhaseBuilder, "features", wrong_features)
+    right, messages = PhaseBuilder.features, log_messages()
+
+    def wrong(phases, images):
+        features, rows = right(phases, images)
+        return np.roll(features[rows], 1, axis=1), np.arange(len(rows))
+
+    monkeypatch.setattr(PhaseBuilder, "features", wrong)
     by_pixels = run_experiment(config, second := RunDir(tmp_path / "pixels"))
     assert through_the_network[1:] == [2, *everything(second)]
     assert sum("so all are computed from their pixels" in message for message in messages) == 1
@@ -59,24 +59,6 @@ def test_only_a_sample_goes_through_the_network_unless_its_features_are_wrong(
         pd.testing.assert_frame_equal(table, predictions(second)[split], atol=1e-5)
     for kind, found in by_features["rejection"]["others"].items():
         assert found["auroc"] == pytest.approx(by_pixels["rejection"]["others"][kind]["auroc"], abs=0.02)
-
-
-def test_a_converted_backbone_is_the_check_of_a_second_run(small_config, through_the_network, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "add_inference_file", export.add_inference_file)
-    no_fine_tune = dataclasses.replace(small_config.fine_tune, epochs=0)
-    config = dataclasses.replace(small_config, fine_tune=no_fine_tune, head=(), cache_dir=str(tmp_path / "cache"))
-    run_experiment(config, RunDir(tmp_path / "first"))
-    assert through_the_network == [2]
-    other_rate = dataclasses.replace(config.frozen, learning_rate=2e-2)
-    run_experiment(dataclasses.replace(config, frozen=other_rate), second := RunDir(tmp_path / "second"))
-    assert through_the_network == [2] and second.inference.exists()
-
-    messages = log_messages()
-    monkeypatch.setattr(PhaseBuilder, "features", wrong_features)
-    run_experiment(config, third := RunDir(tmp_path / "third"))
-    assert through_the_network[1:] == [2, *everything(third)] and third.inference.exists()
-    warnings = [message for message in messages if "not written" in message or "computed from their pixels" in message]
-    assert len(warnings) == 1 and "computed from their pixels" in warnings[0]
 
 
 def test_a_saved_model_with_other_weights_is_found_and_evaluated_itself(

@@ -54,16 +54,13 @@ def calibrate_and_evaluate(
     unseen: Unseen | None = None,
     val_logits: np.ndarray | None = None,
     features: Features | None = None,
-    add_file: Callable[..., bool] | None = None,
 ) -> tuple[Classifier, dict[str, dict[str, Any]]]:
     """Fits temperature and rejection threshold, saves the model, evaluates val and test.
 
     Args:
         unseen: calibrates the classifier; None: the validation images do.
         val_logits: of the validation images (n, classes), if the classifier was trained on them, too, by one without them.
-        features: of images, if they are cached; used if some images get the same probabilities by the inference file or
-            the saved model.
-        add_file: `add_inference_file` with all but the classifier; None: no file is written.
+        features: of images, if they are cached; used if some images get the same probabilities by the saved model.
 
     Returns:
         The calibrated classifier, and for each split that has images what `evaluate_split` returns; that of the
@@ -84,16 +81,9 @@ def calibrate_and_evaluate(
         rejection_threshold = rejection.threshold(softmax(used.logits, temperature).max(axis=1))
         classifier = replace(classifier, temperature=temperature, rejection_threshold=rejection_threshold)
     save_model(classifier, run_dir.model)
+    if features and not _agrees_with_saved(classifier, data, logits[data.eval_split], run_dir):
+        return calibrate_and_evaluate(classifier, data, run_dir, unseen, val_logits)
     results = {split: _evaluate_logits(logits[split], classifier, data, split, run_dir) for split in logits}
-    has_file = False
-    if features:
-        read_back(classifier, run_dir.model)
-        # LiteRT predicts as many images as TensorFlow would, and is a second faster: it has nothing to compile.
-        has_file = add_file is not None and add_file(classifier, only_known=True)
-        if not has_file and not _agrees_with_network(classifier, data, logits[data.eval_split]):
-            return calibrate_and_evaluate(classifier, data, run_dir, unseen, val_logits, add_file=add_file)
-    if add_file and not has_file:
-        add_file(classifier)
     results[data.eval_split]["rejection"] = _evaluate_rejection(classifier, data, run_dir, features)
     results[data.eval_split]["calibrated_on"] = used.kind if used else ""
     return classifier, results
@@ -117,10 +107,11 @@ def _logits(classifier: Classifier, data: PreparedDataset, split: str, features:
     return predicted_logits(classifier, examples.inputs, examples.rows, count_progress(f"Predicting {split} images:"))
 
 
-def _agrees_with_network(classifier: Classifier, data: PreparedDataset, logits: np.ndarray) -> bool:
-    """Whether some images of the evaluation split get the probabilities of these logits by the network, too."""
+def _agrees_with_saved(classifier: Classifier, data: PreparedDataset, logits: np.ndarray, run_dir: RunDir) -> bool:
+    """Whether some images of the evaluation split get the probabilities of these logits by the weights in the file too."""
     examples = data.split(data.eval_split)
     some = np.unique(np.linspace(0, len(examples) - 1, NUM_CHECKED).astype(np.int64))
+    read_back(classifier, run_dir.model)
     whole = predicted_logits(classifier, examples.inputs, examples.rows[some])
     scale = classifier.temperature
     difference = np.abs(softmax(logits[some], scale) - softmax(whole, scale)).max()

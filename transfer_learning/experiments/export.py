@@ -135,28 +135,20 @@ def metadata_of(classifier: Classifier, config: RunConfig, weights_sha256: str, 
 
 
 def add_inference_file(
-    classifier: Classifier,
-    data: PreparedDataset,
-    config: RunConfig,
-    run_dir: RunDir,
-    cache: Cache | None = None,
-    only_known: bool = False,
-) -> bool:
-    """Writes the inference file of a run whose predictions have just been written, and returns whether it predicts the
-    same; for `cache` and `only_known` see `write_inference_file`.
-    """
+    classifier: Classifier, data: PreparedDataset, config: RunConfig, run_dir: RunDir, cache: Cache | None = None
+) -> None:
+    """Writes the inference file of a run that has just been evaluated; for `cache` see `write_inference_file`."""
     if keras.config.dtype_policy().compute_dtype != "float32":
-        if not only_known:
-            logger.info(
-                f"{run_dir.inference.name} was not written: {config.precision} predictions differ from float32 ones."
-            )
-        return False
+        logger.info(
+            f"{run_dir.inference.name} was not written: {config.precision} predictions differ from float32 ones."
+        )
+        return
     metadata = metadata_of(classifier, config, classifier.weights_digest(), data.images.ranges)
     examples, table = data.split(data.eval_split), predictions.read(run_dir.predictions(data.eval_split))
     some = np.unique(np.linspace(0, len(examples) - 1, MOST_IMAGES).astype(int))
     recorded = predictions.probabilities(table)[some]
     network = Network(classifier, metadata, lambda: examples.inputs[examples.rows])
-    return write_inference_file(network, examples.inputs[examples.rows[some]], recorded, run_dir, cache, only_known)
+    write_inference_file(network, examples.inputs[examples.rows[some]], recorded, run_dir, cache)
 
 
 def _rows(table: Path, metadata: Metadata, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import keras
@@ -163,14 +162,8 @@ def run_experiment(
             # Evaluation of the model that is saved, from images to probabilities; by cached features, of which some images
             # are a check, if the run ends with the backbone that it began with.
             features = phases.features if keeps_backbone(config, state.final_weights) else None
-            add_file = None
-            if config.inference_file:
-                cache = Cache.of(config) if features else None
-                add_file = partial(add_inference_file, data=data, config=config, run_dir=run_dir, cache=cache)
             with stage("evaluate"):
-                classifier, results = calibrate_and_evaluate(
-                    classifier, data, run_dir, unseen, val_logits, features, add_file
-                )
+                classifier, results = calibrate_and_evaluate(classifier, data, run_dir, unseen, val_logits, features)
                 by_phase = phase_results(state.history, run_dir.timings, config.monitor, estimate.seconds)
                 evaluation = results[data.eval_split] | {
                     "weights_sha256": classifier.weights_digest(),
@@ -186,6 +179,9 @@ def run_experiment(
                 if names_run(config.weights):
                     evaluation["earlier_run"] = compare_with_earlier(classifier, config, data, run_dir)
                 draw_figures(classifier, data, config.seed, state.history, evaluation, run_dir)
+                if config.inference_file:
+                    cache = Cache.of(config) if features else None
+                    add_inference_file(classifier, data, config, run_dir, cache)
                 write_json(run_dir.evaluation, evaluation)
 
         # The report, from the files alone.

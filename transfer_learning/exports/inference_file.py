@@ -32,45 +32,36 @@ KEY = "linear head"  # of the only record of an entry
 
 
 def write_inference_file(
-    network: Network,
-    pixels: np.ndarray,
-    recorded: np.ndarray,
-    run_dir: RunDir,
-    cache: Cache | None = None,
-    only_known: bool = False,
-) -> bool:
-    """Writes ``model.tflite`` if it predicts what was recorded, and returns whether it does; the log says why not.
+    network: Network, pixels: np.ndarray, recorded: np.ndarray, run_dir: RunDir, cache: Cache | None = None
+) -> None:
+    """Writes ``model.tflite`` if it predicts what was recorded; otherwise there is none, and the log says why.
 
     Args:
         pixels: images of the evaluation split, uint8 (n, size, size, 3).
         recorded: their probabilities in the run's predictions, float32 (n, classes).
         cache: where other runs find the converted network, and only put the weights of their own head into it; of use
             where the backbone is a pretrained one as it is.
-        only_known: nothing is converted or logged; without a network in the cache there is no file.
     """
     run_dir.inference.unlink(missing_ok=True)  # of an earlier attempt
     problem = ""
     try:
-        for model in _models(network, cache, only_known):
+        for model in _models(network, cache):
             with suppress(UserError), written_atomically(run_dir.inference) as temporary:
                 litert.finish(model, network.metadata, temporary)
                 if problem := float_problem(Predictor(temporary).probabilities(pixels), recorded, FLOAT_LIMIT):
                     raise UserError(problem)
-                return True
+                return
     except Exception as error:  # an operator that LiteRT lacks, no memory for a copy: no reason to lose the run
         problem = str(error)
-    if not only_known:
-        reason = " ".join(problem.split())[:200]
-        logger.warning(f"{run_dir.inference.name} was not written, so predict starts slowly, with TensorFlow: {reason}")
-    return False
+    reason = " ".join(problem.split())[:200]
+    logger.warning(f"{run_dir.inference.name} was not written, so predict starts slowly, with TensorFlow: {reason}")
 
 
-def _models(network: Network, cache: Cache | None, only_known: bool) -> Iterator[bytes]:
+def _models(network: Network, cache: Cache | None) -> Iterator[bytes]:
     """The network in LiteRT's format: from the cache, with the weights of its head put into it; then converted anew."""
     layers = [layer for layer in network.classifier.head.layers if layer.weights]
     if cache is None or len(layers) != 1:
-        if not only_known:
-            yield litert.converted(network)
+        yield litert.converted(network)
         return
     classifier = network.classifier
     key = json.dumps([version("tensorflow"), inspect.getsource(litert), classifier.head.to_json()])
@@ -81,8 +72,6 @@ def _models(network: Network, cache: Cache | None, only_known: bool) -> Iterator
     weights = [np.ascontiguousarray(array.T * scale).tobytes() for array in layers[0].get_weights()]
     if known := _found(entry, weights, cache):
         yield known
-    if only_known:
-        return
     model = litert.converted(network)
     if all(model.count(values) == 1 for values in weights):
         _store(entry, model, [model.find(values) for values in weights], cache)
