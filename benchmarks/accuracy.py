@@ -166,7 +166,7 @@ def table(rows: list[dict]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     grouped = pd.DataFrame(rows).groupby(["set", "per_class", "tool"], sort=False)
     for (name, count, tool), found in grouped:
-        means = found.reindex(columns=list(FIGURES)).astype(float).mean()  # rows of before have no "by chance"
+        means = found.reindex(columns=list(FIGURES)).astype(float).mean()  # earlier rows have no "by chance"
         spread = f" ({found['accuracy'].min():.1%}-{found['accuracy'].max():.1%})" if len(found) > 1 else ""
         gains = [difference(rows, row) for row in found.to_dict("records")]
         pairs = [pair for pair in gains if pair]

@@ -16,6 +16,7 @@ from transfer_learning.datasets.prepared import (
     take_dataset_of,
 )
 from transfer_learning.machine.strategy import Workers
+from transfer_learning.recipes.resolve import config_from_values
 
 
 @pytest.mark.parametrize(
@@ -55,14 +56,16 @@ def test_a_run_looks_up_the_images_once_that_it_chooses_its_settings_on(tmp_path
 
 def test_a_run_reads_the_folder_once_that_it_chooses_its_settings_on(tmp_path):
     photos = draw_photos(tmp_path / "photos", classes=("cat", "dog"), num_per_class=2)
-    config = RunConfig(dataset=str(photos))
     with images_once():
-        first, of_settings = load_dataset_of(config), load_dataset_of(dataclasses.replace(config, image_size=9))
+        config, _ = config_from_values({"dataset": str(photos)})
         (photos / "cat" / "new.jpg").write_bytes(b"")
+        known = load_dataset_of(dataclasses.replace(config, image_size=9))
+        for other in ({"dataset": str(photos / "..")}, {"path_column": "file"}):
+            assert load_dataset_of(dataclasses.replace(config, **other)) is not known
         taken, later = take_dataset_of(config), load_dataset_of(config)
-        assert load_dataset_of(dataclasses.replace(config, dataset=str(photos / ".."))) is not later
-    assert first is of_settings is taken
-    assert (len(first.examples), len(later.examples)) == (4, 5), "a later call may come after the files have changed"
+        assert load_dataset_of(config) is not later, "none is kept in memory during training"
+    assert taken is known
+    assert (len(taken.examples), len(later.examples)) == (4, 5), "a later call may come after the files have changed"
     assert load_dataset_of(config) is not load_dataset_of(config), "outside of a run nothing is kept"
 
 

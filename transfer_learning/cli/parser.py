@@ -81,7 +81,7 @@ def run_main(
 ) -> ExitCode:
     """Calls the `main` of a command; a UserError becomes one line on standard error and its exit code."""
     gc.set_threshold(50_000)  # looking for garbage among all objects of TensorFlow took a tenth of a short run with 700
-    atexit.register(gc.freeze)  # and a second at the end of each process
+    atexit.register(gc.freeze)  # else Python looks once more at the end, for a second
     prepare_streams()
     _drop_warnings_as_errors()
     try:

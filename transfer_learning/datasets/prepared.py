@@ -82,22 +82,21 @@ class PreparedDataset:
 
 
 def load_dataset_of(config: RunConfig) -> Dataset:
-    """Loads the dataset of a config, or returns the one that `images_once` knows; Raises as `load_dataset`."""
-    place = config.dataset, config.data_dir, Columns(config.path_column, config.label_column)
-    loaded = _loaded.get()
+    """Loads the dataset of a config, or returns the one that `images_once` knows; UserError as `load_dataset`."""
+    columns = Columns(config.path_column, config.label_column)
+    place, loaded = (config.dataset, config.data_dir, columns), _loaded.get()
     if loaded and place in loaded:
         return loaded[place]
-    dataset = load_dataset(config.dataset, config.data_dir, columns=place[-1])
+    dataset = load_dataset(config.dataset, config.data_dir, columns=columns)
     if loaded is not None:
         loaded[place] = dataset
     return dataset
 
 
 def take_dataset_of(config: RunConfig) -> Dataset:
-    """As `load_dataset_of`, for the last time: the paths of a million images take a gigabyte, and nothing keeps them."""
+    """As `load_dataset_of`, after which `images_once` knows no dataset: the paths of a million images take a gigabyte."""
     dataset = load_dataset_of(config)
-    if loaded := _loaded.get():
-        loaded.clear()
+    _loaded.set(None)
     return dataset
 
 

@@ -29,7 +29,8 @@ def fitted_temperature(
     """Fits the most probable temperature, by the log loss of the logits divided by it.
 
     Before any image is seen a temperature near 1 is probable (SPREAD), so few images, or those of few groups, change it
-    little, and many decide alone.
+    little, and many decide alone. Where few images have small logits and are mostly right, one near 1 and one near 0 may
+    both be more probable than those between them; the search finds one of the two, always the same.
 
     Args:
         logits: float32 (n, classes), of images that were not trained on.

@@ -28,7 +28,7 @@ def write_page(template: str, content: Mapping[str, Any], path: Path) -> None:
         temporary.write_bytes(page.encode("utf-8", "replace"))  # names that are not UTF-8 get a question mark
 
 
-@cache  # it compiles each template once, which takes as long as a few epochs of a small run
+@cache  # so that each template is compiled once, which takes as long as a few epochs of a small run
 def _templates() -> jinja2.Environment:
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(__file__).parents[1]]),

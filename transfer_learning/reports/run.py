@@ -15,6 +15,7 @@ from transfer_learning.evaluation import predictions, rejection
 from transfer_learning.evaluation.calibration import fitted_on
 from transfer_learning.evaluation.figures.table import FIGURES, MAX_CLASSES
 from transfer_learning.machine import monitor
+from transfer_learning.machine.resources import usable_cores
 from transfer_learning.reports.page import counts_by_class, embedded, number, unseen_class_counts, write_page
 from transfer_learning.storage.files import read_json
 from transfer_learning.storage.notes import as_note
@@ -150,7 +151,7 @@ def _read_csv(path: Path) -> pd.DataFrame | None:
 def _figures(folder: Path) -> list[dict[str, Any]]:
     """Returns the figures, without optional ones that the run has not drawn; ``picture`` is None if it is damaged."""
     shown = {name: row for name, row in FIGURES.items() if not row.optional or (folder / f"{name}.png").exists()}
-    with ThreadPoolExecutor() as threads:  # compressing needs no GIL
+    with ThreadPoolExecutor(usable_cores()) as threads:  # compressing needs no GIL
         pictures = list(threads.map(lambda name: embedded(folder / f"{name}.png", shown[name].is_photo), shown))
     return [
         {"name": name, "picture": picture, **row._asdict()}
