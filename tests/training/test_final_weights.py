@@ -110,6 +110,14 @@ def test_overconfidence_of_the_better_weights_does_not_count_against_them():
     assert choose_final_weights(phase, "val_loss")[0]["chosen"] is False
 
 
+def test_candidates_are_compared_by_how_well_they_separate_few_images_whatever_their_temperature():
+    def losses(num_right, margin):
+        signs = np.where(np.arange(20) < num_right, 1, -1)
+        return final_weights.calibrated_losses(np.float32(signs[:, None] * [margin, 0]), np.zeros(20, int))
+
+    assert losses(19, 0.8).mean() < losses(18, np.log(9)).mean()  # 0.22 and 0.33; as the chosen one is calibrated, 0.34
+
+
 def test_weights_that_give_nan_are_not_taken():
     broken = np.full((100, 2), np.nan, np.float32)
     phase = finished_phase(logits_with_errors(LABELS, MANY), broken, LABELS)

@@ -24,7 +24,11 @@ KINDS = {"out-of-fold": "out-of-fold predictions", "left-out": "leave-one-out pr
 
 
 def fitted_temperature(
-    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None, kind: str = "validation"
+    logits: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray | None = None,
+    kind: str = "validation",
+    spread: float = SPREAD,
 ) -> tuple[float, str]:
     """Fits the most probable temperature, by the log loss of the logits divided by it.
 
@@ -37,6 +41,7 @@ def fitted_temperature(
         labels: int (n,), positions of the true classes.
         groups: (n,), images with the same value count as one; None: each is alone.
         kind: of these images, for the message.
+        spread: of the prior; a larger one lets few images decide.
 
     Returns:
         The temperature, 1 for logits that are not finite, and a message for the log.
@@ -55,7 +60,7 @@ def fitted_temperature(
         return 0.0 - log_softmax(logits * np.exp(-log_temperature), axis=1)[rows, labels].mean()  # not -0.0
 
     def surprise(log_temperature: float) -> float:
-        tails = math.log1p((log_temperature / SPREAD) ** 2 / FREEDOM)
+        tails = math.log1p((log_temperature / spread) ** 2 / FREEDOM)
         return num_independent * loss(log_temperature) + (FREEDOM + 1) / 2 * tails
 
     found = minimize_scalar(surprise, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-6})
