@@ -41,7 +41,7 @@ def fitted_temperature(
         labels: int (n,), positions of the true classes.
         groups: (n,), images with the same value count as one; None: each is alone.
         kind: of these images, for the message.
-        spread: of the prior; a larger one lets few images decide.
+        spread: scale of the prior; with a larger one few images change the temperature more.
 
     Returns:
         The temperature, 1 for logits that are not finite, and a message for the log.

@@ -37,9 +37,9 @@ MARGIN = 2.0
 # has to beat others by AHEAD standard errors: crops of a few photos train a backbone badly.
 FEW, FEW_GROUPS = 20, 10
 AHEAD = 1.0
-# Prior of the temperature of each candidate, wider than that of the chosen one: weights should win because they separate the
-# classes better, and not because they need no temperature.
-SPREAD = 0.46
+# Scale of the prior of the temperature of each candidate, larger than that of the chosen one: weights should win because they
+# separate the classes better, and not because they need no temperature.
+CANDIDATE_SPREAD = 0.46
 
 
 def choose_final_weights(
@@ -160,10 +160,10 @@ def describe_choice(rows: list[dict], usual: int, monitor: str) -> str:
 
 
 def calibrated_losses(logits: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
-    """The log loss of each example, (n,), after the temperature that fits all of them best."""
+    """The log loss of each example, (n,), after the most probable temperature of all of them."""
     from scipy.special import log_softmax
 
-    temperature, _ = fitted_temperature(logits, labels, groups, spread=SPREAD)
+    temperature, _ = fitted_temperature(logits, labels, groups, spread=CANDIDATE_SPREAD)
     return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels]
 
 
